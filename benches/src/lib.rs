@@ -1,0 +1,28 @@
+//! Inputs that golden tests, benches and their PyTorch twins share.
+//!
+//! [`formula`] is a hash of a seed and an index, so that a golden file need not store its inputs:
+//! `benches/formula.py` computes the same numbers in NumPy. The benches themselves are under
+//! `benches/benches`, one file for each crate.
+//!
+//! ```
+//! assert_eq!(benches::fill(3, 4)[2], benches::formula(3, 2));
+//! assert!(benches::fill(7, 1000).iter().all(|x| (-1.0..1.0).contains(x)));
+//! ```
+
+/// Entry `i` of the pseudo-random sequence `seed`: uniform in `[-1, 1)`, exact in `f32`.
+pub fn formula(seed: u32, i: u32) -> f32 {
+    let mut x = i
+        .wrapping_mul(0x9E37_79B9)
+        .wrapping_add(seed.wrapping_mul(0x85EB_CA6B));
+    x ^= x >> 16;
+    x = x.wrapping_mul(0x7FEB_352D);
+    x ^= x >> 15;
+    x = x.wrapping_mul(0x846C_A68B);
+    x ^= x >> 16;
+    (x >> 8) as f32 / (1u32 << 23) as f32 - 1.0
+}
+
+/// The first `n` entries of the sequence `seed`.
+pub fn fill(seed: u32, n: usize) -> Vec<f32> {
+    (0..n as u32).map(|i| formula(seed, i)).collect()
+}
