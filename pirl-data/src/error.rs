@@ -1,0 +1,127 @@
+use std::io;
+use std::path::PathBuf;
+
+/// Everything that can be wrong with images on their way into a batch.
+///
+/// Each message names the file, the record or the setting at fault, and what was expected of it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DataError {
+    /// The operating system refused to read or write a file.
+    #[error("cannot {action} {path}: {source}")]
+    Io {
+        /// What was tried: "read", "write", "list".
+        action: &'static str,
+        /// The file or folder.
+        path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// A source, or what is left of it after skipping bad images, holds no image.
+    #[error("{path}: no images here ({expected})")]
+    Empty {
+        /// The folder, list or pack.
+        path: PathBuf,
+        /// What was looked for.
+        expected: &'static str,
+    },
+    /// A line of a list file is wrong.
+    #[error("{path}, line {line}: {reason}")]
+    List {
+        /// The list file.
+        path: PathBuf,
+        /// The line, counted from 1.
+        line: usize,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A file is not what its format asks for.
+    #[error("{path} is not a valid {format} file: {reason}")]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// The format it was read as.
+        format: &'static str,
+        /// What was expected and what was found.
+        reason: String,
+    },
+    /// A label lies outside the list of classes.
+    #[error("{path}: sample {index} has label {label}, but there are {classes} classes")]
+    Label {
+        /// The file.
+        path: PathBuf,
+        /// The sample, counted from 0 in that file.
+        index: usize,
+        /// Its label.
+        label: i64,
+        /// Labels allowed are `0..classes`.
+        classes: usize,
+    },
+    /// A set of shards does not belong together.
+    #[error("{path}: {reason}")]
+    Shards {
+        /// The shard, or the stem of the set.
+        path: PathBuf,
+        /// What does not agree.
+        reason: String,
+    },
+    /// An image cannot be decoded.
+    #[error("cannot decode {name}: {reason}")]
+    Decode {
+        /// The image: its path in the source, or its number in the pack.
+        name: String,
+        /// What the decoder found.
+        reason: String,
+    },
+    /// Pixels do not fill the image they are said to be.
+    #[error("an image of {width} x {height} RGB pixels cannot have {found} bytes")]
+    ImageSize {
+        /// Columns.
+        width: usize,
+        /// Rows.
+        height: usize,
+        /// Bytes given.
+        found: usize,
+    },
+    /// A sample that does not exist was asked for.
+    #[error("sample {index} of {len}")]
+    Index {
+        /// The sample asked for.
+        index: usize,
+        /// How many there are.
+        len: usize,
+    },
+    /// A setting has a value that cannot work.
+    #[error("{key}: {reason}")]
+    Setting {
+        /// The setting, as the recipe spells it.
+        key: &'static str,
+        /// The value, and the values that work.
+        reason: String,
+    },
+    /// A data set is neither installed here nor could be downloaded.
+    #[error("{name} is not here: {reason}")]
+    Fetch {
+        /// The data set.
+        name: &'static str,
+        /// How to get it.
+        reason: String,
+    },
+    /// Building a batch's tensor failed.
+    #[error("cannot make a batch: {0}")]
+    Tensor(#[from] candle_core::Error),
+}
+
+impl DataError {
+    pub(crate) fn io(
+        action: &'static str,
+        path: impl Into<PathBuf>,
+    ) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io {
+            action,
+            path,
+            source,
+        }
+    }
+}

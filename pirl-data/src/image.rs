@@ -1,0 +1,47 @@
+use crate::DataError;
+
+/// A decoded image: 8-bit RGB, rows from top to bottom.
+///
+/// Grey images have three equal channels, so that nothing after decoding needs to know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Image {
+    /// Pixels in a row, at least 1.
+    pub width: usize,
+    /// Rows, at least 1.
+    pub height: usize,
+    /// `height * width * 3` bytes: row, then column, then red, green, blue in 0..=255.
+    pub pixels: Vec<u8>,
+}
+
+impl Image {
+    /// An image of `height * width * 3` bytes laid out as [`Image::pixels`] says.
+    ///
+    /// # Errors
+    /// [`DataError::ImageSize`] when a side is zero or the number of bytes is another.
+    pub fn new(width: usize, height: usize, pixels: Vec<u8>) -> Result<Self, DataError> {
+        let expected = width
+            .checked_mul(height)
+            .and_then(|area| area.checked_mul(3));
+        if width == 0 || height == 0 || expected != Some(pixels.len()) {
+            return Err(DataError::ImageSize {
+                width,
+                height,
+                found: pixels.len(),
+            });
+        }
+        Ok(Self {
+            width,
+            height,
+            pixels,
+        })
+    }
+
+    /// Red, green and blue of the pixel in column `x` of row `y`; `None` outside the image.
+    pub fn pixel(&self, x: usize, y: usize) -> Option<[u8; 3]> {
+        if x >= self.width || y >= self.height {
+            return None;
+        }
+        let start = (y * self.width + x) * 3;
+        self.pixels.get(start..start + 3)?.try_into().ok()
+    }
+}
