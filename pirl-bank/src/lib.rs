@@ -1,1 +1,36 @@
-//! pirl-bank
+//! PIRL's memory bank: one unit vector an image, kept from step to step, so that tens of thousands
+//! of negatives cost no forward pass (Misra and van der Maaten, arXiv:1912.01991, section 3.2).
+//!
+//! - [`MemoryBank`] owns the rows: initialisation, gathering, the momentum update
+//!   `m <- normalise(momentum m + (1 - momentum) v)`, saving and loading.
+//! - [`NegativeSampler`] chooses which rows are a step's negatives: [`SharedSampler`] draws one set
+//!   for the whole batch, [`PerImageSampler`] one set for each image.
+//!
+//! ```
+//! use candle_core::Device;
+//! use pirl_bank::{Drawn, MemoryBank, NegativeSampler, SharedSampler};
+//! use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
+//!
+//! let mut bank = MemoryBank::random(1000, 16, 0.5, 7, &Device::Cpu)?;
+//! let batch = [3, 14, 159];
+//!
+//! let mut rng = ChaCha8Rng::seed_from_u64(7);
+//! let drawn = SharedSampler.draw(bank.len(), &batch, 64, &mut rng)?;
+//! let Drawn::Shared { indices, own } = drawn else { unreachable!() };
+//! assert_eq!(bank.gather(&indices)?.dims(), [64, 16]);
+//! assert_eq!(own.len(), batch.len()); // where an image drew itself, to be masked out
+//!
+//! // After the optimiser's step the bank moves half way to the new embeddings.
+//! let embeddings = MemoryBank::random(3, 16, 0.5, 8, &Device::Cpu)?;
+//! bank.update(&batch, embeddings.rows())?;
+//! # Ok::<(), pirl_bank::BankError>(())
+//! ```
+
+mod bank;
+mod error;
+mod persist;
+mod sampler;
+
+pub use bank::MemoryBank;
+pub use error::BankError;
+pub use sampler::{Drawn, NegativeSampler, PerImageSampler, SharedSampler};

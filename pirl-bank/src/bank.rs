@@ -1,0 +1,236 @@
+//! The rows, and the one way they change.
+
+use std::collections::HashSet;
+
+use candle_core::{D, DType, Device, Tensor};
+use rand::RngExt;
+use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
+use rayon::prelude::*;
+
+use crate::BankError;
+
+/// Rows made from one stream of the generator: the rows do not depend on the number of threads.
+const ROWS_PER_STREAM: usize = 4096;
+
+/// How far from 1 the length of a row may be: rounding leaves 1e-6, a damaged row far more.
+const UNIT_TOLERANCE: f32 = 1e-3;
+
+/// One unit vector for each image of the data set: `(rows, dim)`, `f32`, on one device.
+///
+/// The rows live in one Candle tensor whose storage [`MemoryBank::update`] writes in place,
+/// touching only the batch's rows: at 1.28 million rows of 128 a copy would move 655 MB a step.
+/// So a clone of [`MemoryBank::rows`] sees later updates; update after the backward pass.
+#[derive(Debug)]
+pub struct MemoryBank {
+    rows: Tensor,
+    momentum: f64,
+}
+
+impl MemoryBank {
+    /// A bank of random unit rows: uniform in `[-a, a]`, `a = 1 / sqrt(dim / 3)`, then normalised
+    /// (VISSL, `vissl/losses/nce_loss.py`).
+    ///
+    /// `momentum` in `[0, 1]` is the weight of the old row in an update; the paper's is 0.5.
+    /// The same `seed` gives the same rows on every machine.
+    ///
+    /// # Errors
+    /// [`BankError::Size`] if `rows` or `dim` is 0 or `rows` exceeds 32 bits,
+    /// [`BankError::Momentum`].
+    pub fn random(
+        rows: usize,
+        dim: usize,
+        momentum: f64,
+        seed: u64,
+        device: &Device,
+    ) -> Result<Self, BankError> {
+        check_size(rows, dim)?;
+        check_momentum(momentum)?;
+        let len = rows.checked_mul(dim).ok_or(BankError::Size { rows, dim })?;
+        let a = 1.0 / (dim as f32 / 3.0).sqrt();
+        let mut values = vec![0f32; len];
+        values
+            .par_chunks_mut(ROWS_PER_STREAM * dim)
+            .enumerate()
+            .for_each(|(stream, chunk)| {
+                let mut rng = ChaCha8Rng::seed_from_u64(seed);
+                rng.set_stream(stream as u64);
+                for row in chunk.chunks_exact_mut(dim) {
+                    // A row of zeros has no direction; of one column it comes up once in 2^24.
+                    loop {
+                        row.fill_with(|| rng.random_range(-a..=a));
+                        let norm = norm(row);
+                        if norm > 1e-6 * a {
+                            row.iter_mut().for_each(|x| *x /= norm);
+                            break;
+                        }
+                    }
+                }
+            });
+        let rows = Tensor::from_vec(values, (rows, dim), device)?;
+        Ok(Self { rows, momentum })
+    }
+
+    /// A bank that starts from `rows`, `(images, dim)`, `f32`, unit length: for example the
+    /// embeddings of one pass over the data. The values are copied, so the caller's tensor never
+    /// changes.
+    ///
+    /// # Errors
+    /// [`BankError::Tensor`] for another rank or type, [`BankError::Size`],
+    /// [`BankError::Momentum`], [`BankError::NotUnit`].
+    pub fn from_rows(rows: Tensor, momentum: f64) -> Result<Self, BankError> {
+        check_momentum(momentum)?;
+        let (n, dim) = match *rows.dims() {
+            [n, dim] if rows.dtype() == DType::F32 => (n, dim),
+            _ => {
+                return Err(wrong_tensor(
+                    "rows of a bank",
+                    "(images, dim) of f32",
+                    &rows,
+                ));
+            }
+        };
+        check_size(n, dim)?;
+        let rows = rows.detach().force_contiguous()?;
+        let norms = rows.sqr()?.sum(D::Minus1)?.sqrt()?.to_vec1::<f32>()?;
+        check_norms(&norms, "the given rows")?;
+        Ok(Self { rows, momentum })
+    }
+
+    /// A bank of contiguous unit rows that nothing else holds.
+    pub(crate) fn from_checked(rows: Tensor, momentum: f64) -> Self {
+        Self { rows, momentum }
+    }
+
+    /// All rows, `(len, dim)`. The tensor shares the bank's storage and follows its updates.
+    pub fn rows(&self) -> &Tensor {
+        &self.rows
+    }
+
+    /// Number of rows: one an image.
+    pub fn len(&self) -> usize {
+        self.rows.dims()[0]
+    }
+
+    /// Never true: a bank has at least one row.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Numbers in a row.
+    pub fn dim(&self) -> usize {
+        self.rows.dims()[1]
+    }
+
+    /// Weight of the old row in an update, in `[0, 1]`.
+    pub fn momentum(&self) -> f64 {
+        self.momentum
+    }
+
+    /// A copy of the rows at `indices`, `(indices.len(), dim)`, in that order; indices may repeat.
+    ///
+    /// # Errors
+    /// [`BankError::Index`] for an index that is not below [`MemoryBank::len`].
+    pub fn gather(&self, indices: &[u32]) -> Result<Tensor, BankError> {
+        self.check_indices(indices)?;
+        let indices = Tensor::from_slice(indices, indices.len(), self.rows.device())?;
+        Ok(self.rows.index_select(&indices, 0)?)
+    }
+
+    /// Moves the rows at `indices` towards `embeddings`, `(indices.len(), dim)`, in place:
+    /// `m <- normalise(momentum m + (1 - momentum) v)`.
+    ///
+    /// A row whose sum with the embedding has length 0 (`v = -m` at momentum 0.5) has no direction
+    /// and stays as it is. Any gradient history of `embeddings` is ignored.
+    ///
+    /// # Errors
+    /// [`BankError::Index`], [`BankError::Duplicate`] if an index occurs twice,
+    /// [`BankError::Tensor`] for embeddings of another shape or type, [`BankError::NotFinite`].
+    /// The bank is unchanged after an error.
+    pub fn update(&mut self, indices: &[u32], embeddings: &Tensor) -> Result<(), BankError> {
+        self.check_indices(indices)?;
+        let mut seen = HashSet::with_capacity(indices.len());
+        if let Some(&index) = indices.iter().find(|index| !seen.insert(**index)) {
+            return Err(BankError::Duplicate { index });
+        }
+        let shape = (indices.len(), self.dim());
+        if embeddings.dims() != [shape.0, shape.1] || embeddings.dtype() != DType::F32 {
+            let expected = format!("{shape:?} of f32");
+            return Err(wrong_tensor(
+                "embeddings of an update",
+                &expected,
+                embeddings,
+            ));
+        }
+        if indices.is_empty() {
+            return Ok(());
+        }
+        let old = self.gather(indices)?;
+        let sum = ((&old * self.momentum)? + (embeddings.detach() * (1.0 - self.momentum))?)?;
+        let norm = sum.sqr()?.sum_keepdim(1)?.sqrt()?;
+        let lengths = norm.flatten_all()?.to_vec1::<f32>()?;
+        if let Some((&index, _)) = indices.iter().zip(&lengths).find(|(_, l)| !l.is_finite()) {
+            return Err(BankError::NotFinite { index });
+        }
+        let mut new = sum.broadcast_div(&norm)?;
+        if lengths
+            .iter()
+            .any(|&length| length < f32::MIN_POSITIVE.sqrt())
+        {
+            let keep = norm.lt(f32::MIN_POSITIVE.sqrt())?.broadcast_as(shape)?;
+            new = keep.where_cond(&old, &new)?;
+        }
+        let targets = Tensor::from_slice(indices, (indices.len(), 1), self.rows.device())?
+            .broadcast_as(shape)?
+            .contiguous()?;
+        self.rows.scatter_set(&targets, &new.contiguous()?, 0)?;
+        Ok(())
+    }
+
+    fn check_indices(&self, indices: &[u32]) -> Result<(), BankError> {
+        let rows = self.len();
+        match indices.iter().find(|&&index| index as usize >= rows) {
+            Some(&index) => Err(BankError::Index { index, rows }),
+            None => Ok(()),
+        }
+    }
+}
+
+pub(crate) fn check_momentum(value: f64) -> Result<(), BankError> {
+    if (0.0..=1.0).contains(&value) {
+        Ok(())
+    } else {
+        Err(BankError::Momentum { value })
+    }
+}
+
+pub(crate) fn check_size(rows: usize, dim: usize) -> Result<(), BankError> {
+    if rows == 0 || dim == 0 || rows > u32::MAX as usize {
+        return Err(BankError::Size { rows, dim });
+    }
+    Ok(())
+}
+
+/// Every length must be 1 within rounding; `what` names the rows in the error.
+pub(crate) fn check_norms(norms: &[f32], what: &str) -> Result<(), BankError> {
+    let is_unit = |norm: f32| (norm - 1.0).abs() <= UNIT_TOLERANCE;
+    match norms.iter().position(|&norm| !is_unit(norm)) {
+        Some(row) => Err(BankError::NotUnit {
+            what: what.to_owned(),
+            row,
+            norm: norms[row],
+        }),
+        None => Ok(()),
+    }
+}
+
+pub(crate) fn norm(row: &[f32]) -> f32 {
+    row.iter().map(|x| x * x).sum::<f32>().sqrt()
+}
+
+fn wrong_tensor(what: &'static str, expected: &str, found: &Tensor) -> BankError {
+    BankError::Tensor {
+        what,
+        expected: expected.to_owned(),
+        found: format!("{:?} of {}", found.dims(), found.dtype().as_str()),
+    }
+}

@@ -1,0 +1,160 @@
+//! Saving and loading: a safetensors file with the one tensor `memory`, `(rows, dim)`, `f32`.
+
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use candle_core::{CpuStorage, Device, Storage, Tensor};
+use memmap2::Mmap;
+use rayon::prelude::*;
+use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
+use safetensors::{SafeTensorError, SafeTensors};
+
+use crate::bank::{check_norms, norm};
+use crate::{BankError, MemoryBank};
+
+/// Name of the tensor; the rest of VISSL's `nce_average.memory`.
+const TENSOR: &str = "memory";
+/// Metadata that tells a bank from any other safetensors file.
+const FORMAT: (&str, &str) = ("format", "pirl-bank-1");
+
+impl MemoryBank {
+    /// Writes the bank to `path`: to a temporary file beside it, synced, then renamed, so that
+    /// `path` holds the old bank or the new one whole, whenever the process dies.
+    ///
+    /// # Errors
+    /// [`BankError::Io`]; the temporary file is removed and `path` left as it was.
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<(), BankError> {
+        let path = path.as_ref();
+        let temporary = sibling(path);
+        let written = self.write(&temporary).and_then(|()| {
+            fs::rename(&temporary, path)?;
+            sync_folder(path)
+        });
+        written.map_err(|source| {
+            // Best effort: the error to report is the first one.
+            let _ = fs::remove_file(&temporary);
+            BankError::Io {
+                path: path.to_owned(),
+                action: "write",
+                source,
+            }
+        })
+    }
+
+    fn write(&self, path: &Path) -> io::Result<()> {
+        let rows = self
+            .rows()
+            .to_device(&Device::Cpu)
+            .map_err(io::Error::other)?;
+        let (storage, layout) = rows.storage_and_layout();
+        let values = match (&*storage, layout.contiguous_offsets()) {
+            (Storage::Cpu(CpuStorage::F32(values)), Some((start, end))) => values.get(start..end),
+            _ => None,
+        };
+        let values = values.ok_or_else(|| io::Error::other("the rows are not contiguous f32"))?;
+        let view = TensorView::new(Dtype::F32, rows.dims().to_vec(), as_bytes(values))
+            .map_err(io::Error::other)?;
+        let metadata = HashMap::from([
+            (FORMAT.0.to_owned(), FORMAT.1.to_owned()),
+            ("momentum".to_owned(), self.momentum().to_string()),
+        ]);
+        serialize_to_file([(TENSOR, view)], Some(metadata), path).map_err(|error| match error {
+            SafeTensorError::IoError(error) => error,
+            other => io::Error::other(other),
+        })?;
+        File::open(path)?.sync_all()
+    }
+
+    /// Reads the bank that [`MemoryBank::save`] wrote, onto the CPU. The file must hold one unit
+    /// row of `expected_dim` numbers for each of the `expected_rows` images; `momentum` is the
+    /// recipe's, whatever the file's was.
+    ///
+    /// # Errors
+    /// [`BankError::Io`] if the file cannot be read, [`BankError::Format`] if it is cut short,
+    /// damaged or something else, [`BankError::FileSize`], [`BankError::NotUnit`],
+    /// [`BankError::Momentum`].
+    pub fn load(
+        path: impl AsRef<Path>,
+        expected_rows: usize,
+        expected_dim: usize,
+        momentum: f64,
+    ) -> Result<Self, BankError> {
+        let path = path.as_ref();
+        let io = |source| BankError::Io {
+            path: path.to_owned(),
+            action: "read",
+            source,
+        };
+        let format = |reason: String| BankError::Format {
+            path: path.to_owned(),
+            reason,
+        };
+
+        let file = File::open(path).map_err(io)?;
+        // SAFETY: the map must not outlive a change of the file. Banks are replaced by renaming,
+        // which leaves the mapped file alone, and the map lives only while the values are copied.
+        let map = unsafe { Mmap::map(&file) }.map_err(io)?;
+        let file = SafeTensors::deserialize(&map).map_err(|error| format(error.to_string()))?;
+        let view = file
+            .tensor(TENSOR)
+            .map_err(|_| format(format!("it has no tensor `{TENSOR}`")))?;
+        let (rows, dim) = match *view.shape() {
+            [rows, dim] if view.dtype() == Dtype::F32 => (rows, dim),
+            ref shape => {
+                let dtype = view.dtype();
+                return Err(format(format!(
+                    "`{TENSOR}` is {shape:?} of {dtype:?}, not a matrix of F32"
+                )));
+            }
+        };
+        if (rows, dim) != (expected_rows, expected_dim) {
+            return Err(BankError::FileSize {
+                path: path.to_owned(),
+                expected_rows,
+                expected_dim,
+                found_rows: rows,
+                found_dim: dim,
+            });
+        }
+        crate::bank::check_size(rows, dim)?;
+        crate::bank::check_momentum(momentum)?;
+        let values: Vec<f32> = view
+            .data()
+            .par_chunks_exact(4)
+            .map(|bytes| f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]))
+            .collect();
+        let norms: Vec<f32> = values.par_chunks_exact(dim).map(norm).collect();
+        check_norms(&norms, &path.display().to_string())?;
+        let rows = Tensor::from_vec(values, (rows, dim), &Device::Cpu)?;
+        Ok(Self::from_checked(rows, momentum))
+    }
+}
+
+/// A name beside `path`, so that the rename stays on one file system.
+fn sibling(path: &Path) -> PathBuf {
+    let mut name = OsString::from(".");
+    name.push(path.file_name().unwrap_or_default());
+    name.push(format!(".{}.tmp", std::process::id()));
+    path.with_file_name(name)
+}
+
+/// Makes a rename in the folder of `path` outlive a power cut.
+fn sync_folder(path: &Path) -> io::Result<()> {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => File::open(folder)?.sync_all(),
+        _ => File::open(".")?.sync_all(),
+    }
+}
+
+#[cfg(target_endian = "big")]
+compile_error!("banks are written as they lie in memory, and safetensors is little-endian");
+
+/// The values as safetensors stores them.
+fn as_bytes(values: &[f32]) -> &[u8] {
+    // SAFETY: the pointer and the length are those of `values`, which outlives the result; any
+    // four bytes of an `f32` are four valid `u8`, whose alignment of 1 every pointer meets.
+    unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) }
+}
