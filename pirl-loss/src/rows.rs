@@ -1,0 +1,349 @@
+//! What happens to one image's row of logits: exponentials, logarithms and their sums.
+//!
+//! Every function is plain loops over eight numbers at a time, compiled twice: for any processor,
+//! and for those with AVX2. Both give the same bits. A logit of minus infinity (a masked
+//! column) takes no part in any sum and gets the coefficient 0; a NaN makes the result NaN.
+
+use std::f64::consts::LN_2;
+
+const LANES: usize = 8;
+
+type Lanes = [f32; LANES];
+
+/// Chunks summed in `f32` before the partial sums go to `f64`: a row of 32,000 summed in `f32`
+/// throughout would lose up to three digits.
+const CHUNKS_PER_BLOCK: usize = 32;
+
+/// `name(arguments)` runs `body(arguments)`, compiled for AVX2 where there is AVX2.
+macro_rules! vectorised {
+    ($(#[$doc:meta])* $name:ident($($arg:ident: $type:ty),*) -> $result:ty = $body:ident) => {
+        $(#[$doc])*
+        pub(crate) fn $name($($arg: $type),*) -> $result {
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx2")]
+                fn avx2($($arg: $type),*) -> $result {
+                    $body($($arg),*)
+                }
+                if is_x86_feature_detected!("avx2") {
+                    // SAFETY: the only demand of `avx2` is the feature just detected.
+                    return unsafe { avx2($($arg),*) };
+                }
+            }
+            $body($($arg),*)
+        }
+    };
+}
+
+vectorised! {
+    /// `ln sum exp(z)`.
+    log_sum_exp(z: &[f32]) -> f64 = log_sum_exp_body
+}
+
+vectorised! {
+    /// Returns `sum softplus(z - threshold)` and leaves `sigmoid(z - threshold)`, its gradient.
+    softplus(z: &mut [f32], threshold: f32) -> f64 = softplus_body
+}
+
+vectorised! {
+    /// With `p = exp(z - log_s)`, the shares of the sum: returns `sum ln(1 + p)` and
+    /// `sum p^2 / (1 + p)`, and leaves `p`.
+    paper_sums(z: &mut [f32], log_s: f32) -> (f64, f64) = paper_sums_body
+}
+
+vectorised! {
+    /// From `p` to the paper's gradient `p (level - p / (1 + p))`.
+    paper_coefficients(p: &mut [f32], level: f32) -> () = paper_coefficients_body
+}
+
+vectorised! {
+    /// Leaves `level exp(z - log_s)`, the gradient of InfoNCE.
+    shares(z: &mut [f32], log_s: f32, level: f32) -> () = shares_body
+}
+
+vectorised! {
+    /// `out[n] = scale * query . bank[indices[n]]`, without gathering the rows.
+    dots(query: &[f32], bank: &[f32], indices: &[u32], scale: f32, out: &mut [f32]) -> () = dots_body
+}
+
+vectorised! {
+    /// `out = sum_n coefficients[n] * bank[indices[n]]`, without gathering the rows.
+    combine(coefficients: &[f32], bank: &[f32], indices: &[u32], out: &mut [f32]) -> () = combine_body
+}
+
+#[inline(always)]
+fn log_sum_exp_body(z: &[f32]) -> f64 {
+    let mut max = [f32::NEG_INFINITY; LANES];
+    fold(z, |chunk| {
+        for (max, &z) in max.iter_mut().zip(chunk) {
+            *max = if z > *max { z } else { *max };
+        }
+    });
+    let max = max.into_iter().fold(f32::NEG_INFINITY, f32::max);
+    let mut total = 0.0;
+    for block in z.chunks(CHUNKS_PER_BLOCK * LANES) {
+        let mut sum = [0f32; LANES];
+        fold(block, |chunk| {
+            for (sum, &z) in sum.iter_mut().zip(chunk) {
+                *sum += exp(z - max);
+            }
+        });
+        total += add(&sum);
+    }
+    f64::from(max) + total.ln()
+}
+
+#[inline(always)]
+fn softplus_body(z: &mut [f32], threshold: f32) -> f64 {
+    let mut total = 0.0;
+    for block in z.chunks_mut(CHUNKS_PER_BLOCK * LANES) {
+        let mut sum = [0f32; LANES];
+        update(block, |chunk| {
+            for (sum, z) in sum.iter_mut().zip(chunk) {
+                let x = *z - threshold;
+                let e = exp(-x.abs());
+                *sum += x.max(0.0) + ln_1p(e);
+                *z = (if x < 0.0 { e } else { 1.0 }) / (1.0 + e);
+            }
+        });
+        total += add(&sum);
+    }
+    total
+}
+
+#[inline(always)]
+fn paper_sums_body(z: &mut [f32], log_s: f32) -> (f64, f64) {
+    let (mut logs, mut squares) = (0.0, 0.0);
+    for block in z.chunks_mut(CHUNKS_PER_BLOCK * LANES) {
+        let (mut log, mut square) = ([0f32; LANES], [0f32; LANES]);
+        update(block, |chunk| {
+            for ((log, square), z) in log.iter_mut().zip(&mut square).zip(chunk) {
+                let x = *z - log_s;
+                // A share exceeds 1 by rounding at most.
+                let p = exp(if x > 0.0 { 0.0 } else { x });
+                *log += ln_1p(p);
+                *square += p * p / (1.0 + p);
+                *z = p;
+            }
+        });
+        logs += add(&log);
+        squares += add(&square);
+    }
+    (logs, squares)
+}
+
+#[inline(always)]
+fn paper_coefficients_body(p: &mut [f32], level: f32) {
+    update(p, |chunk| {
+        for p in chunk {
+            *p *= level - *p / (1.0 + *p);
+        }
+    });
+}
+
+#[inline(always)]
+fn shares_body(z: &mut [f32], log_s: f32, level: f32) {
+    update(z, |chunk| {
+        for z in chunk {
+            let x = *z - log_s;
+            *z = level * exp(if x > 0.0 { 0.0 } else { x });
+        }
+    });
+}
+
+#[inline(always)]
+fn dots_body(query: &[f32], bank: &[f32], indices: &[u32], scale: f32, out: &mut [f32]) {
+    let dim = query.len();
+    for (out, &index) in out.iter_mut().zip(indices) {
+        let row = &bank[index as usize * dim..][..dim];
+        let mut sums = [[0f32; LANES]; 4];
+        let (q, r) = (query.chunks_exact(4 * LANES), row.chunks_exact(4 * LANES));
+        let tail: f32 = q
+            .remainder()
+            .iter()
+            .zip(r.remainder())
+            .map(|(a, b)| a * b)
+            .sum();
+        for (q, r) in q.zip(r) {
+            for (i, sum) in sums.iter_mut().enumerate() {
+                for (l, sum) in sum.iter_mut().enumerate() {
+                    *sum += q[i * LANES + l] * r[i * LANES + l];
+                }
+            }
+        }
+        let mut sum = [0f32; LANES];
+        for l in 0..LANES {
+            sum[l] = (sums[0][l] + sums[1][l]) + (sums[2][l] + sums[3][l]);
+        }
+        *out = scale * (add(&sum) as f32 + tail);
+    }
+}
+
+#[inline(always)]
+fn combine_body(coefficients: &[f32], bank: &[f32], indices: &[u32], out: &mut [f32]) {
+    let dim = out.len();
+    let mut block_sum = vec![0f32; dim];
+    out.fill(0.0);
+    for (coefficients, indices) in coefficients.chunks(256).zip(indices.chunks(256)) {
+        block_sum.fill(0.0);
+        for (&coefficient, &index) in coefficients.iter().zip(indices) {
+            let row = &bank[index as usize * dim..][..dim];
+            for (sum, &x) in block_sum.iter_mut().zip(row) {
+                *sum += coefficient * x;
+            }
+        }
+        for (out, &sum) in out.iter_mut().zip(&block_sum) {
+            *out += sum;
+        }
+    }
+}
+
+/// Shows `f` the row eight at a time, the last chunk padded with minus infinity.
+#[inline(always)]
+fn fold(z: &[f32], mut f: impl FnMut(&Lanes)) {
+    let (chunks, tail) = z.as_chunks::<LANES>();
+    for chunk in chunks {
+        f(chunk);
+    }
+    if !tail.is_empty() {
+        let mut padded = [f32::NEG_INFINITY; LANES];
+        padded[..tail.len()].copy_from_slice(tail);
+        f(&padded);
+    }
+}
+
+/// Lets `f` change the row eight at a time, the last chunk padded with minus infinity.
+#[inline(always)]
+fn update(z: &mut [f32], mut f: impl FnMut(&mut Lanes)) {
+    let (chunks, tail) = z.as_chunks_mut::<LANES>();
+    for chunk in chunks {
+        f(chunk);
+    }
+    if !tail.is_empty() {
+        let mut padded = [f32::NEG_INFINITY; LANES];
+        padded[..tail.len()].copy_from_slice(tail);
+        f(&mut padded);
+        tail.copy_from_slice(&padded[..tail.len()]);
+    }
+}
+
+#[inline(always)]
+fn add(lanes: &Lanes) -> f64 {
+    lanes.iter().map(|&x| f64::from(x)).sum()
+}
+
+/// `exp(x)` for `x <= 0`, relative error below 2e-7; 0 below -87.
+///
+/// Cephes `expf`: `x = n ln 2 + r`, `|r| <= ln 2 / 2`, a polynomial for `exp(r)`, the exponent
+/// field for `2^n`.
+#[inline(always)]
+fn exp(x: f32) -> f32 {
+    // Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits.
+    const ROUND: f32 = 12_582_912.0;
+    // ln 2 in two parts, the first short enough that its product with n is exact.
+    const LN_2_HIGH: f32 = 0.693_359_375;
+    const LN_2_LOW: f32 = (LN_2 - LN_2_HIGH as f64) as f32;
+    let shifted = x * std::f32::consts::LOG2_E + ROUND;
+    let n = shifted - ROUND;
+    let r = x - n * LN_2_HIGH - n * LN_2_LOW;
+    let mut poly = 1.987_569_1e-4;
+    for coefficient in [
+        1.398_2e-3,
+        8.333_452e-3,
+        4.166_579_6e-2,
+        1.666_666_5e-1,
+        0.5,
+    ] {
+        poly = poly * r + coefficient;
+    }
+    let poly = poly * r * r + r + 1.0;
+    let power = f32::from_bits((shifted.to_bits() << 23).wrapping_add(127 << 23));
+    if x < -87.0 { 0.0 } else { poly * power }
+}
+
+/// `ln(1 + p)` for `0 <= p <= 1`, relative error below 3e-7: `2 artanh(p / (2 + p))` by its series.
+#[inline(always)]
+fn ln_1p(p: f32) -> f32 {
+    let s = p / (2.0 + p);
+    let t = s * s;
+    let mut poly = 1.0 / 15.0;
+    for denominator in [13.0, 11.0, 9.0, 7.0, 5.0, 3.0, 1.0] {
+        poly = poly * t + 1.0 / denominator;
+    }
+    2.0 * s * poly
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exp_is_exact_to_rounding_and_zero_where_masked() {
+        for i in 0..=870_000 {
+            let x = -(i as f32) * 1e-4;
+            let want = f64::from(x).exp();
+            let error = (f64::from(exp(x)) - want).abs() / want;
+            assert!(error < 2e-7, "exp({x}): relative error {error}");
+        }
+        assert_eq!(exp(0.0), 1.0);
+        assert_eq!(exp(-87.5), 0.0);
+        assert_eq!(exp(f32::NEG_INFINITY), 0.0);
+        assert!(exp(f32::NAN).is_nan());
+    }
+
+    #[test]
+    fn ln_1p_keeps_small_arguments() {
+        for i in 0..100_000 {
+            let p = (-(i as f64) * 8e-4).exp() as f32;
+            let want = f64::from(p).ln_1p();
+            let error = (f64::from(ln_1p(p)) - want).abs() / want;
+            assert!(error < 3e-7, "ln_1p({p}): relative error {error}");
+        }
+        assert_eq!(ln_1p(0.0), 0.0);
+    }
+
+    #[test]
+    fn vector_and_plain_code_agree_to_the_bit() {
+        for n in [1, 7, 8, 9, 255, 256, 257, 1000] {
+            let z: Vec<f32> = benches::fill(n as u32, n)
+                .iter()
+                .map(|x| x * 14.0)
+                .collect();
+            assert_eq!(log_sum_exp(&z), log_sum_exp_body(&z));
+            let (mut a, mut b) = (z.clone(), z.clone());
+            assert_eq!(softplus(&mut a, 1.5), softplus_body(&mut b, 1.5));
+            assert_eq!(a, b);
+            let (mut a, mut b) = (z.clone(), z.clone());
+            let log_s = log_sum_exp(&z) as f32;
+            assert_eq!(paper_sums(&mut a, log_s), paper_sums_body(&mut b, log_s));
+            paper_coefficients(&mut a, 0.7);
+            paper_coefficients_body(&mut b, 0.7);
+            assert_eq!(a, b);
+            let (mut a, mut b) = (z.clone(), z);
+            shares(&mut a, log_s, 0.3);
+            shares_body(&mut b, log_s, 0.3);
+            assert_eq!(a, b);
+        }
+    }
+
+    #[test]
+    fn a_masked_column_counts_for_nothing() {
+        let z = [0.5, f32::NEG_INFINITY, -2.0];
+        let kept = [0.5, -2.0];
+        assert_eq!(log_sum_exp(&z), log_sum_exp(&kept));
+        let (mut a, mut b) = (z, kept);
+        assert_eq!(softplus(&mut a, 0.1), softplus(&mut b, 0.1));
+        assert_eq!([a[0], a[1], a[2]], [b[0], 0.0, b[1]]);
+        let (mut a, mut b) = (z, kept);
+        assert_eq!(paper_sums(&mut a, 1.0), paper_sums(&mut b, 1.0));
+        assert_eq!([a[0], a[1], a[2]], [b[0], 0.0, b[1]]);
+    }
+
+    #[test]
+    fn a_nan_is_not_hidden() {
+        let z = [0.5, f32::NAN, -2.0];
+        assert!(log_sum_exp(&z).is_nan());
+        assert!(softplus(&mut z.clone(), 0.1).is_nan());
+        assert!(paper_sums(&mut z.clone(), 0.1).0.is_nan());
+    }
+}
