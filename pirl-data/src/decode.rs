@@ -1,0 +1,134 @@
+//! From encoded bytes to an [`Image`].
+
+use std::io::Cursor;
+
+use image::ImageDecoder;
+use zune_jpeg::JpegDecoder;
+use zune_jpeg::zune_core::bytestream::ZCursor;
+use zune_jpeg::zune_core::colorspace::ColorSpace;
+use zune_jpeg::zune_core::options::DecoderOptions;
+
+use crate::{Encoding, Image};
+
+/// Images with more pixels than this are refused before anything is allocated for them.
+const MAX_PIXELS: usize = 100_000_000;
+
+/// JPEG or PNG, told from the first bytes; `None` for anything else.
+pub(crate) fn sniff(bytes: &[u8]) -> Option<Encoding> {
+    if bytes.starts_with(&[0xFF, 0xD8, 0xFF]) {
+        Some(Encoding::Jpeg)
+    } else if bytes.starts_with(b"\x89PNG\r\n\x1a\n") {
+        Some(Encoding::Png)
+    } else {
+        None
+    }
+}
+
+/// Decodes to 8-bit RGB: grey is repeated, 16 bits become 8, alpha is dropped.
+///
+/// A damaged or truncated image is an error here, never a picture with a grey lower half.
+pub(crate) fn decode(bytes: &[u8], encoding: Encoding) -> Result<Image, String> {
+    match encoding {
+        Encoding::Jpeg => decode_jpeg(bytes),
+        Encoding::Png => decode_png(bytes),
+        Encoding::Mixed => match sniff(bytes) {
+            Some(encoding) => decode(bytes, encoding),
+            None => Err("neither JPEG nor PNG".to_owned()),
+        },
+        Encoding::Raw {
+            height,
+            width,
+            channels,
+        } => decode_raw(bytes, height as usize, width as usize, channels),
+    }
+}
+
+fn decode_jpeg(bytes: &[u8]) -> Result<Image, String> {
+    jpeg_is_whole(bytes)?;
+    // Strict, or damaged data would decode to grey with no more than a log line.
+    let options = DecoderOptions::default()
+        .set_strict_mode(true)
+        .set_max_width(usize::from(u16::MAX))
+        .set_max_height(usize::from(u16::MAX))
+        .jpeg_set_out_colorspace(ColorSpace::RGB);
+    let mut decoder = JpegDecoder::new_with_options(ZCursor::new(bytes), options);
+    decoder
+        .decode_headers()
+        .map_err(|error| error.to_string())?;
+    let (width, height) = decoder.dimensions().ok_or("no size in its header")?;
+    check_size(width, height)?;
+    let grey = decoder.input_colorspace() == Some(ColorSpace::Luma);
+    if grey {
+        decoder.set_options(options.jpeg_set_out_colorspace(ColorSpace::Luma));
+    }
+    let pixels = decoder.decode().map_err(|error| error.to_string())?;
+    let pixels = if grey { repeat_grey(&pixels) } else { pixels };
+    Image::new(width, height, pixels).map_err(|error| error.to_string())
+}
+
+/// Walks the markers up to the end-of-image one, which a truncated file lacks.
+///
+/// The decoder alone does not notice when only the last rows are missing.
+fn jpeg_is_whole(bytes: &[u8]) -> Result<(), String> {
+    let truncated = || {
+        format!(
+            "truncated: its {} bytes end before the image does",
+            bytes.len()
+        )
+    };
+    let mut rest = bytes.get(2..).ok_or_else(truncated)?;
+    loop {
+        let marker_at = rest
+            .windows(2)
+            .position(|pair| pair[0] == 0xFF && !matches!(pair[1], 0x00 | 0xFF | 0xD0..=0xD7))
+            .ok_or_else(truncated)?;
+        let marker = rest.get(marker_at + 1).ok_or_else(truncated)?;
+        rest = rest.get(marker_at + 2..).ok_or_else(truncated)?;
+        match marker {
+            0xD9 => return Ok(()),
+            // Markers without a segment.
+            0x01 | 0xD8 => {}
+            _ => {
+                let length = rest.first_chunk().ok_or_else(truncated)?;
+                let length = usize::from(u16::from_be_bytes(*length));
+                rest = rest.get(length..).ok_or_else(truncated)?;
+            }
+        }
+    }
+}
+
+fn decode_png(bytes: &[u8]) -> Result<Image, String> {
+    let decoder = image::codecs::png::PngDecoder::new(Cursor::new(bytes))
+        .map_err(|error| error.to_string())?;
+    let (width, height) = decoder.dimensions();
+    let (width, height) = (width as usize, height as usize);
+    check_size(width, height)?;
+    let pixels = image::DynamicImage::from_decoder(decoder)
+        .map_err(|error| error.to_string())?
+        .into_rgb8()
+        .into_raw();
+    Image::new(width, height, pixels).map_err(|error| error.to_string())
+}
+
+fn decode_raw(bytes: &[u8], height: usize, width: usize, channels: u32) -> Result<Image, String> {
+    check_size(width, height)?;
+    let pixels = match channels {
+        1 => repeat_grey(bytes),
+        3 => bytes.to_vec(),
+        _ => return Err(format!("{channels} channels, expected 1 or 3")),
+    };
+    Image::new(width, height, pixels).map_err(|error| error.to_string())
+}
+
+fn check_size(width: usize, height: usize) -> Result<(), String> {
+    match width.checked_mul(height) {
+        Some(pixels) if (1..=MAX_PIXELS).contains(&pixels) => Ok(()),
+        _ => Err(format!(
+            "{width} x {height} pixels; 1 to {MAX_PIXELS} are allowed"
+        )),
+    }
+}
+
+fn repeat_grey(grey: &[u8]) -> Vec<u8> {
+    grey.iter().flat_map(|value| [*value; 3]).collect()
+}

@@ -99,6 +99,16 @@ pub enum DataError {
         /// The value, and the values that work.
         reason: String,
     },
+    /// The user asked to stop.
+    #[error("stopped while {doing}, after {done} of {total}")]
+    Stopped {
+        /// What was under way.
+        doing: &'static str,
+        /// Samples done.
+        done: usize,
+        /// Samples in all.
+        total: usize,
+    },
     /// A data set is neither installed here nor could be downloaded.
     #[error("{name} is not here: {reason}")]
     Fetch {

@@ -11,3 +11,7 @@ mod transform;
 
 pub use error::DataError;
 pub use image::Image;
+pub use pack::{Pack, PackOptions, PackReport, Skipped, pack};
+pub use source::{
+    Cifar, Encoding, Idx, ImageFolder, List, RawSample, Source, Split, fetch_fashion_mnist,
+};

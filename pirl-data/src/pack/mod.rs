@@ -1,0 +1,21 @@
+//! The packed format: a data set as one file, or a few, that is memory-mapped and never unpacked.
+
+mod reader;
+mod schema;
+mod writer;
+
+pub use reader::Pack;
+pub use writer::{PackOptions, PackReport, Skipped, pack};
+
+/// Temporary files are made for their owner alone; what they are renamed to is for everyone the
+/// folder lets in.
+#[cfg(unix)]
+pub(crate) fn allow_reading(file: &std::fs::File) -> std::io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    file.set_permissions(std::fs::Permissions::from_mode(0o644))
+}
+
+#[cfg(not(unix))]
+pub(crate) fn allow_reading(_: &std::fs::File) -> std::io::Result<()> {
+    Ok(())
+}

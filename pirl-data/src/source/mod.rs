@@ -1,0 +1,169 @@
+//! Where samples come from before they are packed.
+//!
+//! The MNIST and CIFAR readers are our own: those of candle-datasets 0.11 want files already
+//! unzipped, hold every image as `f32`, check no length against the header and no label against the
+//! classes. Its download of Fashion-MNIST is used, behind the feature `hub`.
+
+mod cifar;
+mod fetch;
+mod idx;
+mod image_folder;
+mod list;
+
+use std::borrow::Cow;
+use std::fmt;
+
+use crate::DataError;
+
+pub use cifar::Cifar;
+pub use fetch::fetch_fashion_mnist;
+pub use idx::Idx;
+pub use image_folder::ImageFolder;
+pub use list::List;
+
+/// How the bytes of a sample become pixels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Encoding {
+    /// A JPEG file.
+    Jpeg,
+    /// A PNG file.
+    Png,
+    /// Of a whole pack: JPEG and PNG files side by side; the first bytes of each sample tell which.
+    Mixed,
+    /// `height * width * channels` bytes, row by row, channels interleaved.
+    Raw {
+        /// Rows.
+        height: u32,
+        /// Columns.
+        width: u32,
+        /// 1 (grey) or 3 (red, green, blue).
+        channels: u32,
+    },
+}
+
+impl fmt::Display for Encoding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Jpeg => f.write_str("jpeg"),
+            Self::Png => f.write_str("png"),
+            Self::Mixed => f.write_str("mixed"),
+            Self::Raw {
+                height,
+                width,
+                channels,
+            } => write!(f, "raw {height} x {width} x {channels}"),
+        }
+    }
+}
+
+/// One image as its source stores it.
+#[derive(Clone, Debug)]
+pub struct RawSample<'a> {
+    /// What a person would look for: a path inside the source, or a file and a number.
+    pub name: String,
+    /// The encoded image.
+    pub bytes: Cow<'a, [u8]>,
+    /// How to decode it; never [`Encoding::Mixed`].
+    pub encoding: Encoding,
+    /// Its class, an index into [`Source::class_names`].
+    pub label: Option<u32>,
+}
+
+/// An ordered set of images that can be packed.
+///
+/// The order is part of the contract: the same files give the same order on every machine.
+/// Either all samples of a source have a label or none has.
+pub trait Source: Sync {
+    /// How many samples there are.
+    fn len(&self) -> usize;
+
+    /// Whether there is none.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Class names by label; empty when the images are not labelled.
+    fn class_names(&self) -> &[String];
+
+    /// Reads sample `index`; called from many threads at once.
+    ///
+    /// # Errors
+    /// [`DataError::Decode`] when the sample is not an image at all (packing may skip it),
+    /// [`DataError::Io`] when it cannot be read, [`DataError::Index`] past the end.
+    fn read(&self, index: usize) -> Result<RawSample<'_>, DataError>;
+
+    /// One line for a person, kept in the pack's metadata.
+    fn describe(&self) -> String;
+}
+
+/// Which half of a data set that is published in two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Split {
+    /// The images to learn from.
+    Train,
+    /// The images to be judged by.
+    Test,
+}
+
+impl std::str::FromStr for Split {
+    type Err = DataError;
+
+    fn from_str(name: &str) -> Result<Self, DataError> {
+        match name {
+            "train" => Ok(Self::Train),
+            "test" => Ok(Self::Test),
+            _ => Err(DataError::Setting {
+                key: "split",
+                reason: format!("{name:?} is neither \"train\" nor \"test\""),
+            }),
+        }
+    }
+}
+
+impl fmt::Display for Split {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Train => "train",
+            Self::Test => "test",
+        })
+    }
+}
+
+/// Reads an image file and tells its encoding from its first bytes, whatever its name says.
+fn read_image_file(
+    path: &std::path::Path,
+    name: String,
+    label: Option<u32>,
+) -> Result<RawSample<'static>, DataError> {
+    let bytes = std::fs::read(path).map_err(DataError::io("read", path))?;
+    match crate::decode::sniff(&bytes) {
+        Some(encoding) => Ok(RawSample {
+            name,
+            bytes: Cow::Owned(bytes),
+            encoding,
+            label,
+        }),
+        None => Err(DataError::Decode {
+            name,
+            reason: format!(
+                "neither JPEG nor PNG: {} bytes that begin with \"{}\"",
+                bytes.len(),
+                bytes.get(..12).unwrap_or(&bytes).escape_ascii()
+            ),
+        }),
+    }
+}
+
+/// One class name a line; `None` when there is no such file.
+fn read_class_names(path: &std::path::Path) -> Result<Option<Vec<String>>, DataError> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => Ok(Some(
+            text.lines()
+                .map(|line| line.trim().to_owned())
+                .filter(|line| !line.is_empty())
+                .collect(),
+        )),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(DataError::io("read", path)(error)),
+    }
+}

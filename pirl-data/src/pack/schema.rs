@@ -1,0 +1,269 @@
+//! The names and the layout of a shard, shared by the writer and the reader.
+//!
+//! A shard is a safetensors file of `bytes` (U8), `offsets` (U64, one more than samples) and, when
+//! labelled, `labels` (I64). `bytes` comes first in the file and is padded with zeros to a multiple
+//! of 8, so that samples can be written as they arrive and the tensors after it stay aligned. The
+//! header is padded with spaces, which safetensors allows, so that it can be written last.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+
+use serde_json::json;
+use xxhash_rust::xxh3::Xxh3;
+
+use crate::{DataError, Encoding};
+
+/// The version in the metadata; a reader refuses any other.
+pub(super) const VERSION: &str = "1";
+pub(super) const EXTENSION: &str = "safetensors";
+pub(super) const BYTES: &str = "bytes";
+pub(super) const OFFSETS: &str = "offsets";
+pub(super) const LABELS: &str = "labels";
+/// The most shards whose numbers fit the five digits of their names.
+pub(super) const MAX_SHARDS: u64 = 100_000;
+
+/// What the metadata of every shard of a pack says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Description {
+    pub(super) encoding: Encoding,
+    pub(super) class_names: Vec<String>,
+    pub(super) source: String,
+    /// 32 hexadecimal digits.
+    pub(super) fingerprint: String,
+    /// Samples in all shards together.
+    pub(super) samples: u64,
+    pub(super) shards: u64,
+}
+
+impl Description {
+    fn to_metadata(&self, shard: u64) -> BTreeMap<&'static str, String> {
+        let mut metadata = BTreeMap::from([
+            ("pirl_pack", VERSION.to_owned()),
+            ("class_names", json!(self.class_names).to_string()),
+            ("source", self.source.clone()),
+            ("fingerprint", self.fingerprint.clone()),
+            ("samples", self.samples.to_string()),
+            ("shard", shard.to_string()),
+            ("shards", self.shards.to_string()),
+        ]);
+        let name = match self.encoding {
+            Encoding::Jpeg => "jpeg",
+            Encoding::Png => "png",
+            Encoding::Mixed => "mixed",
+            Encoding::Raw {
+                height,
+                width,
+                channels,
+            } => {
+                metadata.insert("height", height.to_string());
+                metadata.insert("width", width.to_string());
+                metadata.insert("channels", channels.to_string());
+                "raw"
+            }
+        };
+        metadata.insert("encoding", name.to_owned());
+        metadata
+    }
+
+    /// The description and the number of the shard, from the metadata of one shard.
+    pub(super) fn from_metadata(metadata: &HashMap<String, String>) -> Result<(Self, u64), String> {
+        let text = |key: &str| match metadata.get(key) {
+            Some(value) => Ok(value.as_str()),
+            None => Err(format!("its metadata has no {key:?}")),
+        };
+        let number = |key: &str| -> Result<u64, String> {
+            let value = text(key)?;
+            value
+                .parse()
+                .map_err(|_| format!("its metadata says {key} = {value:?}, not a number"))
+        };
+        let size = |key: &str| -> Result<u32, String> {
+            let value = number(key)?;
+            u32::try_from(value).map_err(|_| format!("its metadata says {key} = {value}"))
+        };
+        let version = text("pirl_pack").map_err(|_| "it is not a pack".to_owned())?;
+        if version != VERSION {
+            return Err(format!(
+                "it has version {version:?} of the packed format, this program reads {VERSION:?}"
+            ));
+        }
+        let encoding = match text("encoding")? {
+            "jpeg" => Encoding::Jpeg,
+            "png" => Encoding::Png,
+            "mixed" => Encoding::Mixed,
+            "raw" => Encoding::Raw {
+                height: size("height")?,
+                width: size("width")?,
+                channels: size("channels")?,
+            },
+            other => return Err(format!("its encoding is {other:?}")),
+        };
+        let class_names = serde_json::from_str(text("class_names")?)
+            .map_err(|error| format!("its class names are not a JSON list of strings: {error}"))?;
+        let description = Self {
+            encoding,
+            class_names,
+            source: text("source")?.to_owned(),
+            fingerprint: text("fingerprint")?.to_owned(),
+            samples: number("samples")?,
+            shards: number("shards")?,
+        };
+        let shard = number("shard")?;
+        if shard >= description.shards || description.shards > MAX_SHARDS {
+            return Err(format!(
+                "it says it is shard {shard} of {}",
+                description.shards
+            ));
+        }
+        Ok((description, shard))
+    }
+}
+
+/// The first bytes of a shard, up to its first tensor, at least `reserved` bytes of them.
+///
+/// `bytes` is the length of that tensor, padding included; `samples` counts those of the shard.
+pub(super) fn header(
+    description: &Description,
+    shard: u64,
+    bytes: u64,
+    samples: u64,
+    reserved: usize,
+) -> Vec<u8> {
+    let offsets_end = bytes.saturating_add(8 * (samples + 1));
+    let mut header = json!({
+        "__metadata__": description.to_metadata(shard),
+        BYTES: { "dtype": "U8", "shape": [bytes], "data_offsets": [0, bytes] },
+        OFFSETS: { "dtype": "U64", "shape": [samples + 1], "data_offsets": [bytes, offsets_end] },
+    });
+    if !description.class_names.is_empty()
+        && let Some(tensors) = header.as_object_mut()
+    {
+        let end = offsets_end.saturating_add(8 * samples);
+        tensors.insert(
+            LABELS.to_owned(),
+            json!({ "dtype": "I64", "shape": [samples], "data_offsets": [offsets_end, end] }),
+        );
+    }
+    let mut json = header.to_string().into_bytes();
+    let length = (json.len() + 8).next_multiple_of(8).max(reserved) - 8;
+    json.resize(length, b' ');
+    let mut header = (length as u64).to_le_bytes().to_vec();
+    header.append(&mut json);
+    header
+}
+
+/// Room for the header of any shard: every number at its longest.
+pub(super) fn reserved(class_names: &[String], source: &str) -> usize {
+    let longest = u64::MAX / 32;
+    let description = Description {
+        encoding: Encoding::Raw {
+            height: u32::MAX,
+            width: u32::MAX,
+            channels: u32::MAX,
+        },
+        class_names: class_names.to_vec(),
+        source: source.to_owned(),
+        fingerprint: "0".repeat(32),
+        samples: longest,
+        shards: longest,
+    };
+    header(&description, longest, longest, longest, 0).len()
+}
+
+/// The file of one shard: `NAME.safetensors`, or `NAME-00000-of-00012.safetensors` of several.
+pub(super) fn shard_path(stem: &Path, shard: u64, shards: u64) -> PathBuf {
+    let mut path = stem.as_os_str().to_owned();
+    if shards > 1 {
+        path.push(format!("-{shard:05}-of-{shards:05}"));
+    }
+    path.push(".");
+    path.push(EXTENSION);
+    PathBuf::from(path)
+}
+
+/// The stem of a set of shards: `path` without the extension and the number of a shard.
+pub(super) fn stem_of(path: &Path) -> PathBuf {
+    let stem = match path.extension() {
+        Some(extension) if extension == EXTENSION => path.with_extension(""),
+        _ => return path.to_owned(),
+    };
+    let name = stem.file_name().and_then(|name| name.to_str());
+    match name.and_then(|name| split_shard_name(name)) {
+        Some((prefix, _, _)) => stem.with_file_name(prefix),
+        None => stem,
+    }
+}
+
+/// `NAME-00003-of-00012` as `("NAME", 3, 12)`.
+pub(super) fn split_shard_name(name: &str) -> Option<(&str, u64, u64)> {
+    let (rest, shards) = name.rsplit_once("-of-")?;
+    let (prefix, shard) = rest.rsplit_once('-')?;
+    let number = |digits: &str| {
+        let plain = digits.len() == 5 && digits.bytes().all(|byte| byte.is_ascii_digit());
+        plain.then(|| digits.parse().ok()).flatten()
+    };
+    Some((prefix, number(shard)?, number(shards)?))
+}
+
+/// The files beside `stem` that are named as shards of it, in order.
+pub(super) fn existing_shards(stem: &Path) -> Result<Vec<PathBuf>, DataError> {
+    let folder = match stem.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(DataError::io("list", folder))? {
+        let entry = entry.map_err(DataError::io("list", folder))?;
+        let path = stem.with_file_name(entry.file_name());
+        if path
+            .extension()
+            .is_some_and(|extension| extension == EXTENSION)
+            && stem_of(&path) == stem
+        {
+            found.push(path);
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// The fingerprint of a pack's content: class names, and encoding, label and bytes of every sample.
+///
+/// How the samples are cut into shards does not enter it.
+pub(super) struct Fingerprint(Xxh3);
+
+impl Fingerprint {
+    pub(super) fn new(class_names: &[String]) -> Self {
+        let mut hash = Xxh3::new();
+        hash.update(&(class_names.len() as u64).to_le_bytes());
+        for name in class_names {
+            hash.update(&(name.len() as u64).to_le_bytes());
+            hash.update(name.as_bytes());
+        }
+        Self(hash)
+    }
+
+    /// `encoding` is that of the sample, never [`Encoding::Mixed`].
+    pub(super) fn sample(&mut self, encoding: Encoding, label: Option<u32>, bytes: &[u8]) {
+        let words = match encoding {
+            Encoding::Jpeg => [1, 0, 0, 0],
+            Encoding::Png => [2, 0, 0, 0],
+            Encoding::Mixed => [3, 0, 0, 0],
+            Encoding::Raw {
+                height,
+                width,
+                channels,
+            } => [4, height, width, channels],
+        };
+        for word in words {
+            self.0.update(&word.to_le_bytes());
+        }
+        self.0.update(&label.map_or(-1, i64::from).to_le_bytes());
+        self.0.update(&(bytes.len() as u64).to_le_bytes());
+        self.0.update(bytes);
+    }
+
+    pub(super) fn finish(&self) -> String {
+        format!("{:032x}", self.0.digest128())
+    }
+}
