@@ -1,1 +1,2 @@
 //! pirl-model
+pub mod ops;

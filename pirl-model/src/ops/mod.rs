@@ -1,0 +1,22 @@
+//! Training ops with exact backward passes: convolution, batch norm, pooling, linear, ReLU.
+//!
+//! Candle's convolution backward on a CPU goes through a scalar transposed convolution, and its
+//! max-pool has no usable backward at all, so training needs ops of its own. Each comes three times:
+//!
+//! * as kernels on slices ([`conv2d`](mod@conv2d), [`batch_norm`], [`pool`], [`linear`], [`relu`]),
+//!   which the fast engine strings together without a tensor in between;
+//! * as a differentiable function on Candle tensors ([`conv2d()`], [`max_pool2d`]), for code that
+//!   composes ops freely;
+//! * as a plain [`reference`](mod@reference) made only of Candle's own differentiable ops, which
+//!   tests compare with and which devices without a fast path run.
+//!
+//! Kernels work on NHWC activations (channels last) and PyTorch's weight layouts. They run on
+//! Rayon's pool, and cut and sum their work the same way whatever the number of threads, so their
+//! results are reproducible to the bit on one kind of CPU. Slices of a wrong length are the
+//! caller's bug, not bad input: they panic. The tensor functions check shapes and return errors.
+
+pub mod batch_norm;
+pub mod conv2d;
+pub mod linear;
+pub mod pool;
+pub mod relu;
