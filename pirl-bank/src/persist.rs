@@ -17,7 +17,7 @@ use crate::{BankError, MemoryBank};
 
 /// Name of the tensor; the rest of VISSL's `nce_average.memory`.
 const TENSOR: &str = "memory";
-/// Metadata that tells a bank from any other safetensors file.
+/// Metadata that names the layout, for later versions to tell apart.
 const FORMAT: (&str, &str) = ("format", "pirl-bank-1");
 
 impl MemoryBank {
@@ -88,7 +88,7 @@ impl MemoryBank {
             action: "read",
             source,
         };
-        let format = |reason: String| BankError::Format {
+        let not_a_bank = |reason: String| BankError::Format {
             path: path.to_owned(),
             reason,
         };
@@ -97,15 +97,27 @@ impl MemoryBank {
         // SAFETY: the map must not outlive a change of the file. Banks are replaced by renaming,
         // which leaves the mapped file alone, and the map lives only while the values are copied.
         let map = unsafe { Mmap::map(&file) }.map_err(io)?;
-        let file = SafeTensors::deserialize(&map).map_err(|error| format(error.to_string()))?;
+        let file = SafeTensors::deserialize(&map).map_err(|error| not_a_bank(error.to_string()))?;
+        let (_, header) =
+            SafeTensors::read_metadata(&map).map_err(|error| not_a_bank(error.to_string()))?;
+        let version = header
+            .metadata()
+            .as_ref()
+            .and_then(|found| found.get(FORMAT.0));
+        if version.is_none_or(|version| version != FORMAT.1) {
+            let (key, want) = FORMAT;
+            return Err(not_a_bank(format!(
+                "its metadata says {key} {version:?}, not {want:?}"
+            )));
+        }
         let view = file
             .tensor(TENSOR)
-            .map_err(|_| format(format!("it has no tensor `{TENSOR}`")))?;
+            .map_err(|_| not_a_bank(format!("it has no tensor `{TENSOR}`")))?;
         let (rows, dim) = match *view.shape() {
             [rows, dim] if view.dtype() == Dtype::F32 => (rows, dim),
             ref shape => {
                 let dtype = view.dtype();
-                return Err(format(format!(
+                return Err(not_a_bank(format!(
                     "`{TENSOR}` is {shape:?} of {dtype:?}, not a matrix of F32"
                 )));
             }
