@@ -1,0 +1,257 @@
+//! Every instruction set of this machine against seven loops in `f64`.
+
+use super::*;
+use benches::fill;
+
+/// The output and both gradients of one convolution, in `f64`, with its terms' magnitudes.
+struct Oracle {
+    out: Vec<f64>,
+    dx: Vec<f64>,
+    dw: Vec<f64>,
+}
+
+/// Seven loops; with `magnitudes`, the sum of the absolute products instead, which bounds rounding.
+fn oracle(s: &ConvShape, x: &[f32], weight: &[f32], dy: &[f32], magnitudes: bool) -> Oracle {
+    let (oh, ow) = s.out_hw();
+    let k = s.kernel;
+    let term = |a: f32, b: f32| {
+        let product = a as f64 * b as f64;
+        if magnitudes { product.abs() } else { product }
+    };
+    let mut r = Oracle {
+        out: vec![0.0; s.out_len()],
+        dx: vec![0.0; s.in_len()],
+        dw: vec![0.0; s.weight_len()],
+    };
+    for n in 0..s.n {
+        for (oy, ox) in (0..oh).flat_map(|oy| (0..ow).map(move |ox| (oy, ox))) {
+            for (ky, kx) in (0..k).flat_map(|ky| (0..k).map(move |kx| (ky, kx))) {
+                let (y, x_) = (oy * s.stride + ky, ox * s.stride + kx);
+                if y < s.padding || x_ < s.padding || y >= s.h + s.padding || x_ >= s.w + s.padding
+                {
+                    continue;
+                }
+                let (y, x_) = (y - s.padding, x_ - s.padding);
+                for o in 0..s.c_out {
+                    let at_out = ((n * oh + oy) * ow + ox) * s.c_out + o;
+                    for i in 0..s.c_in {
+                        let at_x = ((n * s.h + y) * s.w + x_) * s.c_in + i;
+                        let at_w = ((o * s.c_in + i) * k + ky) * k + kx;
+                        r.out[at_out] += term(x[at_x], weight[at_w]);
+                        r.dx[at_x] += term(dy[at_out], weight[at_w]);
+                        r.dw[at_w] += term(x[at_x], dy[at_out]);
+                    }
+                }
+            }
+        }
+    }
+    r
+}
+
+/// `f32` sums of products of magnitudes m are within a few thousand half-ulps of m: 1e-5 m is
+/// generous for sums of up to 10^4 terms and still sees a single wrong product among them.
+fn assert_close(what: &str, got: &[f32], want: &[f64], magnitude: &[f64]) {
+    assert_eq!(got.len(), want.len());
+    for (i, ((&g, &w), &m)) in got.iter().zip(want).zip(magnitude).enumerate() {
+        let bound = 1e-5 * m;
+        assert!(
+            (g as f64 - w).abs() <= bound,
+            "{what}: entry {i} is {g}, should be {w} +- {bound}"
+        );
+    }
+}
+
+fn check_shape(s: ConvShape) {
+    let x = fill(1, s.in_len());
+    let weight = fill(2, s.weight_len());
+    let dy = fill(3, s.out_len());
+    let want = oracle(&s, &x, &weight, &dy, false);
+    let size = oracle(&s, &x, &weight, &dy, true);
+    for isa in Isa::available() {
+        // Outputs start as NaN, so that an entry left unwritten shows.
+        let mut out = vec![f32::NAN; s.out_len()];
+        forward_on(isa, &s, &x, &weight, &mut out);
+        assert_close(
+            &format!("{isa:?} output of {s:?}"),
+            &out,
+            &want.out,
+            &size.out,
+        );
+        let mut dx = vec![f32::NAN; s.in_len()];
+        backward_input_on(isa, &s, &weight, &dy, &mut dx);
+        assert_close(&format!("{isa:?} dx of {s:?}"), &dx, &want.dx, &size.dx);
+        let mut dw = vec![f32::NAN; s.weight_len()];
+        backward_weight_on(isa, &s, &x, &dy, &mut dw);
+        assert_close(&format!("{isa:?} dw of {s:?}"), &dw, &want.dw, &size.dw);
+    }
+}
+
+#[test]
+fn every_kernel_stride_padding_and_small_size() {
+    for kernel in [1, 2, 3, 7] {
+        for stride in [1, 2, 3] {
+            for padding in [0, 1, 3] {
+                for (h, w) in [(1, 1), (2, 2), (3, 5), (8, 7)] {
+                    let s = ConvShape {
+                        n: 2,
+                        h,
+                        w,
+                        c_in: 3,
+                        c_out: 5,
+                        kernel,
+                        stride,
+                        padding,
+                    };
+                    if s.out_len() > 0 {
+                        check_shape(s);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn channel_counts_around_the_tile_sizes() {
+    for c_in in [1, 3, 5, 16, 17, 64] {
+        for c_out in [1, 3, 16, 17, 33, 64, 100] {
+            let s = ConvShape {
+                n: 3,
+                h: 5,
+                w: 4,
+                c_in,
+                c_out,
+                kernel: 3,
+                stride: 1,
+                padding: 1,
+            };
+            check_shape(s);
+            check_shape(ConvShape {
+                kernel: 1,
+                padding: 0,
+                stride: 2,
+                ..s
+            });
+        }
+    }
+}
+
+/// Several groups of images, bands of rows, and chunks of the weight gradient.
+#[test]
+fn large_batches_and_large_maps() {
+    let s = ConvShape {
+        n: 1,
+        h: 90,
+        w: 110,
+        c_in: 6,
+        c_out: 20,
+        kernel: 3,
+        stride: 1,
+        padding: 1,
+    };
+    check_shape(s);
+    check_shape(ConvShape {
+        stride: 2,
+        kernel: 7,
+        padding: 3,
+        c_in: 3,
+        ..s
+    });
+    check_shape(ConvShape {
+        n: 700,
+        h: 3,
+        w: 3,
+        c_in: 8,
+        c_out: 40,
+        ..s
+    });
+    check_shape(ConvShape {
+        n: 3000,
+        h: 1,
+        w: 1,
+        c_in: 9,
+        c_out: 65,
+        kernel: 1,
+        padding: 0,
+        ..s
+    });
+}
+
+#[test]
+fn an_empty_batch_has_no_output_and_no_gradient() {
+    let s = ConvShape {
+        n: 0,
+        h: 4,
+        w: 4,
+        c_in: 2,
+        c_out: 3,
+        kernel: 3,
+        stride: 1,
+        padding: 1,
+    };
+    let weight = fill(2, s.weight_len());
+    forward(&s, &[], &weight, &mut []);
+    backward_input(&s, &weight, &[], &mut []);
+    let mut dw = vec![f32::NAN; s.weight_len()];
+    backward_weight(&s, &[], &[], &mut dw);
+    assert!(dw.iter().all(|&w| w == 0.0));
+}
+
+#[test]
+#[should_panic(expected = "lengths of input, weight and output")]
+fn a_slice_of_the_wrong_length_panics() {
+    let s = ConvShape {
+        n: 1,
+        h: 4,
+        w: 4,
+        c_in: 2,
+        c_out: 3,
+        kernel: 3,
+        stride: 1,
+        padding: 1,
+    };
+    forward(&s, &[0.0; 31], &[0.0; 54], &mut [0.0; 48]);
+}
+
+#[test]
+fn the_number_of_threads_changes_no_bit() {
+    let s = ConvShape {
+        n: 600,
+        h: 4,
+        w: 4,
+        c_in: 20,
+        c_out: 40,
+        kernel: 3,
+        stride: 1,
+        padding: 1,
+    };
+    let (x, weight, dy) = (
+        fill(1, s.in_len()),
+        fill(2, s.weight_len()),
+        fill(3, s.out_len()),
+    );
+    let run = |threads| {
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build()
+            .unwrap();
+        pool.install(|| {
+            let (mut out, mut dx, mut dw) = (
+                vec![0.0; s.out_len()],
+                vec![0.0; s.in_len()],
+                vec![0.0; s.weight_len()],
+            );
+            forward(&s, &x, &weight, &mut out);
+            backward_input(&s, &weight, &dy, &mut dx);
+            backward_weight(&s, &x, &dy, &mut dw);
+            [out, dx, dw]
+                .concat()
+                .iter()
+                .map(|v| v.to_bits())
+                .collect::<Vec<_>>()
+        })
+    };
+    let one = run(1);
+    assert_eq!(one, run(2));
+    assert_eq!(one, run(5));
+}
