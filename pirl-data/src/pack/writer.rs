@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use fast_image_resize as fir;
+use fast_image_resize::images::{TypedImage, TypedImageRef};
+use fast_image_resize::pixels::U8x3;
+use fast_image_resize::{FilterType, ResizeAlg, ResizeOptions, Resizer};
 use image::ImageEncoder;
 use rayon::prelude::*;
 use tempfile::NamedTempFile;
@@ -172,20 +174,19 @@ fn shrink(image: &Image, target: usize, shorter: usize) -> Result<Image, String>
     let scaled = |side: usize| side * target / shorter;
     let (width, height) = (scaled(image.width), scaled(image.height));
     let side = |side: usize| u32::try_from(side).map_err(|error| error.to_string());
-    let from = fir::images::ImageRef::new(
-        side(image.width)?,
-        side(image.height)?,
-        &image.pixels,
-        fir::PixelType::U8x3,
-    )
-    .map_err(|error| error.to_string())?;
-    let mut to = fir::images::Image::new(side(width)?, side(height)?, fir::PixelType::U8x3);
-    let options = fir::ResizeOptions::new()
-        .resize_alg(fir::ResizeAlg::Convolution(fir::FilterType::Bilinear));
-    fir::Resizer::new()
-        .resize(&from, &mut to, &options)
+    // Typed views: the untyped call would compile its kernels for every pixel type there is.
+    let from =
+        TypedImageRef::<U8x3>::from_buffer(side(image.width)?, side(image.height)?, &image.pixels)
+            .map_err(|error| error.to_string())?;
+    let mut pixels = vec![0; width * height * 3];
+    let mut to = TypedImage::<U8x3>::from_buffer(side(width)?, side(height)?, &mut pixels)
         .map_err(|error| error.to_string())?;
-    Image::new(width, height, to.into_vec()).map_err(|error| error.to_string())
+    let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Bilinear));
+    Resizer::new()
+        .resize_typed(&from, &mut to, &options)
+        .map_err(|error| error.to_string())?;
+    drop(to);
+    Image::new(width, height, pixels).map_err(|error| error.to_string())
 }
 
 fn encode(image: &Image, encoding: Encoding) -> Result<Vec<u8>, String> {

@@ -1,1 +1,39 @@
+//! The operations that views are made of: each on 8-bit RGB pixels, in place, as Pillow does it.
+//!
+//! Everything random is drawn by [`crate::ImageView`] and the pretext tasks; the operations here
+//! take their parameters.
+//!
+//! ```
+//! use pirl_data::{Image, transform};
+//!
+//! let mut image = Image::new(2, 1, vec![200, 100, 0, 10, 20, 30])?;
+//! transform::brightness(&mut image, 0.5);
+//! assert_eq!(image.pixels, [100, 50, 0, 5, 10, 15]);
+//! # Ok::<(), pirl_data::DataError>(())
+//! ```
 
+mod augment;
+mod blur;
+mod color;
+mod crop;
+mod eval_view;
+mod hue;
+mod normalize;
+mod orient;
+mod photometric;
+mod resize;
+mod view;
+
+pub use blur::gaussian_blur;
+pub use color::{brightness, contrast, grayscale, saturation};
+pub use crop::{Crop, RandomResizedCrop};
+pub use hue::hue;
+pub use orient::{flip, quarter_turns};
+pub use photometric::{autocontrast, posterize, sharpness, solarize};
+pub use resize::{Resizer, resize};
+
+pub(crate) use augment::Augment;
+pub(crate) use normalize::Normalize;
+
+pub use eval_view::{EvalBatches, EvalView, eval_batches};
+pub use view::{ImageView, Scratch};

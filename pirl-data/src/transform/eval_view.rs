@@ -1,0 +1,205 @@
+//! How an image is seen when nothing is random: resized, cropped at the centre, normalised.
+
+use candle_core::{Device, Tensor};
+use rayon::prelude::*;
+use rayon::{ThreadPool, ThreadPoolBuilder};
+
+use super::view::{Scratch, check_output};
+use super::{Crop, Normalize, resize};
+use crate::config::{normalization, side};
+use crate::{DataError, Image, Pack};
+
+/// The view of evaluations: torchvision's `Resize(resize)`, `CenterCrop(crop)`, `Normalize`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct EvalView {
+    /// Length of the shorter side after resizing; 0 keeps the size.
+    pub resize: usize,
+    /// Side of the central square; what an image lacks of it is black.
+    pub crop: usize,
+    /// Mean of red, green and blue, of values in 0..=1.
+    pub mean: [f32; 3],
+    /// Standard deviation of red, green and blue, of values in 0..=1.
+    pub std: [f32; 3],
+}
+
+impl EvalView {
+    /// Writes the view of `image` to `out`: `(3, crop, crop)`.
+    ///
+    /// # Errors
+    /// [`DataError::Setting`] for a size or a normalisation that cannot work, [`DataError::Output`]
+    /// when `out` has another length, [`DataError::ImageSize`] when the image's pixels do not
+    /// fill it.
+    pub fn apply(
+        &self,
+        image: &Image,
+        scratch: &mut Scratch,
+        out: &mut [f32],
+    ) -> Result<(), DataError> {
+        self.check()?;
+        self.write(&Normalize::new(self.mean, self.std), image, scratch, out)
+    }
+
+    fn check(&self) -> Result<(), DataError> {
+        if self.resize > 0 {
+            side("eval.resize", self.resize)?;
+        }
+        side("data.image_size", self.crop)?;
+        normalization(self.mean, self.std)
+    }
+
+    fn write(
+        &self,
+        normalize: &Normalize,
+        image: &Image,
+        scratch: &mut Scratch,
+        out: &mut [f32],
+    ) -> Result<(), DataError> {
+        check_output(out, 3 * self.crop * self.crop)?;
+        image.check()?;
+        let shorter = image.width.min(image.height);
+        let image = if self.resize == 0 || self.resize == shorter {
+            image
+        } else {
+            // torchvision's `int(size * long / short)`.
+            let longer = |length: usize| length * self.resize / shorter;
+            let (width, height) = (longer(image.width), longer(image.height));
+            resize(
+                &mut scratch.resizer,
+                image,
+                Crop::whole(image),
+                width,
+                height,
+                &mut scratch.crop,
+            )?;
+            &scratch.crop
+        };
+        if (image.width, image.height) == (self.crop, self.crop) {
+            normalize.write(image, out);
+            return Ok(());
+        }
+        centre(image, self.crop, &mut scratch.part);
+        normalize.write(&scratch.part, out);
+        Ok(())
+    }
+}
+
+/// torchvision's `center_crop` to a square of `size`, with black where the image is smaller.
+fn centre(image: &Image, size: usize, out: &mut Image) {
+    let (left, pad_left) = margins(image.width, size);
+    let (top, pad_top) = margins(image.height, size);
+    let columns = image.width.min(size);
+    out.width = size;
+    out.height = size;
+    out.pixels.clear();
+    out.pixels.resize(size * size * 3, 0);
+    let rows = image.pixels.chunks_exact(image.width * 3).skip(top);
+    let places = out.pixels.chunks_exact_mut(size * 3).skip(pad_top);
+    for (from, to) in rows.zip(places) {
+        to[pad_left * 3..(pad_left + columns) * 3]
+            .copy_from_slice(&from[left * 3..(left + columns) * 3]);
+    }
+}
+
+/// How much of a side of `length` to cut off before a crop of `size`, and how much to pad.
+fn margins(length: usize, size: usize) -> (usize, usize) {
+    if length >= size {
+        // Python's round: ties to even.
+        let cut = ((length - size) as f64 / 2.0).round_ties_even() as usize;
+        (cut, 0)
+    } else {
+        (0, (size - length) / 2)
+    }
+}
+
+/// The images of a pack as [`EvalView`] shows them: see [`eval_batches`].
+#[derive(Debug)]
+pub struct EvalBatches<'a> {
+    pack: &'a Pack,
+    view: EvalView,
+    normalize: Normalize,
+    batch_size: usize,
+    next: usize,
+    pool: ThreadPool,
+}
+
+/// All images of `pack`, in its order, `batch_size` at a time; the last batch may be short.
+///
+/// Items are `(images (B, 3, crop, crop) f32 on the CPU, labels)`; each is made when it is asked
+/// for, by `workers` threads (0: one a core).
+///
+/// # Errors
+/// [`DataError::Setting`] for a size, a normalisation or a batch size that cannot work. An item is
+/// an error when an image cannot be decoded, and the last then.
+pub fn eval_batches<'a>(
+    pack: &'a Pack,
+    view: &EvalView,
+    batch_size: usize,
+    workers: usize,
+) -> Result<EvalBatches<'a>, DataError> {
+    view.check()?;
+    if batch_size == 0 {
+        return Err(DataError::Setting {
+            key: "eval.batch_size",
+            reason: "a batch holds at least 1 image".into(),
+        });
+    }
+    Ok(EvalBatches {
+        pack,
+        view: view.clone(),
+        normalize: Normalize::new(view.mean, view.std),
+        batch_size,
+        next: 0,
+        pool: thread_pool("pirl-eval", workers)?,
+    })
+}
+
+/// `workers` threads named `name-0` and so on; one a core for 0.
+pub(crate) fn thread_pool(name: &'static str, workers: usize) -> Result<ThreadPool, DataError> {
+    ThreadPoolBuilder::new()
+        .num_threads(workers)
+        .thread_name(move |index| format!("{name}-{index}"))
+        .build()
+        .map_err(|error| DataError::Setting {
+            key: "loader.workers",
+            reason: format!("{workers} threads cannot be started: {error}"),
+        })
+}
+
+impl EvalBatches<'_> {
+    fn batch(&self, start: usize, end: usize) -> Result<(Tensor, Vec<Option<u32>>), DataError> {
+        let side = self.view.crop;
+        let mut images = vec![0_f32; (end - start) * 3 * side * side];
+        self.pool.install(|| {
+            images
+                .par_chunks_mut(3 * side * side)
+                .enumerate()
+                .try_for_each_init(Scratch::default, |scratch, (place, out)| {
+                    let image = self.pack.decode(start + place)?;
+                    self.view.write(&self.normalize, &image, scratch, out)
+                })
+        })?;
+        let images = Tensor::from_vec(images, (end - start, 3, side, side), &Device::Cpu)?;
+        let labels = (start..end).map(|index| self.pack.label(index)).collect();
+        Ok((images, labels))
+    }
+}
+
+impl Iterator for EvalBatches<'_> {
+    type Item = Result<(Tensor, Vec<Option<u32>>), DataError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let start = self.next;
+        let end = start.saturating_add(self.batch_size).min(self.pack.len());
+        if start >= end {
+            return None;
+        }
+        let batch = self.batch(start, end);
+        self.next = if batch.is_ok() { end } else { self.pack.len() };
+        Some(batch)
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        let left = (self.pack.len() - self.next).div_ceil(self.batch_size);
+        (left.min(1), Some(left))
+    }
+}

@@ -1,0 +1,147 @@
+//! The view of the image itself, and the room that making views needs.
+
+use rand::Rng;
+
+use super::{Augment, Crop, Normalize, RandomResizedCrop, Resizer, resize};
+use crate::config::{DataConfig, Table, ViewConfig};
+use crate::{DataError, Image};
+
+/// Buffers that making a view works in. Keep one for each thread: nothing is allocated once they
+/// have grown.
+#[derive(Debug)]
+pub struct Scratch {
+    pub(crate) resizer: Resizer,
+    /// The resized crop.
+    pub(crate) crop: Image,
+    /// A turned image, or one patch.
+    pub(crate) part: Image,
+    /// What an operation needs beside the image it works on.
+    pub(crate) spare: Vec<u8>,
+    pub(crate) order: Vec<usize>,
+}
+
+impl Default for Scratch {
+    fn default() -> Self {
+        let empty = Image {
+            width: 0,
+            height: 0,
+            pixels: Vec::new(),
+        };
+        Self {
+            resizer: Resizer::default(),
+            crop: empty.clone(),
+            part: empty,
+            spare: Vec::new(),
+            order: Vec::new(),
+        }
+    }
+}
+
+/// The image's own view I: random resized crop, colour operations, flip, normalisation.
+#[derive(Clone, Debug)]
+pub struct ImageView {
+    size: usize,
+    crop: RandomResizedCrop,
+    augment: Augment,
+    normalize: Normalize,
+}
+
+impl ImageView {
+    /// The view that `[data]` and `[transform.image]` describe.
+    ///
+    /// # Errors
+    /// [`DataError::Setting`] names the key whose value cannot work.
+    pub fn new(data: &DataConfig, view: &ViewConfig) -> Result<Self, DataError> {
+        Self::of(data, view, Table::Image)
+    }
+
+    pub(crate) fn of(
+        data: &DataConfig,
+        view: &ViewConfig,
+        table: Table,
+    ) -> Result<Self, DataError> {
+        data.check()?;
+        view.check(table)?;
+        Ok(Self {
+            size: data.image_size,
+            crop: RandomResizedCrop {
+                scale: view.scale,
+                ratio: view.ratio,
+            },
+            augment: Augment::new(view),
+            normalize: Normalize::new(data.mean, data.std),
+        })
+    }
+
+    /// Side of the view in pixels.
+    pub fn size(&self) -> usize {
+        self.size
+    }
+
+    pub(crate) fn normalize(&self) -> &Normalize {
+        &self.normalize
+    }
+
+    /// Makes a view of `image`, drawing from `rng`, and writes it to `out`: `(3, size, size)`,
+    /// normalised.
+    ///
+    /// # Errors
+    /// [`DataError::Output`] when `out` has another length, [`DataError::ImageSize`] when the
+    /// image's pixels do not fill it.
+    pub fn apply(
+        &self,
+        image: &Image,
+        rng: &mut dyn Rng,
+        scratch: &mut Scratch,
+        out: &mut [f32],
+    ) -> Result<(), DataError> {
+        check_output(out, 3 * self.size * self.size)?;
+        self.draw(image, rng, scratch)?;
+        self.normalize.write(&scratch.crop, out);
+        Ok(())
+    }
+
+    /// The same, without the normalisation, into `scratch.crop`.
+    pub(crate) fn draw(
+        &self,
+        image: &Image,
+        rng: &mut dyn Rng,
+        scratch: &mut Scratch,
+    ) -> Result<(), DataError> {
+        cut(
+            &self.crop,
+            image,
+            self.size,
+            rng,
+            &mut scratch.resizer,
+            &mut scratch.crop,
+        )?;
+        self.augment
+            .apply(&mut scratch.crop, rng, &mut scratch.spare);
+        Ok(())
+    }
+}
+
+/// A random resized crop of `image` to a square of `size` pixels, into `out`.
+pub(crate) fn cut(
+    crop: &RandomResizedCrop,
+    image: &Image,
+    size: usize,
+    rng: &mut dyn Rng,
+    resizer: &mut Resizer,
+    out: &mut Image,
+) -> Result<(), DataError> {
+    image.check()?;
+    let place: Crop = crop.draw(image.width, image.height, rng);
+    resize(resizer, image, place, size, size, out)
+}
+
+pub(crate) fn check_output(out: &[f32], expected: usize) -> Result<(), DataError> {
+    if out.len() == expected {
+        return Ok(());
+    }
+    Err(DataError::Output {
+        expected,
+        found: out.len(),
+    })
+}

@@ -1,0 +1,112 @@
+//! Pictures and sources made up for the tests.
+#![allow(dead_code)] // each test file uses a part
+
+use std::borrow::Cow;
+use std::path::Path;
+
+use image::ImageEncoder;
+use pirl_data::{DataError, Encoding, Image, RawSample, Source};
+
+/// Smooth and different in every channel, so that JPEG keeps it nearly as it is.
+pub(crate) fn picture(width: usize, height: usize) -> Image {
+    let mut pixels = Vec::new();
+    for y in 0..height {
+        for x in 0..width {
+            pixels.extend([
+                (255 * x / width) as u8,
+                (255 * y / height) as u8,
+                (255 * (x + y) / (width + height)) as u8,
+            ]);
+        }
+    }
+    Image::new(width, height, pixels).unwrap()
+}
+
+pub(crate) fn jpeg(image: &Image) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let encoder = image::codecs::jpeg::JpegEncoder::new_with_quality(&mut bytes, 95);
+    let color = image::ExtendedColorType::Rgb8;
+    encoder
+        .write_image(
+            &image.pixels,
+            image.width as u32,
+            image.height as u32,
+            color,
+        )
+        .unwrap();
+    bytes
+}
+
+pub(crate) fn png(image: &Image) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let encoder = image::codecs::png::PngEncoder::new(&mut bytes);
+    let color = image::ExtendedColorType::Rgb8;
+    encoder
+        .write_image(
+            &image.pixels,
+            image.width as u32,
+            image.height as u32,
+            color,
+        )
+        .unwrap();
+    bytes
+}
+
+/// The names in a folder, sorted.
+pub(crate) fn list_dir(folder: &Path) -> Vec<String> {
+    let mut names: Vec<_> = std::fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}
+
+/// A source held in memory: bytes, encoding, label.
+pub(crate) struct Samples {
+    pub(crate) samples: Vec<(Vec<u8>, Encoding, Option<u32>)>,
+    pub(crate) class_names: Vec<String>,
+}
+
+impl Samples {
+    /// `count` different grey images of 2 x 2, labelled `index % classes` unless `classes` is 0.
+    pub(crate) fn raw(count: usize, classes: u32) -> Self {
+        let encoding = Encoding::Raw {
+            height: 2,
+            width: 2,
+            channels: 1,
+        };
+        let sample = |index: usize| {
+            let label = (classes > 0).then(|| index as u32 % classes);
+            ((index as u32 + 1).to_le_bytes().to_vec(), encoding, label)
+        };
+        Self {
+            samples: (0..count).map(sample).collect(),
+            class_names: (0..classes).map(|class| format!("class {class}")).collect(),
+        }
+    }
+}
+
+impl Source for Samples {
+    fn len(&self) -> usize {
+        self.samples.len()
+    }
+
+    fn class_names(&self) -> &[String] {
+        &self.class_names
+    }
+
+    fn read(&self, index: usize) -> Result<RawSample<'_>, DataError> {
+        let (bytes, encoding, label) = &self.samples[index];
+        Ok(RawSample {
+            name: format!("sample {index}"),
+            bytes: Cow::Borrowed(bytes),
+            encoding: *encoding,
+            label: *label,
+        })
+    }
+
+    fn describe(&self) -> String {
+        "made up".to_owned()
+    }
+}

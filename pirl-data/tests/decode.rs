@@ -1,0 +1,159 @@
+//! Every kind of file becomes 8-bit RGB, or an error.
+
+mod common;
+
+use common::{Samples, jpeg, picture, png};
+use image::{DynamicImage, ImageFormat};
+use pirl_data::{Encoding, Image, Pack, PackOptions, pack};
+use std::io::Cursor;
+use tempfile::TempDir;
+
+/// Through a pack, which is how images are decoded; the reason when it is skipped.
+fn decode(bytes: Vec<u8>, encoding: Encoding) -> Result<Image, String> {
+    let dir = TempDir::new().unwrap();
+    let source = Samples {
+        samples: vec![(bytes, encoding, None)],
+        class_names: Vec::new(),
+    };
+    let options = PackOptions {
+        strict: true,
+        ..PackOptions::default()
+    };
+    let output = dir.path().join("one");
+    pack(&source, &output, &options, &mut |_, _| {}).map_err(|error| error.to_string())?;
+    Ok(Pack::open(output).unwrap().decode(0).unwrap())
+}
+
+fn file(image: DynamicImage, format: ImageFormat) -> Vec<u8> {
+    let mut bytes = Cursor::new(Vec::new());
+    image.write_to(&mut bytes, format).unwrap();
+    bytes.into_inner()
+}
+
+#[test]
+fn grey_is_repeated() {
+    let grey = image::GrayImage::from_fn(16, 8, |x, y| image::Luma([(x * 8 + y) as u8]));
+    for (format, encoding, tolerance) in [
+        (ImageFormat::Png, Encoding::Png, 0),
+        (ImageFormat::Jpeg, Encoding::Jpeg, 12),
+    ] {
+        let decoded = decode(file(grey.clone().into(), format), encoding).unwrap();
+        assert_eq!((decoded.width, decoded.height), (16, 8));
+        for (rgb, expected) in decoded.pixels.chunks(3).zip(grey.as_raw()) {
+            assert!(rgb[0] == rgb[1] && rgb[1] == rgb[2], "{rgb:?}");
+            assert!(
+                rgb[0].abs_diff(*expected) <= tolerance,
+                "{rgb:?} {expected}"
+            );
+        }
+    }
+}
+
+#[test]
+fn sixteen_bits_and_alpha_are_dropped() {
+    let deep = image::ImageBuffer::from_fn(3, 2, |x, y| {
+        image::Rgba([0xFFFF_u16, (x * 257) as u16, (y * 2570) as u16, 0])
+    });
+    let decoded = decode(
+        file(DynamicImage::ImageRgba16(deep), ImageFormat::Png),
+        Encoding::Png,
+    )
+    .unwrap();
+    assert_eq!(decoded.pixel(2, 1), Some([255, 2, 10]));
+}
+
+#[test]
+fn jpeg_colours_are_kept() {
+    let original = picture(40, 24);
+    let decoded = decode(jpeg(&original), Encoding::Jpeg).unwrap();
+    assert_eq!((decoded.width, decoded.height), (40, 24));
+    let worst = decoded
+        .pixels
+        .iter()
+        .zip(&original.pixels)
+        .map(|(a, b)| a.abs_diff(*b))
+        .max();
+    assert!(worst < Some(12), "{worst:?}");
+}
+
+#[test]
+fn raw_pixels_have_one_or_three_channels() {
+    let raw = |channels| Encoding::Raw {
+        height: 1,
+        width: 2,
+        channels,
+    };
+    assert_eq!(
+        decode(vec![1, 2], raw(1)).unwrap().pixels,
+        [1, 1, 1, 2, 2, 2]
+    );
+    assert_eq!(
+        decode(vec![1, 2, 3, 4, 5, 6], raw(3)).unwrap().pixels,
+        [1, 2, 3, 4, 5, 6]
+    );
+    assert!(
+        decode(vec![1, 2, 3, 4], raw(2))
+            .unwrap_err()
+            .contains("2 channels")
+    );
+    assert!(decode(vec![1], raw(1)).is_err());
+}
+
+#[test]
+fn a_jpeg_cut_anywhere_is_truncated() {
+    let whole = jpeg(&picture(64, 48));
+    for missing in [1, 2, 3, 10, 100, whole.len() / 2, whole.len() - 4] {
+        let cut = whole[..whole.len() - missing].to_vec();
+        assert!(
+            decode(cut, Encoding::Jpeg).is_err(),
+            "{missing} bytes missing"
+        );
+    }
+    let mut followed = whole.clone();
+    followed.extend(b"what some cameras append");
+    assert!(decode(followed, Encoding::Jpeg).is_ok());
+}
+
+#[test]
+fn a_thumbnail_does_not_hide_that_its_image_is_cut() {
+    let whole = jpeg(&picture(64, 48));
+    let thumbnail = jpeg(&picture(8, 8));
+    let mut bytes = vec![0xFF, 0xD8, 0xFF, 0xE1];
+    bytes.extend((thumbnail.len() as u16 + 2).to_be_bytes());
+    bytes.extend(&thumbnail);
+    bytes.extend(&whole[2..]);
+    assert!(decode(bytes.clone(), Encoding::Jpeg).is_ok());
+    bytes.truncate(bytes.len() - 100);
+    assert!(
+        decode(bytes, Encoding::Jpeg)
+            .unwrap_err()
+            .contains("truncated")
+    );
+}
+
+#[test]
+fn huge_headers_are_refused_before_memory_is_taken() {
+    // The size is in the SOF0 segment of a JPEG and at byte 16 of a PNG.
+    let mut bytes = jpeg(&picture(16, 16));
+    let sof = bytes
+        .windows(2)
+        .position(|pair| pair == [0xFF, 0xC0])
+        .unwrap();
+    bytes[sof + 5..sof + 9].fill(0xFF);
+    let error = decode(bytes, Encoding::Jpeg).unwrap_err();
+    assert!(error.contains("65535 x 65535"), "{error}");
+
+    let mut bytes = png(&picture(16, 16));
+    bytes[16..24].copy_from_slice(&[0, 1, 0, 0, 0, 1, 0, 0]);
+    let sum = crc32(&bytes[12..29]);
+    bytes[29..33].copy_from_slice(&sum.to_be_bytes());
+    let error = decode(bytes, Encoding::Png).unwrap_err();
+    assert!(error.contains("65536 x 65536"), "{error}");
+}
+
+/// The check sum of a PNG chunk.
+fn crc32(bytes: &[u8]) -> u32 {
+    let mut crc = flate2::Crc::new();
+    crc.update(bytes);
+    crc.sum()
+}

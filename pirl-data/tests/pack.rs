@@ -1,0 +1,414 @@
+//! Packing and reading back: nothing lost, nothing trusted, nothing half-written.
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use common::{Samples, jpeg, list_dir, picture, png};
+use pirl_data::{DataError, Encoding, ImageFolder, Pack, PackOptions, PackReport, Source, pack};
+use proptest::prelude::*;
+use safetensors::SafeTensors;
+use tempfile::TempDir;
+
+fn write(source: &dyn Source, output: &Path, options: &PackOptions) -> PackReport {
+    pack(source, output, options, &mut |_, _| {}).expect("packs")
+}
+
+fn open_error(path: &Path) -> String {
+    Pack::open(path).expect_err("must not open").to_string()
+}
+
+/// A pack of twelve labelled grey 2 x 2 images in three shards or one.
+fn small_pack(dir: &Path, shard_bytes: u64) -> PackReport {
+    let options = PackOptions {
+        shard_bytes,
+        ..PackOptions::default()
+    };
+    write(&Samples::raw(12, 3), &dir.join("set"), &options)
+}
+
+/// Changes one 64-bit word of a tensor of a pack file.
+fn poke(path: &Path, tensor: &str, index: usize, value: u64) {
+    let mut bytes = fs::read(path).unwrap();
+    let (header, metadata) = SafeTensors::read_metadata(&bytes).unwrap();
+    let start = 8 + header + metadata.info(tensor).unwrap().data_offsets.0 + 8 * index;
+    bytes[start..start + 8].copy_from_slice(&value.to_le_bytes());
+    fs::write(path, bytes).unwrap();
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(40))]
+
+    /// Every sample and label comes back, and the cut into shards changes nothing else.
+    #[test]
+    fn round_trip(count in 1_usize..60, classes in 0_u32..4, shard_bytes in 1_u64..200) {
+        let dir = TempDir::new().unwrap();
+        let source = Samples::raw(count, classes);
+        let options = PackOptions { shard_bytes, ..PackOptions::default() };
+        let report = write(&source, &dir.path().join("cut"), &options);
+        let whole = write(&source, &dir.path().join("whole"), &PackOptions::default());
+        prop_assert_eq!(report.packed, count);
+        prop_assert_eq!(&report.fingerprint, &whole.fingerprint);
+        let cut = Pack::open(dir.path().join("cut")).unwrap();
+        let whole = Pack::open(dir.path().join("whole.safetensors")).unwrap();
+        prop_assert_eq!(cut.len(), count);
+        prop_assert_eq!(cut.paths().len(), count.div_ceil((shard_bytes as usize / 4).max(1)));
+        prop_assert_eq!(cut.class_names(), source.class_names());
+        prop_assert_eq!(cut.labels().is_some(), classes > 0);
+        for index in 0..count {
+            let sample = source.read(index).unwrap();
+            prop_assert_eq!(cut.bytes(index), Some(&*sample.bytes));
+            prop_assert_eq!(whole.bytes(index), Some(&*sample.bytes));
+            prop_assert_eq!(cut.label(index), sample.label);
+            prop_assert_eq!(whole.label(index), sample.label);
+        }
+        prop_assert_eq!(cut.bytes(count), None);
+        prop_assert_eq!(cut.label(count), None);
+    }
+
+    /// A byte changed or cut off anywhere is an error or is read, and never panics.
+    #[test]
+    fn damage_never_panics(at in 0_usize..4000, value: u8, cut: bool) {
+        let dir = TempDir::new().unwrap();
+        let path = small_pack(dir.path(), 1 << 30).shards[0].clone();
+        let mut bytes = fs::read(&path).unwrap();
+        let at = at % bytes.len();
+        if cut { bytes.truncate(at) } else { bytes[at] = value }
+        fs::write(&path, &bytes).unwrap();
+        let opened = Pack::open(&path);
+        prop_assert!(!cut || opened.is_err());
+        if let Ok(pack) = opened {
+            for index in 0..pack.len() {
+                let _ = pack.label(index);
+                let _ = pack.decode(index);
+            }
+        }
+    }
+}
+
+#[test]
+fn any_safetensors_reader_opens_it() {
+    let dir = TempDir::new().unwrap();
+    let report = small_pack(dir.path(), 1 << 30);
+    let bytes = fs::read(&report.shards[0]).unwrap();
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    assert_eq!(tensors.tensor("bytes").unwrap().shape(), [48]);
+    assert_eq!(tensors.tensor("offsets").unwrap().shape(), [13]);
+    let labels = tensors.tensor("labels").unwrap();
+    assert_eq!(labels.shape(), [12]);
+    assert_eq!(labels.data()[8], 1, "sample 1 has label 1");
+    let (header, metadata) = SafeTensors::read_metadata(&bytes).unwrap();
+    for name in ["offsets", "labels"] {
+        let start = 8 + header + metadata.info(name).unwrap().data_offsets.0;
+        assert_eq!(start % 8, 0, "{name} is aligned");
+    }
+    assert_eq!(report.bytes, bytes.len() as u64);
+}
+
+#[test]
+fn fingerprint_depends_on_bytes_and_labels() {
+    let dir = TempDir::new().unwrap();
+    let print = |source: &Samples, name: &str| {
+        write(source, &dir.path().join(name), &PackOptions::default()).fingerprint
+    };
+    let original = print(&Samples::raw(5, 2), "a");
+    let mut bytes = Samples::raw(5, 2);
+    bytes.samples[4].0[3] ^= 1;
+    let mut labels = Samples::raw(5, 2);
+    labels.samples[4].2 = Some(1);
+    let mut names = Samples::raw(5, 2);
+    names.class_names[1].push('x');
+    for (other, name) in [(bytes, "b"), (labels, "c"), (names, "d")] {
+        assert_ne!(original, print(&other, name), "{name}");
+    }
+    assert_eq!(original, print(&Samples::raw(5, 2), "e"));
+}
+
+#[test]
+fn any_shard_opens_the_set_and_a_missing_one_is_named() {
+    let dir = TempDir::new().unwrap();
+    let report = small_pack(dir.path(), 16);
+    assert_eq!(
+        list_dir(dir.path()),
+        [
+            "set-00000-of-00003.safetensors",
+            "set-00001-of-00003.safetensors",
+            "set-00002-of-00003.safetensors"
+        ]
+    );
+    for shard in &report.shards {
+        assert_eq!(Pack::open(shard).unwrap().len(), 12);
+    }
+    // Another pack's shard under this name.
+    let other = TempDir::new().unwrap();
+    let mut source = Samples::raw(12, 3);
+    source.samples[0].0[0] ^= 1;
+    let options = PackOptions {
+        shard_bytes: 16,
+        ..PackOptions::default()
+    };
+    write(&source, &other.path().join("set"), &options);
+    let name = "set-00001-of-00003.safetensors";
+    let kept = fs::read(&report.shards[1]).unwrap();
+    fs::copy(other.path().join(name), &report.shards[1]).unwrap();
+    let error = open_error(&dir.path().join("set"));
+    assert!(
+        error.contains(name) && error.contains("different packs"),
+        "{error}"
+    );
+    fs::write(&report.shards[1], kept).unwrap();
+    assert!(Pack::open(dir.path().join("set")).is_ok());
+
+    fs::remove_file(&report.shards[1]).unwrap();
+    let error = open_error(&dir.path().join("set"));
+    assert!(error.contains(name) && error.contains("missing"), "{error}");
+}
+
+#[test]
+fn a_new_pack_replaces_the_old_set() {
+    let dir = TempDir::new().unwrap();
+    small_pack(dir.path(), 16);
+    let mapped = Pack::open(dir.path().join("set")).unwrap();
+    let before = mapped.bytes(11).unwrap().to_vec();
+    small_pack(dir.path(), 1 << 30);
+    assert_eq!(list_dir(dir.path()), ["set.safetensors"]);
+    assert_eq!(
+        mapped.bytes(11),
+        Some(&*before),
+        "an open pack keeps its files"
+    );
+}
+
+#[test]
+fn a_pack_cut_off_is_refused() {
+    let dir = TempDir::new().unwrap();
+    let path = &small_pack(dir.path(), 1 << 30).shards[0];
+    let bytes = fs::read(path).unwrap();
+    for keep in [0, 4, 100, bytes.len() / 2, bytes.len() - 1] {
+        fs::write(path, &bytes[..keep]).unwrap();
+        let error = open_error(path);
+        assert!(
+            error.contains("set.safetensors") && error.contains("cut off"),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn offsets_are_not_trusted() {
+    for (index, value, expected) in [
+        (5, 3, "run backwards: offset 5 is 3 after 16"),
+        (12, 49, "offset 12 is 49, past the end of its 48 bytes"),
+        (12, u64::MAX, "past the end"),
+        (0, 1, "begins at byte 1"),
+        (5, 21, "sample 4 is not 2 x 2 x 1 bytes"),
+    ] {
+        let dir = TempDir::new().unwrap();
+        let path = &small_pack(dir.path(), 1 << 30).shards[0];
+        poke(path, "offsets", index, value);
+        let error = open_error(path);
+        assert!(error.contains(expected), "{error}");
+    }
+}
+
+#[test]
+fn labels_beyond_the_classes_are_refused() {
+    for value in [3, u64::MAX] {
+        let dir = TempDir::new().unwrap();
+        let path = &small_pack(dir.path(), 1 << 30).shards[0];
+        poke(path, "labels", 7, value);
+        let error = open_error(path);
+        let expected = format!(
+            "sample 7 has label {}, but there are 3 classes",
+            value as i64
+        );
+        assert!(error.contains(&expected), "{error}");
+    }
+    let mut source = Samples::raw(4, 3);
+    source.samples[2].2 = Some(3);
+    let dir = TempDir::new().unwrap();
+    let result = pack(
+        &source,
+        &dir.path().join("set"),
+        &PackOptions::default(),
+        &mut |_, _| {},
+    );
+    assert!(matches!(result, Err(DataError::Shards { .. })));
+    assert!(list_dir(dir.path()).is_empty());
+}
+
+#[test]
+fn other_safetensors_files_are_no_packs() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("model.safetensors");
+    let view =
+        safetensors::tensor::TensorView::new(safetensors::Dtype::U8, vec![2], &[1, 2]).unwrap();
+    fs::write(&path, safetensors::serialize([("w", view)], None).unwrap()).unwrap();
+    assert!(open_error(&path).contains("not a pack"));
+    assert!(open_error(&dir.path().join("absent")).contains("absent.safetensors"));
+}
+
+#[test]
+fn undecodable_images_are_skipped_and_named_or_fail_when_strict() {
+    let images = TempDir::new().unwrap();
+    let good = jpeg(&picture(24, 16));
+    fs::write(images.path().join("a.jpg"), &good).unwrap();
+    fs::write(images.path().join("b.jpg"), &good[..good.len() - 10]).unwrap();
+    fs::write(images.path().join("c.jpg"), &good[..good.len() / 2]).unwrap();
+    fs::write(images.path().join("d.jpg"), "once upon a time").unwrap();
+    fs::write(images.path().join("e.jpg"), "").unwrap();
+    let drawing = png(&picture(8, 8));
+    fs::write(images.path().join("f.png"), &drawing).unwrap();
+    fs::write(images.path().join("g.png"), &drawing[..drawing.len() - 20]).unwrap();
+    let folder = ImageFolder::open(images.path()).unwrap();
+
+    let dir = TempDir::new().unwrap();
+    let report = write(&folder, &dir.path().join("set"), &PackOptions::default());
+    assert_eq!(report.packed, 2);
+    assert_eq!(report.encoding, Encoding::Mixed);
+    let names: Vec<_> = report.skipped.iter().map(|s| s.name.as_str()).collect();
+    assert_eq!(names, ["b.jpg", "c.jpg", "d.jpg", "e.jpg", "g.png"]);
+    assert!(
+        report.skipped[0].reason.contains("truncated"),
+        "{:?}",
+        report.skipped
+    );
+    assert!(
+        report.skipped[2].reason.contains("once upon a"),
+        "{:?}",
+        report.skipped
+    );
+    let packed = Pack::open(dir.path().join("set")).unwrap();
+    assert_eq!(packed.bytes(0), Some(&*good));
+    assert_eq!(packed.decode(1).unwrap(), picture(8, 8));
+
+    let strict = PackOptions {
+        strict: true,
+        ..PackOptions::default()
+    };
+    let error = pack(&folder, &dir.path().join("strict"), &strict, &mut |_, _| {}).unwrap_err();
+    assert!(error.to_string().contains("b.jpg"), "{error}");
+    assert_eq!(list_dir(dir.path()), ["set.safetensors"]);
+}
+
+#[test]
+fn failures_leave_nothing_behind() {
+    let images = TempDir::new().unwrap();
+    fs::write(images.path().join("a.jpg"), "text").unwrap();
+    let nothing = ImageFolder::open(images.path()).unwrap();
+    let dir = TempDir::new().unwrap();
+    let output = dir.path().join("set");
+    let result = pack(&nothing, &output, &PackOptions::default(), &mut |_, _| {});
+    assert!(matches!(result, Err(DataError::Empty { .. })));
+    assert!(list_dir(dir.path()).is_empty());
+
+    let stop = Some(Arc::new(AtomicBool::new(true)));
+    let options = PackOptions {
+        stop,
+        ..PackOptions::default()
+    };
+    let result = pack(&Samples::raw(500, 2), &output, &options, &mut |_, _| {});
+    assert!(matches!(result, Err(DataError::Stopped { .. })));
+    assert!(list_dir(dir.path()).is_empty());
+
+    // A folder in the way of the last rename.
+    fs::create_dir(dir.path().join("set-00002-of-00003.safetensors")).unwrap();
+    let options = PackOptions {
+        shard_bytes: 16,
+        ..PackOptions::default()
+    };
+    let result = pack(&Samples::raw(12, 3), &output, &options, &mut |_, _| {});
+    assert!(matches!(result, Err(DataError::Io { .. })), "{result:?}");
+    assert_eq!(list_dir(dir.path()), ["set-00002-of-00003.safetensors"]);
+}
+
+#[test]
+fn an_unwritable_output_is_found_before_anything_is_read() {
+    let dir = TempDir::new().unwrap();
+    let output = dir.path().join("absent").join("set");
+    let mut calls = 0;
+    let result = pack(
+        &Samples::raw(9, 0),
+        &output,
+        &PackOptions::default(),
+        &mut |_, _| calls += 1,
+    );
+    let error = result.unwrap_err().to_string();
+    assert!(error.contains("absent"), "{error}");
+    assert_eq!(calls, 0);
+    assert!(list_dir(dir.path()).is_empty());
+}
+
+#[test]
+fn resizing_shrinks_the_shorter_side_and_only_that() {
+    let images = TempDir::new().unwrap();
+    fs::write(images.path().join("a.jpg"), jpeg(&picture(90, 61))).unwrap();
+    let small = png(&picture(20, 50));
+    fs::write(images.path().join("b.png"), &small).unwrap();
+    fs::write(images.path().join("c.png"), png(&picture(40, 80))).unwrap();
+    let folder = ImageFolder::open(images.path()).unwrap();
+    let dir = TempDir::new().unwrap();
+    let options = PackOptions {
+        resize_shorter: Some(30),
+        ..PackOptions::default()
+    };
+    write(&folder, &dir.path().join("set"), &options);
+    let packed = Pack::open(dir.path().join("set")).unwrap();
+    let size = |index| {
+        let image = packed.decode(index).unwrap();
+        (image.width, image.height)
+    };
+    // torchvision: int(30 * 90 / 61) = 44.
+    assert_eq!(size(0), (44, 30));
+    assert_eq!(packed.bytes(1), Some(&*small), "nothing is enlarged");
+    assert_eq!(size(2), (30, 60));
+    let mean = |image: &pirl_data::Image| {
+        image.pixels.iter().map(|&p| f64::from(p)).sum::<f64>() / image.pixels.len() as f64
+    };
+    let (before, after) = (mean(&picture(40, 80)), mean(&packed.decode(2).unwrap()));
+    assert!((before - after).abs() < 2.0, "{before} {after}");
+}
+
+#[test]
+fn subsets_are_seeded_ordered_and_have_their_own_fingerprint() {
+    let dir = TempDir::new().unwrap();
+    let source = Samples::raw(100, 5);
+    write(&source, &dir.path().join("set"), &PackOptions::default());
+    let whole = Pack::open(dir.path().join("set")).unwrap();
+    let subset = whole.subset(30, 1).unwrap();
+    assert_eq!(subset.len(), 30);
+    let contents = |pack: &Pack| -> Vec<Vec<u8>> {
+        (0..pack.len())
+            .map(|index| pack.bytes(index).unwrap().to_vec())
+            .collect()
+    };
+    let all = contents(&whole);
+    let places: Vec<_> = contents(&subset)
+        .iter()
+        .map(|bytes| all.iter().position(|other| other == bytes).unwrap())
+        .collect();
+    assert!(places.is_sorted_by(|a, b| a < b), "{places:?}");
+    for (index, place) in places.iter().enumerate() {
+        assert_eq!(subset.label(index), whole.label(*place));
+    }
+    assert_eq!(contents(&subset), contents(&whole.subset(30, 1).unwrap()));
+    assert_ne!(contents(&subset), contents(&whole.subset(30, 2).unwrap()));
+    assert_ne!(subset.fingerprint(), whole.fingerprint());
+    assert_ne!(
+        subset.fingerprint(),
+        whole.subset(30, 2).unwrap().fingerprint()
+    );
+    assert_eq!(
+        subset.fingerprint(),
+        whole.subset(30, 1).unwrap().fingerprint()
+    );
+    assert_eq!(subset.bytes(30), None);
+    assert!(whole.subset(101, 1).is_err());
+    assert_eq!(
+        whole.subset(0, 1).unwrap().fingerprint(),
+        whole.fingerprint()
+    );
+}
