@@ -15,8 +15,8 @@ use crate::negatives::Sizes;
 use crate::{LossError, Negatives, rows};
 
 /// Images of a tile: enough to reuse each negative read, few enough for the logits of 32,000
-/// negatives to take 4 MB.
-const TILE: usize = 32;
+/// negatives to take 8 MB.
+const TILE: usize = 64;
 
 /// Bytes that the logits of all tiles in progress may take.
 const SCRATCH: usize = 48 << 20;

@@ -1,18 +1,17 @@
 //! What happens to one image's row of logits: exponentials, logarithms and their sums.
 //!
-//! Every function is plain loops over eight numbers at a time, compiled twice: for any processor,
-//! and for those with AVX2. Both give the same bits. A logit of minus infinity (a masked
+//! Every function is plain loops without branches or sums, which the compiler turns into vector
+//! code, and sums in eight lanes of their results. It is compiled twice, for any processor and for
+//! those with AVX2; both give the same bits. A logit of minus infinity (a masked
 //! column) takes no part in any sum and gets the coefficient 0; a NaN makes the result NaN.
 
 use std::f64::consts::LN_2;
 
 const LANES: usize = 8;
 
-type Lanes = [f32; LANES];
-
-/// Chunks summed in `f32` before the partial sums go to `f64`: a row of 32,000 summed in `f32`
+/// Terms summed in `f32` before the partial sums go to `f64`: a row of 32,000 summed in `f32`
 /// throughout would lose up to three digits.
-const CHUNKS_PER_BLOCK: usize = 32;
+const BLOCK: usize = 256;
 
 /// `name(arguments)` runs `body(arguments)`, compiled for AVX2 where there is AVX2.
 macro_rules! vectorised {
@@ -73,82 +72,68 @@ vectorised! {
 
 #[inline(always)]
 fn log_sum_exp_body(z: &[f32]) -> f64 {
-    let mut max = [f32::NEG_INFINITY; LANES];
-    fold(z, |chunk| {
-        for (max, &z) in max.iter_mut().zip(chunk) {
-            *max = if z > *max { z } else { *max };
-        }
-    });
-    let max = max.into_iter().fold(f32::NEG_INFINITY, f32::max);
+    let max = maximum(z);
+    let mut terms = [0f32; BLOCK];
     let mut total = 0.0;
-    for block in z.chunks(CHUNKS_PER_BLOCK * LANES) {
-        let mut sum = [0f32; LANES];
-        fold(block, |chunk| {
-            for (sum, &z) in sum.iter_mut().zip(chunk) {
-                *sum += exp(z - max);
-            }
-        });
-        total += add(&sum);
+    for block in z.chunks(BLOCK) {
+        for (term, &z) in terms.iter_mut().zip(block) {
+            *term = exp(z - max);
+        }
+        total += sum(&terms[..block.len()]);
     }
     f64::from(max) + total.ln()
 }
 
 #[inline(always)]
 fn softplus_body(z: &mut [f32], threshold: f32) -> f64 {
+    let mut terms = [0f32; BLOCK];
     let mut total = 0.0;
-    for block in z.chunks_mut(CHUNKS_PER_BLOCK * LANES) {
-        let mut sum = [0f32; LANES];
-        update(block, |chunk| {
-            for (sum, z) in sum.iter_mut().zip(chunk) {
-                let x = *z - threshold;
-                let e = exp(-x.abs());
-                *sum += x.max(0.0) + ln_1p(e);
-                *z = (if x < 0.0 { e } else { 1.0 }) / (1.0 + e);
-            }
-        });
-        total += add(&sum);
+    for block in z.chunks_mut(BLOCK) {
+        for (term, z) in terms.iter_mut().zip(block.iter_mut()) {
+            let x = *z - threshold;
+            let e = exp(-x.abs());
+            *term = x.max(0.0) + ln_1p(e);
+            *z = (if x < 0.0 { e } else { 1.0 }) / (1.0 + e);
+        }
+        total += sum(&terms[..block.len()]);
     }
     total
 }
 
 #[inline(always)]
 fn paper_sums_body(z: &mut [f32], log_s: f32) -> (f64, f64) {
+    let mut log_terms = [0f32; BLOCK];
+    let mut square_terms = [0f32; BLOCK];
     let (mut logs, mut squares) = (0.0, 0.0);
-    for block in z.chunks_mut(CHUNKS_PER_BLOCK * LANES) {
-        let (mut log, mut square) = ([0f32; LANES], [0f32; LANES]);
-        update(block, |chunk| {
-            for ((log, square), z) in log.iter_mut().zip(&mut square).zip(chunk) {
-                let x = *z - log_s;
-                // A share exceeds 1 by rounding at most.
-                let p = exp(if x > 0.0 { 0.0 } else { x });
-                *log += ln_1p(p);
-                *square += p * p / (1.0 + p);
-                *z = p;
-            }
-        });
-        logs += add(&log);
-        squares += add(&square);
+    for block in z.chunks_mut(BLOCK) {
+        let terms = log_terms.iter_mut().zip(&mut square_terms);
+        for ((log, square), z) in terms.zip(block.iter_mut()) {
+            let x = *z - log_s;
+            // A share exceeds 1 by rounding at most.
+            let p = exp(if x > 0.0 { 0.0 } else { x });
+            *log = ln_1p(p);
+            *square = p * p / (1.0 + p);
+            *z = p;
+        }
+        logs += sum(&log_terms[..block.len()]);
+        squares += sum(&square_terms[..block.len()]);
     }
     (logs, squares)
 }
 
 #[inline(always)]
 fn paper_coefficients_body(p: &mut [f32], level: f32) {
-    update(p, |chunk| {
-        for p in chunk {
-            *p *= level - *p / (1.0 + *p);
-        }
-    });
+    for p in p {
+        *p *= level - *p / (1.0 + *p);
+    }
 }
 
 #[inline(always)]
 fn shares_body(z: &mut [f32], log_s: f32, level: f32) {
-    update(z, |chunk| {
-        for z in chunk {
-            let x = *z - log_s;
-            *z = level * exp(if x > 0.0 { 0.0 } else { x });
-        }
-    });
+    for z in z {
+        let x = *z - log_s;
+        *z = level * exp(if x > 0.0 { 0.0 } else { x });
+    }
 }
 
 #[inline(always)]
@@ -171,11 +156,11 @@ fn dots_body(query: &[f32], bank: &[f32], indices: &[u32], scale: f32, out: &mut
                 }
             }
         }
-        let mut sum = [0f32; LANES];
+        let mut lanes = [0f32; LANES];
         for l in 0..LANES {
-            sum[l] = (sums[0][l] + sums[1][l]) + (sums[2][l] + sums[3][l]);
+            lanes[l] = (sums[0][l] + sums[1][l]) + (sums[2][l] + sums[3][l]);
         }
-        *out = scale * (add(&sum) as f32 + tail);
+        *out = scale * (sum(&lanes) as f32 + tail);
     }
 }
 
@@ -198,38 +183,34 @@ fn combine_body(coefficients: &[f32], bank: &[f32], indices: &[u32], out: &mut [
     }
 }
 
-/// Shows `f` the row eight at a time, the last chunk padded with minus infinity.
 #[inline(always)]
-fn fold(z: &[f32], mut f: impl FnMut(&Lanes)) {
+fn maximum(z: &[f32]) -> f32 {
+    let larger = |a: f32, b: f32| if b > a { b } else { a };
     let (chunks, tail) = z.as_chunks::<LANES>();
+    let mut lanes = [f32::NEG_INFINITY; LANES];
     for chunk in chunks {
-        f(chunk);
+        for (lane, &z) in lanes.iter_mut().zip(chunk) {
+            *lane = larger(*lane, z);
+        }
     }
-    if !tail.is_empty() {
-        let mut padded = [f32::NEG_INFINITY; LANES];
-        padded[..tail.len()].copy_from_slice(tail);
-        f(&padded);
-    }
+    lanes
+        .iter()
+        .chain(tail)
+        .copied()
+        .fold(f32::NEG_INFINITY, larger)
 }
 
-/// Lets `f` change the row eight at a time, the last chunk padded with minus infinity.
+/// In eight lanes, added in `f64`.
 #[inline(always)]
-fn update(z: &mut [f32], mut f: impl FnMut(&mut Lanes)) {
-    let (chunks, tail) = z.as_chunks_mut::<LANES>();
+fn sum(terms: &[f32]) -> f64 {
+    let (chunks, tail) = terms.as_chunks::<LANES>();
+    let mut lanes = [0f32; LANES];
     for chunk in chunks {
-        f(chunk);
+        for (lane, &term) in lanes.iter_mut().zip(chunk) {
+            *lane += term;
+        }
     }
-    if !tail.is_empty() {
-        let mut padded = [f32::NEG_INFINITY; LANES];
-        padded[..tail.len()].copy_from_slice(tail);
-        f(&mut padded);
-        tail.copy_from_slice(&padded[..tail.len()]);
-    }
-}
-
-#[inline(always)]
-fn add(lanes: &Lanes) -> f64 {
-    lanes.iter().map(|&x| f64::from(x)).sum()
+    lanes.iter().chain(tail).map(|&x| f64::from(x)).sum()
 }
 
 /// `exp(x)` for `x <= 0`, relative error below 2e-7; 0 below -87.
