@@ -117,6 +117,34 @@ pub enum DataError {
         /// How to get it.
         reason: String,
     },
+    /// A part of an image cannot be cut out and resized.
+    #[error("cannot resize {crop:?} of a {image:?} image to {size:?}: {reason}")]
+    Crop {
+        /// The part.
+        crop: crate::transform::Crop,
+        /// Width and height of the image.
+        image: (usize, usize),
+        /// Width and height asked for.
+        size: (usize, usize),
+        /// Why not.
+        reason: String,
+    },
+    /// The room for a view has the wrong size.
+    #[error("a view has {expected} numbers, but the slice for it {found}")]
+    Output {
+        /// Numbers of the view.
+        expected: usize,
+        /// Length of the slice.
+        found: usize,
+    },
+    /// A thread of the loader failed.
+    #[error("the loader failed{}: {reason}", .index.map(|index| format!(" at sample {index}")).unwrap_or_default())]
+    Worker {
+        /// The sample it was working on.
+        index: Option<usize>,
+        /// What it said.
+        reason: String,
+    },
     /// Building a batch's tensor failed.
     #[error("cannot make a batch: {0}")]
     Tensor(#[from] candle_core::Error),

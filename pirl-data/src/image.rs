@@ -19,21 +19,29 @@ impl Image {
     /// # Errors
     /// [`DataError::ImageSize`] when a side is zero or the number of bytes is another.
     pub fn new(width: usize, height: usize, pixels: Vec<u8>) -> Result<Self, DataError> {
-        let expected = width
-            .checked_mul(height)
-            .and_then(|area| area.checked_mul(3));
-        if width == 0 || height == 0 || expected != Some(pixels.len()) {
-            return Err(DataError::ImageSize {
-                width,
-                height,
-                found: pixels.len(),
-            });
-        }
-        Ok(Self {
+        let image = Self {
             width,
             height,
             pixels,
-        })
+        };
+        image.check()?;
+        Ok(image)
+    }
+
+    /// The fields are public, so they need not agree: operations that rely on it ask first.
+    pub(crate) fn check(&self) -> Result<(), DataError> {
+        let (width, height, found) = (self.width, self.height, self.pixels.len());
+        let expected = width
+            .checked_mul(height)
+            .and_then(|area| area.checked_mul(3));
+        if width == 0 || height == 0 || expected != Some(found) {
+            return Err(DataError::ImageSize {
+                width,
+                height,
+                found,
+            });
+        }
+        Ok(())
     }
 
     /// Red, green and blue of the pixel in column `x` of row `y`; `None` outside the image.

@@ -33,7 +33,9 @@ pub use photometric::{autocontrast, posterize, sharpness, solarize};
 pub use resize::{Resizer, resize};
 
 pub(crate) use augment::Augment;
+pub(crate) use eval_view::thread_pool;
 pub(crate) use normalize::Normalize;
+pub(crate) use view::{check_output, cut};
 
 pub use eval_view::{EvalBatches, EvalView, eval_batches};
 pub use view::{ImageView, Scratch};
