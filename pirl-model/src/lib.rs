@@ -1,2 +1,55 @@
-//! pirl-model
+//! Training ops, ResNets, heads, optimisers and weights of PIRL.
+//!
+//! A [`ResNet`] turns images into features, a [`Head`] turns features into embeddings, and an
+//! [`Optimizer`] moves both along a [`Schedule`]. Parameters of a module lie in one flat variable
+//! ([`ParamSet`]); on a CPU a whole module is one node of Candle's graph with a forward and backward
+//! pass of its own, made of the kernels in [`ops`]. Elsewhere, and for comparison, the same network
+//! runs on Candle's own differentiable ops.
+//!
+//! ```
+//! use candle_core::{Device, Tensor};
+//! use pirl_model::{
+//!     Arch, Backbone, Head, Mode, ModelConfig, OptimConfig, Optimizer, ProjectionHead, ResNet, Stem,
+//! };
+//!
+//! let config = ModelConfig { arch: Arch::Resnet18, width: 0.25, stem: Stem::Small, ..Default::default() };
+//! let device = Device::Cpu;
+//! let backbone = ResNet::new(&config, 0, &device)?;
+//! let head = ProjectionHead::new(&config, backbone.feature_dim(), 32, 0, &device)?;
+//! let sets = vec![backbone.parameters().clone(), head.parameters().clone()];
+//! let mut optimizer = Optimizer::new(&OptimConfig::default(), sets)?;
+//!
+//! let images = Tensor::randn(0f32, 1.0, (4, 3, 16, 16), &device)?;
+//! let features = backbone.forward(&images, Mode::Train)?;
+//! let embeddings = head.forward(&features, Mode::Train)?;
+//! let loss = embeddings.narrow(1, 0, 1)?.mean_all()?;
+//! optimizer.step(&loss.backward()?, 0.1)?;
+//!
+//! let moved = head.forward(&backbone.forward(&images, Mode::Train)?, Mode::Eval)?;
+//! assert!(moved.narrow(1, 0, 1)?.mean_all()?.to_scalar::<f32>()? < loss.to_scalar::<f32>()?);
+//! # Ok::<(), pirl_model::ModelError>(())
+//! ```
+
+mod config;
+mod engine;
+mod error;
+mod heads;
+mod mode;
 pub mod ops;
+mod optim;
+mod params;
+mod precise;
+mod resnet;
+mod weights;
+
+pub use config::{Arch, HeadKind, ModelConfig, Ops, Stem};
+pub use error::ModelError;
+pub use heads::{ClassifierHead, Head, JigsawHead, ProjectionHead, l2_normalize};
+pub use mode::Mode;
+pub use optim::{OptimConfig, OptimKind, Optimizer, Schedule, ScheduleConfig, ScheduleKind};
+pub use params::{Buffers, Param, ParamSet};
+pub use precise::precise_batch_norm;
+pub use resnet::{Backbone, Layer, ResNet};
+pub use weights::{
+    LoadReport, load_state_dict, save_state_dict, save_tensors, state_dict, strip_prefix,
+};

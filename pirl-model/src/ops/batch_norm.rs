@@ -2,6 +2,9 @@
 //!
 //! A ResNet always adds and rectifies straight after normalising, and each of the three alone is
 //! bound by memory traffic, so one pass does them all: `out = relu(gamma * xhat + beta + residual)`.
+//! Training reads its input twice, once for the statistics and once to apply them.
+
+use rayon::prelude::*;
 
 /// The statistics of one batch, per channel.
 #[derive(Clone, Debug, PartialEq)]
@@ -16,7 +19,11 @@ pub struct BatchStats {
 
 /// Normalises by the statistics of the batch itself, which it returns.
 ///
-/// `x`, `residual`, `out`: `(rows, c)`; `gamma`, `beta`: `(c)`. `out` is overwritten.
+/// `x`, `residual`, `out`: `(rows, c)`; `gamma`, `beta`: `(c)`. `out` is overwritten. Without rows
+/// the statistics are NaN.
+///
+/// # Panics
+/// If the lengths disagree.
 #[expect(clippy::too_many_arguments, reason = "a kernel over plain slices")]
 pub fn forward_train(
     x: &[f32],
@@ -28,28 +35,8 @@ pub fn forward_train(
     relu: bool,
     out: &mut [f32],
 ) -> BatchStats {
-    let rows = (x.len() / c.max(1)) as f64;
-    let (mut sum, mut square) = (vec![0f64; c], vec![0f64; c]);
-    for row in x.chunks_exact(c.max(1)) {
-        for (s, &x) in sum.iter_mut().zip(row) {
-            *s += x as f64;
-        }
-    }
-    sum.iter_mut().for_each(|s| *s /= rows);
-    for row in x.chunks_exact(c.max(1)) {
-        for ((s, &x), m) in square.iter_mut().zip(row).zip(&sum) {
-            *s += (x as f64 - m).powi(2);
-        }
-    }
-    let stats = BatchStats {
-        mean: sum.iter().map(|&s| s as f32).collect(),
-        var: square.iter().map(|&s| (s / rows) as f32).collect(),
-        inv_std: square
-            .iter()
-            .map(|&s| (1.0 / (s / rows + eps as f64).sqrt()) as f32)
-            .collect(),
-    };
-    apply(
+    let stats = statistics(x, c, eps);
+    normalise(
         x,
         c,
         gamma,
@@ -66,6 +53,9 @@ pub fn forward_train(
 /// Normalises by given statistics (the running ones).
 ///
 /// `x`, `residual`, `out`: `(rows, c)`; the rest: `(c)`. `out` is overwritten.
+///
+/// # Panics
+/// If the lengths disagree.
 #[expect(clippy::too_many_arguments, reason = "a kernel over plain slices")]
 pub fn forward_eval(
     x: &[f32],
@@ -79,8 +69,8 @@ pub fn forward_eval(
     relu: bool,
     out: &mut [f32],
 ) {
-    let inv_std: Vec<f32> = running_var.iter().map(|v| 1.0 / (v + eps).sqrt()).collect();
-    apply(
+    let inv_std = inverse_deviation(running_var, eps);
+    normalise(
         x,
         c,
         gamma,
@@ -93,32 +83,13 @@ pub fn forward_eval(
     );
 }
 
-#[expect(clippy::too_many_arguments, reason = "a kernel over plain slices")]
-fn apply(
-    x: &[f32],
-    c: usize,
-    gamma: &[f32],
-    beta: &[f32],
-    mean: &[f32],
-    inv_std: &[f32],
-    residual: Option<&[f32]>,
-    relu: bool,
-    out: &mut [f32],
-) {
-    for (i, (o, &x)) in out.iter_mut().zip(x).enumerate() {
-        let ch = i % c;
-        let mut y = (x - mean[ch]) * inv_std[ch] * gamma[ch] + beta[ch];
-        if let Some(r) = residual {
-            y += r[i];
-        }
-        *o = if relu && y <= 0.0 { 0.0 } else { y };
-    }
-}
-
 /// The gradients of [`forward_train`]: the statistics depend on `x`, so `dx` is centred.
 ///
 /// `x` and `out` are the forward pass's input and output (`out` is read only where `relu`), `dy`
 /// the gradient of `out`. `dgamma`, `dbeta`: `(c)`; `dx`, `dresidual`: `(rows, c)`; all overwritten.
+///
+/// # Panics
+/// If the lengths disagree.
 #[expect(clippy::too_many_arguments, reason = "a kernel over plain slices")]
 pub fn backward_train(
     x: &[f32],
@@ -133,26 +104,30 @@ pub fn backward_train(
     dx: &mut [f32],
     dresidual: Option<&mut [f32]>,
 ) {
-    backward(
-        x,
-        out,
-        dy,
-        c,
-        gamma,
-        &stats.mean,
-        &stats.inv_std,
-        true,
-        relu,
-        dgamma,
-        dbeta,
-        dx,
-        dresidual,
-    );
+    let (mean, inv_std) = (&stats.mean, &stats.inv_std);
+    parameter_gradients(x, out, dy, c, mean, inv_std, relu, dgamma, dbeta);
+    let rows = (x.len() / c.max(1)) as f32;
+    let scale: Vec<f32> = gamma.iter().zip(inv_std).map(|(g, i)| g * i).collect();
+    // dx = scale (d - mean(d) - xhat mean(d xhat)), as one line in d and x - mean.
+    let slope: Vec<f32> = (0..c)
+        .map(|i| -scale[i] * inv_std[i] * (dgamma[i] / rows))
+        .collect();
+    let shift: Vec<f32> = (0..c).map(|i| -scale[i] * (dbeta[i] / rows)).collect();
+    let line = Line {
+        mean,
+        scale: &scale,
+        slope: &slope,
+        shift: &shift,
+    };
+    input_gradients(x, out, dy, c, &line, relu, dx, dresidual);
 }
 
 /// The gradients of [`forward_eval`]: the statistics are constants.
 ///
-/// Arguments as for [`backward_train`].
+/// Arguments as for [`backward_train`], with the statistics and `eps` of [`forward_eval`].
+///
+/// # Panics
+/// If the lengths disagree.
 #[expect(clippy::too_many_arguments, reason = "a kernel over plain slices")]
 pub fn backward_eval(
     x: &[f32],
@@ -169,64 +144,469 @@ pub fn backward_eval(
     dx: &mut [f32],
     dresidual: Option<&mut [f32]>,
 ) {
-    let inv_std: Vec<f32> = running_var.iter().map(|v| 1.0 / (v + eps).sqrt()).collect();
-    backward(
-        x,
-        out,
-        dy,
-        c,
-        gamma,
-        running_mean,
-        &inv_std,
-        false,
-        relu,
-        dgamma,
-        dbeta,
-        dx,
-        dresidual,
-    );
+    let inv_std = inverse_deviation(running_var, eps);
+    parameter_gradients(x, out, dy, c, running_mean, &inv_std, relu, dgamma, dbeta);
+    let scale: Vec<f32> = gamma.iter().zip(&inv_std).map(|(g, i)| g * i).collect();
+    let zero = vec![0f32; c];
+    let line = Line {
+        mean: running_mean,
+        scale: &scale,
+        slope: &zero,
+        shift: &zero,
+    };
+    input_gradients(x, out, dy, c, &line, relu, dx, dresidual);
+}
+
+/// `dx = scale * d + slope * (x - mean) + shift`, per channel.
+struct Line<'a> {
+    mean: &'a [f32],
+    scale: &'a [f32],
+    slope: &'a [f32],
+    shift: &'a [f32],
+}
+
+fn inverse_deviation(var: &[f32], eps: f32) -> Vec<f32> {
+    var.iter()
+        .map(|&v| (1.0 / (v as f64 + eps as f64).sqrt()) as f32)
+        .collect()
+}
+
+/// How a matrix of `c` columns is cut. A few rows of a narrow matrix are taken as one wide row, on
+/// which loops are long enough to vectorise; per-channel values are repeated to its width.
+struct Cut {
+    /// Rows in a wide row.
+    repeat: usize,
+    /// Numbers in a block, which sums in `f32` and stays in the first-level cache where it can.
+    block: usize,
+    /// Numbers in a task. It depends on `c` alone, so sums do not depend on the number of threads.
+    task: usize,
+}
+
+impl Cut {
+    fn new(c: usize) -> Cut {
+        let repeat = 256usize.div_ceil(c);
+        let wide = c * repeat;
+        let block = wide * (4096 / wide).max(16);
+        Cut {
+            repeat,
+            block,
+            task: block * (65536 / block).max(2),
+        }
+    }
+
+    fn tile(&self, values: &[f32]) -> Vec<f32> {
+        values.repeat(self.repeat)
+    }
+
+    /// Adds up the rows of a wide row, in `f64`.
+    fn fold(&self, wide: &[f32], c: usize) -> Vec<f64> {
+        let mut sum = vec![0f64; c];
+        for row in wide.chunks_exact(c) {
+            for (s, &v) in sum.iter_mut().zip(row) {
+                *s += v as f64;
+            }
+        }
+        sum
+    }
+}
+
+/// Defines a function compiled twice, for AVX2 and for the target's baseline, and chosen on call.
+/// Its loops are plain, so both give the same bits.
+macro_rules! vectorised {
+    ($(#[$doc:meta])* fn $name:ident($($arg:ident: $type:ty),* $(,)?) $body:block) => {
+        $(#[$doc])*
+        #[allow(clippy::too_many_arguments, reason = "a loop over plain slices")]
+        fn $name($($arg: $type),*) {
+            #[inline(always)]
+            #[allow(clippy::too_many_arguments, reason = "as above")]
+            fn body($($arg: $type),*) $body
+
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx2")]
+                #[allow(clippy::too_many_arguments, reason = "as above")]
+                fn avx2($($arg: $type),*) {
+                    body($($arg),*)
+                }
+                if is_x86_feature_detected!("avx2") {
+                    // SAFETY: the processor has AVX2.
+                    return unsafe { avx2($($arg),*) };
+                }
+            }
+            body($($arg),*)
+        }
+    };
+}
+
+vectorised! {
+    /// Adds the wide rows of `x` to `sum`; the last may be short.
+    fn add_rows(x: &[f32], sum: &mut [f32]) {
+        for row in x.chunks(sum.len()) {
+            for (s, &x) in sum.iter_mut().zip(row) {
+                *s += x;
+            }
+        }
+    }
+}
+
+vectorised! {
+    /// Adds the squared deviations of the wide rows of `x` from `mean` to `sum`.
+    fn add_squares(x: &[f32], mean: &[f32], sum: &mut [f32]) {
+        for row in x.chunks(mean.len()) {
+            for ((s, &x), &m) in sum.iter_mut().zip(row).zip(mean) {
+                *s += (x - m) * (x - m);
+            }
+        }
+    }
+}
+
+/// Count, means and sums of squared deviations of a part of the rows.
+struct Moments {
+    rows: f64,
+    mean: Vec<f64>,
+    square: Vec<f64>,
+}
+
+impl Moments {
+    fn new(c: usize) -> Moments {
+        Moments {
+            rows: 0.0,
+            mean: vec![0.0; c],
+            square: vec![0.0; c],
+        }
+    }
+
+    /// Takes in another part (Chan, Golub, LeVeque 1979): no cancellation, whatever the mean.
+    fn merge(&mut self, rows: f64, mean: &[f64], square: &[f64]) {
+        let total = self.rows + rows;
+        let (weight, cross) = (rows / total, self.rows * rows / total);
+        for (((m, s), &other), &square) in self
+            .mean
+            .iter_mut()
+            .zip(&mut self.square)
+            .zip(mean)
+            .zip(square)
+        {
+            let delta = other - *m;
+            *m += delta * weight;
+            *s += square + delta * delta * cross;
+        }
+        self.rows = total;
+    }
+}
+
+fn statistics(x: &[f32], c: usize, eps: f32) -> BatchStats {
+    if c == 0 {
+        return BatchStats {
+            mean: Vec::new(),
+            var: Vec::new(),
+            inv_std: Vec::new(),
+        };
+    }
+    let cut = Cut::new(c);
+    let parts: Vec<Moments> = x
+        .par_chunks(cut.task)
+        .map(|x| {
+            let mut part = Moments::new(c);
+            let mut wide = vec![0f32; c * cut.repeat];
+            for block in x.chunks(cut.block) {
+                let rows = (block.len() / c) as f64;
+                wide.fill(0.0);
+                add_rows(block, &mut wide);
+                let mut mean = cut.fold(&wide, c);
+                mean.iter_mut().for_each(|m| *m /= rows);
+                let rounded: Vec<f32> = mean.iter().map(|&m| m as f32).collect();
+                wide.fill(0.0);
+                add_squares(block, &cut.tile(&rounded), &mut wide);
+                part.merge(rows, &mean, &cut.fold(&wide, c));
+            }
+            part
+        })
+        .collect();
+    let mut all = Moments::new(c);
+    for part in &parts {
+        all.merge(part.rows, &part.mean, &part.square);
+    }
+    let var: Vec<f64> = all.square.iter().map(|s| s / all.rows).collect();
+    BatchStats {
+        mean: all
+            .mean
+            .iter()
+            .map(|&m| if all.rows > 0.0 { m as f32 } else { f32::NAN })
+            .collect(),
+        var: var.iter().map(|&v| v as f32).collect(),
+        inv_std: var
+            .iter()
+            .map(|v| (1.0 / (v + eps as f64).sqrt()) as f32)
+            .collect(),
+    }
+}
+
+vectorised! {
+    /// `out = [relu](x * scale + shift [+ residual])` over wide rows.
+    fn apply(
+        x: &[f32],
+        scale: &[f32],
+        shift: &[f32],
+        residual: Option<&[f32]>,
+        relu: bool,
+        out: &mut [f32],
+    ) {
+        let wide = scale.len();
+        // A NaN is not below the floor, so it passes.
+        let floor = if relu { 0.0 } else { f32::NEG_INFINITY };
+        match residual {
+            Some(residual) => {
+                let inputs = x.chunks(wide).zip(residual.chunks(wide));
+                for (out, (x, residual)) in out.chunks_mut(wide).zip(inputs) {
+                    let per_channel = scale.iter().zip(shift);
+                    for (((o, &x), &r), (&a, &b)) in out.iter_mut().zip(x).zip(residual).zip(per_channel) {
+                        let y = x * a + b + r;
+                        *o = if y < floor { floor } else { y };
+                    }
+                }
+            }
+            None => {
+                for (out, x) in out.chunks_mut(wide).zip(x.chunks(wide)) {
+                    for ((o, &x), (&a, &b)) in out.iter_mut().zip(x).zip(scale.iter().zip(shift)) {
+                        let y = x * a + b;
+                        *o = if y < floor { floor } else { y };
+                    }
+                }
+            }
+        }
+    }
 }
 
 #[expect(clippy::too_many_arguments, reason = "a kernel over plain slices")]
-fn backward(
+fn normalise(
+    x: &[f32],
+    c: usize,
+    gamma: &[f32],
+    beta: &[f32],
+    mean: &[f32],
+    inv_std: &[f32],
+    residual: Option<&[f32]>,
+    relu: bool,
+    out: &mut [f32],
+) {
+    assert_eq!(
+        (gamma.len(), beta.len(), mean.len()),
+        (c, c, c),
+        "channels of a batch norm"
+    );
+    assert_eq!(x.len(), out.len(), "input and output of a batch norm");
+    assert!(
+        residual.is_none_or(|r| r.len() == x.len()),
+        "input and residual of a batch norm"
+    );
+    if c == 0 {
+        return;
+    }
+    let cut = Cut::new(c);
+    let scale: Vec<f32> = gamma.iter().zip(inv_std).map(|(g, i)| g * i).collect();
+    let shift: Vec<f32> = (0..c).map(|i| beta[i] - mean[i] * scale[i]).collect();
+    let (scale, shift) = (cut.tile(&scale), cut.tile(&shift));
+    out.par_chunks_mut(cut.task)
+        .enumerate()
+        .for_each(|(task, out)| {
+            let part = task * cut.task..task * cut.task + out.len();
+            apply(
+                &x[part.clone()],
+                &scale,
+                &shift,
+                residual.map(|r| &r[part]),
+                relu,
+                out,
+            );
+        });
+}
+
+vectorised! {
+    /// Adds `d` and `d * (x - mean)` over the wide rows to `sum` and `product`, where `d` is `dy`
+    /// with the entries cleared that the ReLU cut off.
+    fn add_gradients(
+        x: &[f32],
+        out: Option<&[f32]>,
+        dy: &[f32],
+        mean: &[f32],
+        sum: &mut [f32],
+        product: &mut [f32],
+    ) {
+        let wide = mean.len();
+        for (i, (x, dy)) in x.chunks(wide).zip(dy.chunks(wide)).enumerate() {
+            let sums = sum.iter_mut().zip(product.iter_mut()).zip(mean);
+            match out {
+                Some(out) => {
+                    let out = &out[i * wide..][..x.len()];
+                    for ((((s, p), &m), (&x, &dy)), &o) in sums.zip(x.iter().zip(dy)).zip(out) {
+                        let d = if o <= 0.0 { 0.0 } else { dy };
+                        *s += d;
+                        *p += d * (x - m);
+                    }
+                }
+                None => {
+                    for (((s, p), &m), (&x, &d)) in sums.zip(x.iter().zip(dy)) {
+                        *s += d;
+                        *p += d * (x - m);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[expect(clippy::too_many_arguments, reason = "a kernel over plain slices")]
+fn parameter_gradients(
     x: &[f32],
     out: &[f32],
     dy: &[f32],
     c: usize,
-    gamma: &[f32],
     mean: &[f32],
     inv_std: &[f32],
-    centre: bool,
     relu: bool,
     dgamma: &mut [f32],
     dbeta: &mut [f32],
-    dx: &mut [f32],
-    mut dresidual: Option<&mut [f32]>,
 ) {
-    let rows = (x.len() / c.max(1)) as f64;
-    let (mut g, mut b) = (vec![0f64; c], vec![0f64; c]);
-    for i in 0..x.len() {
-        let ch = i % c;
-        let d = if relu && out[i] <= 0.0 { 0.0 } else { dy[i] };
-        b[ch] += d as f64;
-        g[ch] += (d * (x[i] - mean[ch]) * inv_std[ch]) as f64;
+    assert_eq!(
+        (mean.len(), dgamma.len(), dbeta.len()),
+        (c, c, c),
+        "channels of a batch norm"
+    );
+    assert_eq!(x.len(), dy.len(), "input and gradient of a batch norm");
+    assert!(
+        !relu || out.len() == x.len(),
+        "input and output of a batch norm"
+    );
+    if c == 0 {
+        return;
     }
-    for i in 0..x.len() {
-        let ch = i % c;
-        let d = if relu && out[i] <= 0.0 { 0.0 } else { dy[i] };
-        if let Some(r) = dresidual.as_deref_mut() {
-            r[i] = d;
+    let cut = Cut::new(c);
+    let wide_mean = cut.tile(mean);
+    let parts: Vec<(Vec<f64>, Vec<f64>)> = x
+        .par_chunks(cut.task)
+        .enumerate()
+        .map(|(task, x)| {
+            let (mut sums, mut products) = (vec![0f64; c], vec![0f64; c]);
+            let (mut sum, mut product) = (wide_mean.clone(), wide_mean.clone());
+            for (block, x) in x.chunks(cut.block).enumerate() {
+                let at = task * cut.task + block * cut.block;
+                let part = at..at + x.len();
+                sum.fill(0.0);
+                product.fill(0.0);
+                let out = relu.then(|| &out[part.clone()]);
+                add_gradients(x, out, &dy[part], &wide_mean, &mut sum, &mut product);
+                for (total, v) in sums.iter_mut().zip(cut.fold(&sum, c)) {
+                    *total += v;
+                }
+                for (total, v) in products.iter_mut().zip(cut.fold(&product, c)) {
+                    *total += v;
+                }
+            }
+            (sums, products)
+        })
+        .collect();
+    for i in 0..c {
+        dbeta[i] = parts.iter().map(|part| part.0[i]).sum::<f64>() as f32;
+        dgamma[i] = (parts.iter().map(|part| part.1[i]).sum::<f64>() * inv_std[i] as f64) as f32;
+    }
+}
+
+vectorised! {
+    /// `dx` along the line given per channel, over wide rows; `dresidual` is `d` itself.
+    fn apply_gradient(
+        x: &[f32],
+        out: Option<&[f32]>,
+        dy: &[f32],
+        line: &Line<'_>,
+        dx: &mut [f32],
+        dresidual: Option<&mut [f32]>,
+    ) {
+        let wide = line.mean.len();
+        match (out, dresidual) {
+            (Some(out), Some(dresidual)) => {
+                // The masked gradient is itself wanted: write it, then read it back from the cache.
+                let inputs = out.chunks(wide).zip(dy.chunks(wide)).zip(x.chunks(wide));
+                for ((dx, dr), ((out, dy), x)) in dx.chunks_mut(wide).zip(dresidual.chunks_mut(wide)).zip(inputs) {
+                    for ((dr, &o), &dy) in dr.iter_mut().zip(out).zip(dy) {
+                        *dr = if o <= 0.0 { 0.0 } else { dy };
+                    }
+                    for (i, ((dx, &d), &x)) in dx.iter_mut().zip(&*dr).zip(x).enumerate() {
+                        *dx = line.scale[i] * d + (line.slope[i] * (x - line.mean[i]) + line.shift[i]);
+                    }
+                }
+            }
+            (Some(out), None) => {
+                let inputs = out.chunks(wide).zip(dy.chunks(wide)).zip(x.chunks(wide));
+                for (dx, ((out, dy), x)) in dx.chunks_mut(wide).zip(inputs) {
+                    let coefficients = line.scale.iter().zip(line.slope).zip(line.shift.iter().zip(line.mean));
+                    let inputs = x.iter().zip(dy).zip(out);
+                    for ((dx, ((&x, &dy), &o)), ((&a, &b), (&c, &m))) in dx.iter_mut().zip(inputs).zip(coefficients) {
+                        let d = if o <= 0.0 { 0.0 } else { dy };
+                        *dx = a * d + (b * (x - m) + c);
+                    }
+                }
+            }
+            (None, dresidual) => {
+                if let Some(dresidual) = dresidual {
+                    dresidual.copy_from_slice(dy);
+                }
+                for (dx, (dy, x)) in dx.chunks_mut(wide).zip(dy.chunks(wide).zip(x.chunks(wide))) {
+                    let coefficients = line.scale.iter().zip(line.slope).zip(line.shift.iter().zip(line.mean));
+                    for ((dx, (&x, &d)), ((&a, &b), (&c, &m))) in dx.iter_mut().zip(x.iter().zip(dy)).zip(coefficients) {
+                        *dx = a * d + (b * (x - m) + c);
+                    }
+                }
+            }
         }
-        let xhat = (x[i] - mean[ch]) * inv_std[ch];
-        let shift = if centre {
-            (b[ch] / rows) as f32 + xhat * (g[ch] / rows) as f32
-        } else {
-            0.0
-        };
-        dx[i] = gamma[ch] * inv_std[ch] * (d - shift);
     }
-    for ch in 0..c {
-        dgamma[ch] = g[ch] as f32;
-        dbeta[ch] = b[ch] as f32;
+}
+
+#[expect(clippy::too_many_arguments, reason = "a kernel over plain slices")]
+fn input_gradients(
+    x: &[f32],
+    out: &[f32],
+    dy: &[f32],
+    c: usize,
+    line: &Line<'_>,
+    relu: bool,
+    dx: &mut [f32],
+    dresidual: Option<&mut [f32]>,
+) {
+    assert_eq!(
+        (x.len(), line.scale.len()),
+        (dx.len(), c),
+        "input and gradient of a batch norm"
+    );
+    assert!(
+        dresidual.as_ref().is_none_or(|r| r.len() == x.len()),
+        "input and residual of a batch norm"
+    );
+    if c == 0 {
+        return;
+    }
+    let cut = Cut::new(c);
+    let wide = [line.mean, line.scale, line.slope, line.shift].map(|values| cut.tile(values));
+    let line = Line {
+        mean: &wide[0],
+        scale: &wide[1],
+        slope: &wide[2],
+        shift: &wide[3],
+    };
+    let one = |task: usize, dx: &mut [f32], dresidual: Option<&mut [f32]>| {
+        let part = task * cut.task..task * cut.task + dx.len();
+        let out = relu.then(|| &out[part.clone()]);
+        apply_gradient(&x[part.clone()], out, &dy[part], &line, dx, dresidual);
+    };
+    match dresidual {
+        Some(dresidual) => dx
+            .par_chunks_mut(cut.task)
+            .zip(dresidual.par_chunks_mut(cut.task))
+            .enumerate()
+            .for_each(|(task, (dx, dresidual))| one(task, dx, Some(dresidual))),
+        None => dx
+            .par_chunks_mut(cut.task)
+            .enumerate()
+            .for_each(|(task, dx)| one(task, dx, None)),
     }
 }

@@ -19,4 +19,5 @@ pub mod batch_norm;
 pub mod conv2d;
 pub mod linear;
 pub mod pool;
+pub mod reference;
 pub mod relu;

@@ -1,0 +1,112 @@
+//! The `[model]` table of a recipe.
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{ModelError, Result};
+
+/// Depth of a ResNet (He et al., arXiv:1512.03385), built as torchvision builds it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Arch {
+    /// Basic blocks, 2-2-2-2.
+    Resnet18,
+    /// Basic blocks, 3-4-6-3.
+    Resnet34,
+    /// Bottlenecks, 3-4-6-3.
+    Resnet50,
+    /// Bottlenecks, 3-4-23-3.
+    Resnet101,
+}
+
+impl Arch {
+    /// Blocks of each of the four stages.
+    pub(crate) fn blocks(self) -> [usize; 4] {
+        match self {
+            Self::Resnet18 => [2, 2, 2, 2],
+            Self::Resnet34 | Self::Resnet50 => [3, 4, 6, 3],
+            Self::Resnet101 => [3, 4, 23, 3],
+        }
+    }
+
+    /// Whether the blocks are bottlenecks, whose output is four times as wide as their 3x3.
+    pub(crate) fn bottleneck(self) -> bool {
+        matches!(self, Self::Resnet50 | Self::Resnet101)
+    }
+}
+
+/// What comes before the first stage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Stem {
+    /// 7x7 convolution of stride 2, then a 3x3 max-pool of stride 2: maps are a quarter the image.
+    Imagenet,
+    /// 3x3 convolution of stride 1 and no pool, for images of some tens of pixels.
+    Small,
+}
+
+/// How features become embeddings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HeadKind {
+    /// One linear layer (the paper).
+    Linear,
+    /// Linear, ReLU, linear, with a hidden layer as wide as the features.
+    Mlp,
+}
+
+/// Which implementation runs a network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Ops {
+    /// This crate's kernels on a CPU; the reference everywhere else.
+    Fast,
+    /// Candle's own differentiable ops: slow, and what the fast ones are compared with.
+    Reference,
+}
+
+/// The `[model]` table of a recipe. Its default is the paper's network.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ModelConfig {
+    /// Depth; `resnet50` by default.
+    pub arch: Arch,
+    /// Multiplies every number of channels, the stem's included; from 0.25 to 4, and `64 * width`
+    /// must be whole. 1 by default.
+    pub width: f64,
+    /// The stem; `imagenet` by default.
+    pub stem: Stem,
+    /// The heads f and g; `linear` by default.
+    pub head: HeadKind,
+    /// The engine; `fast` by default.
+    pub ops: Ops,
+}
+
+impl Default for ModelConfig {
+    fn default() -> Self {
+        Self {
+            arch: Arch::Resnet50,
+            width: 1.0,
+            stem: Stem::Imagenet,
+            head: HeadKind::Linear,
+            ops: Ops::Fast,
+        }
+    }
+}
+
+impl ModelConfig {
+    /// Channels of the stem.
+    ///
+    /// # Errors
+    /// [`ModelError::Config`] if the width is out of range or does not give whole channels.
+    pub(crate) fn stem_channels(&self) -> Result<usize> {
+        let channels = 64.0 * self.width;
+        if !(0.25..=4.0).contains(&self.width) || channels.fract() != 0.0 {
+            return Err(ModelError::Config {
+                key: "model.width",
+                value: self.width.to_string(),
+                expected: "must lie in 0.25..=4 and make 64 * width whole".to_owned(),
+            });
+        }
+        Ok(channels as usize)
+    }
+}

@@ -1,0 +1,204 @@
+//! A network with its parameters, called on tensors.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use candle_core::{CpuStorage, CustomOp2, DType, Device, Layout, Shape, Storage, Tensor};
+
+use super::Network;
+use super::buffer::Pool;
+use super::reference::Reference;
+use super::tape::{self, Forward, Tape};
+use crate::config::Ops;
+use crate::error::Result;
+use crate::mode::Mode;
+use crate::params::{Buffers, Builder, NormUpdate, ParamSet};
+use crate::resnet::Layer;
+
+/// A network, its parameters and statistics, and the engine that runs it.
+pub(crate) struct Traced<N> {
+    network: Arc<N>,
+    params: ParamSet,
+    buffers: Buffers,
+    pool: Arc<Pool>,
+    fast: bool,
+}
+
+impl<N: Network> Traced<N> {
+    /// Gives the described network its parameters on `device`. Devices other than a CPU always run
+    /// the reference engine.
+    pub(crate) fn new(network: N, builder: Builder, ops: Ops, device: &Device) -> Result<Self> {
+        let (params, buffers) = builder.finish(device)?;
+        Ok(Self {
+            network: Arc::new(network),
+            params,
+            buffers,
+            pool: Arc::default(),
+            fast: ops == Ops::Fast && device.is_cpu(),
+        })
+    }
+
+    pub(crate) fn network(&self) -> &N {
+        &self.network
+    }
+
+    pub(crate) fn params(&self) -> &ParamSet {
+        &self.params
+    }
+
+    pub(crate) fn buffers(&self) -> &Buffers {
+        &self.buffers
+    }
+
+    /// `x`: `(n, c, h, w)` or `(n, c)`, already checked by the caller. Returns `(n, c')`.
+    pub(crate) fn forward(&self, x: &Tensor, mode: Mode) -> Result<Tensor> {
+        let x = x.to_dtype(DType::F32)?.contiguous()?;
+        let (out, updates) = if self.fast {
+            let op = ModuleOp {
+                network: Arc::clone(&self.network),
+                params: self.params.clone(),
+                buffers: self.buffers.clone(),
+                pool: Arc::clone(&self.pool),
+                mode,
+                updates: Arc::default(),
+                tape: Mutex::default(),
+            };
+            let updates = Arc::clone(&op.updates);
+            let flat = self.params.var().as_tensor();
+            let out = if mode.records() {
+                x.apply_op2(flat, op)?
+            } else {
+                x.apply_op2_no_bwd(flat, &op)?
+            };
+            (out, take(&updates))
+        } else {
+            let x = if mode.records() { x } else { x.detach() };
+            let mut engine = Reference::new(&self.params, &self.buffers, mode);
+            let out = self.network.forward(&mut engine, &x, &mut |_, _| {})?;
+            (out, engine.updates)
+        };
+        self.buffers.update(&updates, mode == Mode::Calibrate);
+        Ok(out)
+    }
+
+    /// The maps the network shows on its way, in evaluation mode, as NCHW tensors (on a CPU, views
+    /// of NHWC memory). `x`: `(n, c, h, w)`.
+    pub(crate) fn maps(&self, x: &Tensor) -> Result<Vec<(Layer, Tensor)>> {
+        let x = x.to_dtype(DType::F32)?.contiguous()?.detach();
+        let mut maps = Vec::new();
+        if !self.fast {
+            let mut engine = Reference::new(&self.params, &self.buffers, Mode::Eval);
+            let show = &mut |layer, map: &Tensor| maps.push((layer, map.clone()));
+            self.network.forward(&mut engine, &x, show)?;
+            return Ok(maps);
+        }
+        let dims = x.dims4()?;
+        let flat = self.params.var().as_tensor();
+        let ((x, x_layout), (flat, flat_layout)) =
+            (x.storage_and_layout(), flat.storage_and_layout());
+        let (Storage::Cpu(x), Storage::Cpu(flat)) = (&*x, &*flat) else {
+            return Err(
+                candle_core::Error::msg("the network is on a CPU, the images are not").into(),
+            );
+        };
+        let (x, flat) = (slice(x, x_layout)?, slice(flat, flat_layout)?);
+        let mut engine = Forward::new(&self.params, flat, &self.buffers, Mode::Eval, &self.pool);
+        let input = engine.input(x, dims);
+        let mut values = Vec::new();
+        let show = &mut |layer, value: &tape::Value| values.push((layer, value.clone()));
+        self.network.forward(&mut engine, &input, show)?;
+        for (layer, value) in values {
+            let shape = (value.n, value.h, value.w, value.c);
+            let map = Tensor::from_slice(&value.data, shape, &Device::Cpu)?;
+            maps.push((layer, map.permute((0, 3, 1, 2))?));
+        }
+        Ok(maps)
+    }
+}
+
+fn take<T: Default>(slot: &Mutex<T>) -> T {
+    std::mem::take(&mut *slot.lock().unwrap_or_else(PoisonError::into_inner))
+}
+
+/// A whole network as one node of Candle's graph: `(x, flat parameters) -> (n, c)`.
+struct ModuleOp<N> {
+    network: Arc<N>,
+    params: ParamSet,
+    buffers: Buffers,
+    pool: Arc<Pool>,
+    mode: Mode,
+    updates: Arc<Mutex<Vec<NormUpdate>>>,
+    tape: Mutex<Option<Tape>>,
+}
+
+impl<N: Network> CustomOp2 for ModuleOp<N> {
+    fn name(&self) -> &'static str {
+        "pirl-module"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        flat: &CpuStorage,
+        flat_layout: &Layout,
+    ) -> candle_core::Result<(CpuStorage, Shape)> {
+        let (x, flat) = (slice(x, x_layout)?, slice(flat, flat_layout)?);
+        let dims = match *x_layout.dims() {
+            [n, c] => (n, c, 1, 1),
+            _ => x_layout.shape().dims4()?,
+        };
+        let mut engine = Forward::new(&self.params, flat, &self.buffers, self.mode, &self.pool);
+        let input = engine.input(x, dims);
+        let out = self.network.forward(&mut engine, &input, &mut |_, _| {})?;
+        drop(input);
+        let (updates, tape) = engine.finish(&out);
+        *self.updates.lock().unwrap_or_else(PoisonError::into_inner) = updates;
+        if self.mode.records() {
+            *self.tape.lock().unwrap_or_else(PoisonError::into_inner) = Some(tape);
+        }
+        let shape = Shape::from((out.n, out.c));
+        Ok((CpuStorage::F32(out.data.to_vec()), shape))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        flat: &Tensor,
+        _: &Tensor,
+        dy: &Tensor,
+    ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>)> {
+        let Some(tape) = take(&self.tape) else {
+            let why =
+                "this forward pass was already differentiated: its buffers are gone, run it again";
+            return Err(candle_core::Error::msg(why));
+        };
+        let dy = dy.flatten_all()?.to_vec1::<f32>()?;
+        let (dx, dflat) = {
+            let (storage, layout) = flat.storage_and_layout();
+            let Storage::Cpu(storage) = &*storage else {
+                return Err(candle_core::Error::msg("the parameters left the CPU"));
+            };
+            tape.backward(slice(storage, layout)?, &dy, x.track_op())
+        };
+        let dx = match (dx, x.dims()) {
+            (None, _) => None,
+            (Some(dx), &[_, c, h, w]) => {
+                let mut nchw = vec![0.0; dx.len()];
+                tape::nchw_from_nhwc(&dx, c, h * w, &mut nchw);
+                Some(Tensor::from_vec(nchw, x.shape(), x.device())?)
+            }
+            (Some(dx), _) => Some(Tensor::from_vec(dx.to_vec(), x.shape(), x.device())?),
+        };
+        let dflat = Tensor::from_vec(dflat, flat.shape(), flat.device())?;
+        Ok((dx, Some(dflat)))
+    }
+}
+
+/// The values of a contiguous `f32` tensor.
+fn slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> candle_core::Result<&'a [f32]> {
+    let values = storage.as_slice::<f32>()?;
+    let found = layout
+        .contiguous_offsets()
+        .and_then(|(start, end)| values.get(start..end));
+    found.ok_or_else(|| candle_core::Error::msg("the tensor is not contiguous"))
+}

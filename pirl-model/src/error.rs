@@ -1,0 +1,91 @@
+//! What can go wrong in a model, its optimiser or its weights.
+
+use std::path::PathBuf;
+
+/// A result with this crate's error.
+pub type Result<T> = std::result::Result<T, ModelError>;
+
+/// An error of this crate.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ModelError {
+    /// A setting is outside its range.
+    #[error("{key} = {value}: {expected}")]
+    Config {
+        /// The recipe key.
+        key: &'static str,
+        /// What it is.
+        value: String,
+        /// What it must be.
+        expected: String,
+    },
+    /// A module was given a tensor of another shape.
+    #[error("{module} needs {expected}, found shape {found:?}")]
+    Input {
+        /// The module.
+        module: String,
+        /// What it takes.
+        expected: String,
+        /// What it was given.
+        found: Vec<usize>,
+    },
+    /// Batch norm in training needs more than one value a channel.
+    #[error(
+        "{layer}: batch norm saw a single value per channel; use a larger batch or larger images"
+    )]
+    SingleValue {
+        /// The layer.
+        layer: String,
+    },
+    /// Batch-norm statistics were to be recomputed from no images at all.
+    #[error("no batch of images to recompute batch-norm statistics from")]
+    NoBatches,
+    /// A tensor that a state dict should have, or that a module does not know.
+    #[error("no tensor is named {name:?}{hint}")]
+    UnknownTensor {
+        /// The name.
+        name: String,
+        /// More about it, or nothing.
+        hint: String,
+    },
+    /// A tensor of a state dict does not fit the network.
+    #[error("{name}: expected shape {expected:?}, found {found:?}{hint}")]
+    WrongShape {
+        /// Name of the tensor.
+        name: String,
+        /// Shape that the network needs.
+        expected: Vec<usize>,
+        /// Shape in the state dict.
+        found: Vec<usize>,
+        /// Which network the state dict looks like, or nothing.
+        hint: String,
+    },
+    /// A file of weights cannot be read or written.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: std::io::Error,
+    },
+    /// A file is not what safetensors writes.
+    #[error("{path}: not a whole safetensors file: {reason}")]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        reason: String,
+    },
+    /// An error of Candle.
+    #[error(transparent)]
+    Candle(#[from] candle_core::Error),
+}
+
+impl From<ModelError> for candle_core::Error {
+    fn from(error: ModelError) -> Self {
+        match error {
+            ModelError::Candle(error) => error,
+            error => Self::wrap(error),
+        }
+    }
+}

@@ -1,0 +1,335 @@
+//! What stands on a backbone during pre-training: the paper's f and g, and the classifiers of the
+//! covariant baselines.
+
+use std::collections::HashMap;
+
+use candle_core::{D, Device, Tensor};
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::SeedableRng;
+
+use crate::config::{HeadKind, ModelConfig};
+use crate::engine::{Engine, Linear, Network, Norm, Traced};
+use crate::error::{ModelError, Result};
+use crate::mode::Mode;
+use crate::params::{Buffers, Builder, ParamSet};
+use crate::resnet::Layer;
+use crate::weights::{self, LoadReport};
+
+/// A network from feature vectors to embeddings or logits.
+pub trait Head: Send + Sync {
+    /// `features`: `(b * views, c)`, the views of an image in neighbouring rows. Returns
+    /// `(b, outputs)`.
+    ///
+    /// # Errors
+    /// [`ModelError::Input`] for another shape.
+    fn forward(&self, features: &Tensor, mode: Mode) -> Result<Tensor>;
+
+    /// The trainable parameters.
+    fn parameters(&self) -> &ParamSet;
+
+    /// The batch-norm statistics; empty for a head without batch norm.
+    fn buffers(&self) -> &Buffers;
+
+    /// Takes parameters and statistics by name.
+    ///
+    /// # Errors
+    /// [`ModelError::WrongShape`], before anything is loaded.
+    fn load(&self, state: &HashMap<String, Tensor>) -> Result<LoadReport> {
+        weights::load_into(state, self.parameters(), self.buffers())
+    }
+}
+
+/// Rows scaled to unit length, as `torch.nn.functional.normalize` does: `x / max(|x|, 1e-12)`.
+///
+/// `x`: `(b, d)`. A zero row stays zero.
+///
+/// # Errors
+/// Only if Candle cannot compute it.
+pub fn l2_normalize(x: &Tensor) -> Result<Tensor> {
+    // The floor comes before the root: the root of 0 has an infinite slope.
+    let squares = x.sqr()?.sum_keepdim(D::Minus1)?;
+    let norm = squares.maximum(1e-24)?.sqrt()?;
+    Ok(x.broadcast_div(&norm)?)
+}
+
+/// f of the paper, and g for a single view (rotation): `(b, c)` features to `(b, dim)` unit rows.
+pub struct ProjectionHead(Mounted);
+
+/// g of the paper for patches: each patch's `(c)` features projected to `dim`, the patches joined in
+/// the order given, and a linear layer to `dim`. `(b * patches, c)` to `(b, dim)` unit rows.
+pub struct JigsawHead(Mounted);
+
+/// Logits of the covariant baselines: for one view a linear layer, for patches `c - 1000 - batch
+/// norm - ReLU` on each, joined, and a linear layer. `(b * views, c)` to `(b, classes)`.
+pub struct ClassifierHead(Mounted);
+
+/// Width of a patch's hidden layer in the covariant jigsaw (VISSL's `jigsaw_8gpu_resnet`).
+const PATCH_HIDDEN: usize = 1000;
+
+impl ProjectionHead {
+    /// `config.head` chooses linear or MLP; `features` is the backbone's `feature_dim`.
+    ///
+    /// # Errors
+    /// [`ModelError::Config`] if a size is 0.
+    pub fn new(
+        config: &ModelConfig,
+        features: usize,
+        dim: usize,
+        seed: u64,
+        device: &Device,
+    ) -> Result<Self> {
+        let mut builder = builder(seed, 1);
+        let each = Vec::new();
+        let joined = match config.head {
+            HeadKind::Linear => vec![Step::Linear(Linear::new(&mut builder, "fc", features, dim))],
+            HeadKind::Mlp => vec![
+                Step::Linear(Linear::new(&mut builder, "fc1", features, features)),
+                Step::Relu,
+                Step::Linear(Linear::new(&mut builder, "fc2", features, dim)),
+            ],
+        };
+        let plan = Plan {
+            views: 1,
+            features,
+            each,
+            joined,
+        };
+        Mounted::new(
+            "the projection head",
+            plan,
+            builder,
+            true,
+            dim,
+            config,
+            device,
+        )
+        .map(Self)
+    }
+}
+
+impl JigsawHead {
+    /// `config.head` chooses linear or MLP (`c - c - ReLU - dim - ReLU` on each patch).
+    ///
+    /// # Errors
+    /// [`ModelError::Config`] if a size is 0.
+    pub fn new(
+        config: &ModelConfig,
+        features: usize,
+        patches: usize,
+        dim: usize,
+        seed: u64,
+        device: &Device,
+    ) -> Result<Self> {
+        let mut builder = builder(seed, 2);
+        let each = match config.head {
+            HeadKind::Linear => {
+                vec![Step::Linear(Linear::new(
+                    &mut builder,
+                    "patch.fc",
+                    features,
+                    dim,
+                ))]
+            }
+            HeadKind::Mlp => vec![
+                Step::Linear(Linear::new(&mut builder, "patch.fc1", features, features)),
+                Step::Relu,
+                Step::Linear(Linear::new(&mut builder, "patch.fc2", features, dim)),
+                Step::Relu,
+            ],
+        };
+        let joined = vec![Step::Linear(Linear::new(
+            &mut builder,
+            "fc",
+            patches * dim,
+            dim,
+        ))];
+        let plan = Plan {
+            views: patches,
+            features,
+            each,
+            joined,
+        };
+        Mounted::new("the jigsaw head", plan, builder, true, dim, config, device).map(Self)
+    }
+}
+
+impl ClassifierHead {
+    /// `views` of 1 gives the linear classifier, more the covariant jigsaw's.
+    ///
+    /// # Errors
+    /// [`ModelError::Config`] if a size is 0.
+    pub fn new(
+        config: &ModelConfig,
+        features: usize,
+        views: usize,
+        classes: usize,
+        seed: u64,
+        device: &Device,
+    ) -> Result<Self> {
+        let mut builder = builder(seed, 3);
+        let (each, joined) = if views == 1 {
+            (Vec::new(), features)
+        } else {
+            let fc = Linear::new(&mut builder, "patch.fc", features, PATCH_HIDDEN);
+            let bn = Norm::new(&mut builder, "patch.bn", PATCH_HIDDEN);
+            (
+                vec![Step::Linear(fc), Step::NormRelu(bn)],
+                views * PATCH_HIDDEN,
+            )
+        };
+        let joined = vec![Step::Linear(Linear::new(
+            &mut builder,
+            "fc",
+            joined,
+            classes,
+        ))];
+        let plan = Plan {
+            views,
+            features,
+            each,
+            joined,
+        };
+        Mounted::new(
+            "the classifier",
+            plan,
+            builder,
+            false,
+            classes,
+            config,
+            device,
+        )
+        .map(Self)
+    }
+}
+
+/// Heads of one seed draw from streams of their own.
+fn builder(seed: u64, stream: u64) -> Builder {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    rng.set_stream(stream);
+    Builder::new(rng)
+}
+
+enum Step {
+    Linear(Linear),
+    NormRelu(Norm),
+    Relu,
+}
+
+/// Layers on each view, then layers on the joined views.
+struct Plan {
+    views: usize,
+    features: usize,
+    each: Vec<Step>,
+    joined: Vec<Step>,
+}
+
+impl Step {
+    fn forward<E: Engine>(&self, engine: &mut E, x: &E::Value) -> Result<E::Value> {
+        match self {
+            Self::Linear(layer) => engine.linear(layer, x),
+            Self::NormRelu(layer) => engine.batch_norm(layer, x, None, true),
+            Self::Relu => engine.relu(x),
+        }
+    }
+}
+
+impl Network for Plan {
+    fn forward<E: Engine>(
+        &self,
+        engine: &mut E,
+        features: &E::Value,
+        _: &mut dyn FnMut(Layer, &E::Value),
+    ) -> Result<E::Value> {
+        let mut x = features.clone();
+        for step in &self.each {
+            x = step.forward(engine, &x)?;
+        }
+        x = engine.join(&x, self.views)?;
+        for step in &self.joined {
+            x = step.forward(engine, &x)?;
+        }
+        Ok(x)
+    }
+}
+
+/// A head's network with its name and whether its output is normalised.
+struct Mounted {
+    name: &'static str,
+    normalize: bool,
+    traced: Traced<Plan>,
+}
+
+impl Mounted {
+    fn new(
+        name: &'static str,
+        plan: Plan,
+        builder: Builder,
+        normalize: bool,
+        outputs: usize,
+        config: &ModelConfig,
+        device: &Device,
+    ) -> Result<Self> {
+        for (key, size) in [
+            ("views", plan.views),
+            ("features", plan.features),
+            ("outputs", outputs),
+        ] {
+            if size == 0 {
+                return Err(ModelError::Config {
+                    key,
+                    value: "0".to_owned(),
+                    expected: format!("{name} needs at least 1"),
+                });
+            }
+        }
+        let traced = Traced::new(plan, builder, config.ops, device)?;
+        Ok(Self {
+            name,
+            normalize,
+            traced,
+        })
+    }
+
+    fn forward(&self, features: &Tensor, mode: Mode) -> Result<Tensor> {
+        let plan = self.traced.network();
+        match *features.dims() {
+            [rows, c] if rows > 0 && rows % plan.views == 0 && c == plan.features => {}
+            _ => {
+                return Err(ModelError::Input {
+                    module: self.name.to_owned(),
+                    expected: format!(
+                        "features of shape (batch * {}, {})",
+                        plan.views, plan.features
+                    ),
+                    found: features.dims().to_vec(),
+                });
+            }
+        }
+        let out = self.traced.forward(features, mode)?;
+        if self.normalize {
+            l2_normalize(&out)
+        } else {
+            Ok(out)
+        }
+    }
+}
+
+macro_rules! head {
+    ($($name:ident),*) => {$(
+        impl Head for $name {
+            fn forward(&self, features: &Tensor, mode: Mode) -> Result<Tensor> {
+                self.0.forward(features, mode)
+            }
+
+            fn parameters(&self) -> &ParamSet {
+                self.0.traced.params()
+            }
+
+            fn buffers(&self) -> &Buffers {
+                self.0.traced.buffers()
+            }
+        }
+    )*};
+}
+
+head!(ProjectionHead, JigsawHead, ClassifierHead);

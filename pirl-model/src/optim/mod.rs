@@ -1,0 +1,297 @@
+//! Optimisers over flat parameter sets, and schedules of the learning rate.
+
+mod lars;
+mod schedule;
+mod sgd;
+
+use std::collections::HashMap;
+
+use candle_core::backprop::GradStore;
+use candle_core::{DType, Storage, Tensor};
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{ModelError, Result};
+use crate::params::{Param, ParamSet};
+
+use sgd::{Accumulate, Apply, Segment};
+
+pub use schedule::{Schedule, ScheduleConfig, ScheduleKind};
+
+/// Which optimiser.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OptimKind {
+    /// Stochastic gradient descent with momentum, as `torch.optim.SGD`.
+    Sgd,
+    /// Layer-wise adaptive rates (You et al., arXiv:1708.03888): SGD whose step for each parameter
+    /// tensor is scaled by `trust_coefficient * |w| / (|g| + weight_decay * |w|)`.
+    Lars,
+}
+
+/// The `[optim]` table of a recipe. Its default is the paper's.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct OptimConfig {
+    /// The optimiser; `sgd` by default.
+    pub kind: OptimKind,
+    /// Base learning rate, which the schedule scales; 0.12 by default.
+    pub lr: f64,
+    /// Momentum in `0..1`; 0.9 by default.
+    pub momentum: f64,
+    /// Nesterov's momentum; off by default.
+    pub nesterov: bool,
+    /// L2 penalty added to the gradient; 1e-4 by default.
+    pub weight_decay: f64,
+    /// Leaves batch norm's parameters and biases out of weight decay, and out of LARS's scaling;
+    /// on by default, as in VISSL.
+    pub exempt_norm_and_bias: bool,
+    /// LARS's trust coefficient; 0.001 by default.
+    pub trust_coefficient: f64,
+}
+
+impl Default for OptimConfig {
+    fn default() -> Self {
+        Self {
+            kind: OptimKind::Sgd,
+            lr: 0.12,
+            momentum: 0.9,
+            nesterov: false,
+            weight_decay: 1e-4,
+            exempt_norm_and_bias: true,
+            trust_coefficient: 1e-3,
+        }
+    }
+}
+
+impl OptimConfig {
+    fn check(&self) -> Result<()> {
+        let wrong = |key, value: f64, expected: &str| ModelError::Config {
+            key,
+            value: value.to_string(),
+            expected: expected.to_owned(),
+        };
+        let least_zero = |x: f64| x.is_finite() && x >= 0.0;
+        if !least_zero(self.lr) {
+            return Err(wrong("optim.lr", self.lr, "must be finite and at least 0"));
+        }
+        if !(0.0..1.0).contains(&self.momentum) {
+            return Err(wrong("optim.momentum", self.momentum, "must lie in 0..1"));
+        }
+        if self.nesterov && self.momentum == 0.0 {
+            return Err(wrong(
+                "optim.momentum",
+                0.0,
+                "must be positive with nesterov",
+            ));
+        }
+        if !least_zero(self.weight_decay) {
+            return Err(wrong(
+                "optim.weight_decay",
+                self.weight_decay,
+                "must be finite and at least 0",
+            ));
+        }
+        if !(self.trust_coefficient.is_finite() && self.trust_coefficient > 0.0) {
+            return Err(wrong(
+                "optim.trust_coefficient",
+                self.trust_coefficient,
+                "must be positive",
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// SGD or LARS over parameter sets.
+///
+/// The momentum of a set is one flat tensor. On a CPU, parameters and momentum are updated in
+/// place, in parallel over the parameter tensors.
+pub struct Optimizer {
+    config: OptimConfig,
+    sets: Vec<Group>,
+}
+
+struct Group {
+    params: ParamSet,
+    momentum: Tensor,
+}
+
+impl Optimizer {
+    /// The sets share their variables with the modules they came from.
+    ///
+    /// # Errors
+    /// [`ModelError::Config`] for a setting out of range.
+    pub fn new(config: &OptimConfig, sets: Vec<ParamSet>) -> Result<Self> {
+        config.check()?;
+        let group = |params: ParamSet| {
+            let momentum = params.var().as_detached_tensor().zeros_like()?;
+            Ok(Group { params, momentum })
+        };
+        Ok(Self {
+            config: config.clone(),
+            sets: sets.into_iter().map(group).collect::<Result<_>>()?,
+        })
+    }
+
+    /// One step at the learning rate `lr`. A set without a gradient is left alone.
+    ///
+    /// # Errors
+    /// Only if Candle cannot compute it.
+    pub fn step(&mut self, gradients: &GradStore, lr: f64) -> Result<()> {
+        for group in &mut self.sets {
+            let Some(gradient) = gradients.get(group.params.var().as_tensor()) else {
+                continue;
+            };
+            if group.params.var().device().is_cpu() {
+                group.step_in_place(&self.config, &gradient.contiguous()?, lr)?;
+            } else {
+                group.step_by_tensors(&self.config, gradient, lr)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The optimiser's state: `momentum.I`, flat, for set `I`.
+    ///
+    /// # Errors
+    /// Only if Candle cannot copy a tensor.
+    pub fn state(&self) -> Result<HashMap<String, Tensor>> {
+        let mut state = HashMap::new();
+        for (i, group) in self.sets.iter().enumerate() {
+            state.insert(format!("momentum.{i}"), group.momentum.copy()?);
+        }
+        Ok(state)
+    }
+
+    /// Takes up a state from [`Optimizer::state`].
+    ///
+    /// # Errors
+    /// [`ModelError::UnknownTensor`] if a set's momentum is not in it, [`ModelError::WrongShape`]
+    /// if it belongs to another network; nothing is changed then.
+    pub fn load_state(&mut self, state: &HashMap<String, Tensor>) -> Result<()> {
+        let mut loaded = Vec::with_capacity(self.sets.len());
+        for (i, group) in self.sets.iter().enumerate() {
+            let name = format!("momentum.{i}");
+            let Some(tensor) = state.get(&name) else {
+                let hint = "; the optimiser's state is of another set of modules".to_owned();
+                return Err(ModelError::UnknownTensor { name, hint });
+            };
+            if tensor.dims() != group.momentum.dims() {
+                return Err(ModelError::WrongShape {
+                    name,
+                    expected: group.momentum.dims().to_vec(),
+                    found: tensor.dims().to_vec(),
+                    hint: String::new(),
+                });
+            }
+            let tensor = tensor.to_dtype(DType::F32)?;
+            loaded.push(tensor.to_device(group.momentum.device())?.copy()?);
+        }
+        for (group, momentum) in self.sets.iter_mut().zip(loaded) {
+            group.momentum = momentum;
+        }
+        Ok(())
+    }
+}
+
+impl OptimConfig {
+    fn decay(&self, weight: bool) -> f64 {
+        if weight || !self.exempt_norm_and_bias {
+            self.weight_decay
+        } else {
+            0.0
+        }
+    }
+
+    fn adapts(&self, weight: bool) -> bool {
+        self.kind == OptimKind::Lars && (weight || !self.exempt_norm_and_bias)
+    }
+}
+
+impl Group {
+    fn step_in_place(&mut self, config: &OptimConfig, gradient: &Tensor, lr: f64) -> Result<()> {
+        let var = self.params.var();
+        let segments = {
+            let ((values, vl), (gradient, gl)) =
+                (var.storage_and_layout(), gradient.storage_and_layout());
+            let (values, gradient) = (cpu(&values, vl)?, cpu(&gradient, gl)?);
+            let segment = |param: &Param| {
+                let decay = config.decay(param.decay);
+                let scale = if config.adapts(param.decay) {
+                    let (w, g) = (&values[param.range()], &gradient[param.range()]);
+                    lars::trust(
+                        config.trust_coefficient,
+                        lars::norm(w),
+                        lars::norm(g),
+                        decay,
+                    )
+                } else {
+                    1.0
+                };
+                Segment {
+                    len: param.elements(),
+                    decay: decay as f32,
+                    scale: scale as f32,
+                }
+            };
+            self.params
+                .params()
+                .par_iter()
+                .map(segment)
+                .collect::<Vec<_>>()
+        };
+        let momentum = config.momentum as f32;
+        let accumulate = Accumulate {
+            segments: &segments,
+            momentum,
+        };
+        self.momentum.inplace_op3(gradient, var, &accumulate)?;
+        let apply = Apply {
+            segments: &segments,
+            nesterov: config.nesterov.then_some(momentum),
+            lr: lr as f32,
+        };
+        Ok(var.inplace_op3(gradient, &self.momentum, &apply)?)
+    }
+
+    /// The same step from Candle's ops, for devices whose memory this crate cannot touch.
+    fn step_by_tensors(&mut self, config: &OptimConfig, gradient: &Tensor, lr: f64) -> Result<()> {
+        let flat = self.params.var().as_detached_tensor();
+        let (mut values, mut momenta) = (Vec::new(), Vec::new());
+        for param in self.params.params() {
+            let part = |t: &Tensor| t.narrow(0, param.offset, param.elements());
+            let (value, g) = (part(&flat)?, part(gradient)?);
+            let decay = config.decay(param.decay);
+            let mut g = (g + (&value * decay)?)?;
+            if config.adapts(param.decay) {
+                let norm = |t: &Tensor| {
+                    Ok::<_, ModelError>(t.sqr()?.sum_all()?.to_scalar::<f32>()?.sqrt() as f64)
+                };
+                let raw = norm(&part(gradient)?)?;
+                g = (g * lars::trust(config.trust_coefficient, norm(&value)?, raw, decay))?;
+            }
+            let momentum = ((part(&self.momentum)? * config.momentum)? + &g)?;
+            let step = if config.nesterov {
+                (g + (&momentum * config.momentum)?)?
+            } else {
+                momentum.clone()
+            };
+            values.push((value - (step * lr)?)?);
+            momenta.push(momentum);
+        }
+        self.params.var().set(&Tensor::cat(&values, 0)?)?;
+        self.momentum = Tensor::cat(&momenta, 0)?;
+        Ok(())
+    }
+}
+
+/// The values of a contiguous `f32` tensor on a CPU.
+fn cpu<'a>(storage: &'a Storage, layout: &candle_core::Layout) -> candle_core::Result<&'a [f32]> {
+    match storage {
+        Storage::Cpu(storage) => sgd::values(storage, layout),
+        _ => Err(candle_core::Error::msg(
+            "parameters and gradient are on different devices",
+        )),
+    }
+}

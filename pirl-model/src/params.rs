@@ -1,0 +1,347 @@
+//! The numbers of a module: its trainable parameters, all in one flat tensor, and the running
+//! statistics of its batch norms.
+//!
+//! One flat tensor means one gradient a backward pass and one loop an optimiser step, however many
+//! layers there are; the names, shapes and offsets beside it make it torchvision's state dict.
+
+use std::ops::Range;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use candle_core::{DType, Device, Tensor, Var};
+use rand::RngExt;
+use rand_chacha::ChaCha8Rng;
+
+use crate::error::{ModelError, Result};
+
+/// One tensor of a [`ParamSet`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Param {
+    /// Its name in the state dict, such as `layer1.0.conv1.weight`.
+    pub name: String,
+    /// Its shape, PyTorch's.
+    pub shape: Vec<usize>,
+    /// Where it starts in the flat tensor.
+    pub offset: usize,
+    /// Whether it is a weight of a convolution or a linear layer. Batch-norm parameters and biases
+    /// are not, and may be exempt from weight decay.
+    pub decay: bool,
+}
+
+impl Param {
+    /// How many numbers it has.
+    pub fn elements(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Where it lies in the flat tensor.
+    pub fn range(&self) -> Range<usize> {
+        self.offset..self.offset + self.elements()
+    }
+}
+
+/// The position of a parameter in its set.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ParamId(usize);
+
+/// The trainable parameters of a module: one flat `f32` [`Var`] and the index of what lies where.
+///
+/// A clone shares the numbers.
+#[derive(Debug, Clone)]
+pub struct ParamSet {
+    var: Var,
+    params: Arc<[Param]>,
+}
+
+impl ParamSet {
+    /// The flat tensor; Candle's backward pass gives its gradient.
+    pub fn var(&self) -> &Var {
+        &self.var
+    }
+
+    /// What lies where, in the module's order.
+    pub fn params(&self) -> &[Param] {
+        &self.params
+    }
+
+    pub(crate) fn param(&self, id: ParamId) -> &Param {
+        &self.params[id.0]
+    }
+
+    /// A shaped copy of one parameter, without gradient history.
+    ///
+    /// # Errors
+    /// [`ModelError::UnknownTensor`].
+    pub fn get(&self, name: &str) -> Result<Tensor> {
+        let param = self.find(name)?;
+        let flat = self.var.as_detached_tensor();
+        let part = flat.narrow(0, param.offset, param.elements())?;
+        Ok(part.copy()?.reshape(param.shape.as_slice())?)
+    }
+
+    /// Overwrites one parameter.
+    ///
+    /// # Errors
+    /// [`ModelError::UnknownTensor`], [`ModelError::WrongShape`].
+    pub fn set(&self, name: &str, value: &Tensor) -> Result<()> {
+        let param = self.find(name)?;
+        check_shape(name, &param.shape, value)?;
+        let value = value.to_device(self.var.device())?.to_dtype(DType::F32)?;
+        let value = value.flatten_all()?.contiguous()?;
+        Ok(self.var.slice_set(&value, 0, param.offset)?)
+    }
+
+    fn find(&self, name: &str) -> Result<&Param> {
+        let found = self.params.iter().find(|param| param.name == name);
+        found.ok_or_else(|| unknown(name))
+    }
+}
+
+/// The position of a batch norm in its [`Buffers`].
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct NormId(usize);
+
+/// The running statistics of one batch norm, on the host.
+#[derive(Debug, Clone)]
+pub(crate) struct RunningNorm {
+    pub(crate) name: String,
+    pub(crate) mean: Vec<f32>,
+    pub(crate) var: Vec<f32>,
+    batches: i64,
+}
+
+/// What one forward pass adds to the running statistics of a batch norm.
+#[derive(Debug)]
+pub(crate) struct NormUpdate {
+    pub(crate) norm: NormId,
+    pub(crate) mean: Vec<f32>,
+    /// Unbiased.
+    pub(crate) var: Vec<f32>,
+}
+
+/// The running statistics of a module's batch norms: `running_mean`, `running_var` and
+/// `num_batches_tracked` of each, as PyTorch keeps them.
+///
+/// A clone shares the numbers.
+#[derive(Debug, Clone)]
+pub struct Buffers(Arc<RwLock<Vec<RunningNorm>>>);
+
+/// The statistics of a module at one time.
+#[derive(Debug, Clone)]
+pub struct Snapshot(Vec<RunningNorm>);
+
+/// The weight of a new batch in the running statistics: `torch.nn.BatchNorm2d`'s default.
+const MOMENTUM: f32 = 0.1;
+
+const FIELDS: [&str; 3] = ["running_mean", "running_var", "num_batches_tracked"];
+
+impl Buffers {
+    /// A copy of all statistics, for [`Buffers::restore`].
+    pub fn snapshot(&self) -> Snapshot {
+        Snapshot(self.read().clone())
+    }
+
+    /// Puts the statistics back as they were. The snapshot must be of the same module.
+    pub fn restore(&self, snapshot: Snapshot) {
+        *self.write() = snapshot.0;
+    }
+
+    /// Back to mean 0, variance 1, no batch seen.
+    pub fn reset(&self) {
+        for norm in self.write().iter_mut() {
+            norm.mean.fill(0.0);
+            norm.var.fill(1.0);
+            norm.batches = 0;
+        }
+    }
+
+    pub(crate) fn with<T>(&self, id: NormId, read: impl FnOnce(&RunningNorm) -> T) -> T {
+        read(&self.read()[id.0])
+    }
+
+    /// Moves the statistics by PyTorch's momentum, or, with `average`, to the plain mean over all
+    /// batches since [`Buffers::reset`].
+    pub(crate) fn update(&self, updates: &[NormUpdate], average: bool) {
+        let mut norms = self.write();
+        for update in updates {
+            let norm = &mut norms[update.norm.0];
+            norm.batches += 1;
+            let weight = if average {
+                1.0 / norm.batches as f32
+            } else {
+                MOMENTUM
+            };
+            let pairs = norm.mean.iter_mut().zip(&update.mean);
+            for (running, new) in pairs.chain(norm.var.iter_mut().zip(&update.var)) {
+                *running += weight * (new - *running);
+            }
+        }
+    }
+
+    /// Names and shapes of all tensors.
+    pub(crate) fn names(&self) -> Vec<(String, Vec<usize>)> {
+        let norms = self.read();
+        let of = |norm: &RunningNorm| {
+            let shapes = [vec![norm.mean.len()], vec![norm.var.len()], Vec::new()];
+            let name = norm.name.clone();
+            FIELDS
+                .into_iter()
+                .zip(shapes)
+                .map(move |(field, shape)| (format!("{name}.{field}"), shape))
+        };
+        norms.iter().flat_map(of).collect()
+    }
+
+    /// All tensors by name; the counts are scalars of `i64`.
+    pub(crate) fn entries(&self) -> Result<Vec<(String, Tensor)>> {
+        let mut entries = Vec::new();
+        for norm in self.read().iter() {
+            let tensors = [
+                Tensor::new(norm.mean.as_slice(), &Device::Cpu)?,
+                Tensor::new(norm.var.as_slice(), &Device::Cpu)?,
+                Tensor::new(norm.batches, &Device::Cpu)?,
+            ];
+            for (field, tensor) in FIELDS.into_iter().zip(tensors) {
+                entries.push((format!("{}.{field}", norm.name), tensor));
+            }
+        }
+        Ok(entries)
+    }
+
+    /// Overwrites one tensor.
+    ///
+    /// # Errors
+    /// [`ModelError::UnknownTensor`], [`ModelError::WrongShape`].
+    pub fn set(&self, name: &str, value: &Tensor) -> Result<()> {
+        let (layer, field) = name.rsplit_once('.').ok_or_else(|| unknown(name))?;
+        let mut norms = self.write();
+        let norm = norms.iter_mut().find(|norm| norm.name == layer);
+        let norm = norm.ok_or_else(|| unknown(name))?;
+        let target = match field {
+            "running_mean" => &mut norm.mean,
+            "running_var" => &mut norm.var,
+            "num_batches_tracked" => {
+                check_shape(name, &[], value)?;
+                norm.batches = value.to_dtype(DType::I64)?.to_scalar()?;
+                return Ok(());
+            }
+            _ => return Err(unknown(name)),
+        };
+        check_shape(name, &[target.len()], value)?;
+        *target = value.to_dtype(DType::F32)?.to_vec1()?;
+        Ok(())
+    }
+
+    // The lock is held for plain copies alone; were one to panic, the numbers are still numbers.
+    fn read(&self) -> std::sync::RwLockReadGuard<'_, Vec<RunningNorm>> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> std::sync::RwLockWriteGuard<'_, Vec<RunningNorm>> {
+        self.0.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn unknown(name: &str) -> ModelError {
+    ModelError::UnknownTensor {
+        name: name.to_owned(),
+        hint: " in this module".to_owned(),
+    }
+}
+
+fn check_shape(name: &str, expected: &[usize], value: &Tensor) -> Result<()> {
+    if value.dims() == expected {
+        return Ok(());
+    }
+    Err(ModelError::WrongShape {
+        name: name.to_owned(),
+        expected: expected.to_vec(),
+        found: value.dims().to_vec(),
+        hint: String::new(),
+    })
+}
+
+/// How a parameter starts.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Init {
+    Constant(f32),
+    /// Normal with this standard deviation.
+    Normal(f64),
+    /// Uniform within plus and minus this bound.
+    Uniform(f64),
+}
+
+impl Init {
+    fn sample(self, rng: &mut ChaCha8Rng) -> f32 {
+        match self {
+            Self::Constant(value) => value,
+            // Box and Muller's transform; the second number of the pair is not used.
+            Self::Normal(std) => {
+                let radius = (-2.0 * (1.0 - rng.random::<f64>()).ln()).sqrt();
+                let angle = std::f64::consts::TAU * rng.random::<f64>();
+                (std * radius * angle.cos()) as f32
+            }
+            Self::Uniform(bound) => (bound * (2.0 * rng.random::<f64>() - 1.0)) as f32,
+        }
+    }
+}
+
+/// Collects the parameters and batch norms of a module while it is described.
+#[derive(Debug)]
+pub(crate) struct Builder {
+    rng: ChaCha8Rng,
+    params: Vec<Param>,
+    values: Vec<f32>,
+    norms: Vec<RunningNorm>,
+}
+
+impl Builder {
+    /// All initial values are drawn from `rng`, in the order of the parameters.
+    pub(crate) fn new(rng: ChaCha8Rng) -> Self {
+        Self {
+            rng,
+            params: Vec::new(),
+            values: Vec::new(),
+            norms: Vec::new(),
+        }
+    }
+
+    pub(crate) fn param(
+        &mut self,
+        name: String,
+        shape: &[usize],
+        decay: bool,
+        init: Init,
+    ) -> ParamId {
+        let param = Param {
+            name,
+            shape: shape.to_vec(),
+            offset: self.values.len(),
+            decay,
+        };
+        let rng = &mut self.rng;
+        self.values
+            .extend((0..param.elements()).map(|_| init.sample(rng)));
+        self.params.push(param);
+        ParamId(self.params.len() - 1)
+    }
+
+    pub(crate) fn norm(&mut self, name: &str, channels: usize) -> NormId {
+        self.norms.push(RunningNorm {
+            name: name.to_owned(),
+            mean: vec![0.0; channels],
+            var: vec![1.0; channels],
+            batches: 0,
+        });
+        NormId(self.norms.len() - 1)
+    }
+
+    pub(crate) fn finish(self, device: &Device) -> Result<(ParamSet, Buffers)> {
+        let len = self.values.len();
+        let var = Var::from_tensor(&Tensor::from_vec(self.values, len, device)?)?;
+        let params = self.params.into();
+        Ok((
+            ParamSet { var, params },
+            Buffers(Arc::new(RwLock::new(self.norms))),
+        ))
+    }
+}
