@@ -7,7 +7,9 @@ use std::io::Write;
 use std::path::Path;
 
 use common::{jpeg, picture, png};
-use pirl_data::{Cifar, DataError, Encoding, Idx, ImageFolder, List, Source, Split};
+use pirl_data::{
+    Cifar, DataError, Encoding, Idx, ImageFolder, List, Source, Split, fetch_fashion_mnist,
+};
 use tempfile::TempDir;
 
 fn names_and_labels(source: &dyn Source) -> Vec<(String, Option<u32>)> {
@@ -340,4 +342,29 @@ fn cifar_ten_and_hundred() {
     assert!(error.contains("3000 bytes"), "{error}");
     put(dir.path(), "fine_label_names.txt", b"one\n");
     assert!(Cifar::hundred(dir.path(), Split::Train).is_err());
+}
+
+/// Without the feature `hub` nothing is downloaded: the files are installed, or the error says how.
+#[cfg(not(feature = "hub"))]
+#[test]
+fn fashion_mnist_is_copied_or_the_error_says_how_to_get_it() {
+    let dir = TempDir::new().unwrap();
+    let folder = dir.path().join("fashion");
+    if Path::new("/usr/share/datasets/fashion-mnist").is_dir() {
+        fetch_fashion_mnist(&folder).unwrap();
+        let train = Idx::open(&folder, Split::Train).unwrap();
+        assert_eq!(
+            (train.len(), train.read(0).unwrap().bytes.len()),
+            (60_000, 28 * 28)
+        );
+        assert_eq!(train.class_names()[9], "Ankle boot");
+        assert_eq!(Idx::open(&folder, Split::Test).unwrap().len(), 10_000);
+    } else {
+        let error = fetch_fashion_mnist(&folder).unwrap_err().to_string();
+        assert!(
+            error.contains("apt install dataset-fashion-mnist"),
+            "{error}"
+        );
+        assert!(!folder.exists());
+    }
 }

@@ -5,14 +5,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use fast_image_resize::images::{TypedImage, TypedImageRef};
-use fast_image_resize::pixels::U8x3;
-use fast_image_resize::{FilterType, ResizeAlg, ResizeOptions, Resizer};
 use image::ImageEncoder;
 use rayon::prelude::*;
 use tempfile::NamedTempFile;
 
 use super::schema::{self, Description, Fingerprint};
+use crate::transform::{Crop, Resizer, resize};
 use crate::{DataError, Encoding, Image, RawSample, Source};
 
 /// Quality of JPEGs encoded again after resizing, as ImageNet copies of 256 pixels usually have.
@@ -173,20 +171,22 @@ fn prepare(
 fn shrink(image: &Image, target: usize, shorter: usize) -> Result<Image, String> {
     let scaled = |side: usize| side * target / shorter;
     let (width, height) = (scaled(image.width), scaled(image.height));
-    let side = |side: usize| u32::try_from(side).map_err(|error| error.to_string());
-    // Typed views: the untyped call would compile its kernels for every pixel type there is.
-    let from =
-        TypedImageRef::<U8x3>::from_buffer(side(image.width)?, side(image.height)?, &image.pixels)
-            .map_err(|error| error.to_string())?;
-    let mut pixels = vec![0; width * height * 3];
-    let mut to = TypedImage::<U8x3>::from_buffer(side(width)?, side(height)?, &mut pixels)
-        .map_err(|error| error.to_string())?;
-    let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Bilinear));
-    Resizer::new()
-        .resize_typed(&from, &mut to, &options)
-        .map_err(|error| error.to_string())?;
-    drop(to);
-    Image::new(width, height, pixels).map_err(|error| error.to_string())
+    let mut small = Image {
+        width,
+        height,
+        pixels: Vec::new(),
+    };
+    let resizer = &mut Resizer::default();
+    resize(
+        resizer,
+        image,
+        Crop::whole(image),
+        width,
+        height,
+        &mut small,
+    )
+    .map_err(|error| error.to_string())?;
+    Ok(small)
 }
 
 fn encode(image: &Image, encoding: Encoding) -> Result<Vec<u8>, String> {
