@@ -11,7 +11,25 @@ use candle_core::{D, Device, Result, Tensor};
 /// # Errors
 /// If the shapes do not fit each other.
 pub fn conv2d(x: &Tensor, weight: &Tensor, stride: usize, padding: usize) -> Result<Tensor> {
-    x.conv2d(weight, padding, stride, 1, 1)
+    let (_, _, h, w) = x.dims4()?;
+    if h == w || stride == 1 {
+        return x.conv2d(weight, padding, stride, 1, 1);
+    }
+    // Candle's gradient with respect to a strided input takes the rows that the last window leaves
+    // over for the columns too. So the image is made square; zeros beyond its border change nothing.
+    let size = h.max(w);
+    let square = x
+        .pad_with_zeros(2, 0, size - h)?
+        .pad_with_zeros(3, 0, size - w)?;
+    let kernel = weight.dim(D::Minus1)?;
+    let outputs = |input: usize| match (input + 2 * padding).checked_sub(kernel) {
+        Some(room) if stride > 0 => room / stride + 1,
+        _ => 0,
+    };
+    square
+        .conv2d(weight, padding, stride, 1, 1)?
+        .narrow(2, 0, outputs(h))?
+        .narrow(3, 0, outputs(w))
 }
 
 /// Batch norm of `x` `(n, c, h, w)` by the batch's own statistics, then the residual, then ReLU.
