@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 /// A result with this crate's error.
-pub type Result<T> = std::result::Result<T, ModelError>;
+pub(crate) type Result<T> = std::result::Result<T, ModelError>;
 
 /// An error of this crate.
 #[derive(Debug, thiserror::Error)]

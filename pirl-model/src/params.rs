@@ -191,8 +191,11 @@ impl Buffers {
         norms.iter().flat_map(of).collect()
     }
 
-    /// All tensors by name; the counts are scalars of `i64`.
-    pub(crate) fn entries(&self) -> Result<Vec<(String, Tensor)>> {
+    /// All tensors by name, as PyTorch names them; the counts are scalars of `i64`.
+    ///
+    /// # Errors
+    /// Only if Candle cannot make a tensor.
+    pub fn entries(&self) -> Result<Vec<(String, Tensor)>> {
         let mut entries = Vec::new();
         for norm in self.read().iter() {
             let tensors = [

@@ -1,0 +1,195 @@
+//! Optimisers and schedules against PyTorch's.
+
+use std::collections::HashMap;
+
+use candle_core::{Device, Tensor};
+use pirl_model::{
+    Head, ModelConfig, OptimConfig, OptimKind, Optimizer, ProjectionHead, Schedule, ScheduleConfig,
+    ScheduleKind,
+};
+use serde_json::Value;
+
+const CPU: Device = Device::Cpu;
+
+fn golden(table: &str, name: &str) -> Vec<f64> {
+    let golden: Value = serde_json::from_str(include_str!("golden/optim.json")).unwrap();
+    serde_json::from_value(golden[table][name].clone()).unwrap()
+}
+
+/// The linear layer of `make_optim.py`, and its optimiser.
+fn layer(config: &OptimConfig) -> (ProjectionHead, Optimizer) {
+    let head = ProjectionHead::new(&ModelConfig::default(), 6, 4, 0, &CPU).unwrap();
+    let set = |name: &str, seed, shape: &[usize]| {
+        let values = benches::fill(seed, shape.iter().product());
+        let value = Tensor::from_vec(values, shape, &CPU).unwrap();
+        head.parameters().set(name, &value).unwrap();
+    };
+    set("fc.weight", 1, &[4, 6]);
+    set("fc.bias", 2, &[4]);
+    let optimizer = Optimizer::new(config, vec![head.parameters().clone()]).unwrap();
+    (head, optimizer)
+}
+
+fn step(head: &ProjectionHead, optimizer: &mut Optimizer, t: u32, lr: f64) {
+    let gradient = [benches::fill(10 + 2 * t, 24), benches::fill(11 + 2 * t, 4)].concat();
+    let gradient = Tensor::new(gradient, &CPU).unwrap();
+    let var = head.parameters().var();
+    let loss = (var.as_tensor() * gradient).unwrap().sum_all().unwrap();
+    optimizer.step(&loss.backward().unwrap(), lr).unwrap();
+}
+
+fn parameters(head: &ProjectionHead) -> Vec<f32> {
+    head.parameters().var().to_vec1().unwrap()
+}
+
+#[test]
+fn ten_steps_equal_pytorchs() {
+    let base = OptimConfig {
+        lr: 0.1,
+        weight_decay: 0.01,
+        trust_coefficient: 0.02,
+        ..OptimConfig::default()
+    };
+    let cases = [
+        (
+            "plain",
+            OptimConfig {
+                momentum: 0.0,
+                weight_decay: 0.0,
+                ..base.clone()
+            },
+        ),
+        ("momentum", base.clone()),
+        (
+            "decay_all",
+            OptimConfig {
+                exempt_norm_and_bias: false,
+                ..base.clone()
+            },
+        ),
+        (
+            "nesterov",
+            OptimConfig {
+                nesterov: true,
+                ..base.clone()
+            },
+        ),
+        (
+            "lars",
+            OptimConfig {
+                kind: OptimKind::Lars,
+                ..base
+            },
+        ),
+    ];
+    for (name, config) in cases {
+        let (head, mut optimizer) = layer(&config);
+        for t in 0..10 {
+            step(&head, &mut optimizer, t, config.lr);
+        }
+        for (found, expected) in parameters(&head).iter().zip(golden("optim", name)) {
+            assert!(
+                (f64::from(*found) - expected).abs() < 2e-6,
+                "{name}: {found} {expected}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_loaded_state_continues_bit_for_bit() {
+    let config = OptimConfig::default();
+    let (head, mut optimizer) = layer(&config);
+    for t in 0..10 {
+        step(&head, &mut optimizer, t, 0.1);
+    }
+    let (resumed, mut first) = layer(&config);
+    for t in 0..5 {
+        step(&resumed, &mut first, t, 0.1);
+    }
+    let mut second = Optimizer::new(&config, vec![resumed.parameters().clone()]).unwrap();
+    second.load_state(&first.state().unwrap()).unwrap();
+    for t in 5..10 {
+        step(&resumed, &mut second, t, 0.1);
+    }
+    assert_eq!(parameters(&resumed), parameters(&head));
+}
+
+#[test]
+fn a_state_of_another_network_is_refused() {
+    let (_, mut optimizer) = layer(&OptimConfig::default());
+    let error = optimizer
+        .load_state(&HashMap::new())
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("momentum.0"), "{error}");
+    let other = HashMap::from([(
+        "momentum.0".to_owned(),
+        Tensor::new(&[0f32; 3], &CPU).unwrap(),
+    )]);
+    let error = optimizer.load_state(&other).unwrap_err().to_string();
+    assert!(error.contains("[28]") && error.contains("[3]"), "{error}");
+}
+
+#[test]
+fn schedules_equal_pytorchs() {
+    let cosine = ScheduleConfig::default();
+    let cases = [
+        ("cosine", cosine.clone()),
+        (
+            "multi_step",
+            ScheduleConfig {
+                kind: ScheduleKind::MultiStep,
+                milestones: vec![2, 4],
+                ..cosine.clone()
+            },
+        ),
+        (
+            "warm_cosine",
+            ScheduleConfig {
+                warmup_epochs: 1.5,
+                warmup_start: 0.25,
+                ..cosine
+            },
+        ),
+    ];
+    for (name, config) in cases {
+        let schedule = Schedule::new(&config, 0.12, 4, 5).unwrap();
+        for (step, expected) in golden("schedule", name).into_iter().enumerate() {
+            let found = schedule.lr(step);
+            assert!(
+                (found - expected).abs() < 1e-12,
+                "{name}, step {step}: {found} {expected}"
+            );
+        }
+    }
+    let constant = ScheduleConfig {
+        kind: ScheduleKind::Constant,
+        ..ScheduleConfig::default()
+    };
+    assert_eq!(Schedule::new(&constant, 0.5, 4, 5).unwrap().lr(19), 0.5);
+}
+
+#[test]
+fn settings_out_of_range_are_named() {
+    let optim = OptimConfig {
+        momentum: 1.5,
+        ..OptimConfig::default()
+    };
+    let error = Optimizer::new(&optim, Vec::new())
+        .map(|_| ())
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("optim.momentum = 1.5"), "{error}");
+    let schedule = ScheduleConfig {
+        warmup_epochs: 6.0,
+        ..ScheduleConfig::default()
+    };
+    let error = Schedule::new(&schedule, 0.1, 4, 5).unwrap_err().to_string();
+    assert!(error.contains("schedule.warmup_epochs = 6"), "{error}");
+    let schedule = ScheduleConfig {
+        milestones: vec![4, 2],
+        ..ScheduleConfig::default()
+    };
+    assert!(Schedule::new(&schedule, 0.1, 4, 5).is_err());
+}
