@@ -1,1 +1,46 @@
-//! pirl-eval
+//! Linear probes and nearest neighbours on frozen features: what did a backbone learn?
+//!
+//! The features of a labelled training and a labelled test pack are extracted once
+//! ([`extract_features`]) and every [`Probe`] then works on the two [`FeatureSet`]s:
+//! [`LinearProbe`] trains softmax classifiers on each layer, [`Knn`] lets the nearest training
+//! images vote. Neither changes the backbone, so a probe measures the representation alone.
+//!
+//! ```
+//! use pirl_eval::{FeatureSet, Knn, KnnConfig, LayerFeatures, LinearConfig, LinearProbe, Probe};
+//! use pirl_model::Layer;
+//!
+//! // Two classes, told apart by the sign of the first of two features.
+//! let set = |rows: usize| {
+//!     let sign = |row: usize| if row % 2 == 0 { 1.0 } else { -1.0 };
+//!     let values = (0..rows).flat_map(|row| [sign(row), 0.1 * (row % 5) as f32]).collect();
+//!     let labels = (0..rows).map(|row| Some((row % 2) as u32)).collect();
+//!     let classes = vec!["left".to_owned(), "right".to_owned()];
+//!     FeatureSet::new(vec![LayerFeatures::new(Layer::Res5, rows, 2, values)?], labels, classes)
+//! };
+//! let (train, test) = (set(200)?, set(20)?);
+//!
+//! let linear = LinearProbe::new(LinearConfig { batch_size: 20, ..Default::default() }, 0)?;
+//! assert_eq!(linear.evaluate(&train, &test, &mut |_, _| {})?.best.top1, 100.0);
+//! let knn = Knn::new(KnnConfig { k: 5, ..Default::default() })?;
+//! assert_eq!(knn.evaluate(&train, &test, &mut |_, _| {})?.top1, 100.0);
+//! # Ok::<(), pirl_eval::EvalError>(())
+//! ```
+
+mod cache;
+mod error;
+mod extract;
+mod feature_set;
+mod knn;
+mod linear;
+mod matrix;
+mod pool;
+mod probe;
+
+pub use cache::{FeatureCache, weights_fingerprint};
+pub use error::{EvalError, Result};
+pub use extract::{Extraction, extract_features, recompute_batch_norm};
+pub use feature_set::{FeatureSet, LayerFeatures};
+pub use knn::{Accuracy, Knn, KnnConfig, KnnReport};
+pub use linear::{LayerReport, LinearConfig, LinearProbe, LinearReport, RateReport, Select};
+pub use pool::Pool;
+pub use probe::{Best, Probe};

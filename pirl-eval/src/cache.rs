@@ -1,0 +1,190 @@
+//! Features kept on disk, so that a second probe of the same backbone need not read them again.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use candle_core::DType;
+use pirl_data::Pack;
+use pirl_model::{Backbone, Layer, state_dict};
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use xxhash_rust::xxh3::{Xxh3, xxh3_128};
+
+use crate::error::{EvalError, Result};
+use crate::extract::Extraction;
+use crate::feature_set::{FeatureSet, LayerFeatures};
+
+/// Label of an image without one, on disk.
+const UNLABELLED: i64 = -1;
+
+/// A folder of extracted features, one safetensors file for each combination of weights, pack and
+/// [`Extraction`]. A file that is missing, damaged or of another combination is as good as absent.
+#[derive(Clone, Debug)]
+pub struct FeatureCache {
+    folder: PathBuf,
+}
+
+impl FeatureCache {
+    /// In `folder`, which is made if need be.
+    ///
+    /// # Errors
+    /// [`EvalError::Cache`] if it cannot be made.
+    pub fn new(folder: &Path) -> Result<Self> {
+        fs::create_dir_all(folder).map_err(|error| failed(folder, &error))?;
+        Ok(Self {
+            folder: folder.to_owned(),
+        })
+    }
+
+    /// The features that `extract` makes, or has made before for the same `weights` (a
+    /// [`weights_fingerprint`], with whatever else the features depend on), pack and settings.
+    ///
+    /// # Errors
+    /// Those of `extract`; [`EvalError::Cache`] if its result cannot be written.
+    pub fn get_or_extract(
+        &self,
+        weights: &str,
+        pack: &Pack,
+        extraction: &Extraction,
+        extract: impl FnOnce() -> Result<FeatureSet>,
+    ) -> Result<FeatureSet> {
+        let key = key(weights, pack, extraction);
+        let path = self.folder.join(format!(
+            "features-{:032x}.safetensors",
+            xxh3_128(key.as_bytes())
+        ));
+        if let Some(set) = read(&path, &key, pack, &extraction.layers) {
+            return Ok(set);
+        }
+        let set = extract()?;
+        write(&path, &key, &set)?;
+        Ok(set)
+    }
+}
+
+/// A hash of every parameter and statistic of a backbone, in hexadecimal.
+///
+/// # Errors
+/// [`EvalError::Tensor`] if they cannot be read from their device.
+pub fn weights_fingerprint(backbone: &dyn Backbone) -> Result<String> {
+    let state = state_dict(&[("", backbone.parameters(), backbone.buffers())])?;
+    let mut hash = Xxh3::new();
+    for (name, tensor) in state.into_iter().collect::<BTreeMap<_, _>>() {
+        hash.update(format!("{name} {:?}", tensor.dims()).as_bytes());
+        let values = tensor
+            .to_dtype(DType::F64)?
+            .flatten_all()?
+            .to_vec1::<f64>()?;
+        values
+            .iter()
+            .for_each(|value| hash.update(&value.to_le_bytes()));
+    }
+    Ok(format!("{:032x}", hash.digest128()))
+}
+
+/// Everything the features depend on, in words.
+fn key(weights: &str, pack: &Pack, extraction: &Extraction) -> String {
+    let Extraction {
+        view,
+        layers,
+        pool,
+        batch_size: _,
+        workers: _,
+    } = extraction;
+    format!(
+        "1 {weights} {} {view:?} {layers:?} {pool:?}",
+        pack.fingerprint()
+    )
+}
+
+fn read(path: &Path, key: &str, pack: &Pack, layers: &[Layer]) -> Option<FeatureSet> {
+    let bytes = fs::read(path).ok()?;
+    let (_, metadata) = SafeTensors::read_metadata(&bytes).ok()?;
+    if metadata.metadata().as_ref()?.get("key")? != key {
+        return None;
+    }
+    let tensors = SafeTensors::deserialize(&bytes).ok()?;
+    let labels = tensors.tensor("labels").ok()?;
+    let labels: Vec<Option<u32>> = labels
+        .data()
+        .chunks_exact(8)
+        .map(|word| {
+            let label = i64::from_le_bytes(word.try_into().ok()?);
+            u32::try_from(label).ok()
+        })
+        .collect();
+    let layers = layers.iter().map(|layer| {
+        let tensor = tensors.tensor(&layer.to_string()).ok()?;
+        let &[rows, channels, cells] = tensor.shape() else {
+            return None;
+        };
+        if tensor.dtype() != Dtype::F32 || rows != pack.len() {
+            return None;
+        }
+        let words = tensor.data().chunks_exact(4);
+        let values: Option<Vec<f32>> = words
+            .map(|word| Some(f32::from_le_bytes(word.try_into().ok()?)))
+            .collect();
+        LayerFeatures::with_cells(*layer, rows, channels.checked_mul(cells)?, cells, values?).ok()
+    });
+    FeatureSet::new(
+        layers.collect::<Option<_>>()?,
+        labels,
+        pack.class_names().to_vec(),
+    )
+    .ok()
+}
+
+/// Writes beside `path` and renames, so that a reader finds a whole file or none.
+fn write(path: &Path, key: &str, set: &FeatureSet) -> Result<()> {
+    let labels: Vec<u8> = set
+        .labels()
+        .iter()
+        .flat_map(|label| label.map_or(UNLABELLED, i64::from).to_le_bytes())
+        .collect();
+    let layers: Vec<(String, Vec<usize>, Vec<u8>)> = set
+        .layers()
+        .iter()
+        .map(|layer| {
+            let shape = vec![layer.rows(), layer.dim() / layer.cells(), layer.cells()];
+            let bytes = layer
+                .values()
+                .iter()
+                .flat_map(|value| value.to_le_bytes())
+                .collect();
+            (layer.layer().to_string(), shape, bytes)
+        })
+        .collect();
+    let mut views = vec![(
+        "labels".to_owned(),
+        view(Dtype::I64, &[set.labels().len()], &labels, path)?,
+    )];
+    for (name, shape, bytes) in &layers {
+        views.push((name.clone(), view(Dtype::F32, shape, bytes, path)?));
+    }
+    let metadata = HashMap::from([("key".to_owned(), key.to_owned())]);
+    let bytes =
+        safetensors::serialize(views, Some(metadata)).map_err(|error| failed(path, &error))?;
+    let folder = path.parent().unwrap_or(Path::new("."));
+    let mut file = tempfile::NamedTempFile::new_in(folder).map_err(|error| failed(path, &error))?;
+    file.write_all(&bytes)
+        .map_err(|error| failed(path, &error))?;
+    file.as_file()
+        .sync_all()
+        .map_err(|error| failed(path, &error))?;
+    file.persist(path)
+        .map_err(|error| failed(path, &error.error))?;
+    Ok(())
+}
+
+fn view<'a>(dtype: Dtype, shape: &[usize], bytes: &'a [u8], path: &Path) -> Result<TensorView<'a>> {
+    TensorView::new(dtype, shape.to_vec(), bytes).map_err(|error| failed(path, &error))
+}
+
+fn failed(path: &Path, reason: &dyn std::fmt::Display) -> EvalError {
+    EvalError::Cache {
+        path: path.to_owned(),
+        reason: reason.to_string(),
+    }
+}

@@ -1,0 +1,120 @@
+//! What can go wrong in an evaluation.
+
+use std::path::PathBuf;
+
+use pirl_data::DataError;
+use pirl_model::{Layer, ModelError};
+
+/// `std::result::Result` with this crate's error.
+pub type Result<T> = std::result::Result<T, EvalError>;
+
+/// An error of this crate.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EvalError {
+    /// Reading or decoding images failed.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// The backbone refused a batch.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// Reading a feature map failed.
+    #[error("cannot read the feature maps: {0}")]
+    Tensor(#[from] candle_core::Error),
+    /// A sample has no label, and a probe needs one.
+    #[error(
+        "sample {index} of the {set} set has no label; a probe needs packs made from labelled \
+         images (class sub-folders, or a list with labels)"
+    )]
+    Unlabelled {
+        /// "training" or "test".
+        set: &'static str,
+        /// The first such sample.
+        index: usize,
+    },
+    /// A label outside the list of classes.
+    #[error("sample {index} has label {label}, but there are {classes} classes")]
+    Label {
+        /// The sample.
+        index: usize,
+        /// Its label.
+        label: u32,
+        /// Labels allowed are `0..classes`.
+        classes: usize,
+    },
+    /// The two packs do not number the same classes.
+    #[error(
+        "the training pack's classes are {train}, the test pack's {test}; pack both from folders \
+         with the same class names"
+    )]
+    Classes {
+        /// In words, with the first difference.
+        train: String,
+        /// In words, with the first difference.
+        test: String,
+    },
+    /// Training and test features are not of the same layers and sizes.
+    #[error("the training features are {train}, the test features {test}")]
+    Layers {
+        /// Layers and dimensions.
+        train: String,
+        /// Layers and dimensions.
+        test: String,
+    },
+    /// A table of features that is not rectangular, or a set without samples, layers or classes.
+    #[error("{what}: expected {expected}, found {found}")]
+    Shape {
+        /// The table.
+        what: String,
+        /// Sizes needed.
+        expected: String,
+        /// Sizes found.
+        found: String,
+    },
+    /// A feature that is infinite or not a number.
+    #[error("{layer}: feature {column} of sample {row} is {value}; did pre-training diverge?")]
+    NotFinite {
+        /// The layer.
+        layer: Layer,
+        /// The sample.
+        row: usize,
+        /// The feature.
+        column: usize,
+        /// Its value.
+        value: f32,
+    },
+    /// More neighbours asked for than there are training samples.
+    #[error("eval.knn.k = {k}, but there are only {samples} training samples; use a smaller k")]
+    Neighbours {
+        /// Neighbours asked for.
+        k: usize,
+        /// Training samples.
+        samples: usize,
+    },
+    /// A setting has a value that cannot work.
+    #[error("{key} = {found}: expected {expected}")]
+    Setting {
+        /// The setting, as recipes spell it.
+        key: &'static str,
+        /// Its value.
+        found: String,
+        /// Values that work.
+        expected: &'static str,
+    },
+    /// No learning rate led anywhere.
+    #[error("{layer}: the probe diverged at every learning rate of {lrs:?}; try smaller ones")]
+    Diverged {
+        /// The layer.
+        layer: Layer,
+        /// The rates tried.
+        lrs: Vec<f64>,
+    },
+    /// The cache of features cannot be written.
+    #[error("cannot write {path}: {reason}")]
+    Cache {
+        /// The file or folder.
+        path: PathBuf,
+        /// The system's reason.
+        reason: String,
+    },
+}

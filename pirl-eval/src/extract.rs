@@ -1,0 +1,125 @@
+//! Features of a pack's images, read once.
+
+use pirl_data::{EvalView, Pack, eval_batches};
+use pirl_model::{Backbone, Layer, precise_batch_norm};
+
+use crate::error::{EvalError, Result};
+use crate::feature_set::{FeatureSet, LayerFeatures};
+use crate::pool::Pool;
+
+/// How features are read.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Extraction {
+    /// How images are seen.
+    pub view: EvalView,
+    /// Where features are read; res2 to res5 by default.
+    pub layers: Vec<Layer>,
+    /// How maps become vectors.
+    pub pool: Pool,
+    /// Images in a forward pass; 256 by default.
+    pub batch_size: usize,
+    /// Threads that decode; 0 for one a core.
+    pub workers: usize,
+}
+
+impl Extraction {
+    /// The defaults with this view.
+    pub fn new(view: EvalView) -> Self {
+        Self {
+            view,
+            layers: vec![Layer::Res2, Layer::Res3, Layer::Res4, Layer::Res5],
+            pool: Pool::default(),
+            batch_size: 256,
+            workers: 0,
+        }
+    }
+}
+
+/// Reads the features of every image of `pack` in its order, the backbone in evaluation mode, and
+/// calls `progress` with the images done and the images in all. Memory holds one batch of images and
+/// maps, and the pooled features.
+///
+/// # Errors
+/// [`EvalError::Data`] for an image that cannot be decoded; [`EvalError::Model`];
+/// [`EvalError::NotFinite`]; [`EvalError::Shape`] if the pack or the list of layers is empty.
+pub fn extract_features(
+    backbone: &dyn Backbone,
+    pack: &Pack,
+    extraction: &Extraction,
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<FeatureSet> {
+    let total = pack.len();
+    let device = backbone.parameters().var().device().clone();
+    let mut found: Vec<(Layer, usize, Vec<f32>)> = extraction
+        .layers
+        .iter()
+        .map(|layer| (*layer, 1, Vec::new()))
+        .collect();
+    let mut labels = Vec::with_capacity(total);
+    let batches = eval_batches(
+        pack,
+        &extraction.view,
+        extraction.batch_size,
+        extraction.workers,
+    )?;
+    for batch in batches {
+        let (images, batch_labels) = batch?;
+        labels.extend(batch_labels);
+        let maps = backbone.feature_maps(&images.to_device(&device)?)?;
+        for (layer, cells, values) in &mut found {
+            let Some((_, map)) = maps.iter().find(|(other, _)| other == layer) else {
+                return Err(EvalError::Shape {
+                    what: "the backbone's layers".to_owned(),
+                    expected: layer.to_string(),
+                    found: "a backbone without it".to_owned(),
+                });
+            };
+            let (rows, cells_now) = extraction.pool.apply(*layer, map)?;
+            *cells = cells_now;
+            values.extend(rows);
+        }
+        progress(labels.len(), total);
+    }
+    let rows = labels.len();
+    let layers = found.into_iter().map(|(layer, cells, values)| {
+        let dim = values.len() / rows.max(1);
+        LayerFeatures::with_cells(layer, rows, dim, cells, values)
+    });
+    FeatureSet::new(
+        layers.collect::<Result<_>>()?,
+        labels,
+        pack.class_names().to_vec(),
+    )
+}
+
+/// Recomputes the backbone's running batch-norm statistics on plain views of `images` images of
+/// `pack`, chosen by `seed` (all of them if there are fewer), and returns how many were used.
+///
+/// Pre-training leaves statistics of patches and images mixed; see [`precise_batch_norm`]. A last
+/// batch smaller than the others is left out, unless it is the only one.
+///
+/// # Errors
+/// [`EvalError::Data`], [`EvalError::Model`]; the statistics are then as before.
+pub fn recompute_batch_norm(
+    backbone: &dyn Backbone,
+    pack: &Pack,
+    extraction: &Extraction,
+    images: usize,
+    seed: u64,
+) -> Result<usize> {
+    let subset = pack.subset(images.min(pack.len()), seed)?;
+    let device = backbone.parameters().var().device().clone();
+    let size = extraction.batch_size;
+    let whole = subset.len()
+        - if subset.len() > size {
+            subset.len() % size.max(1)
+        } else {
+            0
+        };
+    let batches = eval_batches(&subset, &extraction.view, size, extraction.workers)?;
+    let batches = batches
+        .take(whole.div_ceil(size.max(1)))
+        .map(|batch| -> Result<_> { Ok(batch?.0.to_device(&device)?) });
+    precise_batch_norm(backbone, batches)?;
+    Ok(whole)
+}

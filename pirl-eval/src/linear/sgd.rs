@@ -1,0 +1,163 @@
+//! The classifiers of several learning rates, and a step of each.
+
+use rayon::prelude::*;
+
+use super::gradient::Gradient;
+use crate::feature_set::LayerFeatures;
+
+/// Classifiers of the same shape, stacked; each with velocities of its own.
+pub(crate) struct Classifiers {
+    count: usize,
+    dim: usize,
+    cells: usize,
+    /// `(count * classes, dim)`
+    weight: Moving,
+    /// `(count * classes)`
+    bias: Moving,
+    affine: Option<Affine>,
+}
+
+/// Batch norm's scale and shift, `(count, channels)` each.
+struct Affine {
+    scale: Moving,
+    shift: Moving,
+}
+
+/// Parameters and their velocities.
+struct Moving {
+    value: Vec<f32>,
+    velocity: Vec<f32>,
+}
+
+impl Moving {
+    fn full(value: f32, len: usize) -> Self {
+        Self {
+            value: vec![value; len],
+            velocity: vec![0.0; len],
+        }
+    }
+
+    /// PyTorch's SGD with Nesterov momentum: g += decay p; v = momentum v + g; p -= lr (g +
+    /// momentum v). The parameters are `rates.len()` equal parts, one for each rate.
+    fn step(&mut self, gradient: &[f32], rates: &[f64], momentum: f64, decay: f64) {
+        let part = self.value.len() / rates.len();
+        let (momentum, decay) = (momentum as f32, decay as f32);
+        let values = self
+            .value
+            .par_chunks_mut(part)
+            .zip(self.velocity.par_chunks_mut(part));
+        values.zip(gradient.par_chunks(part)).zip(rates).for_each(
+            |(((values, velocities), gradients), rate)| {
+                let rate = *rate as f32;
+                for ((p, v), g) in values.iter_mut().zip(velocities).zip(gradients) {
+                    let g = g + decay * *p;
+                    *v = momentum * *v + g;
+                    *p -= rate * (g + momentum * *v);
+                }
+            },
+        );
+    }
+}
+
+impl Classifiers {
+    /// `count` classifiers of `features` that know nothing.
+    pub(crate) fn zero(
+        features: &LayerFeatures,
+        classes: usize,
+        count: usize,
+        affine: bool,
+    ) -> Self {
+        let (dim, cells) = (features.dim(), features.cells());
+        let channels = count * (dim / cells);
+        Self {
+            count,
+            dim,
+            cells,
+            weight: Moving::full(0.0, count * classes * dim),
+            bias: Moving::full(0.0, count * classes),
+            affine: affine.then(|| Affine {
+                scale: Moving::full(1.0, channels),
+                shift: Moving::full(0.0, channels),
+            }),
+        }
+    }
+
+    /// How many there are.
+    pub(crate) fn count(&self) -> usize {
+        self.count
+    }
+
+    /// Weights and biases with batch norm's scale and shift folded in:
+    /// W (scale x + shift) + b = (W scale) x + (W shift + b).
+    pub(crate) fn effective(&self) -> (Vec<f32>, Vec<f32>) {
+        let (mut weight, mut bias) = (self.weight.value.clone(), self.bias.value.clone());
+        let Some(affine) = &self.affine else {
+            return (weight, bias);
+        };
+        let (classes, channels) = (bias.len() / self.count, self.dim / self.cells);
+        let rows = weight.chunks_exact_mut(self.dim).zip(&mut bias);
+        for (row, (weight, bias)) in rows.enumerate() {
+            let of = row / classes * channels;
+            for (channel, weight) in weight.chunks_exact_mut(self.cells).enumerate() {
+                let (scale, shift) = (
+                    affine.scale.value[of + channel],
+                    affine.shift.value[of + channel],
+                );
+                for weight in weight {
+                    *bias += *weight * shift;
+                    *weight *= scale;
+                }
+            }
+        }
+        (weight, bias)
+    }
+
+    /// One step of each classifier at its own rate. Batch norm's parameters do not decay.
+    pub(crate) fn step(&mut self, gradient: &Gradient, rates: &[f64], momentum: f64, decay: f64) {
+        match self.through_batch_norm(gradient) {
+            Some((weight, scale, shift)) => {
+                self.weight.step(&weight, rates, momentum, decay);
+                if let Some(affine) = &mut self.affine {
+                    affine.scale.step(&scale, rates, momentum, 0.0);
+                    affine.shift.step(&shift, rates, momentum, 0.0);
+                }
+            }
+            None => self.weight.step(&gradient.weight, rates, momentum, decay),
+        }
+        self.bias.step(&gradient.bias, rates, momentum, decay);
+    }
+
+    /// With G and d the gradients of effective weights and biases:
+    /// dW = G scale + d shift, dscale = sum over classes of W G, dshift = sum over classes of W d.
+    fn through_batch_norm(&self, gradient: &Gradient) -> Option<(Vec<f32>, Vec<f32>, Vec<f32>)> {
+        let affine = self.affine.as_ref()?;
+        let (classes, channels) = (self.bias.value.len() / self.count, self.dim / self.cells);
+        let mut d_weight = gradient.weight.clone();
+        let mut d_scale = vec![0.0; affine.scale.value.len()];
+        let mut d_shift = vec![0.0; affine.shift.value.len()];
+        let rows = d_weight
+            .chunks_exact_mut(self.dim)
+            .zip(self.weight.value.chunks_exact(self.dim));
+        for (row, ((d_row, weights), d_bias)) in rows.zip(&gradient.bias).enumerate() {
+            let of = row / classes * channels;
+            let cells = d_row
+                .chunks_exact_mut(self.cells)
+                .zip(weights.chunks_exact(self.cells));
+            for (channel, (d_cells, weights)) in cells.enumerate() {
+                let at = of + channel;
+                for (d, weight) in d_cells.iter_mut().zip(weights) {
+                    d_scale[at] += weight * *d;
+                    d_shift[at] += weight * d_bias;
+                    *d = *d * affine.scale.value[at] + d_bias * affine.shift.value[at];
+                }
+            }
+        }
+        Some((d_weight, d_scale, d_shift))
+    }
+
+    #[cfg(test)]
+    pub(crate) fn randomise(&mut self, seed: u32) {
+        self.weight.value = benches::fill(seed, self.weight.value.len());
+        self.bias.value = benches::fill(seed + 1, self.bias.value.len());
+    }
+}

@@ -1,0 +1,113 @@
+//! What every probe has in common.
+
+use pirl_model::Layer;
+use serde::Serialize;
+
+use crate::error::{EvalError, Result};
+use crate::feature_set::FeatureSet;
+
+/// A way to judge frozen features by labelled images.
+pub trait Probe {
+    /// What it found.
+    type Report: Serialize;
+
+    /// Learns from `train` and is judged on `test`; calls `progress` with the work done and the
+    /// work in all.
+    ///
+    /// # Errors
+    /// [`EvalError::Unlabelled`], [`EvalError::Classes`] or [`EvalError::Layers`] if the two sets
+    /// cannot be compared, and what the probe itself adds.
+    fn evaluate(
+        &self,
+        train: &FeatureSet,
+        test: &FeatureSet,
+        progress: &mut dyn FnMut(usize, usize),
+    ) -> Result<Self::Report>;
+}
+
+/// The layer with the highest test accuracy, as the paper reports it.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Best {
+    /// The layer; of equal ones the lowest.
+    pub layer: Layer,
+    /// Its accuracy on the test set, in percent.
+    pub top1: f64,
+}
+
+impl Best {
+    /// `None` without any accuracy.
+    pub(crate) fn of(accuracies: impl IntoIterator<Item = (Layer, f64)>) -> Option<Self> {
+        accuracies
+            .into_iter()
+            .map(|(layer, top1)| Self { layer, top1 })
+            .reduce(|best, next| if next.top1 > best.top1 { next } else { best })
+    }
+}
+
+/// The labels of two sets that can be compared.
+pub(crate) struct Labels {
+    pub(crate) train: Vec<u32>,
+    pub(crate) test: Vec<u32>,
+    pub(crate) classes: usize,
+}
+
+/// Checks that a classifier learnt on `train` means something on `test`.
+pub(crate) fn comparable(train: &FeatureSet, test: &FeatureSet) -> Result<Labels> {
+    if train.class_names() != test.class_names() {
+        let (train, test) = difference(train.class_names(), test.class_names());
+        return Err(EvalError::Classes { train, test });
+    }
+    let sizes = |set: &FeatureSet| -> Vec<_> {
+        let layers = set.layers().iter();
+        layers
+            .map(|layer| (layer.layer(), layer.dim(), layer.cells()))
+            .collect()
+    };
+    if sizes(train) != sizes(test) {
+        return Err(EvalError::Layers {
+            train: train.describe(),
+            test: test.describe(),
+        });
+    }
+    Ok(Labels {
+        train: train.labelled("training")?,
+        test: test.labelled("test")?,
+        classes: train.class_names().len(),
+    })
+}
+
+fn difference(train: &[String], test: &[String]) -> (String, String) {
+    let at = train.iter().zip(test).take_while(|(a, b)| a == b).count();
+    let words = |names: &[String]| match names.get(at) {
+        Some(name) => format!("{} with {name:?} as number {at}", names.len()),
+        None => format!("{}, none as number {at}", names.len()),
+    };
+    (words(train), words(test))
+}
+
+/// `part` of `whole` in percent.
+pub(crate) fn percent(part: usize, whole: usize) -> f64 {
+    100.0 * part as f64 / whole.max(1) as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_equal_layers_the_lowest_is_best() {
+        let best = Best::of([
+            (Layer::Res2, 50.0),
+            (Layer::Res3, 60.0),
+            (Layer::Res4, 60.0),
+        ]);
+        assert_eq!(
+            best,
+            Some(Best {
+                layer: Layer::Res3,
+                top1: 60.0
+            })
+        );
+        assert_eq!(Best::of([]), None);
+    }
+}

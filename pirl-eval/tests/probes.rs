@@ -1,0 +1,255 @@
+//! The probes as a user calls them: known answers, choices, and what they refuse.
+
+use pirl_eval::{
+    EvalError, FeatureSet, Knn, KnnConfig, LayerFeatures, LinearConfig, LinearProbe, Probe, Select,
+};
+use pirl_model::Layer;
+
+fn classes(count: usize) -> Vec<String> {
+    (0..count).map(|class| format!("class {class}")).collect()
+}
+
+fn set(layers: &[(Layer, Vec<f32>)], labels: &[u32], count: usize) -> FeatureSet {
+    let layers = layers.iter().map(|(layer, values)| {
+        LayerFeatures::new(
+            *layer,
+            labels.len(),
+            values.len() / labels.len(),
+            values.clone(),
+        )
+        .unwrap()
+    });
+    let labels = labels.iter().copied().map(Some).collect();
+    FeatureSet::new(layers.collect(), labels, classes(count)).unwrap()
+}
+
+/// `rows` points around one centre for each of six classes, `spread` apart from it.
+fn clusters(rows: usize, spread: f32, seed: u32) -> FeatureSet {
+    let (dim, count) = (12, 6);
+    let labels: Vec<u32> = (0..rows as u32).map(|row| row % count).collect();
+    let centres = benches::fill(99, count as usize * dim);
+    let points = |spread: f32, seed| -> Vec<f32> {
+        let noise = benches::fill(seed, rows * dim);
+        let value =
+            |i: usize| centres[labels[i / dim] as usize * dim + i % dim] + spread * noise[i];
+        (0..rows * dim).map(value).collect()
+    };
+    let layers = [
+        (Layer::Res2, points(20.0, seed)),
+        (Layer::Res4, points(spread, seed + 1)),
+    ];
+    set(&layers, &labels, count as usize)
+}
+
+fn quiet() -> impl FnMut(usize, usize) {
+    |_, _| {}
+}
+
+#[test]
+fn both_probes_solve_clusters_and_name_the_layer_that_has_them() {
+    let (train, test) = (clusters(1200, 0.3, 1), clusters(300, 0.3, 5));
+    let config = LinearConfig {
+        epochs: 5,
+        batch_size: 64,
+        lrs: vec![0.01, 0.1],
+        ..Default::default()
+    };
+    let mut told = Vec::new();
+    let linear = LinearProbe::new(config, 7).unwrap();
+    let report = linear
+        .evaluate(&train, &test, &mut |done, total| told.push((done, total)))
+        .unwrap();
+    assert_eq!((report.best.layer, report.best.top1), (Layer::Res4, 100.0));
+    assert!(report.layers[&Layer::Res2].top1 < 60.0, "{report:?}");
+    assert!(report.layers[&Layer::Res2].top5 > 80.0, "{report:?}");
+    assert_eq!(report.layers[&Layer::Res4].rates.len(), 2);
+    assert_eq!(told, (1..=20).map(|done| (done, 20)).collect::<Vec<_>>());
+
+    let knn = Knn::new(KnnConfig {
+        k: 50,
+        ..Default::default()
+    })
+    .unwrap();
+    let report = knn.evaluate(&train, &test, &mut quiet()).unwrap();
+    assert_eq!((report.top1, report.best.layer), (100.0, Layer::Res4));
+    let json = serde_json::to_value(&report).unwrap();
+    assert_eq!(json["layers"]["res4"]["top1"], 100.0);
+    assert_eq!(
+        (&json["k"], &json["best"]["layer"]),
+        (&50.into(), &"res4".into())
+    );
+}
+
+#[test]
+fn results_do_not_depend_on_the_number_of_threads() {
+    let (train, test) = (clusters(700, 3.0, 1), clusters(200, 3.0, 5));
+    let run = |threads| {
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build()
+            .unwrap();
+        pool.install(|| {
+            let config = LinearConfig {
+                epochs: 3,
+                lrs: vec![0.01, 0.03],
+                ..Default::default()
+            };
+            let linear = LinearProbe::new(config, 3).unwrap();
+            let knn = Knn::new(KnnConfig::default()).unwrap();
+            (
+                linear.evaluate(&train, &test, &mut quiet()).unwrap(),
+                knn.evaluate(&train, &test, &mut quiet()).unwrap(),
+            )
+        })
+    };
+    assert_eq!(run(1), run(3));
+}
+
+/// A rate so high that the weights overflow must lose, and alone be an error.
+#[test]
+fn a_diverged_rate_is_not_chosen() {
+    let (train, test) = (clusters(600, 1.0, 1), clusters(200, 1.0, 5));
+    for select in [Select::Validation, Select::Test] {
+        let config = LinearConfig {
+            epochs: 3,
+            lrs: vec![1e30, 0.05],
+            select,
+            ..Default::default()
+        };
+        let probe = LinearProbe::new(config, 0).unwrap();
+        let report = probe.evaluate(&train, &test, &mut quiet()).unwrap();
+        assert!(
+            report.layers.values().all(|layer| layer.lr == 0.05),
+            "{report:?}"
+        );
+    }
+    let config = LinearConfig {
+        epochs: 3,
+        lrs: vec![1e30],
+        ..Default::default()
+    };
+    let error = LinearProbe::new(config, 0)
+        .unwrap()
+        .evaluate(&train, &test, &mut quiet());
+    assert!(
+        matches!(
+            error,
+            Err(EvalError::Diverged {
+                layer: Layer::Res2,
+                ..
+            })
+        ),
+        "{error:?}"
+    );
+}
+
+#[test]
+fn neighbours_vote_as_in_numpy() {
+    let file: serde_json::Value = serde_json::from_str(include_str!("golden/probes.json")).unwrap();
+    let expected: Vec<u32> = serde_json::from_value(file["neighbours"].clone()).unwrap();
+    let labels: Vec<u32> = (0..500).map(|i| i * 13 % 17 % 6).collect();
+    let train = set(&[(Layer::Res5, benches::fill(41, 500 * 8))], &labels, 6);
+    // With the expected classes as labels, every prediction must be right.
+    let test = set(&[(Layer::Res5, benches::fill(42, 150 * 8))], &expected, 6);
+    let knn = Knn::new(KnnConfig {
+        k: 40,
+        ..Default::default()
+    })
+    .unwrap();
+    assert_eq!(
+        knn.evaluate(&train, &test, &mut quiet()).unwrap().top1,
+        100.0
+    );
+}
+
+#[test]
+fn sets_that_cannot_be_compared_are_refused_with_the_facts() {
+    let features = vec![(Layer::Res5, vec![0.5, 1.0, 2.0])];
+    let train = set(&features, &[0, 1, 0], 2);
+    let knn = Knn::new(KnnConfig {
+        k: 1,
+        ..Default::default()
+    })
+    .unwrap();
+    let linear = LinearProbe::new(LinearConfig::default(), 0).unwrap();
+    let refused = |train: &FeatureSet, test: &FeatureSet| -> String {
+        let one = knn
+            .evaluate(train, test, &mut quiet())
+            .unwrap_err()
+            .to_string();
+        assert_eq!(
+            one,
+            linear
+                .evaluate(train, test, &mut quiet())
+                .unwrap_err()
+                .to_string()
+        );
+        one
+    };
+    let message = refused(&train, &set(&features, &[0, 1, 0], 3));
+    assert!(
+        message.contains("2, none as number 2") && message.contains("\"class 2\""),
+        "{message}"
+    );
+    let message = refused(&train, &set(&[(Layer::Res4, vec![1.0; 3])], &[0, 1, 0], 2));
+    assert!(
+        message.contains("res5 of 1") && message.contains("res4 of 1"),
+        "{message}"
+    );
+    let layer = LayerFeatures::new(Layer::Res5, 2, 1, vec![1.0; 2]).unwrap();
+    let partly = FeatureSet::new(vec![layer], vec![Some(0), None], classes(2)).unwrap();
+    let message = refused(&train, &partly);
+    assert!(
+        message.contains("sample 1 of the test set has no label"),
+        "{message}"
+    );
+
+    let many = Knn::new(KnnConfig::default()).unwrap();
+    let message = many
+        .evaluate(&train, &train, &mut quiet())
+        .unwrap_err()
+        .to_string();
+    assert!(
+        message.contains("k = 200") && message.contains("only 3"),
+        "{message}"
+    );
+}
+
+#[test]
+fn tables_that_are_no_features_are_refused() {
+    let layer = |rows, dim, values| LayerFeatures::new(Layer::Res3, rows, dim, values);
+    assert!(matches!(
+        layer(2, 3, vec![0.0; 5]),
+        Err(EvalError::Shape { .. })
+    ));
+    assert!(matches!(layer(0, 3, vec![]), Err(EvalError::Shape { .. })));
+    assert!(matches!(
+        layer(usize::MAX, 3, vec![0.0; 5]),
+        Err(EvalError::Shape { .. })
+    ));
+    assert!(matches!(
+        layer(2, 2, vec![0.0, 0.0, 0.0, f32::NAN]),
+        Err(EvalError::NotFinite {
+            row: 1,
+            column: 1,
+            ..
+        })
+    ));
+    let good = || layer(1, 1, vec![1.0]).unwrap();
+    assert!(matches!(
+        FeatureSet::new(vec![good()], vec![Some(2)], classes(2)),
+        Err(EvalError::Label {
+            index: 0,
+            label: 2,
+            classes: 2
+        })
+    ));
+    assert!(matches!(
+        FeatureSet::new(vec![good()], vec![None, None], classes(2)),
+        Err(EvalError::Shape { .. })
+    ));
+    assert!(matches!(
+        FeatureSet::new(vec![], vec![], classes(2)),
+        Err(EvalError::Shape { .. })
+    ));
+}
