@@ -1,1 +1,74 @@
-fn main() {}
+//! `pirl`: PIRL pre-training and its evaluation on the command line.
+//!
+//! This crate parses, checks, joins the other crates and reports; the mathematics is theirs.
+
+mod args;
+mod checkpoint;
+mod commands;
+mod device;
+mod files;
+mod interrupt;
+mod metrics;
+mod output;
+mod progress;
+mod recipe;
+mod report;
+mod run_dir;
+mod tensorboard;
+mod train;
+mod weights;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Parser;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+
+use crate::args::{Cli, Command, DataCommand, EvalCommand};
+use crate::interrupt::Interrupted;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse(); // exits with 2 on wrong usage
+    log_to_stderr();
+    match run(cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            if error.is::<Interrupted>() {
+                eprintln!("{error}");
+            } else {
+                eprintln!("error: {}", output::explain(&error));
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<()> {
+    match command {
+        Command::Data(DataCommand::Fetch(args)) => commands::data::fetch(&args),
+        Command::Data(DataCommand::Pack(args)) => commands::data::pack(&args),
+        Command::Data(DataCommand::Inspect(args)) => commands::data::inspect(&args),
+        Command::Data(DataCommand::Preview(args)) => commands::preview::run(&args),
+        Command::Pretrain(args) => commands::pretrain::run(&args),
+        Command::Eval(EvalCommand::Linear(args)) => commands::eval::linear(&args),
+        Command::Eval(EvalCommand::Knn(args)) => commands::eval::knn(&args),
+        Command::Recipes(args) => commands::recipes::run(&args),
+    }
+}
+
+/// Warnings and errors, or what `RUST_LOG` asks for.
+fn log_to_stderr() {
+    let wanted = std::env::var("RUST_LOG")
+        .ok()
+        .and_then(|filter| filter.parse::<Targets>().ok())
+        .unwrap_or_else(|| Targets::new().with_default(LevelFilter::WARN));
+    tracing_subscriber::registry()
+        .with(tracing_subscriber::fmt::layer().with_writer(std::io::stderr))
+        .with(wanted)
+        .init();
+}

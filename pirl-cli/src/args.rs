@@ -1,0 +1,240 @@
+//! The command line. It only parses; what the values mean is checked by the commands.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::recipe::Setting;
+
+/// Pre-train a ConvNet on images without labels (PIRL, arXiv:1912.01991) and see what it learned.
+#[derive(Debug, Parser)]
+#[command(name = "pirl", version)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Fetch, pack and look at images
+    #[command(subcommand)]
+    Data(DataCommand),
+    /// Pre-train a backbone on a pack
+    Pretrain(PretrainArgs),
+    /// Judge a backbone by what a simple classifier makes of its features
+    #[command(subcommand)]
+    Eval(EvalCommand),
+    /// List the recipes, or print one as TOML
+    Recipes(RecipesArgs),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum DataCommand {
+    /// Put a public data set's files into a folder
+    Fetch(FetchArgs),
+    /// Pack images into safetensors shards
+    Pack(PackArgs),
+    /// Describe a pack
+    Inspect(InspectArgs),
+    /// Draw images, their crops and their shuffled patches as training sees them
+    Preview(PreviewArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct FetchArgs {
+    /// The data set
+    #[arg(value_enum)]
+    pub(crate) name: DataSet,
+    /// Folder for its files
+    #[arg(long, value_name = "DIR")]
+    pub(crate) output: PathBuf,
+    /// Print one JSON object on standard output
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// What `data fetch` knows.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum DataSet {
+    FashionMnist,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PackArgs {
+    /// How the images are stored
+    #[arg(long, value_enum)]
+    pub(crate) format: Format,
+    /// Folder of the images, or the list file
+    #[arg(long, value_name = "PATH")]
+    pub(crate) input: PathBuf,
+    /// train or test, of data sets published in two; of an image folder, the sub-folder to pack
+    #[arg(long, value_name = "NAME")]
+    pub(crate) split: Option<String>,
+    /// Shrink images whose shorter side is longer than this many pixels
+    #[arg(long, value_name = "PIXELS", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) resize_shorter: Option<u32>,
+    /// Begin a new shard before this many MiB
+    #[arg(long, value_name = "MIB", default_value_t = 1024, value_parser = clap::value_parser!(u64).range(1..=1 << 40))]
+    pub(crate) shard_mib: u64,
+    /// Fail at the first image that cannot be decoded, rather than skip and name it
+    #[arg(long)]
+    pub(crate) strict: bool,
+    /// The pack, with or without .safetensors
+    #[arg(long, value_name = "PACK")]
+    pub(crate) output: PathBuf,
+    /// Print one JSON object on standard output
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// What `data pack` reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// JPEG and PNG files, in a sub-folder for each class or in none
+    ImageFolder,
+    /// A text file: a path a line, with a tab and a label if labelled
+    List,
+    /// IDX files, as of MNIST and Fashion-MNIST, zipped or not
+    Mnist,
+    /// The binary version
+    Cifar10,
+    /// The binary version
+    Cifar100,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InspectArgs {
+    /// A shard, or the stem of a set of shards
+    pub(crate) pack: PathBuf,
+    /// Print one JSON object on standard output
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PreviewArgs {
+    /// A shard, or the stem of a set of shards
+    pub(crate) pack: PathBuf,
+    /// The picture, PNG
+    #[arg(long, value_name = "FILE.png")]
+    pub(crate) output: PathBuf,
+    /// Recipe whose transforms are shown
+    #[arg(
+        long,
+        value_name = "NAME|FILE.toml",
+        default_value = "imagenet-resnet50-jigsaw"
+    )]
+    pub(crate) recipe: String,
+    /// Change a setting of the recipe
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub(crate) settings: Vec<Setting>,
+    /// Images to show
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub(crate) count: u32,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PretrainArgs {
+    /// A recipe's name (see `pirl recipes`) or file
+    #[arg(long, value_name = "NAME|FILE.toml")]
+    pub(crate) recipe: String,
+    /// Images to learn from: a shard, or the stem of a set of shards
+    #[arg(long, value_name = "PACK")]
+    pub(crate) data: PathBuf,
+    /// Folder of the run
+    #[arg(long, value_name = "RUN")]
+    pub(crate) out: PathBuf,
+    /// Go on from the newest checkpoint of the run
+    #[arg(long)]
+    pub(crate) resume: bool,
+    /// Change a setting of the recipe; may be repeated
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub(crate) settings: Vec<Setting>,
+    /// cpu or cuda:N
+    #[arg(long, default_value = "cpu")]
+    pub(crate) device: String,
+    /// Seed of everything random, instead of the recipe's
+    #[arg(long, value_parser = clap::value_parser!(u64).range(0..=i64::MAX as u64))]
+    pub(crate) seed: Option<u64>,
+    /// Print one JSON object on standard output
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum EvalCommand {
+    /// Linear classifiers on the features of res2 to res5
+    Linear(EvalArgs),
+    /// Weighted nearest neighbours
+    Knn(EvalArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct EvalArgs {
+    /// A run, a file of weights, or `random` for the untrained network of the recipe
+    #[arg(long, value_name = "RUN|FILE.safetensors|random")]
+    pub(crate) weights: String,
+    /// Labelled images to learn from
+    #[arg(long, value_name = "PACK")]
+    pub(crate) train: PathBuf,
+    /// Labelled images to be judged by
+    #[arg(long, value_name = "PACK")]
+    pub(crate) test: PathBuf,
+    /// Folder for result.json
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: Option<PathBuf>,
+    /// Folder that keeps the features, for other probes of the same weights and packs
+    #[arg(long, value_name = "DIR")]
+    pub(crate) cache: Option<PathBuf>,
+    /// The network's recipe, where --weights is not a run
+    #[arg(long, value_name = "NAME|FILE.toml")]
+    pub(crate) recipe: Option<String>,
+    /// Change a setting of the recipe; may be repeated
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub(crate) settings: Vec<Setting>,
+    /// cpu or cuda:N
+    #[arg(long, default_value = "cpu")]
+    pub(crate) device: String,
+    /// Seed of everything random, instead of the recipe's
+    #[arg(long, value_parser = clap::value_parser!(u64).range(0..=i64::MAX as u64))]
+    pub(crate) seed: Option<u64>,
+    /// Print one JSON object on standard output
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RecipesArgs {
+    /// The recipe to print, every key resolved
+    pub(crate) name: Option<String>,
+    /// List every key with its default and meaning
+    #[arg(long, conflicts_with = "name")]
+    pub(crate) keys: bool,
+    /// Print one JSON object on standard output
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent_and_every_flag_explained() {
+        fn walk(command: &clap::Command) {
+            for argument in command.get_arguments() {
+                assert!(
+                    argument.get_help().is_some(),
+                    "{} of {} has no help",
+                    argument.get_id(),
+                    command.get_name()
+                );
+            }
+            command.get_subcommands().for_each(walk);
+        }
+        let command = Cli::command();
+        walk(&command);
+        command.debug_assert();
+    }
+}

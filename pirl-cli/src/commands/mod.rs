@@ -1,0 +1,7 @@
+//! One module a command.
+
+pub(crate) mod data;
+pub(crate) mod eval;
+pub(crate) mod pretrain;
+pub(crate) mod preview;
+pub(crate) mod recipes;

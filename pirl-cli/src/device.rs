@@ -1,0 +1,39 @@
+//! `--device`.
+
+use anyhow::{Context, Result, bail};
+use candle_core::Device;
+
+/// `cpu`, or `cuda:N` in a build that has CUDA.
+pub(crate) fn parse(name: &str) -> Result<Device> {
+    if name == "cpu" {
+        return Ok(Device::Cpu);
+    }
+    let number = match name.strip_prefix("cuda") {
+        Some("") => Some(0),
+        Some(rest) => rest
+            .strip_prefix(':')
+            .and_then(|number| number.parse().ok()),
+        None => None,
+    };
+    match number {
+        Some(_) if !candle_core::utils::cuda_is_available() => {
+            bail!("--device {name}: this program was built without CUDA; use --device cpu")
+        }
+        Some(number) => Device::new_cuda(number).with_context(|| format!("--device {name}")),
+        None => bail!("--device {name}: expected cpu or cuda:N"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_are_cpu_or_a_numbered_gpu() {
+        assert!(parse("cpu").unwrap().is_cpu());
+        for wrong in ["gpu", "cuda:x", "cuda0", ""] {
+            let error = format!("{:#}", parse(wrong).unwrap_err());
+            assert!(error.contains("expected cpu or cuda:N"), "{error}");
+        }
+    }
+}
