@@ -1,0 +1,388 @@
+//! The loader: the same batches whatever the threads, from any step, and no hang when things break.
+
+mod common;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use common::{Samples, jpeg, picture, png};
+use pirl_data::{
+    Batch, DataConfig, DataError, Encoding, EvalView, Image, ImageView, Loader, LoaderConfig,
+    OnCorrupt, Pack, PackOptions, Pretext, PretextConfig, PretextKind, Scratch, ViewConfig,
+    build_pretext, eval_batches, pack, preview_sheet,
+};
+use rand::Rng;
+use tempfile::TempDir;
+
+const IMAGES: usize = 23;
+
+/// Images of all sorts of sizes; each tells its number by its width.
+fn samples(encode: fn(&Image) -> Vec<u8>, encoding: Encoding) -> Samples {
+    let sample = |index| {
+        let image = picture(index + 1, (index * 7) % 31 + 1);
+        (encode(&image), encoding, Some(index as u32 % 3))
+    };
+    Samples {
+        samples: (0..IMAGES).map(sample).collect(),
+        class_names: ["a", "b", "c"].map(String::from).to_vec(),
+    }
+}
+
+fn packed(folder: &TempDir) -> PathBuf {
+    let path = folder.path().join("images");
+    let source = samples(png, Encoding::Png);
+    pack(&source, &path, &PackOptions::default(), &mut |_, _| {}).unwrap();
+    path
+}
+
+fn data() -> DataConfig {
+    DataConfig {
+        image_size: 20,
+        patch_size: 5,
+        ..DataConfig::default()
+    }
+}
+
+fn view() -> ImageView {
+    ImageView::new(&data(), &ViewConfig::default()).unwrap()
+}
+
+fn jigsaw() -> Arc<dyn Pretext> {
+    let config = PretextConfig {
+        permutations: 10,
+        crop_size: 21,
+        ..PretextConfig::default()
+    };
+    Arc::from(build_pretext(&config, &data(), &ViewConfig::patch(), 4).unwrap())
+}
+
+fn config(batch_size: usize, workers: usize, look_ahead: usize) -> LoaderConfig {
+    LoaderConfig {
+        batch_size,
+        workers,
+        look_ahead,
+        seed: 11,
+        on_corrupt: OnCorrupt::Fail,
+    }
+}
+
+fn loader(path: &Path, config: LoaderConfig) -> Loader {
+    Loader::new(
+        Arc::new(Pack::open(path).unwrap()),
+        view(),
+        Some(jigsaw()),
+        config,
+    )
+    .unwrap()
+}
+
+/// A batch to the bit.
+fn bits(batch: &Batch) -> (Vec<u32>, Vec<u32>, Vec<u32>, Vec<u32>) {
+    let numbers = |tensor: &candle_core::Tensor| {
+        let numbers = tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        numbers.into_iter().map(f32::to_bits).collect()
+    };
+    (
+        numbers(&batch.images),
+        numbers(batch.transformed.as_ref().unwrap()),
+        batch.indices.clone(),
+        batch.targets.clone(),
+    )
+}
+
+#[test]
+fn batches_do_not_depend_on_threads_and_start_anywhere() {
+    let folder = TempDir::new().unwrap();
+    let path = packed(&folder);
+    let epoch = |workers, look_ahead, epoch, start| -> Vec<_> {
+        loader(&path, config(4, workers, look_ahead))
+            .epoch(epoch, start)
+            .map(|batch| bits(&batch.unwrap()))
+            .collect()
+    };
+    let whole = epoch(1, 1, 3, 0);
+    assert_eq!(whole.len(), 5);
+    for (workers, look_ahead) in [(2, 1), (4, 2), (8, 5), (0, 3)] {
+        assert!(
+            epoch(workers, look_ahead, 3, 0) == whole,
+            "{workers} threads"
+        );
+    }
+    for start in 0..=5 {
+        assert!(epoch(2, 3, 3, start) == whole[start..], "from step {start}");
+    }
+    assert!(epoch(2, 3, 4, 0) != whole);
+    assert_eq!(epoch(2, 3, 3, 9).len(), 0);
+}
+
+#[test]
+fn an_epoch_shows_every_image_once_in_a_new_order() {
+    let folder = TempDir::new().unwrap();
+    let loader = loader(&packed(&folder), config(4, 2, 2));
+    assert_eq!(loader.steps_per_epoch(), 5);
+    let mut orders = Vec::new();
+    for epoch in 0..3 {
+        let mut order = Vec::new();
+        for batch in loader.epoch(epoch, 0) {
+            let batch = batch.unwrap();
+            assert_eq!(batch.images.dims(), [4, 3, 20, 20]);
+            assert_eq!(batch.transformed.as_ref().unwrap().dims(), [36, 3, 5, 5]);
+            assert_eq!((batch.targets.len(), batch.skipped), (4, 0));
+            assert!(batch.targets.iter().all(|label| *label < 10));
+            order.extend(batch.indices);
+        }
+        let mut sorted = order.clone();
+        sorted.sort_unstable();
+        sorted.dedup();
+        assert_eq!(sorted.len(), 20);
+        orders.push(order);
+    }
+    assert!(orders[0] != orders[1] && orders[1] != orders[2]);
+}
+
+#[test]
+fn without_a_pretext_task_there_are_no_patches() {
+    let folder = TempDir::new().unwrap();
+    let pack = Arc::new(Pack::open(packed(&folder)).unwrap());
+    let none = PretextConfig {
+        kind: PretextKind::None,
+        ..PretextConfig::default()
+    };
+    let none = build_pretext(&none, &data(), &ViewConfig::patch(), 0).unwrap();
+    for pretext in [None, Some(Arc::from(none))] {
+        let loader = Loader::new(pack.clone(), view(), pretext, config(6, 2, 2)).unwrap();
+        let batch = loader.epoch(0, 0).next().unwrap().unwrap();
+        assert!(batch.transformed.is_none());
+        assert_eq!(batch.images.dims(), [6, 3, 20, 20]);
+        assert_eq!(batch.targets, [0; 6]);
+    }
+}
+
+/// Overwrites the encoded bytes of a sample in the packed file.
+fn damage(path: &Path, index: usize) {
+    let pack = Pack::open(path).unwrap();
+    let file = pack.paths()[0].clone();
+    let sample = pack.bytes(index).unwrap().to_vec();
+    drop(pack);
+    let mut bytes = std::fs::read(&file).unwrap();
+    let at = bytes
+        .windows(sample.len())
+        .position(|window| window == sample)
+        .unwrap();
+    bytes[at..at + sample.len()].fill(0x55);
+    std::fs::write(&file, bytes).unwrap();
+}
+
+#[test]
+fn a_corrupt_sample_is_replaced_or_reported() {
+    let folder = TempDir::new().unwrap();
+    let path = packed(&folder);
+    damage(&path, 2);
+    damage(&path, 9);
+    let skip = |workers| {
+        let skip = LoaderConfig {
+            on_corrupt: OnCorrupt::Skip,
+            ..config(4, workers, 2)
+        };
+        let mut skipped = 0;
+        let mut all = Vec::new();
+        for batch in loader(&path, skip).epoch(1, 0) {
+            let batch = batch.unwrap();
+            skipped += batch.skipped;
+            let mut different = batch.indices.clone();
+            different.sort_unstable();
+            different.dedup();
+            assert_eq!(different.len(), 4, "{:?}", batch.indices);
+            assert!(!different.contains(&2) && !different.contains(&9));
+            all.push(bits(&batch));
+        }
+        (skipped, all)
+    };
+    let (skipped, all) = skip(1);
+    assert!((1..=4).contains(&skipped), "{skipped}");
+    assert!(skip(4) == (skipped, all));
+
+    let mut batches = loader(&path, config(23, 2, 2)).epoch(1, 0);
+    let error = batches.next().unwrap().unwrap_err();
+    assert!(matches!(error, DataError::Decode { .. }), "{error}");
+    assert!(error.to_string().contains("sample 2 ") || error.to_string().contains("sample 9 "));
+    assert!(batches.next().is_none());
+}
+
+#[test]
+fn a_place_without_any_good_sample_is_an_error() {
+    let folder = TempDir::new().unwrap();
+    let path = packed(&folder);
+    (0..IMAGES).for_each(|index| damage(&path, index));
+    let skip = LoaderConfig {
+        on_corrupt: OnCorrupt::Skip,
+        ..config(4, 2, 2)
+    };
+    let mut batches = loader(&path, skip).epoch(0, 0);
+    assert!(matches!(
+        batches.next(),
+        Some(Err(DataError::Decode { .. }))
+    ));
+    assert!(batches.next().is_none());
+}
+
+/// A task that counts, and panics at the image of a given width.
+struct Trap {
+    calls: AtomicUsize,
+    width: usize,
+}
+
+impl Pretext for Trap {
+    fn views(&self) -> usize {
+        1
+    }
+
+    fn view_size(&self) -> usize {
+        2
+    }
+
+    fn labels(&self) -> usize {
+        0
+    }
+
+    fn apply(
+        &self,
+        image: &Image,
+        _: &mut dyn Rng,
+        _: &mut Scratch,
+        _: &mut [f32],
+    ) -> Result<u32, DataError> {
+        self.calls.fetch_add(1, Ordering::SeqCst);
+        assert!(image.width != self.width, "sprung");
+        Ok(0)
+    }
+}
+
+fn trapped(path: &Path, width: usize, config: LoaderConfig) -> (Loader, Arc<Trap>) {
+    let trap = Arc::new(Trap {
+        calls: AtomicUsize::new(0),
+        width,
+    });
+    let pack = Arc::new(Pack::open(path).unwrap());
+    let pretext: Arc<dyn Pretext> = trap.clone();
+    (
+        Loader::new(pack, view(), Some(pretext), config).unwrap(),
+        trap,
+    )
+}
+
+#[test]
+fn a_panic_names_its_sample() {
+    let folder = TempDir::new().unwrap();
+    let (loader, _) = trapped(&packed(&folder), 6, config(23, 3, 2));
+    let mut batches = loader.epoch(0, 0);
+    let error = batches.next().unwrap().unwrap_err();
+    assert_eq!(error.to_string(), "the loader failed at sample 5: sprung");
+    assert!(batches.next().is_none());
+}
+
+#[test]
+fn memory_is_bounded_and_dropping_stops_the_work() {
+    let folder = TempDir::new().unwrap();
+    let path = packed(&folder);
+    for look_ahead in [1, 2, 3, 5] {
+        let (loader, trap) = trapped(&path, usize::MAX, config(1, 2, look_ahead));
+        let mut batches = loader.epoch(0, 0);
+        batches.next().unwrap().unwrap();
+        // A batch in each lane is the least there can be.
+        let bound = 1 + look_ahead.max(2);
+        let start = Instant::now();
+        while trap.calls.load(Ordering::SeqCst) < bound {
+            assert!(
+                start.elapsed() < Duration::from_secs(60),
+                "the loader stopped early"
+            );
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        std::thread::sleep(Duration::from_millis(50));
+        assert_eq!(
+            trap.calls.load(Ordering::SeqCst),
+            bound,
+            "{look_ahead} ahead"
+        );
+        drop(batches);
+        assert!(trap.calls.load(Ordering::SeqCst) <= bound + 2);
+    }
+}
+
+#[test]
+fn settings_that_cannot_work_are_named() {
+    let folder = TempDir::new().unwrap();
+    let pack = Arc::new(Pack::open(packed(&folder)).unwrap());
+    for (settings, key) in [
+        (config(0, 1, 1), "train.batch_size: 0 of 23 images"),
+        (config(24, 1, 1), "train.batch_size: 24 of 23 images"),
+        (config(2, 1, 0), "loader.look_ahead"),
+    ] {
+        let error = Loader::new(pack.clone(), view(), None, settings).unwrap_err();
+        assert!(error.to_string().starts_with(key), "{error}");
+    }
+}
+
+#[test]
+fn evaluation_shows_all_images_in_order() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("jpegs");
+    let source = samples(jpeg, Encoding::Jpeg);
+    pack(&source, &path, &PackOptions::default(), &mut |_, _| {}).unwrap();
+    let pack = Pack::open(&path).unwrap();
+    let view = EvalView {
+        resize: 12,
+        crop: 9,
+        mean: [0.5; 3],
+        std: [0.5; 3],
+    };
+    let mut labels = Vec::new();
+    let mut sizes = Vec::new();
+    for batch in eval_batches(&pack, &view, 10, 2).unwrap() {
+        let (images, own) = batch.unwrap();
+        sizes.push(images.dims4().unwrap());
+        let first = labels.len();
+        let mut expected = vec![0.0; 3 * 81];
+        let image = pack.decode(first).unwrap();
+        view.apply(&image, &mut Scratch::default(), &mut expected)
+            .unwrap();
+        let found = images.get(0).unwrap().flatten_all().unwrap();
+        assert_eq!(found.to_vec1::<f32>().unwrap(), expected);
+        labels.extend(own);
+    }
+    assert_eq!(sizes, [(10, 3, 9, 9), (10, 3, 9, 9), (3, 3, 9, 9)]);
+    assert!(
+        labels
+            .into_iter()
+            .eq((0..IMAGES).map(|index| Some(index as u32 % 3)))
+    );
+    assert!(eval_batches(&pack, &view, 0, 1).is_err());
+    let none = EvalView { crop: 0, ..view };
+    assert!(eval_batches(&pack, &none, 4, 1).is_err());
+}
+
+#[test]
+fn the_preview_shows_a_row_for_each_image() {
+    let folder = TempDir::new().unwrap();
+    let pack = Pack::open(packed(&folder)).unwrap();
+    let sheet = preview_sheet(&pack, &view(), Some(&*jigsaw()), 3, 1).unwrap();
+    assert_eq!(sheet.pixels.len(), sheet.width * sheet.height * 3);
+    assert!(
+        sheet.width > 3 * 190 && sheet.height > 3 * 190,
+        "{} x {}",
+        sheet.width,
+        sheet.height
+    );
+    assert_eq!(
+        sheet,
+        preview_sheet(&pack, &view(), Some(&*jigsaw()), 3, 1).unwrap()
+    );
+    assert_ne!(
+        sheet,
+        preview_sheet(&pack, &view(), Some(&*jigsaw()), 3, 2).unwrap()
+    );
+    assert!(preview_sheet(&pack, &view(), None, 0, 1).is_err());
+}
