@@ -11,7 +11,7 @@
 //!
 //! On a CPU in `f32` each loss is one fused Candle op: tiles of logits from one matrix product, the
 //! closed-form gradient computed with the value, a second product; never a batch x negatives x
-//! dimension gather. Elsewhere [`reference`], made of Candle's own operations, takes its place.
+//! dimension gather. Elsewhere [`mod@reference`], made of Candle's own operations, takes its place.
 //!
 //! ```
 //! use candle_core::{Device, Tensor, Var};
