@@ -6,6 +6,8 @@
 
 use rayon::prelude::*;
 
+use super::vectorised::vectorised;
+
 /// The statistics of one batch, per channel.
 #[derive(Clone, Debug, PartialEq)]
 pub struct BatchStats {
@@ -176,7 +178,7 @@ fn inverse_deviation(var: &[f32], eps: f32) -> Vec<f32> {
 struct Cut {
     /// Rows in a wide row.
     repeat: usize,
-    /// Numbers in a block, which sums in `f32` and stays in the first-level cache where it can.
+    /// Numbers in a block, which sums in `f32` and stays in the cache between two readings.
     block: usize,
     /// Numbers in a task. It depends on `c` alone, so sums do not depend on the number of threads.
     task: usize,
@@ -186,7 +188,7 @@ impl Cut {
     fn new(c: usize) -> Cut {
         let repeat = 256usize.div_ceil(c);
         let wide = c * repeat;
-        let block = wide * (4096 / wide).max(16);
+        let block = wide * (16384 / wide).max(16);
         Cut {
             repeat,
             block,
@@ -208,34 +210,6 @@ impl Cut {
         }
         sum
     }
-}
-
-/// Defines a function compiled twice, for AVX2 and for the target's baseline, and chosen on call.
-/// Its loops are plain, so both give the same bits.
-macro_rules! vectorised {
-    ($(#[$doc:meta])* fn $name:ident($($arg:ident: $type:ty),* $(,)?) $body:block) => {
-        $(#[$doc])*
-        #[allow(clippy::too_many_arguments, reason = "a loop over plain slices")]
-        fn $name($($arg: $type),*) {
-            #[inline(always)]
-            #[allow(clippy::too_many_arguments, reason = "as above")]
-            fn body($($arg: $type),*) $body
-
-            #[cfg(target_arch = "x86_64")]
-            {
-                #[target_feature(enable = "avx2")]
-                #[allow(clippy::too_many_arguments, reason = "as above")]
-                fn avx2($($arg: $type),*) {
-                    body($($arg),*)
-                }
-                if is_x86_feature_detected!("avx2") {
-                    // SAFETY: the processor has AVX2.
-                    return unsafe { avx2($($arg),*) };
-                }
-            }
-            body($($arg),*)
-        }
-    };
 }
 
 vectorised! {

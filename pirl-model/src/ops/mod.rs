@@ -22,5 +22,6 @@ pub mod linear;
 pub mod pool;
 pub mod reference;
 pub mod relu;
+mod vectorised;
 
 pub use candle::{conv2d, max_pool2d};

@@ -2,6 +2,8 @@
 
 use rayon::prelude::*;
 
+use super::vectorised::vectorised;
+
 /// The sizes of one square-window pooling.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PoolShape {
@@ -50,6 +52,26 @@ impl PoolShape {
     }
 }
 
+vectorised! {
+    /// Raises `out` to `x` where that is larger, or a NaN.
+    fn raise(x: &[f32], out: &mut [f32]) {
+        for (o, &x) in out.iter_mut().zip(x) {
+            *o = if x > *o || x.is_nan() { x } else { *o };
+        }
+    }
+}
+
+vectorised! {
+    /// [`raise`], noting `pixel` in `argmax` where `x` was taken.
+    fn raise_with_pixel(x: &[f32], pixel: u32, out: &mut [f32], argmax: &mut [u32]) {
+        for ((o, a), &x) in out.iter_mut().zip(argmax).zip(x) {
+            let take = x > *o || x.is_nan();
+            *o = if take { x } else { *o };
+            *a = if take { pixel } else { *a };
+        }
+    }
+}
+
 /// The maximum under each window; a NaN under the window wins, as in PyTorch.
 ///
 /// `x`, `out`: NHWC; `argmax`, as long as `out`, receives the pixel (`y * w + x` within its image)
@@ -84,19 +106,8 @@ pub fn max_forward(s: &PoolShape, x: &[f32], out: &mut [f32], argmax: Option<&mu
                         continue;
                     }
                     match argmax.as_deref_mut() {
-                        Some(a) => {
-                            for ((o, a), &x) in out.iter_mut().zip(a).zip(x) {
-                                // A NaN replaces any number and is replaced by nothing but a NaN.
-                                let take = x > *o || x.is_nan();
-                                *o = if take { x } else { *o };
-                                *a = if take { pixel as u32 } else { *a };
-                            }
-                        }
-                        None => {
-                            for (o, &x) in out.iter_mut().zip(x) {
-                                *o = if x > *o || x.is_nan() { x } else { *o };
-                            }
-                        }
+                        Some(argmax) => raise_with_pixel(x, pixel as u32, out, argmax),
+                        None => raise(x, out),
                     }
                 }
             }
