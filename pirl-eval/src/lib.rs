@@ -43,4 +43,4 @@ pub use feature_set::{FeatureSet, LayerFeatures};
 pub use knn::{Accuracy, Knn, KnnConfig, KnnReport};
 pub use linear::{LayerReport, LinearConfig, LinearProbe, LinearReport, RateReport, Select};
 pub use pool::Pool;
-pub use probe::{Best, Probe};
+pub use probe::{Best, Probe, check_packs};

@@ -1,5 +1,6 @@
 //! What every probe has in common.
 
+use pirl_data::Pack;
 use pirl_model::Layer;
 use serde::Serialize;
 
@@ -51,12 +52,23 @@ pub(crate) struct Labels {
     pub(crate) classes: usize,
 }
 
+/// Checks, before features are read, that both packs are labelled with the same classes.
+///
+/// # Errors
+/// [`EvalError::Classes`], [`EvalError::Unlabelled`].
+pub fn check_packs(train: &Pack, test: &Pack) -> Result<()> {
+    same_classes(train.class_names(), test.class_names())?;
+    for (set, pack) in [("training", train), ("test", test)] {
+        if let Some(index) = (0..pack.len()).find(|index| pack.label(*index).is_none()) {
+            return Err(EvalError::Unlabelled { set, index });
+        }
+    }
+    Ok(())
+}
+
 /// Checks that a classifier learnt on `train` means something on `test`.
 pub(crate) fn comparable(train: &FeatureSet, test: &FeatureSet) -> Result<Labels> {
-    if train.class_names() != test.class_names() {
-        let (train, test) = difference(train.class_names(), test.class_names());
-        return Err(EvalError::Classes { train, test });
-    }
+    same_classes(train.class_names(), test.class_names())?;
     let sizes = |set: &FeatureSet| -> Vec<_> {
         let layers = set.layers().iter();
         layers
@@ -74,6 +86,14 @@ pub(crate) fn comparable(train: &FeatureSet, test: &FeatureSet) -> Result<Labels
         test: test.labelled("test")?,
         classes: train.class_names().len(),
     })
+}
+
+fn same_classes(train: &[String], test: &[String]) -> Result<()> {
+    if train == test {
+        return Ok(());
+    }
+    let (train, test) = difference(train, test);
+    Err(EvalError::Classes { train, test })
 }
 
 fn difference(train: &[String], test: &[String]) -> (String, String) {

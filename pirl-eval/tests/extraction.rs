@@ -1,0 +1,200 @@
+//! From a pack to features: what is read, what is kept on disk, and what is refused.
+
+use std::fs;
+use std::path::Path;
+
+use candle_core::{Device, Tensor};
+use pirl_data::{EvalView, ImageFolder, Pack, PackOptions, eval_batches, pack};
+use pirl_eval::{
+    EvalError, Extraction, FeatureCache, FeatureSet, LayerFeatures, Pool, check_packs,
+    extract_features, recompute_batch_norm, weights_fingerprint,
+};
+use pirl_model::{Arch, Backbone, Layer, Mode, ModelConfig, ResNet, Stem};
+
+const SIDE: u32 = 16;
+
+/// A pack of `count` images of the formula in turn of the two classes, or flat and unlabelled.
+fn packed(folder: &Path, name: &str, classes: &[&str], count: u32, seed: u32) -> Pack {
+    let images = folder.join(format!("{name}-images"));
+    for i in 0..count {
+        let class = classes
+            .get(i as usize % classes.len().max(1))
+            .unwrap_or(&"");
+        let to = images.join(class);
+        fs::create_dir_all(&to).unwrap();
+        let pixels = benches::fill(seed + i, (SIDE * SIDE * 3) as usize);
+        let pixels = pixels.iter().map(|x| (x * 127.0 + 128.0) as u8).collect();
+        let image = image::RgbImage::from_raw(SIDE, SIDE, pixels).unwrap();
+        image.save(to.join(format!("{i:03}.png"))).unwrap();
+    }
+    let output = folder.join(name);
+    let source = ImageFolder::open(&images).unwrap();
+    pack(&source, &output, &PackOptions::default(), &mut |_, _| {}).unwrap();
+    Pack::open(&output).unwrap()
+}
+
+fn network(seed: u64) -> ResNet {
+    let config = ModelConfig {
+        arch: Arch::Resnet18,
+        width: 0.25,
+        stem: Stem::Small,
+        ..Default::default()
+    };
+    ResNet::new(&config, seed, &Device::Cpu).unwrap()
+}
+
+fn extraction(batch_size: usize) -> Extraction {
+    let view = EvalView {
+        resize: SIDE as usize,
+        crop: SIDE as usize,
+        mean: [0.5; 3],
+        std: [0.25; 3],
+    };
+    Extraction {
+        batch_size,
+        workers: 2,
+        ..Extraction::new(view)
+    }
+}
+
+fn close(a: &[f32], b: &[f32]) -> bool {
+    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-4)
+}
+
+#[test]
+fn averages_of_res5_are_the_backbones_features_whatever_the_batch() {
+    let folder = tempfile::tempdir().unwrap();
+    let pack = packed(folder.path(), "a", &["x", "y"], 11, 1);
+    let backbone = network(3);
+    let mut told = Vec::new();
+    let set = extract_features(&backbone, &pack, &extraction(4), &mut |done, total| {
+        told.push((done, total));
+    })
+    .unwrap();
+    assert_eq!(told, [(4, 11), (8, 11), (11, 11)]);
+    let layers: Vec<Layer> = set.layers().iter().map(LayerFeatures::layer).collect();
+    assert_eq!(layers, [Layer::Res2, Layer::Res3, Layer::Res4, Layer::Res5]);
+    assert_eq!(
+        set.labels(),
+        pack.labels()
+            .unwrap()
+            .into_iter()
+            .map(Some)
+            .collect::<Vec<_>>()
+    );
+
+    let batches = eval_batches(&pack, &extraction(4).view, 11, 1).unwrap();
+    let images: Vec<Tensor> = batches.map(|batch| batch.unwrap().0).collect();
+    let whole = backbone.forward(&images[0], Mode::Eval).unwrap();
+    let whole = whole.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    assert!(close(set.layers()[3].values(), &whole));
+
+    let grid = Extraction {
+        pool: Pool::Grid,
+        layers: vec![Layer::Conv1],
+        ..extraction(11)
+    };
+    let grid = extract_features(&backbone, &pack, &grid, &mut |_, _| {}).unwrap();
+    let [layer] = grid.layers() else {
+        panic!("{grid:?}")
+    };
+    // Sixteen channels of 16 x 16 pixels are fewer than 9,216 features: nothing is averaged.
+    assert_eq!((layer.dim(), layer.cells()), (16 * 256, 256));
+}
+
+#[test]
+fn recomputed_statistics_make_plain_images_come_out_normalised() {
+    let folder = tempfile::tempdir().unwrap();
+    let pack = packed(folder.path(), "a", &["x", "y"], 10, 1);
+    let backbone = network(3);
+    // Nine images in batches of four: the last, of one, is left out.
+    let used = recompute_batch_norm(&backbone, &pack, &extraction(4), 9, 0).unwrap();
+    assert_eq!(used, 8);
+    // With all images as one batch, evaluation mode must nearly equal batch statistics.
+    assert_eq!(
+        recompute_batch_norm(&backbone, &pack, &extraction(10), 1000, 0).unwrap(),
+        10
+    );
+    let images = eval_batches(&pack, &extraction(10).view, 10, 1)
+        .unwrap()
+        .next()
+        .unwrap()
+        .unwrap()
+        .0;
+    let frozen = backbone.forward(&images, Mode::Eval).unwrap();
+    let batch = backbone.forward(&images, Mode::Train).unwrap();
+    let worst = (frozen - batch).unwrap().abs().unwrap().max_all().unwrap();
+    // The running variance is the unbiased one: 10 x 2 x 2 values in the smallest maps.
+    assert!(worst.to_scalar::<f32>().unwrap() < 0.2, "{worst}");
+}
+
+#[test]
+fn the_cache_answers_for_the_same_weights_and_pack_only_and_survives_damage() {
+    let folder = tempfile::tempdir().unwrap();
+    let pack = packed(folder.path(), "a", &["x", "y"], 6, 1);
+    let other = packed(folder.path(), "b", &["x", "y"], 6, 50);
+    let backbone = network(3);
+    let cache = FeatureCache::new(&folder.path().join("cache")).unwrap();
+    let get = |backbone: &ResNet, pack: &Pack, fresh: &mut bool| -> FeatureSet {
+        let weights = weights_fingerprint(backbone).unwrap();
+        let extract = || {
+            *fresh = true;
+            extract_features(backbone, pack, &extraction(6), &mut |_, _| {})
+        };
+        cache
+            .get_or_extract(&weights, pack, &extraction(6), extract)
+            .unwrap()
+    };
+    let mut fresh = false;
+    let first = get(&backbone, &pack, &mut fresh);
+    assert!(std::mem::take(&mut fresh));
+    assert_eq!(get(&backbone, &pack, &mut fresh), first);
+    assert!(!std::mem::take(&mut fresh), "read again although kept");
+    assert_ne!(get(&backbone, &other, &mut fresh), first);
+    assert!(
+        std::mem::take(&mut fresh),
+        "another pack's features were taken"
+    );
+    assert_ne!(get(&network(4), &pack, &mut fresh), first);
+    assert!(
+        std::mem::take(&mut fresh),
+        "other weights' features were taken"
+    );
+
+    let mut files: Vec<_> = fs::read_dir(folder.path().join("cache"))
+        .unwrap()
+        .map(|f| f.unwrap().path())
+        .collect();
+    files.sort();
+    assert_eq!(files.len(), 3);
+    for file in &files {
+        let bytes = fs::read(file).unwrap();
+        fs::write(file, &bytes[..bytes.len() / 2]).unwrap();
+    }
+    assert_eq!(get(&backbone, &pack, &mut fresh), first);
+    assert!(std::mem::take(&mut fresh), "half a file was taken");
+    assert_eq!(get(&backbone, &pack, &mut fresh), first);
+    assert!(!fresh, "the half file was not replaced");
+}
+
+#[test]
+fn packs_that_cannot_be_compared_are_refused_before_any_work() {
+    let folder = tempfile::tempdir().unwrap();
+    let labelled = packed(folder.path(), "a", &["x", "y"], 4, 1);
+    let others = packed(folder.path(), "b", &["x", "z"], 4, 1);
+    let flat = packed(folder.path(), "c", &[], 4, 1);
+    assert!(check_packs(&labelled, &labelled).is_ok());
+    let error = check_packs(&labelled, &others).unwrap_err().to_string();
+    assert!(error.contains("2 with \"y\" as number 1"), "{error}");
+    let error = check_packs(&flat, &flat).unwrap_err();
+    assert!(
+        matches!(
+            error,
+            EvalError::Unlabelled {
+                set: "training",
+                index: 0
+            }
+        ),
+        "{error}"
+    );
+}
