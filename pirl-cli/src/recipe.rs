@@ -15,7 +15,7 @@ use toml::{Table, Value};
 mod embedded;
 mod overlay;
 
-pub(crate) use embedded::{Embedded, RECIPES, key_notes};
+pub(crate) use embedded::{RECIPES, key_notes};
 pub(crate) use overlay::leaves;
 
 /// All settings of a run, as `config.toml` keeps them.

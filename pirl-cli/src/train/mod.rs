@@ -5,6 +5,8 @@ mod learner;
 mod plan;
 mod random;
 mod step;
+#[cfg(test)]
+mod trajectory;
 
 use std::path::Path;
 use std::time::{Duration, Instant};
