@@ -21,11 +21,17 @@ pub(crate) fn blend(base: u8, value: u8, factor: f32) -> u8 {
     (f32::from(base) + factor * (f32::from(value) - f32::from(base))) as u8
 }
 
+/// Replaces every value by what `of` says, which is asked once for each of the 256.
+fn replace(image: &mut Image, of: impl Fn(u8) -> u8) {
+    let table: [u8; 256] = std::array::from_fn(|value| of(value as u8));
+    for value in &mut image.pixels {
+        *value = table[usize::from(*value)];
+    }
+}
+
 /// Multiplies all values by `factor`, at least 0.
 pub fn brightness(image: &mut Image, factor: f32) {
-    for value in &mut image.pixels {
-        *value = blend(0, *value, factor);
-    }
+    replace(image, |value| blend(0, value, factor));
 }
 
 /// Moves all values away from the image's mean luma by `factor`: 0 is flat, 1 changes nothing.
@@ -40,9 +46,7 @@ pub fn contrast(image: &mut Image, factor: f32) {
         .map(|pixel| u64::from(luma(pixel[0], pixel[1], pixel[2])))
         .sum();
     let mean = (sum as f64 / count as f64 + 0.5) as u8;
-    for value in &mut image.pixels {
-        *value = blend(mean, *value, factor);
-    }
+    replace(image, |value| blend(mean, value, factor));
 }
 
 /// Moves every pixel away from its own luma by `factor`: 0 is grey, 1 changes nothing.

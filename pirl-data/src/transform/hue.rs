@@ -30,13 +30,16 @@ fn to_hsv([red, green, blue]: [u8; 3]) -> [u8; 3] {
     let chroma = f32::from(most - least);
     let saturation = chroma / f32::from(most);
     let away = |value: u8| f32::from(most - value) / chroma;
-    let sector = if red == most {
-        away(blue) - away(green)
+    // The cases differ in their numbers alone, so that there is no branch to mispredict. The
+    // differences are exact in `f64`; Pillow's first case, in `f32`, rounds to the same.
+    let (offset, plus, minus) = if red == most {
+        (0.0, blue, green)
     } else if green == most {
-        (2.0 + f64::from(away(red)) - f64::from(away(blue))) as f32
+        (2.0, red, blue)
     } else {
-        (4.0 + f64::from(away(green)) - f64::from(away(red))) as f32
+        (4.0, green, red)
     };
+    let sector = (offset + f64::from(away(plus)) - f64::from(away(minus))) as f32;
     // `fmod(x, 1)`: x lies between 5/6 and 2.
     let turn = f64::from(sector) / 6.0 + 1.0;
     let turn = (if turn >= 1.0 { turn - 1.0 } else { turn }) as f32;
@@ -54,21 +57,38 @@ fn to_rgb([hue, saturation, value]: [u8; 3]) -> [u8; 3] {
     }
     let (sector, fraction) = SECTORS[usize::from(hue)];
     let fraction = f64::from(fraction);
-    let saturation = f64::from((f64::from(saturation) / 255.0) as f32);
+    let saturation = f64::from(SHARES[usize::from(saturation)]);
     // Values are at least 0, so adding a half and cutting off rounds as C's `round` does.
     let scaled = |share: f64| (f64::from(value) * share + 0.5) as u8;
-    let p = scaled(1.0 - saturation);
-    let q = scaled(1.0 - saturation * fraction);
-    let t = scaled(1.0 - saturation * (1.0 - fraction));
-    match sector {
-        1 => [q, value, p],
-        2 => [p, value, t],
-        3 => [p, q, value],
-        4 => [t, p, value],
-        5 => [value, p, q],
-        _ => [value, t, p],
-    }
+    let parts = [
+        value,
+        scaled(1.0 - saturation),
+        scaled(1.0 - saturation * fraction),
+        scaled(1.0 - saturation * (1.0 - fraction)),
+    ];
+    PLACES[usize::from(sector)].map(|place| parts[usize::from(place)])
 }
+
+/// Red, green and blue of each sixth of the circle, as places in value, p, q and t.
+const PLACES: [[u8; 3]; 6] = [
+    [0, 3, 1],
+    [2, 0, 1],
+    [1, 0, 3],
+    [1, 2, 0],
+    [3, 1, 0],
+    [0, 1, 2],
+];
+
+/// 8-bit saturations as shares of 1.
+const SHARES: [f32; 256] = {
+    let mut shares = [0.0; 256];
+    let mut saturation = 0;
+    while saturation < 256 {
+        shares[saturation] = (saturation as f64 / 255.0) as f32;
+        saturation += 1;
+    }
+    shares
+};
 
 /// Of each 8-bit hue: its sixth of the circle (the last of all is the first again), and how far
 /// into it.
