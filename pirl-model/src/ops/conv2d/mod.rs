@@ -216,8 +216,9 @@ impl Shared {
 unsafe impl Sync for Shared {}
 
 fn backward_weight_on(isa: Isa, s: &ConvShape, x: &[f32], dy: &[f32], dw: &mut [f32]) {
-    /// Destination pixels summed in registers before they are added to memory.
-    const BLOCK: usize = 128;
+    /// Destination pixels summed in registers before they are added to memory: few enough that
+    /// their input, whose pixels lie far apart, stays in the first-level cache.
+    const BLOCK: usize = 64;
     /// Pixels below which a private sum is not worth its memory traffic.
     const CHUNK: usize = 1024;
     /// Numbers that all private sums have together, at most.
