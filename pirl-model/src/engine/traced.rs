@@ -1,6 +1,6 @@
 //! A network with its parameters, called on tensors.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use candle_core::{CpuStorage, CustomOp2, DType, Device, Layout, Shape, Storage, Tensor};
 
@@ -9,7 +9,7 @@ use super::buffer::Pool;
 use super::reference::Reference;
 use super::tape::{self, Forward, Tape};
 use crate::config::Ops;
-use crate::error::Result;
+use crate::error::{ModelError, Result};
 use crate::mode::Mode;
 use crate::params::{Buffers, Builder, NormUpdate, ParamSet};
 use crate::resnet::Layer;
@@ -53,23 +53,27 @@ impl<N: Network> Traced<N> {
     pub(crate) fn forward(&self, x: &Tensor, mode: Mode) -> Result<Tensor> {
         let x = x.to_dtype(DType::F32)?.contiguous()?;
         let (out, updates) = if self.fast {
+            let outcome = Arc::default();
             let op = ModuleOp {
                 network: Arc::clone(&self.network),
                 params: self.params.clone(),
                 buffers: self.buffers.clone(),
                 pool: Arc::clone(&self.pool),
                 mode,
-                updates: Arc::default(),
+                outcome: Arc::clone(&outcome),
                 tape: Mutex::default(),
             };
-            let updates = Arc::clone(&op.updates);
             let flat = self.params.var().as_tensor();
             let out = if mode.records() {
-                x.apply_op2(flat, op)?
+                x.apply_op2(flat, op)
             } else {
-                x.apply_op2_no_bwd(flat, &op)?
+                x.apply_op2_no_bwd(flat, &op)
             };
-            (out, take(&updates))
+            let Outcome { updates, error } = take(&outcome);
+            match error {
+                Some(error) => return Err(error),
+                None => (out?, updates),
+            }
         } else {
             let x = if mode.records() { x } else { x.detach() };
             let mut engine = Reference::new(&self.params, &self.buffers, mode);
@@ -116,7 +120,19 @@ impl<N: Network> Traced<N> {
 }
 
 fn take<T: Default>(slot: &Mutex<T>) -> T {
-    std::mem::take(&mut *slot.lock().unwrap_or_else(PoisonError::into_inner))
+    std::mem::take(&mut *lock(slot))
+}
+
+/// What these locks hold is replaced whole, so a panic elsewhere does not spoil it.
+fn lock<T>(slot: &Mutex<T>) -> MutexGuard<'_, T> {
+    slot.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What the forward pass tells its caller beside the output: Candle's trait has no room for it.
+#[derive(Default)]
+struct Outcome {
+    updates: Vec<NormUpdate>,
+    error: Option<ModelError>,
 }
 
 /// A whole network as one node of Candle's graph: `(x, flat parameters) -> (n, c)`.
@@ -126,7 +142,7 @@ struct ModuleOp<N> {
     buffers: Buffers,
     pool: Arc<Pool>,
     mode: Mode,
-    updates: Arc<Mutex<Vec<NormUpdate>>>,
+    outcome: Arc<Mutex<Outcome>>,
     tape: Mutex<Option<Tape>>,
 }
 
@@ -149,12 +165,19 @@ impl<N: Network> CustomOp2 for ModuleOp<N> {
         };
         let mut engine = Forward::new(&self.params, flat, &self.buffers, self.mode, &self.pool);
         let input = engine.input(x, dims);
-        let out = self.network.forward(&mut engine, &input, &mut |_, _| {})?;
+        let out = match self.network.forward(&mut engine, &input, &mut |_, _| {}) {
+            Ok(out) => out,
+            Err(error) => {
+                let why = error.to_string();
+                lock(&self.outcome).error = Some(error);
+                return Err(candle_core::Error::msg(why));
+            }
+        };
         drop(input);
         let (updates, tape) = engine.finish(&out);
-        *self.updates.lock().unwrap_or_else(PoisonError::into_inner) = updates;
+        lock(&self.outcome).updates = updates;
         if self.mode.records() {
-            *self.tape.lock().unwrap_or_else(PoisonError::into_inner) = Some(tape);
+            *lock(&self.tape) = Some(tape);
         }
         let shape = Shape::from((out.n, out.c));
         Ok((CpuStorage::F32(out.data.to_vec()), shape))
