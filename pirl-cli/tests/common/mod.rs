@@ -9,12 +9,12 @@ use assert_cmd::assert::Assert;
 use serde_json::Value;
 
 /// A folder of a test's own, removed at its end.
-pub struct Bench {
+pub(crate) struct Bench {
     folder: tempfile::TempDir,
 }
 
 /// A network and settings that take a second: ResNet-18 of quarter width on 16 pixels.
-pub const TINY: &str = r#"
+pub(crate) const TINY: &str = r#"
 base = "fashion-mnist"
 [data]
 image_size = 16
@@ -41,7 +41,7 @@ batch_size = 16
 "#;
 
 impl Bench {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let bench = Self {
             folder: tempfile::tempdir().unwrap(),
         };
@@ -49,16 +49,16 @@ impl Bench {
         bench
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
     /// `pirl`, run in the folder.
-    pub fn pirl(&self, arguments: &[&str]) -> Assert {
+    pub(crate) fn pirl(&self, arguments: &[&str]) -> Assert {
         self.command(arguments).assert()
     }
 
-    pub fn command(&self, arguments: &[&str]) -> Command {
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::cargo_bin("pirl").unwrap();
         command
             .args(arguments)
@@ -68,7 +68,7 @@ impl Bench {
     }
 
     /// `pirl` that must fail with exit code 1; what it says.
-    pub fn fails(&self, arguments: &[&str]) -> String {
+    pub(crate) fn fails(&self, arguments: &[&str]) -> String {
         let assert = self.pirl(arguments).code(1);
         let output = assert.get_output();
         assert!(
@@ -79,13 +79,13 @@ impl Bench {
     }
 
     /// `pirl` with `--json`: the object it prints.
-    pub fn json(&self, arguments: &[&str]) -> Value {
+    pub(crate) fn json(&self, arguments: &[&str]) -> Value {
         let assert = self.pirl(&[arguments, &["--json"]].concat()).success();
         serde_json::from_slice(&assert.get_output().stdout).unwrap()
     }
 
     /// Writes `count` small PNG files in two classes.
-    pub fn images(&self, name: &str, count: u32) {
+    pub(crate) fn images(&self, name: &str, count: u32) {
         for index in 0..count {
             let class = ["bars", "rings"][index as usize % 2];
             let folder = self.path(name).join(class);
@@ -97,7 +97,7 @@ impl Bench {
     }
 
     /// A pack of `count` images called `name`.
-    pub fn pack(&self, name: &str, count: u32) {
+    pub(crate) fn pack(&self, name: &str, count: u32) {
         let images = format!("{name}-images");
         self.images(&images, count);
         self.pirl(&[
@@ -114,7 +114,7 @@ impl Bench {
     }
 
     /// Arguments of a tiny run.
-    pub fn pretrain<'a>(&self, out: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+    pub(crate) fn pretrain<'a>(&self, out: &'a str, more: &[&'a str]) -> Vec<&'a str> {
         let mut arguments = vec![
             "pretrain",
             "--recipe",
@@ -131,7 +131,7 @@ impl Bench {
     }
 
     /// The losses of a run, bit for bit, with their steps.
-    pub fn losses(&self, out: &str) -> Vec<(u64, u32)> {
+    pub(crate) fn losses(&self, out: &str) -> Vec<(u64, u32)> {
         rows(&self.path(out))
             .iter()
             .map(|row| {
@@ -142,7 +142,7 @@ impl Bench {
     }
 
     /// The checkpoints of a run, by name.
-    pub fn checkpoints(&self, out: &str) -> Vec<String> {
+    pub(crate) fn checkpoints(&self, out: &str) -> Vec<String> {
         let Ok(entries) = fs::read_dir(self.path(out).join("checkpoints")) else {
             return Vec::new();
         };
@@ -155,7 +155,7 @@ impl Bench {
 }
 
 /// The lines of a run's metrics.
-pub fn rows(run: &Path) -> Vec<Value> {
+pub(crate) fn rows(run: &Path) -> Vec<Value> {
     fs::read_to_string(run.join("metrics.jsonl"))
         .unwrap()
         .lines()

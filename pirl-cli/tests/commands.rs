@@ -1,0 +1,145 @@
+//! The smaller commands.
+
+mod common;
+
+use std::fs;
+
+use common::Bench;
+
+#[test]
+fn recipes_are_listed_printed_and_explained() {
+    let bench = Bench::new();
+    let names = bench.json(&["recipes"])["recipes"].clone();
+    for name in [
+        "fashion-mnist",
+        "imagenet-resnet50-jigsaw",
+        "imagenet-resnet50-mlp",
+        "npid",
+        "jigsaw-covariant",
+        "rotation-covariant",
+        "rotation",
+    ] {
+        assert!(
+            names[name]
+                .as_str()
+                .is_some_and(|summary| summary.len() > 10),
+            "{name}"
+        );
+    }
+    let printed = bench.pirl(&["recipes", "imagenet-resnet50-mlp"]).success();
+    let text = String::from_utf8(printed.get_output().stdout.clone()).unwrap();
+    let table: toml::Table = text.parse().unwrap();
+    assert_eq!(table["loss"]["kind"].as_str(), Some("infonce"));
+    assert_eq!(table["train"]["batch_size"].as_integer(), Some(1024));
+    // What is printed is itself a recipe.
+    fs::write(bench.path("mine.toml"), &text).unwrap();
+    let again = bench.pirl(&["recipes", "mine.toml"]).success();
+    let again: toml::Table = String::from_utf8(again.get_output().stdout.clone())
+        .unwrap()
+        .parse()
+        .unwrap();
+    assert_eq!(table, again);
+    let keys = bench.json(&["recipes", "--keys"])["keys"].clone();
+    assert_eq!(keys["loss.negatives"]["default"], 32000);
+    assert!(
+        bench
+            .fails(&["recipes", "fashon-mnist"])
+            .contains("\"fashion-mnist\"")
+    );
+}
+
+#[test]
+fn a_pack_is_described() {
+    let bench = Bench::new();
+    bench.pack("pack", 7);
+    let described = bench.json(&["data", "inspect", "pack"]);
+    assert_eq!(described["images"], 7);
+    assert_eq!(described["classes"], serde_json::json!(["bars", "rings"]));
+    assert_eq!(
+        described["images_per_class"],
+        serde_json::json!({ "0": 4, "1": 3 })
+    );
+    assert_eq!(described["encoding"], "png");
+    bench
+        .pirl(&["data", "inspect", "pack.safetensors"])
+        .success();
+}
+
+#[test]
+fn a_preview_is_a_picture() {
+    let bench = Bench::new();
+    bench.pack("pack", 5);
+    for (kind, count) in [("jigsaw", "3"), ("rotation", "50"), ("none", "1")] {
+        let setting = format!("pretext.kind={kind}");
+        bench
+            .pirl(&[
+                "data",
+                "preview",
+                "pack",
+                "--output",
+                "sheet.png",
+                "--recipe",
+                "tiny.toml",
+                "--count",
+                count,
+                "--set",
+                &setting,
+            ])
+            .success();
+        let sheet = image::open(bench.path("sheet.png")).unwrap().to_rgb8();
+        let first = *sheet.get_pixel(0, 0);
+        assert!(sheet.pixels().any(|pixel| *pixel != first), "{kind}");
+    }
+}
+
+#[test]
+fn probes_read_a_run_a_file_and_nothing() {
+    let bench = Bench::new();
+    bench.pack("pack", 40);
+    bench
+        .pirl(&bench.pretrain("run", &["--set", "train.steps=2"]))
+        .success();
+    let eval = |probe: &str, weights: &str, more: &[&str]| {
+        let mut arguments = vec![
+            "eval",
+            probe,
+            "--weights",
+            weights,
+            "--train",
+            "pack",
+            "--test",
+            "pack",
+            "--set",
+            "eval.knn.k=3",
+            "--set",
+            "eval.linear.epochs=2",
+            "--set",
+            "eval.linear.batch_size=8",
+        ];
+        arguments.extend(more);
+        bench.json(&arguments)
+    };
+    let from_run = eval("linear", "run", &["--out", "probe"]);
+    assert!(from_run["layers"]["res5"]["top1"].is_number() && from_run["best"]["top1"].is_number());
+    let written = fs::read(bench.path("probe/result.json")).unwrap();
+    assert_eq!(
+        serde_json::from_slice::<serde_json::Value>(&written).unwrap(),
+        from_run
+    );
+    let file = "run/checkpoints/step-00000002/model.safetensors";
+    assert_eq!(eval("linear", file, &[])["layers"], from_run["layers"]);
+    assert_eq!(eval("knn", "random", &["--recipe", "tiny.toml"])["k"], 3);
+    for (weights, wanted) in [("nowhere", "no such run"), ("random", "--recipe")] {
+        let arguments = [
+            "eval",
+            "knn",
+            "--weights",
+            weights,
+            "--train",
+            "pack",
+            "--test",
+            "pack",
+        ];
+        assert!(bench.fails(&arguments).contains(wanted));
+    }
+}
