@@ -28,6 +28,48 @@
 //! assert_eq!((image.width, image.height), (8, 6));
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
+//!
+//! A [`Loader`] turns a pack into training batches: of each image an [`ImageView`] (I) and the views
+//! of a [`Pretext`] task (I^t). Its threads change nothing about them, and it starts at any step.
+//!
+//! ```
+//! # use std::{borrow::Cow, sync::Arc};
+//! # use pirl_data::{DataError, Encoding, PackOptions, RawSample, Source, pack};
+//! # struct Gray;
+//! # impl Source for Gray {
+//! #     fn len(&self) -> usize { 8 }
+//! #     fn class_names(&self) -> &[String] { &[] }
+//! #     fn read(&self, index: usize) -> Result<RawSample<'_>, DataError> {
+//! #         let encoding = Encoding::Raw { height: 28, width: 28, channels: 1 };
+//! #         Ok(RawSample { name: index.to_string(), bytes: Cow::Owned(vec![7; 784]), encoding, label: None })
+//! #     }
+//! #     fn describe(&self) -> String { "grey".into() }
+//! # }
+//! use pirl_data::{
+//!     DataConfig, ImageView, Loader, LoaderConfig, Pack, PretextConfig, ViewConfig, build_pretext,
+//! };
+//!
+//! # let folder = tempfile::tempdir()?;
+//! # let path = folder.path().join("clothes");
+//! # pack(&Gray, &path, &PackOptions::default(), &mut |_, _| {})?;
+//! let data = DataConfig { image_size: 28, patch_size: 12, ..DataConfig::default() };
+//! let jigsaw = PretextConfig { crop_size: 36, ..PretextConfig::default() };
+//! let loader = Loader::new(
+//!     Arc::new(Pack::open(&path)?),
+//!     ImageView::new(&data, &ViewConfig::default())?,
+//!     Some(Arc::from(build_pretext(&jigsaw, &data, &ViewConfig::patch(), 0)?)),
+//!     LoaderConfig { batch_size: 4, ..LoaderConfig::default() },
+//! )?;
+//! for batch in loader.epoch(0, 0) {
+//!     let batch = batch?;
+//!     assert_eq!(batch.images.dims(), [4, 3, 28, 28]);
+//!     assert_eq!(batch.transformed.unwrap().dims(), [4 * 9, 3, 12, 12]);
+//! }
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! [`EvalView`] and [`eval_batches`] show images without chance; the operations are in
+//! [`transform`].
 
 mod config;
 mod decode;

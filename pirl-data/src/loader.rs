@@ -43,7 +43,8 @@ pub struct LoaderConfig {
     pub batch_size: usize,
     /// Threads; 0 for one a core.
     pub workers: usize,
-    /// Batches made ahead of the one in use, at least 1: the bound on memory.
+    /// Batches made ahead of the one in use: the bound on memory. At least 1; for 1 there are 2, one
+    /// in each lane.
     pub look_ahead: usize,
     /// Seed of the order and of every sample.
     pub seed: u64,
@@ -244,15 +245,21 @@ impl Iterator for EpochIter {
 impl Drop for EpochIter {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
-        for lane in self.lanes.drain(..) {
-            if let Ok((batches, thread)) = lane {
-                // A lane that waits to hand over a batch wakes up when nobody can take it.
-                drop(batches);
-                // Lanes catch panics; there is nothing left to report.
-                let _ = thread.join();
-            }
+        for (batches, thread) in self.lanes.drain(..).flatten() {
+            // A lane that waits to hand over a batch wakes up when nobody can take it.
+            drop(batches);
+            // Lanes catch panics; there is nothing left to report.
+            let _ = thread.join();
         }
     }
+}
+
+/// Which batch to make.
+struct Turn<'a> {
+    order: &'a [u32],
+    epoch: u64,
+    step: usize,
+    stop: &'a AtomicBool,
 }
 
 /// What all batches share.
@@ -281,7 +288,12 @@ impl Lane {
     fn run(self) {
         for step in (self.steps.0..self.steps.1).step_by(LANES) {
             let batch = catch_unwind(AssertUnwindSafe(|| {
-                self.work.batch(&self.order, self.epoch, step, &self.stop)
+                self.work.batch(&Turn {
+                    order: &self.order,
+                    epoch: self.epoch,
+                    step,
+                    stop: &self.stop,
+                })
             }))
             .unwrap_or_else(|panic| {
                 Err(DataError::Worker {
@@ -317,13 +329,7 @@ impl Work {
         order
     }
 
-    fn batch(
-        &self,
-        order: &[u32],
-        epoch: u64,
-        step: usize,
-        stop: &AtomicBool,
-    ) -> Result<Batch, DataError> {
+    fn batch(&self, turn: &Turn<'_>) -> Result<Batch, DataError> {
         let size = self.view.size();
         let image_len = 3 * size * size;
         let (views, side) = self
@@ -345,9 +351,7 @@ impl Work {
                 .zip(places.par_iter_mut())
                 .with_max_len(1)
                 .enumerate()
-                .map(|(place, (image, transformed))| {
-                    self.place(order, epoch, step, place, stop, image, transformed)
-                })
+                .map(|(place, (image, transformed))| self.place(turn, place, image, transformed))
                 .collect::<Result<Vec<Made>, DataError>>()
         })?;
         let batch = self.batch_size;
@@ -371,17 +375,19 @@ impl Work {
 
     /// Fills one place of a batch with the sample whose turn it is, or with the next good one at
     /// the same place of a later batch: so no sample comes twice in one batch.
-    #[allow(clippy::too_many_arguments)]
     fn place(
         &self,
-        order: &[u32],
-        epoch: u64,
-        step: usize,
+        turn: &Turn<'_>,
         place: usize,
-        stop: &AtomicBool,
         image: &mut [f32],
         transformed: &mut [f32],
     ) -> Result<Made, DataError> {
+        let Turn {
+            order,
+            epoch,
+            step,
+            stop,
+        } = *turn;
         let column = || order.iter().skip(place).step_by(self.batch_size);
         let turns = column().skip(step).chain(column().take(step));
         let mut skipped = 0;

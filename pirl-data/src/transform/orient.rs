@@ -21,7 +21,7 @@ pub fn quarter_turns(image: &Image, turns: u32, out: &mut Image) {
     let (width, height) = (image.width, image.height);
     debug_assert_eq!(image.pixels.len(), width * height * 3);
     let turns = turns % 4;
-    (out.width, out.height) = if turns % 2 == 0 {
+    (out.width, out.height) = if turns.is_multiple_of(2) {
         (width, height)
     } else {
         (height, width)
