@@ -38,7 +38,7 @@ impl LayerFeatures {
         values: Vec<f32>,
     ) -> Result<Self> {
         let fits = rows.checked_mul(dim) == Some(values.len()) && !values.is_empty();
-        if !fits || cells == 0 || dim % cells != 0 {
+        if !fits || cells == 0 || !dim.is_multiple_of(cells) {
             return Err(EvalError::Shape {
                 what: format!("features of {layer}"),
                 expected: format!("{rows} rows of {dim} in cells of {cells}, at least one of each"),
