@@ -148,12 +148,12 @@ fn lines_after_the_checkpoint_are_written_anew() {
 fn an_interrupted_run_finishes_its_step_and_says_how_to_go_on() {
     let bench = bench();
     bench
-        .pirl(&bench.pretrain("whole", &["--set", "train.epochs=40"]))
+        .pirl(&bench.pretrain("whole", &["--set", "train.epochs=12"]))
         .success();
     for signal in [libc::SIGINT, libc::SIGTERM] {
         let out = format!("run{signal}");
         let mut child = Command::new(env!("CARGO_BIN_EXE_pirl"))
-            .args(bench.pretrain(&out, &["--set", "train.epochs=40"]))
+            .args(bench.pretrain(&out, &["--set", "train.epochs=12"]))
             .current_dir(bench.path(""))
             .stderr(Stdio::piped())
             .stdout(Stdio::null())
@@ -184,7 +184,7 @@ fn an_interrupted_run_finishes_its_step_and_says_how_to_go_on() {
             "{said}"
         );
         let done = bench.losses(&out).len();
-        assert!(done < 200, "the run was over before it was interrupted");
+        assert!(done < 60, "the run was over before it was interrupted");
         assert_eq!(bench.checkpoints(&out), [format!("step-{done:08}")]);
         let command = said.lines().find(|line| line.contains("--resume")).unwrap();
         let arguments: Vec<&str> = command.split_whitespace().skip(1).collect();

@@ -48,7 +48,7 @@ pub(crate) fn pack(args: &PackArgs) -> Result<()> {
                 args.output.display()
             )));
         }
-        packed => packed?,
+        packed => packed.with_context(|| format!("packing {}", args.input.display()))?,
     };
     for skipped in &report.skipped {
         eprintln!("skipped {}: {}", skipped.name, skipped.reason);

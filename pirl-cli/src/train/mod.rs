@@ -112,7 +112,7 @@ impl Run<'_> {
             meter.step(batch.indices.len());
             last = Some(losses.total);
 
-            if self.done % recipe.log.every == 0 || self.done == plan.steps {
+            if self.done.is_multiple_of(recipe.log.every) || self.done == plan.steps {
                 let row = self.row(losses, lr, skipped, meter.take());
                 metrics.write(&row)?;
                 draw(&mut board, &row)?;
@@ -124,8 +124,8 @@ impl Run<'_> {
                     recipe.train.epochs, losses.total
                 )
             });
-            let every = recipe.checkpoint.every;
-            if every > 0 && self.done % every == 0 {
+            let every = recipe.checkpoint.every; // 0: no step is a multiple of it
+            if self.done.is_multiple_of(every) {
                 self.save(&checkpoints)?;
             }
             if interrupt.seen() && self.done < plan.steps {

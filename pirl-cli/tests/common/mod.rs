@@ -15,17 +15,26 @@ pub(crate) struct Bench {
 
 /// A network and settings that take a second: ResNet-18 of quarter width on 16 pixels.
 pub(crate) const TINY: &str = r#"
-base = "fashion-mnist"
+base = "imagenet-resnet50-jigsaw"
 [data]
 image_size = 16
 patch_size = 6
-limit = 0
+[transform.image]
+scale = [0.3, 1.0]
 [pretext]
 crop_size = 24
+[model]
+arch = "resnet18"
+width = 0.25
+stem = "small"
 [loss]
+temperature = 0.1
 negatives = 16
 [bank]
 dim = 16
+init = "features"
+[optim]
+lr = 0.1
 [train]
 batch_size = 8
 epochs = 3
@@ -167,7 +176,7 @@ pub(crate) fn rows(run: &Path) -> Vec<Value> {
 fn picture(index: u32) -> image::RgbImage {
     image::RgbImage::from_fn(20, 20, |x, y| {
         let (dx, dy) = (x.abs_diff(6 + index % 8), y.abs_diff(6 + index / 8 % 8));
-        let inside = if index % 2 == 0 {
+        let inside = if index.is_multiple_of(2) {
             (x + index) % 5 < 2
         } else {
             (4..7).contains(&(dx * dx + dy * dy).isqrt())
