@@ -1,0 +1,114 @@
+//! One whole PIRL step at the sizes of `peers/cases.json`, which its PyTorch twin reads too.
+
+use std::collections::HashMap;
+
+use candle_core::{Device, Tensor};
+use pirl_bank::MemoryBank;
+use pirl_loss::{ContrastiveLoss, InfoNce, Negatives, Paper, total_loss};
+use pirl_model::{
+    Arch, Backbone, Head, JigsawHead, Mode, ModelConfig, OptimConfig, Optimizer, ProjectionHead,
+    ResNet,
+};
+use serde::Deserialize;
+
+const CPU: Device = Device::Cpu;
+const PATCHES: usize = 9;
+const DIM: usize = 128;
+
+/// The sizes of a step.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Case {
+    depth: usize,
+    width: f64,
+    pub batch: usize,
+    image: usize,
+    patch: usize,
+    loss: String,
+    tau: f64,
+    negatives: usize,
+    bank: usize,
+}
+
+/// The table `kind` of `peers/cases.json`.
+pub fn cases<T: for<'de> Deserialize<'de>>(kind: &str) -> HashMap<String, T> {
+    let mut all: HashMap<String, serde_json::Value> =
+        serde_json::from_str(include_str!("../../peers/cases.json")).expect("cases.json is JSON");
+    let cases = all.remove(kind).expect("a kind of case");
+    serde_json::from_value(cases).expect("cases of that kind")
+}
+
+/// Everything a step needs, its batch included.
+pub struct Learner {
+    backbone: ResNet,
+    f: ProjectionHead,
+    g: JigsawHead,
+    optimizer: Optimizer,
+    loss: Box<dyn ContrastiveLoss>,
+    bank: MemoryBank,
+    negatives: Negatives,
+    images: Tensor,
+    patches: Tensor,
+    indices: Vec<u32>,
+}
+
+impl Learner {
+    pub fn new(case: &Case) -> Self {
+        let config = &ModelConfig {
+            arch: match case.depth {
+                18 => Arch::Resnet18,
+                _ => Arch::Resnet50,
+            },
+            width: case.width,
+            ..ModelConfig::default()
+        };
+        let backbone = ResNet::new(config, 0, &CPU).unwrap();
+        let features = backbone.feature_dim();
+        let f = ProjectionHead::new(config, features, DIM, 0, &CPU).unwrap();
+        let g = JigsawHead::new(config, features, PATCHES, DIM, 0, &CPU).unwrap();
+        let sets = [backbone.parameters(), f.parameters(), g.parameters()];
+        let optimizer = Optimizer::new(&OptimConfig::default(), sets.map(Clone::clone).to_vec());
+        let bank = MemoryBank::random(case.bank, DIM, 0.5, 0, &CPU).unwrap();
+        // The images of the batch are rows 0 to B of the bank, its negatives the last rows.
+        let last = (case.bank - case.negatives) as u32..case.bank as u32;
+        let negatives = Negatives::Shared {
+            rows: bank.gather(&last.collect::<Vec<_>>()).unwrap(),
+            own: vec![None; case.batch],
+        };
+        let tensor = |seed, n: usize, size: usize| {
+            let values = benches::fill(seed, n * 3 * size * size);
+            Tensor::from_vec(values, (n, 3, size, size), &CPU).unwrap()
+        };
+        Self {
+            backbone,
+            f,
+            g,
+            optimizer: optimizer.unwrap(),
+            loss: match case.loss.as_str() {
+                "infonce" => Box::new(InfoNce::new(case.tau).unwrap()),
+                _ => Box::new(Paper::new(case.tau).unwrap()),
+            },
+            bank,
+            negatives,
+            images: tensor(1, case.batch, case.image),
+            patches: tensor(2, case.batch * PATCHES, case.patch),
+            indices: (0..case.batch as u32).collect(),
+        }
+    }
+
+    pub fn step(&mut self) {
+        let of_patches = self.backbone.forward(&self.patches, Mode::Train).unwrap();
+        let of_images = self.backbone.forward(&self.images, Mode::Train).unwrap();
+        let g = self.g.forward(&of_patches, Mode::Train).unwrap();
+        let f = self.f.forward(&of_images, Mode::Train).unwrap();
+        let positive = self.bank.gather(&self.indices).unwrap();
+        let term = |query| {
+            self.loss
+                .forward(query, &positive, &self.negatives)
+                .unwrap()
+        };
+        let loss = total_loss(0.5, &term(&g), &term(&f)).unwrap();
+        let gradients = loss.backward().unwrap();
+        self.optimizer.step(&gradients, 0.01).unwrap();
+        self.bank.update(&self.indices, &f.detach()).unwrap();
+    }
+}

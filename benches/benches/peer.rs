@@ -1,0 +1,144 @@
+//! Our side of `peers/compare.py`: does one run of a case whenever it is told to.
+//!
+//! Speaks lines: says `ready` once warmed up, answers `run` with the seconds of one run and `peak`
+//! with the most memory this process ever held, in MiB.
+
+mod learner;
+
+use std::hint::black_box;
+use std::io::BufRead;
+use std::time::Instant;
+
+use candle_core::{Device, Tensor, Var};
+use learner::{Case, Learner, cases};
+use pirl_bank::{Drawn, MemoryBank, NegativeSampler, SharedSampler};
+use pirl_loss::{ContrastiveLoss, Negatives, Paper, total_loss};
+use pirl_model::ops::conv2d::{self, ConvShape};
+use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
+use serde::Deserialize;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc; // as in the `pirl` command
+
+const CPU: Device = Device::Cpu;
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [kind, name, precision] = arguments.get(..3).and_then(|a| a.as_array()).expect("usage");
+    let mut run = case(kind, name, precision);
+    for _ in 0..2 {
+        run();
+    }
+    println!("ready");
+    for line in std::io::stdin().lock().lines() {
+        match line.expect("a line").as_str() {
+            "run" => {
+                let start = Instant::now();
+                run();
+                println!("{}", start.elapsed().as_secs_f64());
+            }
+            _ => println!("{}", peak_mib()),
+        }
+    }
+}
+
+fn peak_mib() -> f64 {
+    let status = std::fs::read_to_string("/proc/self/status").expect("Linux's /proc");
+    let line = status.lines().find(|line| line.starts_with("VmHWM:"));
+    let kib = line.and_then(|line| line.split_whitespace().nth(1));
+    kib.and_then(|kib| kib.parse::<f64>().ok()).expect("a size") / 1024.0
+}
+
+fn case(kind: &str, name: &str, precision: &str) -> Box<dyn FnMut()> {
+    match kind {
+        "step" => {
+            let mut learner = Learner::new(&cases::<Case>(kind)[name]);
+            Box::new(move || learner.step())
+        }
+        "loss" => loss(&cases(kind)[name]),
+        "bank" => bank(&cases(kind)[name]),
+        "op" => op(cases(kind)[name], precision),
+        _ => panic!("no kind {kind}"),
+    }
+}
+
+fn unit(rows: usize, dim: usize, seed: u64) -> Tensor {
+    let bank = MemoryBank::random(rows, dim, 0.5, seed, &CPU).unwrap();
+    bank.rows().clone()
+}
+
+#[derive(Deserialize)]
+struct LossCase {
+    batch: usize,
+    dim: usize,
+    negatives: usize,
+}
+
+/// Both branches, forward and backward.
+fn loss(case: &LossCase) -> Box<dyn FnMut()> {
+    let query = |seed| Var::from_tensor(&unit(case.batch, case.dim, seed)).unwrap();
+    let (g, v, positive) = (query(1), query(2), unit(case.batch, case.dim, 3));
+    let negatives = Negatives::Shared {
+        rows: unit(case.negatives, case.dim, 4),
+        own: vec![None; case.batch],
+    };
+    let loss = Paper::new(0.07).unwrap();
+    Box::new(move || {
+        let term = |query| loss.forward(query, &positive, &negatives).unwrap();
+        let total = total_loss(0.5, &term(&g), &term(&v)).unwrap();
+        black_box(total.backward().unwrap());
+    })
+}
+
+#[derive(Deserialize)]
+struct BankCase {
+    rows: usize,
+    dim: usize,
+    batch: usize,
+    negatives: usize,
+}
+
+/// A step's share of the bank: draw negatives, gather them, update the batch's rows.
+fn bank(case: &BankCase) -> Box<dyn FnMut()> {
+    let mut bank = MemoryBank::random(case.rows, case.dim, 0.5, 1, &CPU).unwrap();
+    let embeddings = unit(case.batch, case.dim, 2);
+    let own: Vec<u32> = (0..case.batch)
+        .map(|b| (b * 999_983 % case.rows) as u32)
+        .collect();
+    let (rows, negatives) = (case.rows, case.negatives);
+    let mut rng = ChaCha8Rng::seed_from_u64(1);
+    Box::new(move || {
+        let drawn = SharedSampler.draw(rows, &own, negatives, &mut rng).unwrap();
+        let Drawn::Shared { indices, .. } = drawn else {
+            unreachable!("a shared sampler draws a shared set")
+        };
+        black_box(bank.gather(&indices).unwrap());
+        bank.update(&own, &embeddings).unwrap();
+    })
+}
+
+/// A convolution alone, forward and both gradients.
+fn op([n, side, c_in, c_out, kernel, stride]: [usize; 6], _precision: &str) -> Box<dyn FnMut()> {
+    let s = ConvShape {
+        n,
+        h: side,
+        w: side,
+        c_in,
+        c_out,
+        kernel,
+        stride,
+        padding: kernel / 2,
+    };
+    let (x, weight) = (
+        benches::fill(1, s.in_len()),
+        benches::fill(2, s.weight_len()),
+    );
+    let dy = benches::fill(3, s.out_len());
+    let mut out = vec![0f32; s.out_len()];
+    let (mut dx, mut dw) = (vec![0f32; s.in_len()], vec![0f32; s.weight_len()]);
+    Box::new(move || {
+        conv2d::forward(&s, &x, &weight, &mut out);
+        conv2d::backward_input(&s, &weight, &dy, &mut dx);
+        conv2d::backward_weight(&s, &x, &dy, &mut dw);
+    })
+}

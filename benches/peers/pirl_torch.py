@@ -1,0 +1,176 @@
+"""One PIRL step, the loss, the bank and single ops in plain PyTorch: the peer that compare.py times.
+
+Speaks lines: says `ready` once warmed up, answers `run` with the seconds of one run and `peak` with
+the most memory this process ever held, in MiB.
+
+    python pirl_torch.py KIND CASE PRECISION LAYOUT THREADS       (compare.py starts it)
+"""
+import sys
+import time
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from cases import BANK, LOSS, OPS, STEPS
+
+PATCHES, DIM = 9, 128
+
+
+class Block(nn.Module):
+    """torchvision's BasicBlock, or its Bottleneck."""
+
+    def __init__(self, c_in, planes, stride, bottleneck):
+        super().__init__()
+        c_out = planes * (4 if bottleneck else 1)
+        if bottleneck:
+            sizes = [(c_in, planes, 1, 1), (planes, planes, 3, stride), (planes, c_out, 1, 1)]
+        else:
+            sizes = [(c_in, planes, 3, stride), (planes, planes, 3, 1)]
+        layers = []
+        for i, o, kernel, step in sizes:
+            layers += [nn.Conv2d(i, o, kernel, step, kernel // 2, bias=False), nn.BatchNorm2d(o), nn.ReLU(True)]
+        self.branch = nn.Sequential(*layers[:-1])
+        self.shortcut = None
+        if stride != 1 or c_in != c_out:
+            self.shortcut = nn.Sequential(nn.Conv2d(c_in, c_out, 1, stride, bias=False), nn.BatchNorm2d(c_out))
+
+    def forward(self, x):
+        shortcut = x if self.shortcut is None else self.shortcut(x)
+        return F.relu(self.branch(x) + shortcut, inplace=True)
+
+
+def resnet(depth, width):
+    """ResNet-18 or -50 with the ImageNet stem, average-pooled; and its number of features."""
+    bottleneck, blocks = (False, [2, 2, 2, 2]) if depth == 18 else (True, [3, 4, 6, 3])
+    c = int(64 * width)
+    layers = [nn.Conv2d(3, c, 7, 2, 3, bias=False), nn.BatchNorm2d(c), nn.ReLU(True), nn.MaxPool2d(3, 2, 1)]
+    c_in = c
+    for stage, count in enumerate(blocks):
+        for block in range(count):
+            layers.append(Block(c_in, c << stage, 2 if block == 0 and stage > 0 else 1, bottleneck))
+            c_in = (c << stage) * (4 if bottleneck else 1)
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()), c_in
+
+
+def paper(query, positive, negatives, tau):
+    z_p = (query * positive).sum(1) / tau
+    z_n = query @ negatives.T / tau
+    log_s = torch.logsumexp(z_n, 1)
+    return (F.softplus(log_s - z_p) + F.softplus(z_n - log_s[:, None]).sum(1)).mean()
+
+
+def infonce(query, positive, negatives, tau):
+    z = torch.cat([(query * positive).sum(1, keepdim=True), query @ negatives.T], 1) / tau
+    return F.cross_entropy(z, torch.zeros(len(z), dtype=torch.long))
+
+
+def step_case(name, precision, layout):
+    case = STEPS[name]
+    batch, image, patch = case["batch"], case["image"], case["patch"]
+    trunk, features = resnet(case["depth"], case["width"])
+    f, g1, g2 = nn.Linear(features, DIM), nn.Linear(features, DIM), nn.Linear(DIM * PATCHES, DIM)
+    loss = paper if case["loss"] == "paper" else infonce
+    images, patches = torch.randn(batch, 3, image, image), torch.randn(batch * PATCHES, 3, patch, patch)
+    if layout == "channels_last":
+        trunk = trunk.to(memory_format=torch.channels_last)
+        images, patches = (x.contiguous(memory_format=torch.channels_last) for x in (images, patches))
+    parameters = [p for m in (trunk, f, g1, g2) for p in m.parameters()]
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": 1e-4},
+        {"params": [p for p in parameters if p.ndim == 1], "weight_decay": 0.0},
+    ]
+    sgd = torch.optim.SGD(groups, lr=0.01, momentum=0.9)
+    bank = F.normalize(torch.randn(case["bank"], DIM), dim=1)
+    rows = torch.arange(batch)
+    negatives = bank[-case["negatives"]:].clone()
+
+    def run():
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            of_patches, of_images = trunk(patches), trunk(images)
+            g = g2(g1(of_patches).reshape(batch, -1))
+            v = f(of_images)
+        g, v = F.normalize(g.float(), dim=1), F.normalize(v.float(), dim=1)
+        positive = bank[rows]
+        total = (loss(g, positive, negatives, case["tau"]) + loss(v, positive, negatives, case["tau"])) / 2
+        sgd.zero_grad()
+        total.backward()
+        sgd.step()
+        with torch.no_grad():
+            bank[rows] = F.normalize(0.5 * bank[rows] + 0.5 * v, dim=1)
+
+    return run
+
+
+def loss_case(name):
+    """Both branches of the paper's loss, forward and backward."""
+    case = LOSS[name]
+    unit = lambda n: F.normalize(torch.randn(n, case["dim"]), dim=1)
+    g, v = (unit(case["batch"]).requires_grad_() for _ in range(2))
+    positive, negatives = unit(case["batch"]), unit(case["negatives"])
+
+    def run():
+        total = (paper(g, positive, negatives, 0.07) + paper(v, positive, negatives, 0.07)) / 2
+        torch.autograd.grad(total, [g, v])
+
+    return run
+
+
+def bank_case(name):
+    """A step's share of the bank: draw negatives, gather them, update the batch's rows."""
+    case = BANK[name]
+    rows, batch, count = case["rows"], case["batch"], case["negatives"]
+    bank = F.normalize(torch.randn(rows, case["dim"]), dim=1)
+    embeddings = F.normalize(torch.randn(batch, case["dim"]), dim=1)
+    own = torch.arange(batch) * 999_983 % rows
+
+    def run():
+        # With replacement, as VISSL draws: faster than the only other way it has, a permutation.
+        drawn = bank[torch.randint(0, rows, (count,))]
+        bank[own] = F.normalize(0.5 * bank[own] + 0.5 * embeddings, dim=1)
+        return drawn
+
+    return run
+
+
+def op_case(name, precision, layout):
+    """A convolution alone, forward and both gradients."""
+    n, side, c_in, c_out, kernel, stride = OPS[name]
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    form = torch.channels_last if layout == "channels_last" else torch.contiguous_format
+    x = torch.randn(n, c_in, side, side, dtype=dtype).contiguous(memory_format=form).requires_grad_()
+    w = torch.randn(c_out, c_in, kernel, kernel, dtype=dtype).contiguous(memory_format=form).requires_grad_()
+    y = F.conv2d(x, w, None, stride, kernel // 2)
+    dy = torch.randn_like(y)
+
+    def run():
+        torch.autograd.grad(F.conv2d(x, w, None, stride, kernel // 2), [x, w], dy)
+
+    return run
+
+
+def main():
+    kind, case, precision, layout, threads = sys.argv[1:]
+    torch.set_num_threads(int(threads))
+    torch.manual_seed(1)
+    run = {
+        "step": lambda: step_case(case, precision, layout),
+        "loss": lambda: loss_case(case),
+        "bank": lambda: bank_case(case),
+        "op": lambda: op_case(case, precision, layout),
+    }[kind]()
+    for _ in range(2):
+        run()
+    print("ready", flush=True)
+    for line in sys.stdin:
+        if line.strip() == "run":
+            start = time.perf_counter()
+            run()
+            print(time.perf_counter() - start, flush=True)
+        else:
+            status = open("/proc/self/status").read()
+            print(int(status.split("VmHWM:")[1].split()[0]) / 1024, flush=True)
+
+
+if __name__ == "__main__":
+    main()
