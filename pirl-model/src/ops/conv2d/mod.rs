@@ -8,9 +8,11 @@
 
 mod kernel;
 mod plan;
+mod scratch;
 pub(crate) mod simd;
 #[cfg(test)]
 mod tests;
+mod weight_gradient;
 
 use plan::Plan;
 use rayon::prelude::*;
@@ -91,7 +93,8 @@ pub fn backward_input(s: &ConvShape, weight: &[f32], dy: &[f32], dx: &mut [f32])
 /// # Panics
 /// If a slice's length differs from what `s` says, or the stride is 0.
 pub fn backward_weight(s: &ConvShape, x: &[f32], dy: &[f32], dw: &mut [f32]) {
-    backward_weight_on(Isa::best(), s, x, dy, dw);
+    check(s, x.len(), dw.len(), dy.len());
+    weight_gradient::compute(Isa::best(), s, x, dy, dw);
 }
 
 fn forward_on(isa: Isa, s: &ConvShape, x: &[f32], weight: &[f32], out: &mut [f32]) {
@@ -99,12 +102,12 @@ fn forward_on(isa: Isa, s: &ConvShape, x: &[f32], weight: &[f32], out: &mut [f32
     let width = kernel::panel_width(isa);
     let taps = s.kernel * s.kernel;
     let packed = pack(width, taps * s.c_in, s.c_out, |panel, first, columns| {
-        for o in 0..columns {
-            let of_channel = &weight[(first + o) * s.c_in * taps..][..s.c_in * taps];
-            for (i, of_pair) in of_channel.chunks_exact(taps).enumerate() {
-                for (tap, &w) in of_pair.iter().enumerate() {
-                    panel[(tap * s.c_in + i) * width + o] = w;
-                }
+        let rows = s.c_in * taps;
+        let of_panel = &weight[first * rows..][..columns * rows];
+        for (i, tap) in (0..s.c_in).flat_map(|i| (0..taps).map(move |tap| (i, tap))) {
+            let to = &mut panel[(tap * s.c_in + i) * width..][..columns];
+            for (o, to) in to.iter_mut().enumerate() {
+                *to = of_panel[o * rows + i * taps + tap];
             }
         }
     });
@@ -167,6 +170,10 @@ fn pack(
 /// the end. A constant, so that the cut (and with it every sum) is the same on every machine.
 const TASKS: usize = 16;
 
+/// Rows of a panel multiplied at a time: 16 to 32 KiB of it, which stay in the first-level cache
+/// while all pixels of a group pass.
+const DEPTH: usize = 256;
+
 /// `out = gathered x * packed weight`, `channels` being those of `out`.
 fn product(isa: Isa, plan: &Plan, x: &[f32], packed: &[f32], channels: usize, out: &mut [f32]) {
     let width = kernel::panel_width(isa);
@@ -181,22 +188,26 @@ fn product(isa: Isa, plan: &Plan, x: &[f32], packed: &[f32], channels: usize, ou
     (0..groups.len() * shares).into_par_iter().for_each(|task| {
         let (group, share) = (task / shares, task % shares);
         plan.visit(&groups[group], |segments, rows| {
-            for p in share * panels / shares..(share + 1) * panels / shares {
-                let first = p * width;
-                // SAFETY: `isa` is available, as every caller takes it from `Isa`. The plan's rows
-                // and segments address `x` and `out` of the lengths that `check` compared, and
-                // `packed` has a row of `width` for every tap and channel. Groups are disjoint in
-                // destination pixels and shares in channels, so no two tasks write one number.
-                unsafe {
-                    kernel::gather(
-                        isa,
-                        rows,
-                        segments,
-                        x.as_ptr(),
-                        packed.as_ptr().add(p * panel_len),
-                        out.pointer().add(first),
-                        width.min(channels - first),
-                    );
+            for (depth, segments) in plan::cut(segments, DEPTH).iter().enumerate() {
+                for p in share * panels / shares..(share + 1) * panels / shares {
+                    let first = p * width;
+                    // SAFETY: `isa` is available, as every caller takes it from `Isa`. The plan's
+                    // rows and segments address `x` and `out` of the lengths that `check`
+                    // compared, and `packed` has a row of `width` for every tap and channel.
+                    // Groups are disjoint in destination pixels and shares in channels, so no two
+                    // tasks access one number of `out`.
+                    unsafe {
+                        kernel::gather(
+                            isa,
+                            rows,
+                            segments,
+                            x.as_ptr(),
+                            packed.as_ptr().add(p * panel_len),
+                            out.pointer().add(first),
+                            width.min(channels - first),
+                            depth > 0,
+                        );
+                    }
                 }
             }
         });
@@ -214,109 +225,3 @@ impl Shared {
 
 // SAFETY: the pointer is only a number until dereferenced, and whoever does that argues for it.
 unsafe impl Sync for Shared {}
-
-fn backward_weight_on(isa: Isa, s: &ConvShape, x: &[f32], dy: &[f32], dw: &mut [f32]) {
-    /// Destination pixels summed in registers before they are added to memory: few enough that
-    /// their input, whose pixels lie far apart, stays in the first-level cache.
-    const BLOCK: usize = 64;
-    /// Pixels below which a private sum is not worth its memory traffic.
-    const CHUNK: usize = 1024;
-    /// Numbers that all private sums have together, at most.
-    const PRIVATE: usize = 1 << 22;
-
-    check(s, x.len(), dw.len(), dy.len());
-    let taps = s.kernel * s.kernel;
-    let (rows, width) = (taps * s.c_in, kernel::panel_width(isa));
-    let panels = s.c_out.div_ceil(width);
-    if rows * panels == 0 {
-        return;
-    }
-    let plan = Plan::forward(s);
-    let groups = plan.groups();
-    let (oh, ow) = s.out_hw();
-
-    // Tasks: `chunks` shares of the pixels, each with its own sum, by `shares` of the panels.
-    let chunks = TASKS
-        .min(s.n * oh * ow / CHUNK)
-        .min(groups.len())
-        .min(PRIVATE / (rows * panels * width))
-        .max(1);
-    let shares = TASKS.div_ceil(chunks).min(panels);
-    let sums: Vec<Vec<f32>> = (0..chunks * shares)
-        .into_par_iter()
-        .map(|task| {
-            let (chunk, share) = (task / shares, task % shares);
-            let mine = share * panels / shares..(share + 1) * panels / shares;
-            let pitch = mine.len() * width;
-            let mut sum = vec![0f32; rows * pitch];
-            let mut sources = Vec::with_capacity(BLOCK);
-            let mut gradients = vec![0f32; BLOCK * width];
-            for group in &groups[chunk * groups.len() / chunks..(chunk + 1) * groups.len() / chunks]
-            {
-                plan.visit(group, |segments, pixels| {
-                    for block in pixels.chunks(BLOCK) {
-                        sources.clear();
-                        sources.extend(block.iter().map(|row| row.source));
-                        for p in mine.clone() {
-                            let columns = width.min(s.c_out - p * width);
-                            for (to, row) in gradients.chunks_exact_mut(width).zip(block) {
-                                let from = &dy[row.destination + p * width..][..columns];
-                                to[..columns].copy_from_slice(from);
-                            }
-                            gradients_tail(&mut gradients, width, columns);
-                            for segment in segments {
-                                let at = segment.weight * pitch + (p - mine.start) * width;
-                                // SAFETY: `isa` is available. The plan's rows and segments address
-                                // `x` of the length that `check` compared; `gradients` has `width`
-                                // numbers for every row of the block; `sum` has `width` numbers of
-                                // this panel in each of its `rows`, and belongs to this task.
-                                unsafe {
-                                    kernel::outer(
-                                        isa,
-                                        &sources,
-                                        x.as_ptr().add(segment.source),
-                                        segment.len,
-                                        gradients.as_ptr(),
-                                        sum.as_mut_ptr().add(at),
-                                        pitch,
-                                    );
-                                }
-                            }
-                        }
-                    }
-                });
-            }
-            sum
-        })
-        .collect();
-
-    // Adds the chunks in order and restores PyTorch's layout.
-    dw.par_chunks_mut(s.c_in * taps)
-        .enumerate()
-        .for_each(|(o, dw)| {
-            let panel = o / width;
-            let share = (0..shares)
-                .rfind(|share| share * panels / shares <= panel)
-                .unwrap_or(0);
-            let first = share * panels / shares;
-            let pitch = ((share + 1) * panels / shares - first) * width;
-            let column = o - first * width;
-            for (i, dw) in dw.chunks_exact_mut(taps).enumerate() {
-                for (tap, dw) in dw.iter_mut().enumerate() {
-                    let at = (tap * s.c_in + i) * pitch + column;
-                    *dw = (0..chunks)
-                        .map(|chunk| sums[chunk * shares + share][at])
-                        .sum();
-                }
-            }
-        });
-}
-
-/// Clears what an earlier, wider panel left beyond `columns`.
-fn gradients_tail(gradients: &mut [f32], width: usize, columns: usize) {
-    if columns < width {
-        for row in gradients.chunks_exact_mut(width) {
-            row[columns..].fill(0.0);
-        }
-    }
-}

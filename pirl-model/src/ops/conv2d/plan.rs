@@ -140,6 +140,28 @@ impl Plan {
         groups
     }
 
+    /// The whole destination in at most `count` parts of about the same size.
+    pub(super) fn chunks(&self, count: usize) -> Vec<Vec<Group>> {
+        let (h, w, _) = self.destination;
+        if h * w == 0 {
+            return Vec::new();
+        }
+        if self.images >= count {
+            let cut = |chunk: usize| chunk * self.images / count;
+            return (0..count)
+                .map(|chunk| {
+                    vec![Group {
+                        images: cut(chunk)..cut(chunk + 1),
+                        rows: 0..h,
+                    }]
+                })
+                .collect();
+        }
+        let groups = self.groups();
+        let size = groups.len().div_ceil(count).max(1);
+        groups.chunks(size).map(<[Group]>::to_vec).collect()
+    }
+
     /// Calls `visit` with the segments and the rows of each class in `group`.
     pub(super) fn visit(&self, group: &Group, mut visit: impl FnMut(&[Segment], &[Row])) {
         let (source_h, source_w, source_c) = self.source;
@@ -193,6 +215,50 @@ impl Plan {
             }
         }
     }
+}
+
+/// The segments in parts of about `depth` numbers each.
+pub(super) fn cut(segments: &[Segment], depth: usize) -> Vec<Vec<Segment>> {
+    let total: usize = segments.iter().map(|segment| segment.len).sum();
+    let parts = total.div_ceil(depth + depth / 4).max(1);
+    let depth = total.div_ceil(parts).next_multiple_of(2);
+    let (mut all, mut part, mut room) = (Vec::with_capacity(parts), Vec::new(), depth);
+    for &(mut segment) in segments {
+        while segment.len > 0 {
+            let len = segment.len.min(room);
+            part.push(Segment { len, ..segment });
+            segment.source += len;
+            segment.weight += len;
+            segment.len -= len;
+            room -= len;
+            if room == 0 {
+                all.push(std::mem::take(&mut part));
+                room = depth;
+            }
+        }
+    }
+    // A destination without segments is a sum of nothing, which must still be written.
+    if !part.is_empty() || all.is_empty() {
+        all.push(part);
+    }
+    all
+}
+
+/// What of the segments lies in `rows` of the packed weight, in parts of at most `most` numbers.
+pub(super) fn within<'a>(
+    segments: &'a [Segment],
+    rows: &'a Range<usize>,
+    most: usize,
+) -> impl Iterator<Item = Segment> + 'a {
+    segments.iter().flat_map(move |segment| {
+        let first = segment.weight.max(rows.start);
+        let last = (segment.weight + segment.len).min(rows.end);
+        (first..last).step_by(most).map(move |weight| Segment {
+            source: segment.source + weight - segment.weight,
+            weight,
+            len: most.min(last - weight),
+        })
+    })
 }
 
 /// Where the input gradient's packed weight has tap `k` of an axis: grouped by the residue modulo

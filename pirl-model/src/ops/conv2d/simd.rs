@@ -66,6 +66,9 @@ pub(super) unsafe trait Vector: Copy {
 
     /// `self + a * b`; whether the product is rounded first depends on the type.
     unsafe fn add_product(self, a: Self, b: Self) -> Self;
+
+    /// `self + other`.
+    unsafe fn plus(self, other: Self) -> Self;
 }
 
 /// Two SSE or NEON registers' worth of numbers, without a word of assembly.
@@ -103,6 +106,14 @@ unsafe impl Vector for Lanes {
     unsafe fn add_product(mut self, a: Self, b: Self) -> Self {
         for ((sum, a), b) in self.0.iter_mut().zip(a.0).zip(b.0) {
             *sum += a * b;
+        }
+        self
+    }
+
+    #[inline(always)]
+    unsafe fn plus(mut self, other: Self) -> Self {
+        for (sum, x) in self.0.iter_mut().zip(other.0) {
+            *sum += x;
         }
         self
     }
@@ -147,6 +158,12 @@ mod x86 {
             // SAFETY: as for the whole impl.
             unsafe { _mm256_fmadd_ps(a, b, self) }
         }
+
+        #[inline(always)]
+        unsafe fn plus(self, other: Self) -> Self {
+            // SAFETY: as for the whole impl.
+            unsafe { _mm256_add_ps(self, other) }
+        }
     }
 
     // SAFETY: as above, with AVX-512F.
@@ -181,6 +198,12 @@ mod x86 {
         unsafe fn add_product(self, a: Self, b: Self) -> Self {
             // SAFETY: as for the whole impl.
             unsafe { _mm512_fmadd_ps(a, b, self) }
+        }
+
+        #[inline(always)]
+        unsafe fn plus(self, other: Self) -> Self {
+            // SAFETY: as for the whole impl.
+            unsafe { _mm512_add_ps(self, other) }
         }
     }
 }

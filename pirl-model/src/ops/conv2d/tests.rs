@@ -81,7 +81,7 @@ fn check_shape(s: ConvShape) {
         backward_input_on(isa, &s, &weight, &dy, &mut dx);
         assert_close(&format!("{isa:?} dx of {s:?}"), &dx, &want.dx, &size.dx);
         let mut dw = vec![f32::NAN; s.weight_len()];
-        backward_weight_on(isa, &s, &x, &dy, &mut dw);
+        weight_gradient::compute(isa, &s, &x, &dy, &mut dw);
         assert_close(&format!("{isa:?} dw of {s:?}"), &dw, &want.dw, &size.dw);
     }
 }
