@@ -23,7 +23,8 @@
 //! let features = backbone.forward(&images, Mode::Train)?;
 //! let embeddings = head.forward(&features, Mode::Train)?;
 //! let loss = embeddings.narrow(1, 0, 1)?.mean_all()?;
-//! optimizer.step(&loss.backward()?, 0.1)?;
+//! optimizer.accumulate(&loss.backward()?)?;
+//! optimizer.step(0.1)?;
 //!
 //! let moved = head.forward(&backbone.forward(&images, Mode::Train)?, Mode::Eval)?;
 //! assert!(moved.narrow(1, 0, 1)?.mean_all()?.to_scalar::<f32>()? < loss.to_scalar::<f32>()?);

@@ -35,7 +35,8 @@ fn step(head: &ProjectionHead, optimizer: &mut Optimizer, t: u32, lr: f64) {
     let gradient = Tensor::new(gradient, &CPU).unwrap();
     let var = head.parameters().var();
     let loss = (var.as_tensor() * gradient).unwrap().sum_all().unwrap();
-    optimizer.step(&loss.backward().unwrap(), lr).unwrap();
+    optimizer.accumulate(&loss.backward().unwrap()).unwrap();
+    optimizer.step(lr).unwrap();
 }
 
 fn parameters(head: &ProjectionHead) -> Vec<f32> {

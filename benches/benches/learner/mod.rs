@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use candle_core::{Device, Tensor};
 use pirl_bank::MemoryBank;
-use pirl_loss::{ContrastiveLoss, InfoNce, Negatives, Paper, total_loss};
+use pirl_loss::{ContrastiveLoss, InfoNce, Negatives, Paper};
 use pirl_model::{
     Arch, Backbone, Head, JigsawHead, Mode, ModelConfig, OptimConfig, Optimizer, ProjectionHead,
     ResNet,
@@ -17,10 +17,10 @@ const DIM: usize = 128;
 
 /// The sizes of a step.
 #[derive(Clone, Debug, Deserialize)]
-pub struct Case {
+pub(crate) struct Case {
     depth: usize,
     width: f64,
-    pub batch: usize,
+    pub(crate) batch: usize,
     image: usize,
     patch: usize,
     loss: String,
@@ -30,7 +30,7 @@ pub struct Case {
 }
 
 /// The table `kind` of `peers/cases.json`.
-pub fn cases<T: for<'de> Deserialize<'de>>(kind: &str) -> HashMap<String, T> {
+pub(crate) fn cases<T: for<'de> Deserialize<'de>>(kind: &str) -> HashMap<String, T> {
     let mut all: HashMap<String, serde_json::Value> =
         serde_json::from_str(include_str!("../../peers/cases.json")).expect("cases.json is JSON");
     let cases = all.remove(kind).expect("a kind of case");
@@ -38,7 +38,7 @@ pub fn cases<T: for<'de> Deserialize<'de>>(kind: &str) -> HashMap<String, T> {
 }
 
 /// Everything a step needs, its batch included.
-pub struct Learner {
+pub(crate) struct Learner {
     backbone: ResNet,
     f: ProjectionHead,
     g: JigsawHead,
@@ -52,7 +52,7 @@ pub struct Learner {
 }
 
 impl Learner {
-    pub fn new(case: &Case) -> Self {
+    pub(crate) fn new(case: &Case) -> Self {
         let config = &ModelConfig {
             arch: match case.depth {
                 18 => Arch::Resnet18,
@@ -95,20 +95,20 @@ impl Learner {
         }
     }
 
-    pub fn step(&mut self) {
-        let of_patches = self.backbone.forward(&self.patches, Mode::Train).unwrap();
-        let of_images = self.backbone.forward(&self.images, Mode::Train).unwrap();
-        let g = self.g.forward(&of_patches, Mode::Train).unwrap();
-        let f = self.f.forward(&of_images, Mode::Train).unwrap();
+    /// A branch after the other, as `pirl pretrain` does.
+    pub(crate) fn step(&mut self) {
         let positive = self.bank.gather(&self.indices).unwrap();
-        let term = |query| {
-            self.loss
-                .forward(query, &positive, &self.negatives)
-                .unwrap()
+        let mut descend = |query: &Tensor| {
+            let term = self.loss.forward(query, &positive, &self.negatives);
+            let gradients = (term.unwrap() * 0.5).unwrap().backward().unwrap();
+            self.optimizer.accumulate(&gradients).unwrap();
         };
-        let loss = total_loss(0.5, &term(&g), &term(&f)).unwrap();
-        let gradients = loss.backward().unwrap();
-        self.optimizer.step(&gradients, 0.01).unwrap();
-        self.bank.update(&self.indices, &f.detach()).unwrap();
+        let features = self.backbone.forward(&self.patches, Mode::Train).unwrap();
+        descend(&self.g.forward(&features, Mode::Train).unwrap());
+        let features = self.backbone.forward(&self.images, Mode::Train).unwrap();
+        let image = self.f.forward(&features, Mode::Train).unwrap();
+        descend(&image);
+        self.optimizer.step(0.01).unwrap();
+        self.bank.update(&self.indices, &image.detach()).unwrap();
     }
 }

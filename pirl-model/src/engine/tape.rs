@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use super::buffer::{Buffer, Pool};
+use super::buffer::{Arena, Buffer};
 use super::{Conv, Engine, Linear, Norm};
 use crate::error::{ModelError, Result};
 use crate::mode::Mode;
@@ -27,7 +27,7 @@ pub(crate) struct Value {
     pub(crate) h: usize,
     pub(crate) w: usize,
     pub(crate) c: usize,
-    pub(crate) data: Arc<Buffer>,
+    pub(crate) data: Arc<Buffer<f32>>,
 }
 
 /// The input of a network has this id.
@@ -57,7 +57,7 @@ enum Node {
     },
     MaxPool {
         shape: PoolShape,
-        argmax: Vec<u32>,
+        argmax: Buffer<u32>,
         x: usize,
         out: usize,
     },
@@ -87,7 +87,7 @@ pub(crate) struct Forward<'a> {
     flat: &'a [f32],
     buffers: &'a Buffers,
     mode: Mode,
-    pool: Arc<Pool>,
+    arena: Arc<Arena>,
     nodes: Vec<Node>,
     values: usize,
     updates: Vec<NormUpdate>,
@@ -100,14 +100,14 @@ impl<'a> Forward<'a> {
         flat: &'a [f32],
         buffers: &'a Buffers,
         mode: Mode,
-        pool: &Arc<Pool>,
+        arena: &Arc<Arena>,
     ) -> Self {
         Self {
             params,
             flat,
             buffers,
             mode,
-            pool: Arc::clone(pool),
+            arena: Arc::clone(arena),
             nodes: Vec::new(),
             values: 0,
             updates: Vec::new(),
@@ -116,7 +116,7 @@ impl<'a> Forward<'a> {
 
     /// The input of the network: `x` in NCHW order, `(n, c)` for vectors as `(n, c, 1, 1)`.
     pub(crate) fn input(&mut self, x: &[f32], (n, c, h, w): (usize, usize, usize, usize)) -> Value {
-        let mut data = self.pool.take(x.len());
+        let mut data = self.arena.take(x.len());
         nhwc_from_nchw(x, c, h * w, &mut data);
         self.value(n, h, w, c, data)
     }
@@ -127,12 +127,12 @@ impl<'a> Forward<'a> {
             nodes: self.nodes,
             values: self.values,
             output: output.id,
-            pool: self.pool,
+            arena: self.arena,
         };
         (self.updates, tape)
     }
 
-    fn value(&mut self, n: usize, h: usize, w: usize, c: usize, data: Buffer) -> Value {
+    fn value(&mut self, n: usize, h: usize, w: usize, c: usize, data: Buffer<f32>) -> Value {
         let id = self.values;
         self.values += 1;
         let data = Arc::new(data);
@@ -172,7 +172,7 @@ impl Engine for Forward<'_> {
             padding: layer.padding,
         };
         let weight = self.range(layer.weight);
-        let mut data = self.pool.take(shape.out_len());
+        let mut data = self.arena.take(shape.out_len());
         conv2d::forward(&shape, &x.data, &self.flat[weight.clone()], &mut data);
         let (h, w) = shape.out_hw();
         let out = self.value(x.n, h, w, layer.c_out, data);
@@ -195,7 +195,7 @@ impl Engine for Forward<'_> {
         let (weight, bias) = (self.range(layer.weight), self.range(layer.bias));
         let (gamma, beta) = (&self.flat[weight.clone()], &self.flat[bias.clone()]);
         let added = residual.map(|r| &r.data[..]);
-        let mut data = self.pool.take(x.data.len());
+        let mut data = self.arena.take(x.data.len());
         let statistics = if self.mode.uses_batch() {
             let rows = x.n * x.h * x.w;
             if rows < 2 {
@@ -260,23 +260,28 @@ impl Engine for Forward<'_> {
             stride: 2,
             padding: 1,
         };
-        let mut data = self.pool.take(shape.out_len());
-        let mut argmax = self.mode.records().then(|| vec![0; shape.out_len()]);
+        let mut data = self.arena.take(shape.out_len());
+        let mut argmax = match self.mode.records() {
+            true => Some(self.arena.take::<u32>(shape.out_len())),
+            false => None,
+        };
         pool::max_forward(&shape, &x.data, &mut data, argmax.as_deref_mut());
         let (h, w) = shape.out_hw();
         let out = self.value(x.n, h, w, x.c, data);
-        self.record(|| Node::MaxPool {
-            shape,
-            argmax: argmax.unwrap_or_default(),
-            x: x.id,
-            out: out.id,
-        });
+        if let Some(argmax) = argmax {
+            self.record(|| Node::MaxPool {
+                shape,
+                argmax,
+                x: x.id,
+                out: out.id,
+            });
+        }
         Ok(out)
     }
 
     fn average_pool(&mut self, x: &Value) -> Result<Value> {
         let (n, hw, c) = (x.n, x.h * x.w, x.c);
-        let mut data = self.pool.take(n * c);
+        let mut data = self.arena.take(n * c);
         pool::average_forward(n, hw, c, &x.data, &mut data);
         let out = self.value(n, 1, 1, c, data);
         self.record(|| Node::AveragePool {
@@ -292,7 +297,7 @@ impl Engine for Forward<'_> {
     fn linear(&mut self, layer: &Linear, x: &Value) -> Result<Value> {
         let (weight, bias) = (self.range(layer.weight), self.range(layer.bias));
         let (inputs, outputs) = (layer.inputs, layer.outputs);
-        let mut data = self.pool.take(x.n * outputs);
+        let mut data = self.arena.take(x.n * outputs);
         let (w, b) = (&self.flat[weight.clone()], &self.flat[bias.clone()]);
         linear::forward(x.n, inputs, outputs, &x.data, w, Some(b), &mut data);
         let out = self.value(x.n, 1, 1, outputs, data);
@@ -307,7 +312,7 @@ impl Engine for Forward<'_> {
     }
 
     fn relu(&mut self, x: &Value) -> Result<Value> {
-        let mut data = self.pool.take(x.data.len());
+        let mut data = self.arena.take(x.data.len());
         relu::forward(&x.data, &mut data);
         let out = self.value(x.n, x.h, x.w, x.c, data);
         self.record(|| Node::Relu {
@@ -332,7 +337,7 @@ pub(crate) struct Tape {
     nodes: Vec<Node>,
     values: usize,
     output: usize,
-    pool: Arc<Pool>,
+    arena: Arc<Arena>,
 }
 
 impl Tape {
@@ -343,18 +348,18 @@ impl Tape {
         flat: &[f32],
         dy: &[f32],
         input_gradient: bool,
-    ) -> (Option<Buffer>, Vec<f32>) {
-        let pool = self.pool;
+    ) -> (Option<Buffer<f32>>, Vec<f32>) {
+        let arena = self.arena;
         let mut grads = Grads {
             values: (0..self.values).map(|_| None).collect(),
             input: input_gradient,
         };
-        let mut output = pool.take(dy.len());
+        let mut output = arena.take(dy.len());
         output.copy_from_slice(dy);
         grads.add(self.output, output);
         let mut dflat = vec![0.0; flat.len()];
         for node in self.nodes.into_iter().rev() {
-            node.backward(flat, &mut dflat, &mut grads, &pool);
+            node.backward(flat, &mut dflat, &mut grads, &arena);
         }
         (grads.take(INPUT), dflat)
     }
@@ -362,7 +367,7 @@ impl Tape {
 
 /// Gradients by value id, of the values still to be visited.
 struct Grads {
-    values: Vec<Option<Buffer>>,
+    values: Vec<Option<Buffer<f32>>>,
     input: bool,
 }
 
@@ -371,12 +376,12 @@ impl Grads {
         id != INPUT || self.input
     }
 
-    fn take(&mut self, id: usize) -> Option<Buffer> {
+    fn take(&mut self, id: usize) -> Option<Buffer<f32>> {
         self.values[id].take()
     }
 
     /// The first contribution is kept as it is, later ones are added to it.
-    fn add(&mut self, id: usize, gradient: Buffer) {
+    fn add(&mut self, id: usize, gradient: Buffer<f32>) {
         match &mut self.values[id] {
             Some(sum) => sum
                 .par_chunks_mut(CHUNK)
@@ -397,7 +402,7 @@ const CHUNK: usize = 1 << 14;
 impl Node {
     /// Consumes the node and the gradient of its output; a node whose output reached nothing that
     /// was differentiated has none, and does nothing.
-    fn backward(self, flat: &[f32], dflat: &mut [f32], grads: &mut Grads, pool: &Arc<Pool>) {
+    fn backward(self, flat: &[f32], dflat: &mut [f32], grads: &mut Grads, arena: &Arc<Arena>) {
         match self {
             Self::Conv {
                 shape,
@@ -408,7 +413,7 @@ impl Node {
                 let Some(dy) = grads.take(out) else { return };
                 conv2d::backward_weight(&shape, &x.data, &dy, &mut dflat[weight.clone()]);
                 if grads.wanted(x.id) {
-                    let mut dx = pool.take(shape.in_len());
+                    let mut dx = arena.take(shape.in_len());
                     conv2d::backward_input(&shape, &flat[weight], &dy, &mut dx);
                     drop(dy);
                     grads.add(x.id, dx);
@@ -424,8 +429,8 @@ impl Node {
                 out,
             } => {
                 let Some(dy) = grads.take(out.id) else { return };
-                let mut dx = pool.take(x.data.len());
-                let mut added = residual.map(|_| pool.take(x.data.len()));
+                let mut dx = arena.take(x.data.len());
+                let mut added = residual.map(|_| arena.take(x.data.len()));
                 let dadded = added.as_deref_mut();
                 let gamma = &flat[weight.clone()];
                 let (mut dgamma, mut dbeta) = (vec![0.0; x.c], vec![0.0; x.c]);
@@ -474,13 +479,13 @@ impl Node {
                 out,
             } => {
                 let Some(dy) = grads.take(out) else { return };
-                let mut dx = pool.take(shape.in_len());
+                let mut dx = arena.take(shape.in_len());
                 pool::max_backward(&shape, &argmax, &dy, &mut dx);
                 grads.add(x, dx);
             }
             Self::AveragePool { n, hw, c, x, out } => {
                 let Some(dy) = grads.take(out) else { return };
-                let mut dx = pool.take(n * hw * c);
+                let mut dx = arena.take(n * hw * c);
                 pool::average_backward(n, hw, c, &dy, &mut dx);
                 grads.add(x, dx);
             }
@@ -492,7 +497,7 @@ impl Node {
                 out,
             } => {
                 let Some(dy) = grads.take(out) else { return };
-                let mut dx = grads.wanted(x.id).then(|| pool.take(x.data.len()));
+                let mut dx = grads.wanted(x.id).then(|| arena.take(x.data.len()));
                 let (mut dw, mut db) = (vec![0.0; weight.len()], vec![0.0; outputs]);
                 linear::backward(
                     x.n,
@@ -513,7 +518,7 @@ impl Node {
             }
             Self::Relu { x, out } => {
                 let Some(dy) = grads.take(out.id) else { return };
-                let mut dx = pool.take(out.data.len());
+                let mut dx = arena.take(out.data.len());
                 relu::backward(&out.data, &dy, &mut dx);
                 grads.add(x, dx);
             }

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use candle_core::{CpuStorage, CustomOp2, DType, Device, Layout, Shape, Storage, Tensor};
 
 use super::Network;
-use super::buffer::Pool;
+use super::buffer::Arena;
 use super::reference::Reference;
 use super::tape::{self, Forward, Tape};
 use crate::config::Ops;
@@ -19,7 +19,7 @@ pub(crate) struct Traced<N> {
     network: Arc<N>,
     params: ParamSet,
     buffers: Buffers,
-    pool: Arc<Pool>,
+    arena: Arc<Arena>,
     fast: bool,
 }
 
@@ -32,7 +32,7 @@ impl<N: Network> Traced<N> {
             network: Arc::new(network),
             params,
             buffers,
-            pool: Arc::default(),
+            arena: Arc::default(),
             fast: ops == Ops::Fast && device.is_cpu(),
         })
     }
@@ -58,7 +58,7 @@ impl<N: Network> Traced<N> {
                 network: Arc::clone(&self.network),
                 params: self.params.clone(),
                 buffers: self.buffers.clone(),
-                pool: Arc::clone(&self.pool),
+                arena: Arc::clone(&self.arena),
                 mode,
                 outcome: Arc::clone(&outcome),
                 tape: Mutex::default(),
@@ -105,7 +105,7 @@ impl<N: Network> Traced<N> {
             );
         };
         let (x, flat) = (slice(x, x_layout)?, slice(flat, flat_layout)?);
-        let mut engine = Forward::new(&self.params, flat, &self.buffers, Mode::Eval, &self.pool);
+        let mut engine = Forward::new(&self.params, flat, &self.buffers, Mode::Eval, &self.arena);
         let input = engine.input(x, dims);
         let mut values = Vec::new();
         let show = &mut |layer, value: &tape::Value| values.push((layer, value.clone()));
@@ -140,7 +140,7 @@ struct ModuleOp<N> {
     network: Arc<N>,
     params: ParamSet,
     buffers: Buffers,
-    pool: Arc<Pool>,
+    arena: Arc<Arena>,
     mode: Mode,
     outcome: Arc<Mutex<Outcome>>,
     tape: Mutex<Option<Tape>>,
@@ -163,7 +163,7 @@ impl<N: Network> CustomOp2 for ModuleOp<N> {
             [n, c] => (n, c, 1, 1),
             _ => x_layout.shape().dims4()?,
         };
-        let mut engine = Forward::new(&self.params, flat, &self.buffers, self.mode, &self.pool);
+        let mut engine = Forward::new(&self.params, flat, &self.buffers, self.mode, &self.arena);
         let input = engine.input(x, dims);
         let out = match self.network.forward(&mut engine, &input, &mut |_, _| {}) {
             Ok(out) => out,

@@ -115,6 +115,8 @@ pub struct Optimizer {
 struct Group {
     params: ParamSet,
     momentum: Tensor,
+    /// The sum of the gradients since the last step.
+    gradient: Option<Tensor>,
 }
 
 impl Optimizer {
@@ -126,7 +128,11 @@ impl Optimizer {
         config.check()?;
         let group = |params: ParamSet| {
             let momentum = params.var().as_detached_tensor().zeros_like()?;
-            Ok(Group { params, momentum })
+            Ok(Group {
+                params,
+                momentum,
+                gradient: None,
+            })
         };
         Ok(Self {
             config: config.clone(),
@@ -134,19 +140,38 @@ impl Optimizer {
         })
     }
 
-    /// One step at the learning rate `lr`. A set without a gradient is left alone.
+    /// Adds the gradients of one backward pass to those of the next step. Gradients are sums, so the
+    /// terms of a loss may be differentiated one after the other, each while it is in memory.
     ///
     /// # Errors
     /// Only if Candle cannot compute it.
-    pub fn step(&mut self, gradients: &GradStore, lr: f64) -> Result<()> {
+    pub fn accumulate(&mut self, gradients: &GradStore) -> Result<()> {
         for group in &mut self.sets {
             let Some(gradient) = gradients.get(group.params.var().as_tensor()) else {
                 continue;
             };
+            group.gradient = Some(match group.gradient.take() {
+                Some(sum) => (sum + gradient)?,
+                None => gradient.contiguous()?,
+            });
+        }
+        Ok(())
+    }
+
+    /// One step at the learning rate `lr` down the accumulated gradients, which are then forgotten.
+    /// A set without any is left alone.
+    ///
+    /// # Errors
+    /// Only if Candle cannot compute it.
+    pub fn step(&mut self, lr: f64) -> Result<()> {
+        for group in &mut self.sets {
+            let Some(gradient) = group.gradient.take() else {
+                continue;
+            };
             if group.params.var().device().is_cpu() {
-                group.step_in_place(&self.config, &gradient.contiguous()?, lr)?;
+                group.step_in_place(&self.config, &gradient, lr)?;
             } else {
-                group.step_by_tensors(&self.config, gradient, lr)?;
+                group.step_by_tensors(&self.config, &gradient, lr)?;
             }
         }
         Ok(())
