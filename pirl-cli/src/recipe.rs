@@ -99,6 +99,8 @@ pub(crate) enum BankInit {
 #[serde(deny_unknown_fields)]
 pub(crate) struct TrainConfig {
     pub(crate) batch_size: usize,
+    /// Images that go through the networks at once; 0 for the whole batch.
+    pub(crate) micro_batch: usize,
     pub(crate) epochs: usize,
     /// Stop after this many steps in all; 0 for no such limit.
     pub(crate) steps: u64,
@@ -191,6 +193,7 @@ impl Default for Recipe {
             schedule: ScheduleConfig::default(),
             train: TrainConfig {
                 batch_size: 1024,
+                micro_batch: 32,
                 epochs: 800,
                 steps: 0,
                 precision: Precision::F32,

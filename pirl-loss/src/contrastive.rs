@@ -28,6 +28,12 @@ pub trait ContrastiveLoss: fmt::Debug + Send + Sync {
         negatives: &Negatives,
     ) -> Result<Tensor, LossError>;
 
+    /// Whether the first [`ContrastiveLoss::forward`] estimates something from the whole batch it is
+    /// given ([`Nce`] its Z), so that a batch must not be given in parts then.
+    fn estimates(&self) -> bool {
+        false
+    }
+
     /// What the loss has learnt and a resumed run must restore: for [`Nce`] the natural logarithm
     /// of Z once it is fixed, else `None`.
     fn state(&self) -> Option<f64> {
@@ -174,6 +180,10 @@ impl ContrastiveLoss for Nce {
             dataset_size: self.dataset_size,
         };
         kind.forward(query, positive, negatives, sizes, self.temperature)
+    }
+
+    fn estimates(&self) -> bool {
+        true
     }
 
     fn state(&self) -> Option<f64> {

@@ -91,6 +91,7 @@ impl Learner {
             optimizer: Optimizer::new(&recipe.optim, trained)?,
             backbone,
             task,
+            micro_batch: recipe.train.micro_batch,
             device: device.clone(),
         })
     }

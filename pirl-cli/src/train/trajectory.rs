@@ -67,7 +67,7 @@ fn initialise(set: &ParamSet, seed_of: impl Fn(&str) -> u32) -> Result<()> {
     Ok(())
 }
 
-fn learner(ops: Ops) -> Result<Learner> {
+pub(super) fn learner(ops: Ops) -> Result<Learner> {
     let config = ModelConfig {
         arch: Arch::Resnet18,
         width: 0.25,
@@ -116,11 +116,12 @@ fn learner(ops: Ops) -> Result<Learner> {
             seed: 0,
         }),
         optimizer,
+        micro_batch: 0,
         device,
     })
 }
 
-fn batch(step: usize) -> Result<Batch> {
+pub(super) fn batch(step: usize) -> Result<Batch> {
     let indices: Vec<u32> = (0..BATCH)
         .map(|k| ((step * BATCH + k) * 5 % ROWS as usize) as u32)
         .collect();
