@@ -3,6 +3,8 @@
 //! Speaks lines: says `ready` once warmed up, answers `run` with the seconds of one run and `peak`
 //! with the most memory this process ever held, in MiB.
 
+#[path = "../../pirl-cli/src/allocator.rs"]
+mod allocator; // the `pirl` command's
 mod learner;
 
 use std::hint::black_box;
@@ -17,12 +19,10 @@ use pirl_model::ops::conv2d::{self, ConvShape};
 use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
 use serde::Deserialize;
 
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc; // as in the `pirl` command
-
 const CPU: Device = Device::Cpu;
 
 fn main() {
+    allocator::keep_freed_memory();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [kind, name, precision] = arguments
         .get(..3)

@@ -2,15 +2,15 @@
 //!
 //! `peers/compare.py` runs the same steps in turn with PyTorch's.
 
+#[path = "../../pirl-cli/src/allocator.rs"]
+mod allocator; // the `pirl` command's
 mod learner;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use learner::{Case, Learner, cases};
 
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc; // as in the `pirl` command
-
 fn steps(c: &mut Criterion) {
+    allocator::keep_freed_memory();
     let mut group = c.benchmark_group("step");
     group.sample_size(10);
     for (name, case) in cases::<Case>("step") {

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use candle_core::{D, DType, Device, Tensor};
+use candle_core::{D, DType, Device, Storage, Tensor};
 use rand::RngExt;
 use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
 use rayon::prelude::*;
@@ -132,6 +132,19 @@ impl MemoryBank {
     /// [`BankError::Index`] for an index that is not below [`MemoryBank::len`].
     pub fn gather(&self, indices: &[u32]) -> Result<Tensor, BankError> {
         self.check_indices(indices)?;
+        let dim = self.dim();
+        let (storage, layout) = self.rows.storage_and_layout();
+        if let (Storage::Cpu(storage), Some((start, end))) =
+            (&*storage, layout.contiguous_offsets())
+            && let Some(rows) = storage.as_slice::<f32>()?.get(start..end)
+        {
+            let gathered = gather_rows(rows, dim, indices);
+            return Ok(Tensor::from_vec(
+                gathered,
+                (indices.len(), dim),
+                &Device::Cpu,
+            )?);
+        }
         let indices = Tensor::from_slice(indices, indices.len(), self.rows.device())?;
         Ok(self.rows.index_select(&indices, 0)?)
     }
@@ -193,6 +206,28 @@ impl MemoryBank {
             None => Ok(()),
         }
     }
+}
+
+/// Rows lie anywhere in hundreds of megabytes, so what counts is how many are under way at once: all
+/// threads copy. The indices are checked.
+fn gather_rows(rows: &[f32], dim: usize, indices: &[u32]) -> Vec<f32> {
+    /// Rows of a task.
+    const ROWS: usize = 256;
+    let len = indices.len() * dim;
+    let mut gathered = Vec::with_capacity(len);
+    gathered.spare_capacity_mut()[..len]
+        .par_chunks_mut(ROWS * dim)
+        .zip(indices.par_chunks(ROWS))
+        .for_each(|(gathered, indices)| {
+            for (to, &index) in gathered.chunks_exact_mut(dim).zip(indices) {
+                for (to, &x) in to.iter_mut().zip(&rows[index as usize * dim..][..dim]) {
+                    to.write(x);
+                }
+            }
+        });
+    // SAFETY: `len` is a row for each index, and each row was written above from one as long.
+    unsafe { gathered.set_len(len) };
+    gathered
 }
 
 pub(crate) fn check_momentum(value: f64) -> Result<(), BankError> {

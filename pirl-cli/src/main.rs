@@ -2,6 +2,7 @@
 //!
 //! This crate parses, checks, joins the other crates and reports; the mathematics is theirs.
 
+mod allocator;
 mod args;
 mod checkpoint;
 mod commands;
@@ -29,10 +30,8 @@ use tracing_subscriber::util::SubscriberInitExt;
 use crate::args::{Cli, Command, DataCommand, EvalCommand};
 use crate::interrupt::Interrupted;
 
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 fn main() -> ExitCode {
+    allocator::keep_freed_memory();
     let cli = Cli::parse(); // exits with 2 on wrong usage
     log_to_stderr();
     match run(cli.command) {
