@@ -213,13 +213,18 @@ impl MemoryBank {
 fn gather_rows(rows: &[f32], dim: usize, indices: &[u32]) -> Vec<f32> {
     /// Rows of a task.
     const ROWS: usize = 256;
+    /// Rows from one that is copied to one that is called for.
+    const AHEAD: usize = 6;
     let len = indices.len() * dim;
     let mut gathered = Vec::with_capacity(len);
     gathered.spare_capacity_mut()[..len]
         .par_chunks_mut(ROWS * dim)
         .zip(indices.par_chunks(ROWS))
         .for_each(|(gathered, indices)| {
-            for (to, &index) in gathered.chunks_exact_mut(dim).zip(indices) {
+            for (i, (to, &index)) in gathered.chunks_exact_mut(dim).zip(indices).enumerate() {
+                if let Some(&next) = indices.get(i + AHEAD) {
+                    prefetch(&rows[next as usize * dim..][..dim]);
+                }
                 for (to, &x) in to.iter_mut().zip(&rows[index as usize * dim..][..dim]) {
                     to.write(x);
                 }
@@ -228,6 +233,18 @@ fn gather_rows(rows: &[f32], dim: usize, indices: &[u32]) -> Vec<f32> {
     // SAFETY: `len` is a row for each index, and each row was written above from one as long.
     unsafe { gathered.set_len(len) };
     gathered
+}
+
+/// Calls for the cache lines of a row.
+fn prefetch(row: &[f32]) {
+    #[cfg(target_arch = "x86_64")]
+    for line in row.chunks(16) {
+        use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: every x86-64 has SSE, and a prefetch reads nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = row;
 }
 
 pub(crate) fn check_momentum(value: f64) -> Result<(), BankError> {
