@@ -255,3 +255,28 @@ fn the_number_of_threads_changes_no_bit() {
     assert_eq!(one, run(2));
     assert_eq!(one, run(5));
 }
+
+/// Products that are cut in several depths, and weight gradients of several spans.
+#[test]
+fn many_channels() {
+    for (many, kernel, stride) in [
+        (321, 1, 1),
+        (512, 1, 2),
+        (1000, 1, 1),
+        (130, 3, 1),
+        (257, 3, 2),
+    ] {
+        for (c_in, c_out) in [(many, 35), (35, many)] {
+            check_shape(ConvShape {
+                n: 2,
+                h: 3,
+                w: 4,
+                c_in,
+                c_out,
+                kernel,
+                stride,
+                padding: kernel / 2,
+            });
+        }
+    }
+}
