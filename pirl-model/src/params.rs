@@ -75,7 +75,8 @@ impl ParamSet {
         let param = self.find(name)?;
         let flat = self.var.as_detached_tensor();
         let part = flat.narrow(0, param.offset, param.elements())?;
-        Ok(part.copy()?.reshape(param.shape.as_slice())?)
+        // Not `copy`, which takes the whole storage along.
+        Ok(part.force_contiguous()?.reshape(param.shape.as_slice())?)
     }
 
     /// Overwrites one parameter.

@@ -4,8 +4,8 @@ use std::collections::HashMap;
 
 use candle_core::{DType, Device, Tensor};
 use pirl_model::{
-    Arch, Backbone, Mode, ModelConfig, ResNet, Stem, load_state_dict, save_state_dict,
-    save_tensors, strip_prefix,
+    Arch, Backbone, Head, Mode, ModelConfig, ProjectionHead, ResNet, Stem, load_state_dict,
+    save_state_dict, save_tensors, strip_prefix,
 };
 
 const CPU: Device = Device::Cpu;
@@ -182,4 +182,18 @@ fn a_failed_save_leaves_the_old_file() {
     std::fs::create_dir(folder.path().join("model.safetensors.tmp")).unwrap();
     assert!(save_tensors(&path, &HashMap::new()).is_err());
     assert_eq!(std::fs::read(&path).unwrap(), before);
+}
+
+/// A checkpoint holds every parameter at once: were each to keep the storage of all, a ResNet-50's
+/// would need 15 GB.
+#[test]
+fn a_parameter_taken_out_brings_nothing_else_along() {
+    let head = ProjectionHead::new(&ModelConfig::default(), 64, 8, 0, &CPU).unwrap();
+    let bias = head.parameters().get("fc.bias").unwrap();
+    let (storage, layout) = bias.storage_and_layout();
+    let candle_core::Storage::Cpu(storage) = &*storage else {
+        panic!("a head on the CPU")
+    };
+    assert_eq!(storage.as_slice::<f32>().unwrap().len(), 8);
+    assert_eq!(layout.start_offset(), 0);
 }
