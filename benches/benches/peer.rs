@@ -24,10 +24,10 @@ const CPU: Device = Device::Cpu;
 fn main() {
     allocator::keep_freed_memory();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [kind, name, precision] = arguments
-        .get(..3)
-        .and_then(|a| a.as_array())
-        .expect("usage");
+    let [kind, name, precision, ..] = &arguments[..] else {
+        eprintln!("usage: peer KIND CASE PRECISION (peers/compare.py starts it)");
+        std::process::exit(2);
+    };
     let mut run = case(kind, name, precision);
     for _ in 0..2 {
         run();

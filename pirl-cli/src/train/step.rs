@@ -368,19 +368,14 @@ mod tests {
             learner.optimizer = Optimizer::new(&Default::default(), sets).unwrap();
             learner.task = Task::Covariant(head);
         };
-        let changes: [(&str, Box<dyn Fn(&mut Learner)>); 4] = [
-            (
-                "paper",
-                Box::new(with_loss(|| Box::new(Paper::new(0.1).unwrap()))),
-            ),
-            (
-                "nce",
-                Box::new(with_loss(|| Box::new(Nce::new(0.1, 96).unwrap()))),
-            ),
-            (
-                "infonce",
-                Box::new(with_loss(|| Box::new(InfoNce::new(0.1).unwrap()))),
-            ),
+        type Change = Box<dyn Fn(&mut Learner)>;
+        let paper = with_loss(|| Box::new(Paper::new(0.1).unwrap()));
+        let nce = with_loss(|| Box::new(Nce::new(0.1, 96).unwrap()));
+        let infonce = with_loss(|| Box::new(InfoNce::new(0.1).unwrap()));
+        let changes: [(&str, Change); 4] = [
+            ("paper", Box::new(paper)),
+            ("nce", Box::new(nce)),
+            ("infonce", Box::new(infonce)),
             ("covariant", Box::new(covariant)),
         ];
         for (name, change) in changes {

@@ -24,6 +24,7 @@ pub(super) fn panel_width(isa: Isa) -> usize {
 /// The processor has `isa`. `x` is readable at every row's source plus every segment; `panel` has
 /// [`panel_width`] readable numbers in each row that a segment names; `out` is readable and writable
 /// for `columns <= panel_width` numbers at each row's destination, and nobody else accesses them.
+#[expect(clippy::too_many_arguments, reason = "a kernel over plain memory")]
 #[inline]
 pub(super) unsafe fn gather(
     isa: Isa,
