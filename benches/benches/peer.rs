@@ -24,11 +24,11 @@ const CPU: Device = Device::Cpu;
 fn main() {
     allocator::keep_freed_memory();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [kind, name, precision, ..] = &arguments[..] else {
-        eprintln!("usage: peer KIND CASE PRECISION (peers/compare.py starts it)");
+    let [kind, name, ..] = &arguments[..] else {
+        eprintln!("usage: peer KIND CASE (peers/compare.py starts it)");
         std::process::exit(2);
     };
-    let mut run = case(kind, name, precision);
+    let mut run = case(kind, name);
     for _ in 0..2 {
         run();
     }
@@ -52,7 +52,7 @@ fn peak_mib() -> f64 {
     kib.and_then(|kib| kib.parse::<f64>().ok()).expect("a size") / 1024.0
 }
 
-fn case(kind: &str, name: &str, precision: &str) -> Box<dyn FnMut()> {
+fn case(kind: &str, name: &str) -> Box<dyn FnMut()> {
     match kind {
         "step" => {
             let mut learner = Learner::new(&cases::<Case>(kind)[name]);
@@ -60,7 +60,7 @@ fn case(kind: &str, name: &str, precision: &str) -> Box<dyn FnMut()> {
         }
         "loss" => loss(&cases(kind)[name]),
         "bank" => bank(&cases(kind)[name]),
-        "op" => op(cases(kind)[name], precision),
+        "op" => op(cases(kind)[name]),
         _ => panic!("no kind {kind}"),
     }
 }
@@ -121,7 +121,7 @@ fn bank(case: &BankCase) -> Box<dyn FnMut()> {
 }
 
 /// A convolution alone, forward and both gradients.
-fn op([n, side, c_in, c_out, kernel, stride]: [usize; 6], _precision: &str) -> Box<dyn FnMut()> {
+fn op([n, side, c_in, c_out, kernel, stride]: [usize; 6]) -> Box<dyn FnMut()> {
     let s = ConvShape {
         n,
         h: side,

@@ -7,8 +7,8 @@
 
 Both sides are warm processes of their own that do one run when told to, so that a pair is seconds
 apart whatever the machine does meanwhile. A ratio is PyTorch's time by ours, of one pair: above 1 we
-are faster; the table has the median and, in brackets, the least and the greatest. In f32 PyTorch
-runs in the faster of its two layouts, in bf16 under autocast and channels-last.
+are faster; the table has the median and, in brackets, the least and the greatest. Both compute in
+f32, PyTorch in the faster of its two layouts.
 
 PyTorch comes from PyPI into a virtual environment beside the build (target/peers); set PEERS_PYTHON to
 use the interpreter of another. Needs cargo and python3 with venv.
@@ -87,21 +87,15 @@ def main():
                         help=", ".join(CASES))
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--precision", choices=["f32", "bf16"], action="append")
     parser.add_argument("--match", default="", help="only cases whose name contains this")
     args = parser.parse_args()
     python, peer = interpreter(), build()
 
-    def ours(kind, name, precision):
-        return Worker(peer, kind, name, precision, RAYON_NUM_THREADS=str(args.threads))
-
-    def theirs(kind, name, precision, layout):
-        return Worker(python, str(HERE / "pirl_torch.py"), kind, name, precision, layout, str(args.threads))
-
-    def better(kind, name):
-        """PyTorch's faster layout for f32, warm."""
+    def theirs(kind, name):
+        """PyTorch in its faster layout, warm."""
         layouts = ["contiguous", "channels_last"] if kind in ("step", "op") else ["contiguous"]
-        workers = {layout: theirs(kind, name, "f32", layout) for layout in layouts}
+        script = str(HERE / "pirl_torch.py")
+        workers = {layout: Worker(python, script, kind, name, layout, str(args.threads)) for layout in layouts}
         seconds = {layout: min(w.ask("run") for _ in range(2)) for layout, w in workers.items()}
         best = min(seconds, key=seconds.get)
         for layout, worker in workers.items():
@@ -114,19 +108,15 @@ def main():
         print(f"\n| {kind} | ours, ms | PyTorch, ms | ratio | ours, MiB | PyTorch, MiB |")
         print("| --- | --- | --- | --- | --- | --- |", flush=True)
         for name in (name for name in CASES[kind] if args.match in name):
-            for precision in args.precision or (["f32", "bf16"] if kind in ("step", "op") else ["f32"]):
-                if precision == "f32":
-                    b, layout = better(kind, name)
-                else:
-                    b, layout = theirs(kind, name, precision, "channels_last"), "autocast"
-                a = ours(kind, name, precision)
-                repeat = max(1, min(50, int(0.1 / a.ask("run"))))
-                seconds, ratios, peaks = compare(a, b, args.pairs, repeat)
-                a.close(), b.close()
-                ratio = f"{statistics.median(ratios):.2f}x ({ratios[0]:.2f} to {ratios[-1]:.2f})"
-                times = " | ".join(f"{1e3 * s:.1f}" for s in seconds)
-                memory = " | ".join(f"{p:.0f}" for p in peaks)
-                print(f"| {name}, {precision} ({layout}) | {times} | {ratio} | {memory} |", flush=True)
+            b, layout = theirs(kind, name)
+            a = Worker(peer, kind, name, RAYON_NUM_THREADS=str(args.threads))
+            repeat = max(1, min(50, int(0.1 / a.ask("run"))))
+            seconds, ratios, peaks = compare(a, b, args.pairs, repeat)
+            a.close(), b.close()
+            ratio = f"{statistics.median(ratios):.2f}x ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+            times = " | ".join(f"{1e3 * s:.1f}" for s in seconds)
+            memory = " | ".join(f"{p:.0f}" for p in peaks)
+            print(f"| {name} ({layout}) | {times} | {ratio} | {memory} |", flush=True)
 
 
 def cpu():

@@ -3,8 +3,10 @@
 Speaks lines: says `ready` once warmed up, answers `run` with the seconds of one run and `peak` with
 the most memory this process ever held, in MiB.
 
-    python pirl_torch.py KIND CASE PRECISION LAYOUT THREADS       (compare.py starts it)
+    python pirl_torch.py KIND CASE LAYOUT THREADS       (compare.py starts it)
 """
+import json
+import pathlib
 import sys
 import time
 
@@ -12,7 +14,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from cases import BANK, LOSS, OPS, STEPS
+CASES = json.loads((pathlib.Path(__file__).parent / "cases.json").read_text())
 
 PATCHES, DIM = 9, 128
 
@@ -65,8 +67,8 @@ def infonce(query, positive, negatives, tau):
     return F.cross_entropy(z, torch.zeros(len(z), dtype=torch.long))
 
 
-def step_case(name, precision, layout):
-    case = STEPS[name]
+def step_case(name, layout):
+    case = CASES["step"][name]
     batch, image, patch = case["batch"], case["image"], case["patch"]
     trunk, features = resnet(case["depth"], case["width"])
     f, g1, g2 = nn.Linear(features, DIM), nn.Linear(features, DIM), nn.Linear(DIM * PATCHES, DIM)
@@ -86,11 +88,9 @@ def step_case(name, precision, layout):
     negatives = bank[-case["negatives"]:].clone()
 
     def run():
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-            of_patches, of_images = trunk(patches), trunk(images)
-            g = g2(g1(of_patches).reshape(batch, -1))
-            v = f(of_images)
-        g, v = F.normalize(g.float(), dim=1), F.normalize(v.float(), dim=1)
+        of_patches, of_images = trunk(patches), trunk(images)
+        g = F.normalize(g2(g1(of_patches).reshape(batch, -1)), dim=1)
+        v = F.normalize(f(of_images), dim=1)
         positive = bank[rows]
         total = (loss(g, positive, negatives, case["tau"]) + loss(v, positive, negatives, case["tau"])) / 2
         sgd.zero_grad()
@@ -104,7 +104,7 @@ def step_case(name, precision, layout):
 
 def loss_case(name):
     """Both branches of the paper's loss, forward and backward."""
-    case = LOSS[name]
+    case = CASES["loss"][name]
     unit = lambda n: F.normalize(torch.randn(n, case["dim"]), dim=1)
     g, v = (unit(case["batch"]).requires_grad_() for _ in range(2))
     positive, negatives = unit(case["batch"]), unit(case["negatives"])
@@ -118,7 +118,7 @@ def loss_case(name):
 
 def bank_case(name):
     """A step's share of the bank: draw negatives, gather them, update the batch's rows."""
-    case = BANK[name]
+    case = CASES["bank"][name]
     rows, batch, count = case["rows"], case["batch"], case["negatives"]
     bank = F.normalize(torch.randn(rows, case["dim"]), dim=1)
     embeddings = F.normalize(torch.randn(batch, case["dim"]), dim=1)
@@ -133,13 +133,12 @@ def bank_case(name):
     return run
 
 
-def op_case(name, precision, layout):
+def op_case(name, layout):
     """A convolution alone, forward and both gradients."""
-    n, side, c_in, c_out, kernel, stride = OPS[name]
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    n, side, c_in, c_out, kernel, stride = CASES["op"][name]
     form = torch.channels_last if layout == "channels_last" else torch.contiguous_format
-    x = torch.randn(n, c_in, side, side, dtype=dtype).contiguous(memory_format=form).requires_grad_()
-    w = torch.randn(c_out, c_in, kernel, kernel, dtype=dtype).contiguous(memory_format=form).requires_grad_()
+    x = torch.randn(n, c_in, side, side).contiguous(memory_format=form).requires_grad_()
+    w = torch.randn(c_out, c_in, kernel, kernel).contiguous(memory_format=form).requires_grad_()
     y = F.conv2d(x, w, None, stride, kernel // 2)
     dy = torch.randn_like(y)
 
@@ -150,14 +149,14 @@ def op_case(name, precision, layout):
 
 
 def main():
-    kind, case, precision, layout, threads = sys.argv[1:]
+    kind, case, layout, threads = sys.argv[1:]
     torch.set_num_threads(int(threads))
     torch.manual_seed(1)
     run = {
-        "step": lambda: step_case(case, precision, layout),
+        "step": lambda: step_case(case, layout),
         "loss": lambda: loss_case(case),
         "bank": lambda: bank_case(case),
-        "op": lambda: op_case(case, precision, layout),
+        "op": lambda: op_case(case, layout),
     }[kind]()
     for _ in range(2):
         run()
