@@ -275,7 +275,7 @@ impl Invariant {
 }
 
 impl Losses {
-    /// An error unless the total is a number. Called before anything is changed.
+    /// An error unless the total is a number. Called before weights and bank are changed.
     fn check(&self, step: u64, lr: f64) -> Result<()> {
         ensure!(
             self.total.is_finite(),
@@ -296,7 +296,6 @@ fn scalar(loss: &Tensor) -> Result<f64> {
 mod tests {
     use super::super::trajectory::{batch, learner};
     use super::*;
-    use crate::train::step::Task;
     use pirl_loss::{InfoNce, Nce, Paper};
     use pirl_model::{ClassifierHead, ModelConfig, Ops};
 
