@@ -31,6 +31,7 @@
 //! # Ok::<(), pirl_model::ModelError>(())
 //! ```
 
+mod c4;
 mod config;
 mod engine;
 mod error;
@@ -40,9 +41,11 @@ pub mod ops;
 mod optim;
 mod params;
 mod precise;
+mod residual;
 mod resnet;
 mod weights;
 
+pub use c4::{C4, C4Config, C4Norm};
 pub use config::{Arch, HeadKind, ModelConfig, Ops, Stem};
 pub use error::ModelError;
 pub use heads::{ClassifierHead, Head, JigsawHead, ProjectionHead, l2_normalize};

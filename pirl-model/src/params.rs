@@ -10,6 +10,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use candle_core::{DType, Device, Tensor, Var};
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::SeedableRng;
 
 use crate::error::{ModelError, Result};
 
@@ -25,6 +26,9 @@ pub struct Param {
     /// Whether it is a weight of a convolution or a linear layer. Batch-norm parameters and biases
     /// are not, and may be exempt from weight decay.
     pub decay: bool,
+    /// Whether an optimiser may change it. The scale and shift of a batch norm that is frozen in a
+    /// network being fine-tuned may not be.
+    pub trained: bool,
 }
 
 impl Param {
@@ -53,6 +57,34 @@ pub struct ParamSet {
 }
 
 impl ParamSet {
+    /// The parameters of a module written outside this crate: `(name, shape, standard deviation)`
+    /// each. Weights start normal around 0, the same for the same `seed`; vectors are taken for
+    /// biases, which start 0 and are free of weight decay.
+    ///
+    /// # Errors
+    /// Only if Candle cannot make a tensor.
+    pub fn normal(seed: u64, params: &[(&str, &[usize], f64)], device: &Device) -> Result<Self> {
+        let mut builder = Builder::new(ChaCha8Rng::seed_from_u64(seed));
+        for &(name, shape, std) in params {
+            let init = match shape {
+                [_] => Init::Constant(0.0),
+                _ => Init::Normal(std),
+            };
+            builder.param(name.to_owned(), shape, shape.len() > 1, init);
+        }
+        Ok(builder.finish(device)?.0)
+    }
+
+    /// One parameter in its shape, as part of Candle's graph: gradients reach the set.
+    ///
+    /// # Errors
+    /// [`ModelError::UnknownTensor`].
+    pub fn tracked(&self, name: &str) -> Result<Tensor> {
+        let param = self.find(name)?;
+        let part = self.var.narrow(0, param.offset, param.elements())?;
+        Ok(part.reshape(param.shape.as_slice())?)
+    }
+
     /// The flat tensor; Candle's backward pass gives its gradient.
     pub fn var(&self) -> &Var {
         &self.var
@@ -122,8 +154,8 @@ pub(crate) struct NormUpdate {
 /// The running statistics of a module's batch norms: `running_mean`, `running_var` and
 /// `num_batches_tracked` of each, as PyTorch keeps them.
 ///
-/// A clone shares the numbers.
-#[derive(Debug, Clone)]
+/// A clone shares the numbers. The default has no batch norm.
+#[derive(Debug, Clone, Default)]
 pub struct Buffers(Arc<RwLock<Vec<RunningNorm>>>);
 
 /// The statistics of a module at one time.
@@ -296,6 +328,7 @@ pub(crate) struct Builder {
     params: Vec<Param>,
     values: Vec<f32>,
     norms: Vec<RunningNorm>,
+    frozen_norms: bool,
 }
 
 impl Builder {
@@ -306,7 +339,20 @@ impl Builder {
             params: Vec::new(),
             values: Vec::new(),
             norms: Vec::new(),
+            frozen_norms: false,
         }
+    }
+
+    /// The scales and shifts of batch norms described from now on are not trained.
+    pub(crate) fn freeze_norms(&mut self) {
+        self.frozen_norms = true;
+    }
+
+    /// The scale or shift of a batch norm.
+    pub(crate) fn affine(&mut self, name: String, shape: &[usize], value: f32) -> ParamId {
+        let id = self.param(name, shape, false, Init::Constant(value));
+        self.params[id.0].trained = !self.frozen_norms;
+        id
     }
 
     pub(crate) fn param(
@@ -321,6 +367,7 @@ impl Builder {
             shape: shape.to_vec(),
             offset: self.values.len(),
             decay,
+            trained: true,
         };
         let rng = &mut self.rng;
         self.values

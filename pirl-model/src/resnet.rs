@@ -9,11 +9,12 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 use serde::{Deserialize, Serialize};
 
-use crate::config::{ModelConfig, Stem};
-use crate::engine::{Conv, Engine, Network, Norm, Traced};
+use crate::config::ModelConfig;
+use crate::engine::{Engine, Network, Traced};
 use crate::error::{ModelError, Result};
 use crate::mode::Mode;
 use crate::params::{Buffers, Builder, ParamSet};
+use crate::residual::{Stage, Stem, stage_channels};
 use crate::weights::{self, LoadReport};
 
 /// A place inside a backbone whose maps a probe can read.
@@ -104,6 +105,7 @@ pub trait Backbone: Send + Sync {
 /// ```
 pub struct ResNet {
     traced: Traced<Plan>,
+    config: ModelConfig,
 }
 
 impl ResNet {
@@ -116,7 +118,13 @@ impl ResNet {
         let plan = Plan::new(config, &mut builder)?;
         Ok(Self {
             traced: Traced::new(plan, builder, config.ops, device)?,
+            config: config.clone(),
         })
+    }
+
+    /// What it was built from.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
     }
 
     /// Takes the weights and statistics of a torchvision state dict. Entries the network does not
@@ -164,157 +172,22 @@ impl Backbone for ResNet {
     }
 }
 
-/// A convolution and its batch norm.
-struct Unit {
-    conv: Conv,
-    norm: Norm,
-}
-
-/// A residual block: the units of its branch, and the projection of its shortcut, if it has one.
-struct Block {
-    branch: Vec<Unit>,
-    shortcut: Option<Unit>,
-}
-
 /// The structure of a ResNet.
 struct Plan {
-    stem: Unit,
-    pool: bool,
-    stages: [Vec<Block>; 4],
+    stem: Stem,
+    stages: [Stage; 4],
     features: usize,
 }
 
 impl Plan {
     fn new(config: &ModelConfig, builder: &mut Builder) -> Result<Self> {
-        let width = config.stem_channels()?;
-        let (kernel, stride) = match config.stem {
-            Stem::Imagenet => (7, 2),
-            Stem::Small => (3, 1),
-        };
-        let stem = Unit {
-            conv: Conv::new(builder, "conv1", (3, width), kernel, stride),
-            norm: Norm::new(builder, "bn1", width),
-        };
-        let mut c_in = width;
-        let blocks = config.arch.blocks();
-        let stages = std::array::from_fn(|stage| {
-            let planes = width << stage;
-            let build = |block: usize| {
-                let stride = if block == 0 && stage > 0 { 2 } else { 1 };
-                let name = format!("layer{}.{block}", stage + 1);
-                let (block, c_out) = if config.arch.bottleneck() {
-                    (bottleneck(builder, &name, c_in, planes, stride), planes * 4)
-                } else {
-                    (basic(builder, &name, c_in, planes, stride), planes)
-                };
-                c_in = c_out;
-                block
-            };
-            (0..blocks[stage]).map(build).collect()
-        });
+        let stem = Stem::new(config, builder)?;
+        let mut stage = |index| Stage::new(config, index, builder);
         Ok(Self {
             stem,
-            pool: config.stem == Stem::Imagenet,
-            stages,
-            features: c_in,
+            stages: [stage(0)?, stage(1)?, stage(2)?, stage(3)?],
+            features: stage_channels(config, 3)?,
         })
-    }
-}
-
-/// Unit `index` of a block, counted from 1 as torchvision does.
-fn unit(
-    builder: &mut Builder,
-    block: &str,
-    index: usize,
-    channels: (usize, usize),
-    kernel: usize,
-    stride: usize,
-) -> Unit {
-    Unit {
-        conv: Conv::new(
-            builder,
-            &format!("{block}.conv{index}"),
-            channels,
-            kernel,
-            stride,
-        ),
-        norm: Norm::new(builder, &format!("{block}.bn{index}"), channels.1),
-    }
-}
-
-/// The shortcut's projection, needed where the shape changes.
-fn projection(
-    builder: &mut Builder,
-    block: &str,
-    channels: (usize, usize),
-    stride: usize,
-) -> Option<Unit> {
-    (stride != 1 || channels.0 != channels.1).then(|| Unit {
-        conv: Conv::new(
-            builder,
-            &format!("{block}.downsample.0"),
-            channels,
-            1,
-            stride,
-        ),
-        norm: Norm::new(builder, &format!("{block}.downsample.1"), channels.1),
-    })
-}
-
-fn basic(builder: &mut Builder, name: &str, c_in: usize, planes: usize, stride: usize) -> Block {
-    Block {
-        branch: vec![
-            unit(builder, name, 1, (c_in, planes), 3, stride),
-            unit(builder, name, 2, (planes, planes), 3, 1),
-        ],
-        shortcut: projection(builder, name, (c_in, planes), stride),
-    }
-}
-
-/// The stride is in the 3x3 convolution, as in torchvision.
-fn bottleneck(
-    builder: &mut Builder,
-    name: &str,
-    c_in: usize,
-    planes: usize,
-    stride: usize,
-) -> Block {
-    let c_out = planes * 4;
-    Block {
-        branch: vec![
-            unit(builder, name, 1, (c_in, planes), 1, 1),
-            unit(builder, name, 2, (planes, planes), 3, stride),
-            unit(builder, name, 3, (planes, c_out), 1, 1),
-        ],
-        shortcut: projection(builder, name, (c_in, c_out), stride),
-    }
-}
-
-impl Unit {
-    fn forward<E: Engine>(
-        &self,
-        engine: &mut E,
-        x: &E::Value,
-        residual: Option<&E::Value>,
-        relu: bool,
-    ) -> Result<E::Value> {
-        let x = engine.conv2d(&self.conv, x)?;
-        engine.batch_norm(&self.norm, &x, residual, relu)
-    }
-}
-
-impl Block {
-    fn forward<E: Engine>(&self, engine: &mut E, x: E::Value) -> Result<E::Value> {
-        let shortcut = match &self.shortcut {
-            Some(unit) => unit.forward(engine, &x, None, false)?,
-            None => x.clone(),
-        };
-        let mut x = x;
-        for (i, unit) in self.branch.iter().enumerate() {
-            let residual = (i + 1 == self.branch.len()).then_some(&shortcut);
-            x = unit.forward(engine, &x, residual, true)?;
-        }
-        Ok(x)
     }
 }
 
@@ -325,16 +198,14 @@ impl Network for Plan {
         images: &E::Value,
         show: &mut dyn FnMut(Layer, &E::Value),
     ) -> Result<E::Value> {
-        let mut x = self.stem.forward(engine, images, None, true)?;
+        let mut x = self.stem.forward(engine, images)?;
         show(Layer::Conv1, &x);
-        if self.pool {
+        if self.stem.pool {
             x = engine.max_pool(&x)?;
         }
         let layers = [Layer::Res2, Layer::Res3, Layer::Res4, Layer::Res5];
         for (layer, stage) in layers.into_iter().zip(&self.stages) {
-            for block in stage {
-                x = block.forward(engine, x)?;
-            }
+            x = stage.forward(engine, x)?;
             show(layer, &x);
         }
         engine.average_pool(&x)

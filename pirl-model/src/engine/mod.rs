@@ -45,7 +45,13 @@ pub(crate) trait Engine {
 
 /// A network over any engine.
 pub(crate) trait Network: Send + Sync + 'static {
-    /// `(n, c, h, w)` or `(n, c)` to `(n, c')`; `show` sees the maps other code may want to read.
+    /// Whether the output is a batch of maps, which a fast engine cannot tell from vectors.
+    fn returns_maps(&self) -> bool {
+        false
+    }
+
+    /// `(n, c, h, w)` or `(n, c)` to `(n, c')`, or to `(n, c', h', w')` if it returns maps; `show`
+    /// sees the maps other code may want to read.
     fn forward<E: Engine>(
         &self,
         engine: &mut E,
@@ -100,9 +106,9 @@ impl Norm {
     pub(crate) const EPS: f32 = 1e-5; // torch.nn.BatchNorm2d's default
 
     pub(crate) fn new(builder: &mut Builder, name: &str, channels: usize) -> Self {
-        let mut param = |field: &str, value| {
+        let mut param = |field: &str, value: f32| {
             let name = format!("{name}.{field}");
-            builder.param(name, &[channels], false, Init::Constant(value))
+            builder.affine(name, &[channels], value)
         };
         let (weight, bias) = (param("weight", 1.0), param("bias", 0.0));
         Self {

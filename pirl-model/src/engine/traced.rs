@@ -49,7 +49,8 @@ impl<N: Network> Traced<N> {
         &self.buffers
     }
 
-    /// `x`: `(n, c, h, w)` or `(n, c)`, already checked by the caller. Returns `(n, c')`.
+    /// `x`: `(n, c, h, w)` or `(n, c)`, already checked by the caller. Returns `(n, c')`, or maps
+    /// `(n, c', h', w')`, on a CPU views of NHWC memory, of a network that returns those.
     pub(crate) fn forward(&self, x: &Tensor, mode: Mode) -> Result<Tensor> {
         let x = x.to_dtype(DType::F32)?.contiguous()?;
         let (out, updates) = if self.fast {
@@ -72,6 +73,7 @@ impl<N: Network> Traced<N> {
             let Outcome { updates, error } = take(&outcome);
             match error {
                 Some(error) => return Err(error),
+                None if self.network.returns_maps() => (out?.permute((0, 3, 1, 2))?, updates),
                 None => (out?, updates),
             }
         } else {
@@ -135,7 +137,7 @@ struct Outcome {
     error: Option<ModelError>,
 }
 
-/// A whole network as one node of Candle's graph: `(x, flat parameters) -> (n, c)`.
+/// A whole network as one node of Candle's graph: `(x, flat parameters) -> (n, c)`, or NHWC maps.
 struct ModuleOp<N> {
     network: Arc<N>,
     params: ParamSet,
@@ -179,7 +181,10 @@ impl<N: Network> CustomOp2 for ModuleOp<N> {
         if self.mode.records() {
             *lock(&self.tape) = Some(tape);
         }
-        let shape = Shape::from((out.n, out.c));
+        let shape = match self.network.returns_maps() {
+            true => Shape::from((out.n, out.h, out.w, out.c)),
+            false => Shape::from((out.n, out.c)),
+        };
         Ok((CpuStorage::F32(out.data.to_vec()), shape))
     }
 

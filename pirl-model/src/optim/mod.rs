@@ -159,7 +159,7 @@ impl Optimizer {
     }
 
     /// One step at the learning rate `lr` down the accumulated gradients, which are then forgotten.
-    /// A set without any is left alone.
+    /// A set without any is left alone, as is every parameter that is not [`Param::trained`].
     ///
     /// # Errors
     /// Only if Candle cannot compute it.
@@ -243,7 +243,9 @@ impl Group {
             let (values, gradient) = (cpu(&values, vl)?, cpu(&gradient, gl)?);
             let segment = |param: &Param| {
                 let decay = config.decay(param.decay);
-                let scale = if config.adapts(param.decay) {
+                let scale = if !param.trained {
+                    0.0
+                } else if config.adapts(param.decay) {
                     let (w, g) = (&values[param.range()], &gradient[param.range()]);
                     lars::trust(
                         config.trust_coefficient,
@@ -289,7 +291,9 @@ impl Group {
             let (value, g) = (part(&flat)?, part(gradient)?);
             let decay = config.decay(param.decay);
             let mut g = (g + (&value * decay)?)?;
-            if config.adapts(param.decay) {
+            if !param.trained {
+                g = g.zeros_like()?;
+            } else if config.adapts(param.decay) {
                 let norm = |t: &Tensor| {
                     Ok::<_, ModelError>(t.sqr()?.sum_all()?.to_scalar::<f32>()?.sqrt() as f64)
                 };
