@@ -38,6 +38,8 @@ pub(crate) enum DataCommand {
     Inspect(InspectArgs),
     /// Draw images, their crops and their shuffled patches as training sees them
     Preview(PreviewArgs),
+    /// Compose scenes of the items of a pack, a detection data set in VOC's layout
+    Compose(ComposeArgs),
 }
 
 #[derive(Debug, Args)]
@@ -131,6 +133,28 @@ pub(crate) struct PreviewArgs {
     /// Images to show
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub(crate) count: u32,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ComposeArgs {
+    /// Labelled images of single items on a dark background
+    #[arg(long, value_name = "PACK")]
+    pub(crate) input: PathBuf,
+    /// Folder for JPEGImages, Annotations and ImageSets; train and test may share it
+    #[arg(long, value_name = "DIR")]
+    pub(crate) output: PathBuf,
+    /// Name of the image set
+    #[arg(long, value_name = "NAME")]
+    pub(crate) split: String,
+    /// Scenes to compose
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub(crate) scenes: u32,
+    /// Seed of everything random
+    #[arg(long, default_value_t = 0)]
+    pub(crate) seed: u64,
+    /// Print one JSON object on standard output
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]

@@ -68,6 +68,8 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
+//! [`compose_scenes`] makes a detection data set out of a pack of single items.
+//!
 //! [`EvalView`] and [`eval_batches`] show images without chance; the operations are in
 //! [`transform`].
 
@@ -80,6 +82,7 @@ mod pack;
 mod pretext;
 mod preview;
 mod random;
+mod scene;
 mod source;
 pub mod transform;
 
@@ -90,6 +93,7 @@ pub use loader::{Batch, EpochIter, Loader, LoaderConfig, OnCorrupt};
 pub use pack::{Pack, PackOptions, PackReport, Skipped, pack};
 pub use pretext::{Pretext, build_pretext, permutations};
 pub use preview::preview_sheet;
+pub use scene::{SceneConfig, SceneReport, compose_scenes};
 pub use source::{
     Cifar, Encoding, Idx, ImageFolder, List, RawSample, Source, Split, fetch_fashion_mnist,
 };

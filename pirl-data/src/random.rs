@@ -10,6 +10,7 @@ pub(crate) enum Use {
     Order = 2,
     Permutations = 3,
     Preview = 4,
+    Scene = 5,
 }
 
 /// The stream of `(seed, what it is for, a, b)`.

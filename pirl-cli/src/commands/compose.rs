@@ -1,0 +1,40 @@
+//! `pirl data compose`
+
+use anyhow::Result;
+use pirl_data::{Pack, SceneConfig, compose_scenes};
+use serde_json::json;
+
+use crate::args::ComposeArgs;
+use crate::output::{print, print_json};
+use crate::progress::Progress;
+
+pub(crate) fn run(args: &ComposeArgs) -> Result<()> {
+    let pack = Pack::open(&args.input)?;
+    let config = SceneConfig {
+        scenes: args.scenes as usize,
+        seed: args.seed,
+        ..SceneConfig::default()
+    };
+    let mut progress = Progress::new("composing", "scenes", config.scenes as u64, 0);
+    let composed = compose_scenes(&pack, &args.output, &args.split, &config, &mut |done, _| {
+        progress.at(done as u64, String::new);
+    });
+    progress.finish();
+    let report = composed?;
+    if args.json {
+        return print_json(&json!({
+            "output": args.output,
+            "split": args.split,
+            "scenes": report.scenes,
+            "objects": report.objects,
+            "difficult": report.difficult,
+        }));
+    }
+    print(&format!(
+        "{}: {} scenes with {} objects, {} of them difficult",
+        args.output.display(),
+        report.scenes,
+        report.objects,
+        report.difficult
+    ))
+}

@@ -1,0 +1,201 @@
+//! Scenes composed of the images of a pack: a detection data set for everyone.
+//!
+//! Real detection sets are large and need an account or hours of download. Scenes of real items at
+//! several scales, over each other and among clutter, are a detection task that a CPU can learn, and
+//! in the folder layout of VOC they take the very path that a real set takes.
+
+mod canvas;
+mod item;
+mod voc;
+
+use std::path::Path;
+
+use rand::{Rng, RngExt};
+use rayon::prelude::*;
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::random::{Use, below, stream, uniform};
+use crate::{DataError, Pack};
+
+use canvas::Canvas;
+use item::Item;
+use voc::{Folder, Placed};
+
+/// What scenes look like.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SceneConfig {
+    /// Scenes; 1000 by default.
+    pub scenes: usize,
+    /// Width and height, pixels; each scene draws one of them for each side. 128, 144 and 160 by
+    /// default.
+    pub sides: Vec<usize>,
+    /// Items in a scene, at least and at most; 2 to 6 by default. A crowded scene gets fewer.
+    pub items: [usize; 2],
+    /// Longer side of an item, pixels, drawn evenly by its logarithm; 24 to 80 by default.
+    pub item_side: [usize; 2],
+    /// An item is `difficult` when less than this much of it is visible; 0.6 by default.
+    pub difficult_below: f64,
+    /// No item is covered so far that less than this is visible; 0.35 by default.
+    pub visible_at_least: f64,
+    /// Seed of everything random; the name of the image set is part of it.
+    pub seed: u64,
+}
+
+impl Default for SceneConfig {
+    fn default() -> Self {
+        Self {
+            scenes: 1000,
+            sides: vec![128, 144, 160],
+            items: [2, 6],
+            item_side: [24, 80],
+            difficult_below: 0.6,
+            visible_at_least: 0.35,
+            seed: 0,
+        }
+    }
+}
+
+impl SceneConfig {
+    fn check(&self) -> Result<(), DataError> {
+        let wrong = |key, reason: String| Err(DataError::Setting { key, reason });
+        if self.scenes == 0 {
+            return wrong("scenes", "0, but at least 1 is needed".to_owned());
+        }
+        let [least, most] = self.items;
+        if least == 0 || least > most {
+            let reason = format!("{least} to {most}, but at least 1 and rising is needed");
+            return wrong("items", reason);
+        }
+        let [least, most] = self.item_side;
+        let smallest = self.sides.iter().min().copied().unwrap_or(0);
+        if least < 4 || least > most || most > smallest {
+            let reason = format!(
+                "{least} to {most} pixels, but 4 up to the shortest side of a scene, {smallest}, \
+                 and rising is needed"
+            );
+            return wrong("item_side", reason);
+        }
+        if self.sides.iter().any(|side| *side > 4096) {
+            return wrong("sides", format!("{:?}, but at most 4096", self.sides));
+        }
+        for (key, share) in [
+            ("difficult_below", self.difficult_below),
+            ("visible_at_least", self.visible_at_least),
+        ] {
+            if !(0.0..=1.0).contains(&share) {
+                return wrong(key, format!("{share}, but it must lie in 0..=1"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What was composed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SceneReport {
+    /// Scenes written.
+    pub scenes: usize,
+    /// Items in them.
+    pub objects: usize,
+    /// Items that are mostly covered.
+    pub difficult: usize,
+}
+
+/// Composes scenes of the labelled images of `pack` and writes them below `folder` in the layout of
+/// VOC: `JPEGImages`, `Annotations`, `ImageSets/Main/SPLIT.txt`, and `class_names.txt` with the
+/// pack's classes. Calls `progress` with the scenes done and the scenes in all.
+///
+/// An item is what is not dark background at the border of its image; a box is around what is visible
+/// of it. The same settings and pack give the same files. The image set is written last, so a folder
+/// in which it is missing is not finished.
+///
+/// # Errors
+/// [`DataError::Setting`], [`DataError::Empty`] for a pack without labels, [`DataError::Io`], also
+/// when the image set is there already, [`DataError::Decode`].
+pub fn compose_scenes(
+    pack: &Pack,
+    folder: &Path,
+    split: &str,
+    config: &SceneConfig,
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<SceneReport, DataError> {
+    /// Scenes between two calls of `progress`.
+    const PART: usize = 64;
+    config.check()?;
+    if pack.labels().is_none() {
+        return Err(DataError::Empty {
+            path: pack.paths().first().cloned().unwrap_or_default(),
+            expected: "scenes need a pack of labelled images",
+        });
+    }
+    let folder = Folder::create(folder, split, pack.class_names())?;
+    let set = xxh3_64(split.as_bytes());
+    let mut report = SceneReport::default();
+    let mut names = Vec::with_capacity(config.scenes);
+    for start in (0..config.scenes).step_by(PART) {
+        let part = start..config.scenes.min(start + PART);
+        let written: Vec<(String, Vec<Placed>)> = part
+            .into_par_iter()
+            .map(|index| {
+                let mut rng = stream(config.seed, Use::Scene, set, index as u64);
+                let (canvas, placed) = compose(pack, config, &mut rng)?;
+                let name = format!("{split}_{index:06}");
+                folder.write(&name, canvas, &placed)?;
+                Ok((name, placed))
+            })
+            .collect::<Result<_, DataError>>()?;
+        for (name, placed) in written {
+            report.scenes += 1;
+            report.objects += placed.len();
+            report.difficult += placed.iter().filter(|placed| placed.difficult).count();
+            names.push(name);
+        }
+        progress(report.scenes, config.scenes);
+    }
+    folder.finish(&names)?;
+    Ok(report)
+}
+
+/// One scene: background, clutter below, items above.
+fn compose(
+    pack: &Pack,
+    config: &SceneConfig,
+    rng: &mut dyn Rng,
+) -> Result<(Canvas, Vec<Placed>), DataError> {
+    /// Places tried for an item.
+    const TRIES: usize = 30;
+    let mut side = || config.sides[below(rng, config.sides.len())];
+    let mut canvas = Canvas::new(side(), side(), rng);
+    for _ in 0..rng.random_range(4..=10) {
+        let fragment = Item::draw(pack, rng)?.fragment(rng)?;
+        let (x, y) = canvas.place_anywhere(fragment.size(), rng);
+        canvas.paint(&fragment, (x, y));
+    }
+    let [least, most] = config.items;
+    let mut labels = Vec::new();
+    for _ in 0..rng.random_range(least..=most) {
+        let item = Item::draw(pack, rng)?;
+        let longer = uniform(rng, config.item_side.map(|side| (side as f64).ln())).exp();
+        let item = item.scaled(longer.round() as usize, uniform(rng, [0.7, 1.25]))?;
+        for _ in 0..TRIES {
+            let place = canvas.place(item.size(), rng);
+            if canvas.least_visible_with(&item, place) >= config.visible_at_least {
+                canvas.own(&item, place);
+                labels.push(item.label());
+                break;
+            }
+        }
+    }
+    let placed = canvas
+        .owners()
+        .into_iter()
+        .zip(labels)
+        .map(|(owner, label)| Placed {
+            label,
+            bounds: owner.bounds,
+            occluded: owner.visible < 0.95,
+            difficult: owner.visible < config.difficult_below,
+        });
+    let placed = placed.collect();
+    Ok((canvas, placed))
+}
