@@ -38,6 +38,7 @@ impl Source for Made {
             bytes: Cow::Borrowed(&self.images[index % self.images.len()]),
             encoding: self.encoding,
             label: None,
+            objects: None,
         })
     }
 

@@ -66,10 +66,11 @@ pub(crate) struct PackArgs {
     /// How the images are stored
     #[arg(long, value_enum)]
     pub(crate) format: Format,
-    /// Folder of the images, or the list file
-    #[arg(long, value_name = "PATH")]
-    pub(crate) input: PathBuf,
-    /// train or test, of data sets published in two; of an image folder, the sub-folder to pack
+    /// Folder of the images, or the list file; of voc, may be repeated to put folders together
+    #[arg(long, value_name = "PATH", required = true)]
+    pub(crate) input: Vec<PathBuf>,
+    /// train or test, of data sets published in two; of an image folder, the sub-folder to pack; of
+    /// voc, the image set (trainval, test, ...)
     #[arg(long, value_name = "NAME")]
     pub(crate) split: Option<String>,
     /// Shrink images whose shorter side is longer than this many pixels
@@ -78,7 +79,8 @@ pub(crate) struct PackArgs {
     /// Begin a new shard before this many MiB
     #[arg(long, value_name = "MIB", default_value_t = 1024, value_parser = clap::value_parser!(u64).range(1..=1 << 40))]
     pub(crate) shard_mib: u64,
-    /// Fail at the first image that cannot be decoded, rather than skip and name it
+    /// Fail at the first image that cannot be decoded, or object whose annotation is broken, rather
+    /// than skip and name it
     #[arg(long)]
     pub(crate) strict: bool,
     /// The pack, with or without .safetensors
@@ -102,6 +104,8 @@ pub(crate) enum Format {
     Cifar10,
     /// The binary version
     Cifar100,
+    /// PASCAL VOC 2007 and 2012, and data sets in their layout: JPEGImages, Annotations, ImageSets
+    Voc,
 }
 
 #[derive(Debug, Args)]

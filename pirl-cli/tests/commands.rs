@@ -66,6 +66,61 @@ fn a_pack_is_described() {
 }
 
 #[test]
+fn detection_data_sets_are_packed_and_counted() {
+    let bench = Bench::new();
+    for (folder, x) in [("VOC2007", 5), ("VOC2012", 99)] {
+        for part in ["JPEGImages", "Annotations", "ImageSets/Main"] {
+            fs::create_dir_all(bench.path(folder).join(part)).unwrap();
+        }
+        let image = image::RgbImage::from_pixel(40, 30, image::Rgb([90, 80, 70]));
+        let root = bench.path(folder);
+        image.save(root.join("JPEGImages/1.jpg")).unwrap();
+        let object = |xmax: u32, difficult: u8| {
+            format!(
+                "<object><name>dog</name><difficult>{difficult}</difficult><bndbox><xmin>1</xmin>\
+                 <ymin>1</ymin><xmax>{xmax}</xmax><ymax>9</ymax></bndbox></object>"
+            )
+        };
+        let text = format!("<annotation>{}{}</annotation>", object(x, 0), object(9, 1));
+        fs::write(root.join("Annotations/1.xml"), text).unwrap();
+        fs::write(root.join("ImageSets/Main/trainval.txt"), "1\n").unwrap();
+    }
+    let pack = |more: &[&'static str]| {
+        let start = ["data", "pack", "--output", "objects", "--format"];
+        [&start, more].concat()
+    };
+    let both = ["voc", "--input", "VOC2007", "--input", "VOC2012"];
+    assert!(bench.fails(&pack(&both)).contains("--split is needed"));
+    let both = [&both[..], &["--split", "trainval"]].concat();
+    let report = bench.json(&pack(&both));
+    assert_eq!(report["packed"], 2);
+    let skipped = &report["skipped"][0];
+    assert!(
+        skipped["name"]
+            .as_str()
+            .unwrap()
+            .contains("VOC2012/JPEGImages/1.jpg, dog")
+    );
+    let strict = bench.fails(&pack(&[&both[..], &["--strict"]].concat()));
+    assert!(strict.contains("leaves the image"), "{strict}");
+    let described = bench.json(&["data", "inspect", "objects"]);
+    assert_eq!(described["objects"], 3);
+    assert_eq!(
+        described["objects_per_class"],
+        serde_json::json!({ "11": 3 })
+    );
+    assert_eq!(
+        described["difficult_per_class"],
+        serde_json::json!({ "11": 2 })
+    );
+    let text = bench.pirl(&["data", "inspect", "objects"]).success();
+    let text = String::from_utf8_lossy(&text.get_output().stdout).into_owned();
+    assert!(text.contains("11  dog  3 2"), "{text}");
+    let lists = ["list", "--input", "a", "--input", "b"];
+    assert!(bench.fails(&pack(&lists)).contains("2 inputs (a, b)"));
+}
+
+#[test]
 fn a_preview_is_a_picture() {
     let bench = Bench::new();
     bench.pack("pack", 5);

@@ -73,6 +73,14 @@ pub enum DataError {
         /// What the decoder found.
         reason: String,
     },
+    /// An annotation is broken, where it may not be skipped.
+    #[error("{name}: {reason}")]
+    Annotation {
+        /// The annotation or the image, and the object in it.
+        name: String,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// Pixels do not fill the image they are said to be.
     #[error("an image of {width} x {height} RGB pixels cannot have {found} bytes")]
     ImageSize {

@@ -1,8 +1,8 @@
 //! Images for PIRL: readers of public formats, the packed file they become, and the loader.
 //!
-//! A [`Source`] lists encoded images: an [`ImageFolder`], a [`List`], MNIST's [`Idx`] or [`Cifar`].
-//! [`pack`] decodes each once, leaves out the broken ones, and writes the rest to one safetensors
-//! file or several shards; a [`Pack`] maps those into memory and hands out samples without a copy.
+//! A [`Source`] lists encoded images: an [`ImageFolder`], a [`List`], MNIST's [`Idx`] or [`Cifar`],
+//! or, with the objects in them, [`Voc`]. [`pack`] decodes each once, leaves out the broken ones, and
+//! writes the rest to one safetensors file or several shards; a [`Pack`] maps those into memory and hands out samples without a copy.
 //!
 //! ```
 //! use pirl_data::{Image, ImageFolder, Pack, PackOptions, pack};
@@ -41,7 +41,7 @@
 //! #     fn class_names(&self) -> &[String] { &[] }
 //! #     fn read(&self, index: usize) -> Result<RawSample<'_>, DataError> {
 //! #         let encoding = Encoding::Raw { height: 28, width: 28, channels: 1 };
-//! #         Ok(RawSample { name: index.to_string(), bytes: Cow::Owned(vec![7; 784]), encoding, label: None })
+//! #         Ok(RawSample { name: index.to_string(), bytes: Cow::Owned(vec![7; 784]), encoding, label: None, objects: None })
 //! #     }
 //! #     fn describe(&self) -> String { "grey".into() }
 //! # }
@@ -78,6 +78,7 @@ mod decode;
 mod error;
 mod image;
 mod loader;
+mod objects;
 mod pack;
 mod pretext;
 mod preview;
@@ -90,11 +91,12 @@ pub use config::{DataConfig, PretextConfig, PretextKind, ViewConfig};
 pub use error::DataError;
 pub use image::Image;
 pub use loader::{Batch, EpochIter, Loader, LoaderConfig, OnCorrupt};
+pub use objects::Objects;
 pub use pack::{Pack, PackOptions, PackReport, Skipped, pack};
 pub use pretext::{Pretext, build_pretext, permutations};
 pub use preview::preview_sheet;
 pub use scene::{SceneConfig, SceneReport, compose_scenes};
 pub use source::{
-    Cifar, Encoding, Idx, ImageFolder, List, RawSample, Source, Split, fetch_fashion_mnist,
+    Cifar, Encoding, Idx, ImageFolder, List, RawSample, Source, Split, Voc, fetch_fashion_mnist,
 };
 pub use transform::{EvalBatches, EvalView, ImageView, Scratch, eval_batches};

@@ -14,6 +14,7 @@ fn decode(bytes: Vec<u8>, encoding: Encoding) -> Result<Image, String> {
     let source = Samples {
         samples: vec![(bytes, encoding, None)],
         class_names: Vec::new(),
+        objects: None,
     };
     let options = PackOptions {
         strict: true,

@@ -203,7 +203,7 @@ fn offsets_are_not_trusted() {
         (5, 3, "run backwards: offset 5 is 3 after 16"),
         (12, 49, "offset 12 is 49, past the end of its 48 bytes"),
         (12, u64::MAX, "past the end"),
-        (0, 1, "begins at byte 1"),
+        (0, 1, "the first of its bytes of samples is number 1"),
         (5, 21, "sample 4 is not 2 x 2 x 1 bytes"),
     ] {
         let dir = TempDir::new().unwrap();

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use pirl_data::{
-    Cifar, Idx, ImageFolder, List, Pack, PackOptions, PackReport, Source, Split,
+    Cifar, Idx, ImageFolder, List, Pack, PackOptions, PackReport, Source, Split, Voc,
     fetch_fashion_mnist,
 };
 use serde_json::json;
@@ -48,7 +48,7 @@ pub(crate) fn pack(args: &PackArgs) -> Result<()> {
                 args.output.display()
             )));
         }
-        packed => packed.with_context(|| format!("packing {}", args.input.display()))?,
+        packed => packed.with_context(|| format!("packing {}", shown(&args.input)))?,
     };
     for skipped in &report.skipped {
         eprintln!("skipped {}: {}", skipped.name, skipped.reason);
@@ -72,7 +72,7 @@ pub(crate) fn pack(args: &PackArgs) -> Result<()> {
 fn summary(report: &PackReport) -> String {
     let skipped = match report.skipped.len() {
         0 => String::new(),
-        count => format!(", {count} skipped because they do not decode (named above)"),
+        count => format!(", {count} broken ones skipped (named above)"),
     };
     let shards: Vec<String> = report
         .shards
@@ -89,51 +89,61 @@ fn summary(report: &PackReport) -> String {
 }
 
 fn open_source(args: &PackArgs) -> Result<Box<dyn Source>> {
-    let split = || -> Result<Split> {
-        match &args.split {
-            Some(name) => Ok(name.parse()?),
-            None => bail!("--split is needed: train or test"),
-        }
+    let name = || match &args.split {
+        Some(name) => Ok(name.as_str()),
+        None => bail!(
+            "--split is needed: {}",
+            match args.format {
+                Format::Voc => "the image set, such as trainval or test",
+                _ => "train or test",
+            }
+        ),
     };
-    let without_split = || match &args.split {
-        Some(name) => bail!("--split {name}: a list has no splits; leave it out"),
-        None => Ok(()),
+    let split = || -> Result<Split> { Ok(name()?.parse()?) };
+    let input = match args.input.as_slice() {
+        [input] => input,
+        inputs if args.format == Format::Voc => return Ok(Box::new(Voc::open(inputs, name()?)?)),
+        inputs => bail!(
+            "{} inputs ({}): only folders in the layout of VOC can be put together",
+            inputs.len(),
+            shown(inputs)
+        ),
     };
     Ok(match args.format {
-        Format::ImageFolder => Box::new(ImageFolder::open(folder(args))?),
-        Format::List => {
-            without_split()?;
-            Box::new(List::open(&args.input)?)
-        }
-        Format::Mnist => Box::new(Idx::open(&args.input, split()?)?),
-        Format::Cifar10 => Box::new(Cifar::ten(&args.input, split()?)?),
-        Format::Cifar100 => Box::new(Cifar::hundred(&args.input, split()?)?),
+        Format::ImageFolder => match &args.split {
+            Some(name) => Box::new(ImageFolder::open(input.join(name))?),
+            None => Box::new(ImageFolder::open(input)?),
+        },
+        Format::List => match &args.split {
+            Some(name) => bail!("--split {name}: a list has no splits; leave it out"),
+            None => Box::new(List::open(input)?),
+        },
+        Format::Mnist => Box::new(Idx::open(input, split()?)?),
+        Format::Cifar10 => Box::new(Cifar::ten(input, split()?)?),
+        Format::Cifar100 => Box::new(Cifar::hundred(input, split()?)?),
+        Format::Voc => Box::new(Voc::open(&[input], name()?)?),
     })
 }
 
-fn folder(args: &PackArgs) -> PathBuf {
-    match &args.split {
-        Some(name) => args.input.join(name),
-        None => args.input.clone(),
-    }
+fn shown(paths: &[PathBuf]) -> String {
+    let paths: Vec<String> = paths.iter().map(|p| p.display().to_string()).collect();
+    paths.join(", ")
 }
 
 pub(crate) fn inspect(args: &InspectArgs) -> Result<()> {
     let pack = Pack::open(&args.pack)?;
-    let counts = pack.labels().map(|labels| {
-        let mut counts = BTreeMap::<u32, usize>::new();
-        for label in labels {
-            *counts.entry(label).or_default() += 1;
-        }
-        counts
-    });
+    let images = pack.labels().map(|labels| counts(labels.into_iter()));
+    let objects = pack.has_objects().then(|| ObjectCounts::of(&pack));
     let bytes = bytes_of(pack.paths())?;
     if args.json {
         return print_json(&json!({
             "images": pack.len(),
-            "labelled": counts.is_some(),
+            "labelled": images.is_some(),
             "classes": pack.class_names(),
-            "images_per_class": counts,
+            "images_per_class": images,
+            "objects": objects.as_ref().map(|objects| objects.total),
+            "objects_per_class": objects.as_ref().map(|objects| &objects.per_class),
+            "difficult_per_class": objects.as_ref().map(|objects| &objects.difficult),
             "encoding": pack.encoding().to_string(),
             "source": pack.source(),
             "fingerprint": pack.fingerprint(),
@@ -150,17 +160,64 @@ pub(crate) fn inspect(args: &InspectArgs) -> Result<()> {
         pack.paths().len(),
         mebibytes(bytes)
     );
-    match counts {
-        None => text.push_str("labels       none"),
-        Some(counts) => {
-            text.push_str(&format!("classes      {}", pack.class_names().len()));
-            for (label, name) in pack.class_names().iter().enumerate() {
-                let count = counts.get(&(label as u32)).unwrap_or(&0);
-                text.push_str(&format!("\n  {label:>4}  {name}  {count}"));
-            }
+    let per_class = |of: &dyn Fn(u32) -> String| -> String {
+        let names = pack.class_names().iter().enumerate();
+        names
+            .map(|(label, name)| format!("\n  {label:>4}  {name}  {}", of(label as u32)))
+            .collect()
+    };
+    let count = |counts: &BTreeMap<u32, usize>, label| counts.get(&label).copied().unwrap_or(0);
+    let classes = pack.class_names().len();
+    text.push_str(&match (images, objects) {
+        (Some(images), _) => format!(
+            "classes      {classes}{}",
+            per_class(&|label| count(&images, label).to_string())
+        ),
+        (None, Some(objects)) => format!(
+            "objects      {}\nclasses      {classes} (objects, difficult ones among them){}",
+            objects.total,
+            per_class(&|label| format!(
+                "{} {}",
+                count(&objects.per_class, label),
+                count(&objects.difficult, label)
+            ))
+        ),
+        (None, None) => "labels       none".to_owned(),
+    });
+    print(&text)
+}
+
+/// What is annotated in a pack.
+struct ObjectCounts {
+    total: usize,
+    per_class: BTreeMap<u32, usize>,
+    /// Those hard to recognise, which `per_class` counts too.
+    difficult: BTreeMap<u32, usize>,
+}
+
+impl ObjectCounts {
+    fn of(pack: &Pack) -> Self {
+        let objects = || (0..pack.len()).filter_map(|index| pack.objects(index));
+        let labels = |only_difficult: bool| {
+            objects().flat_map(move |objects| {
+                let wanted = objects.iter().filter(|object| object.2 || !only_difficult);
+                wanted.map(|object| object.1).collect::<Vec<_>>()
+            })
+        };
+        Self {
+            total: objects().map(|objects| objects.len()).sum(),
+            per_class: counts(labels(false)),
+            difficult: counts(labels(true)),
         }
     }
-    print(&text)
+}
+
+fn counts(labels: impl Iterator<Item = u32>) -> BTreeMap<u32, usize> {
+    let mut counts = BTreeMap::new();
+    for label in labels {
+        *counts.entry(label).or_default() += 1;
+    }
+    counts
 }
 
 fn bytes_of(paths: &[impl AsRef<Path>]) -> Result<u64> {

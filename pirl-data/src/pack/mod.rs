@@ -1,7 +1,9 @@
 //! The packed format: a data set as one file, or a few, that is memory-mapped and never unpacked.
 
+mod prepare;
 mod reader;
 mod schema;
+mod shard;
 mod writer;
 
 pub use reader::Pack;

@@ -1,20 +1,17 @@
-use std::fs::File;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use memmap2::Mmap;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
-use safetensors::{Dtype, SafeTensors};
 use xxhash_rust::xxh3::xxh3_128;
 
 use super::schema::{self, Description};
-use crate::{DataError, Encoding, Image};
+use super::shard::Shard;
+use crate::{DataError, Encoding, Image, Objects};
 
 /// A packed data set, memory-mapped.
 ///
-/// Opening reads the header, the offsets and the labels and checks all of them; samples are read
+/// Opening reads the header, the offsets, the labels and the boxes and checks all of them; samples are read
 /// when asked for, and only the system's page cache holds them. Cloning shares the map.
 #[derive(Clone, Debug)]
 pub struct Pack {
@@ -32,16 +29,6 @@ struct Shards {
     /// The number of the first sample of each shard.
     starts: Vec<usize>,
     len: usize,
-}
-
-/// One file. The ranges are of bytes in `map` and were checked against its length.
-#[derive(Debug)]
-struct Shard {
-    map: Mmap,
-    bytes: Range<usize>,
-    offsets: Range<usize>,
-    labels: Option<Range<usize>>,
-    samples: usize,
 }
 
 impl Pack {
@@ -84,8 +71,17 @@ impl Pack {
                     )));
                 }
             }
+            if shards
+                .first()
+                .is_some_and(|first: &Shard| first.has_objects() != shard.has_objects())
+            {
+                return Err(wrong(
+                    "objects are annotated in it but not in the first shard, or the other way"
+                        .to_owned(),
+                ));
+            }
             starts.push(len);
-            len += shard.samples;
+            len += shard.samples();
             shards.push(shard);
         }
         let wrong = |reason| DataError::Shards {
@@ -134,9 +130,7 @@ impl Pack {
     /// The class of sample `index`; `None` when the pack is not labelled or has no such sample.
     pub fn label(&self, index: usize) -> Option<u32> {
         let (shard, sample) = self.locate(index)?;
-        let labels = shard.map.get(shard.labels.clone()?)?;
-        let label = word(labels, sample)?;
-        u32::try_from(label).ok()
+        shard.label(sample)
     }
 
     /// The classes of all samples in order; `None` when the pack is not labelled.
@@ -144,7 +138,22 @@ impl Pack {
         (0..self.len()).map(|index| self.label(index)).collect()
     }
 
-    /// Class names by label; empty when the pack is not labelled.
+    /// Whether objects are annotated, as in packs of detection data sets.
+    pub fn has_objects(&self) -> bool {
+        self.shards.shards.first().is_some_and(Shard::has_objects)
+    }
+
+    /// The annotated objects of sample `index`, perhaps none; `None` when the pack has no
+    /// annotations or no such sample.
+    ///
+    /// Boxes lie within the image, unless the file was made by another program; opening has checked
+    /// that they are not inverted and that labels have a class.
+    pub fn objects(&self, index: usize) -> Option<Objects> {
+        let (shard, sample) = self.locate(index)?;
+        shard.objects(sample)
+    }
+
+    /// Class names by label, of images or of objects; empty when neither are labelled.
     pub fn class_names(&self) -> &[String] {
         &self.shards.description.class_names
     }
@@ -164,8 +173,8 @@ impl Pack {
         &self.shards.paths
     }
 
-    /// 32 hexadecimal digits that depend on the class names and on the encoding, label and bytes of
-    /// every sample, and not on how they are cut into shards.
+    /// 32 hexadecimal digits that depend on the class names and on the encoding, label,
+    /// objects and bytes of every sample, and not on how they are cut into shards.
     ///
     /// It was computed while packing, and is not checked against the samples here.
     pub fn fingerprint(&self) -> &str {
@@ -245,161 +254,8 @@ impl Pack {
         let number = self.shards.starts.partition_point(|&start| start <= index);
         let shard = self.shards.shards.get(number.checked_sub(1)?)?;
         let sample = index - self.shards.starts.get(number - 1)?;
-        (sample < shard.samples).then_some((shard, sample))
+        (sample < shard.samples()).then_some((shard, sample))
     }
-}
-
-impl Shard {
-    fn open(path: &Path) -> Result<(Self, Description, u64), DataError> {
-        let bad = |reason: String| DataError::Format {
-            path: path.to_owned(),
-            format: "packed",
-            reason,
-        };
-        let map = map(path).map_err(DataError::io("read", path))?;
-        let (header, metadata) = SafeTensors::read_metadata(&map).map_err(|error| {
-            bad(format!(
-                "its {} bytes are cut off or are no safetensors file: {error}",
-                map.len()
-            ))
-        })?;
-        let pairs = metadata
-            .metadata()
-            .as_ref()
-            .ok_or_else(|| bad("it is not a pack".to_owned()))?;
-        let (description, number) = Description::from_metadata(pairs).map_err(bad)?;
-
-        // 8 bytes before the header say how long it is.
-        let data = header + 8;
-        let tensor =
-            |name: &str, dtype: Dtype| -> Result<Option<(Range<usize>, usize)>, DataError> {
-                let Some(info) = metadata.info(name) else {
-                    return Ok(None);
-                };
-                let &[length] = info.shape.as_slice() else {
-                    return Err(bad(format!(
-                        "{name:?} has shape {:?}, expected one axis",
-                        info.shape
-                    )));
-                };
-                if info.dtype != dtype {
-                    return Err(bad(format!(
-                        "{name:?} is {:?}, expected {dtype:?}",
-                        info.dtype
-                    )));
-                }
-                let (start, end) = info.data_offsets;
-                let range = data.checked_add(start).zip(data.checked_add(end));
-                match range {
-                    Some((start, end)) if start <= end && end <= map.len() => {
-                        Ok(Some((start..end, length)))
-                    }
-                    _ => Err(bad(format!(
-                        "{name:?} ends past the {} bytes of the file",
-                        map.len()
-                    ))),
-                }
-            };
-        let required = |name: &str, dtype| {
-            tensor(name, dtype)?.ok_or_else(|| bad(format!("it has no tensor {name:?}")))
-        };
-        let (bytes, total) = required(schema::BYTES, Dtype::U8)?;
-        let (offsets, offset_count) = required(schema::OFFSETS, Dtype::U64)?;
-        let samples = offset_count
-            .checked_sub(1)
-            .ok_or_else(|| bad("its offsets are empty".to_owned()))?;
-        let labels = tensor(schema::LABELS, Dtype::I64)?;
-
-        check_offsets(map.get(offsets.clone()).unwrap_or_default(), total).map_err(bad)?;
-        let labelled = !description.class_names.is_empty();
-        match &labels {
-            Some((_, count)) if *count != samples => {
-                return Err(bad(format!("{count} labels for {samples} samples")));
-            }
-            None if labelled => return Err(bad("it has class names but no labels".to_owned())),
-            Some(_) if !labelled => return Err(bad("it has labels but no class names".to_owned())),
-            _ => {}
-        }
-        let labels = labels.map(|(range, _)| range);
-        if let Some(range) = &labels {
-            let classes = description.class_names.len();
-            let words = map.get(range.clone()).unwrap_or_default().chunks_exact(8);
-            for (index, label) in words.enumerate() {
-                let label = word(label, 0).map_or(-1, |label| label as i64);
-                if usize::try_from(label).map_or(true, |label| label >= classes) {
-                    return Err(DataError::Label {
-                        path: path.to_owned(),
-                        index,
-                        label,
-                        classes,
-                    });
-                }
-            }
-        }
-        let shard = Self {
-            map,
-            bytes,
-            offsets,
-            labels,
-            samples,
-        };
-        if let Encoding::Raw {
-            height,
-            width,
-            channels,
-        } = description.encoding
-        {
-            let expected = (height as usize)
-                .checked_mul(width as usize)
-                .and_then(|area| area.checked_mul(channels as usize));
-            let wrong = |index: &usize| shard.sample(*index).map(<[u8]>::len) != expected;
-            if let Some(index) = (0..samples).find(wrong) {
-                return Err(bad(format!(
-                    "sample {index} is not {height} x {width} x {channels} bytes"
-                )));
-            }
-        }
-        Ok((shard, description, number))
-    }
-
-    fn sample(&self, index: usize) -> Option<&[u8]> {
-        let offsets = self.map.get(self.offsets.clone())?;
-        let start = usize::try_from(word(offsets, index)?).ok()?;
-        let end = usize::try_from(word(offsets, index.checked_add(1)?)?).ok()?;
-        self.map.get(self.bytes.clone())?.get(start..end)
-    }
-}
-
-/// Offsets must begin at 0, never run backwards, and end within the bytes there are.
-fn check_offsets(offsets: &[u8], total: usize) -> Result<(), String> {
-    let mut before = 0;
-    for (index, offset) in offsets.chunks_exact(8).enumerate() {
-        let offset = word(offset, 0).unwrap_or(0);
-        if index == 0 && offset != 0 {
-            return Err(format!(
-                "its first sample begins at byte {offset}, expected 0"
-            ));
-        }
-        if offset < before {
-            return Err(format!(
-                "its offsets run backwards: offset {index} is {offset} after {before}"
-            ));
-        }
-        if offset > total as u64 {
-            return Err(format!(
-                "offset {index} is {offset}, past the end of its {total} bytes of samples"
-            ));
-        }
-        before = offset;
-    }
-    Ok(())
-}
-
-/// The `index`-th little-endian 64-bit word; the file's author need not have aligned them.
-fn word(words: &[u8], index: usize) -> Option<u64> {
-    let start = index.checked_mul(8)?;
-    let word = words.get(start..)?.first_chunk()?;
-    Some(u64::from_le_bytes(*word))
 }
 
 /// The files of the pack that `path` names, in order of their number.
@@ -444,14 +300,4 @@ fn find_shards(path: &Path) -> Result<Vec<PathBuf>, DataError> {
             }
         }
     }
-}
-
-/// Maps a file for reading.
-fn map(path: &Path) -> std::io::Result<Mmap> {
-    let file = File::open(path)?;
-    // SAFETY: `Mmap::map` asks that nobody changes or truncates the file while the map lives. Our
-    // writer only ever renames a complete file into place, so a pack opened before keeps its own
-    // inode; what other programs do to the file is the user's care, as with every mapped file. The
-    // bytes are only read, as plain `u8`, which have no invalid values.
-    unsafe { Mmap::map(&file) }
 }

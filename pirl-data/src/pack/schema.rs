@@ -1,7 +1,9 @@
 //! The names and the layout of a shard, shared by the writer and the reader.
 //!
 //! A shard is a safetensors file of `bytes` (U8), `offsets` (U64, one more than samples) and, when
-//! labelled, `labels` (I64). `bytes` comes first in the file and is padded with zeros to a multiple
+//! labelled, `labels` (I64). Where objects are annotated it has, instead of labels, `box_offsets`
+//! (U64, one more than samples), `box_labels` (I64), `boxes` (F32, four a box) and `difficult` (U8).
+//! `bytes` comes first in the file and is padded with zeros to a multiple
 //! of 8, so that samples can be written as they arrive and the tensors after it stay aligned. The
 //! header is padded with spaces, which safetensors allows, so that it can be written last.
 
@@ -11,7 +13,7 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 use xxhash_rust::xxh3::Xxh3;
 
-use crate::{DataError, Encoding};
+use crate::{DataError, Encoding, Objects};
 
 /// The version in the metadata; a reader refuses any other.
 pub(super) const VERSION: &str = "1";
@@ -19,6 +21,10 @@ pub(super) const EXTENSION: &str = "safetensors";
 pub(super) const BYTES: &str = "bytes";
 pub(super) const OFFSETS: &str = "offsets";
 pub(super) const LABELS: &str = "labels";
+pub(super) const BOX_OFFSETS: &str = "box_offsets";
+pub(super) const BOX_LABELS: &str = "box_labels";
+pub(super) const BOXES: &str = "boxes";
+pub(super) const DIFFICULT: &str = "difficult";
 /// The most shards whose numbers fit the five digits of their names.
 pub(super) const MAX_SHARDS: u64 = 100_000;
 
@@ -119,32 +125,54 @@ impl Description {
     }
 }
 
+/// What one shard holds, which decides its layout.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Extent {
+    /// Length of the tensor `bytes`, padding included.
+    pub(super) bytes: u64,
+    pub(super) samples: u64,
+    pub(super) labelled: bool,
+    /// Annotated objects, where there are annotations.
+    pub(super) objects: Option<u64>,
+}
+
 /// The first bytes of a shard, up to its first tensor, at least `reserved` bytes of them.
-///
-/// `bytes` is the length of that tensor, padding included; `samples` counts those of the shard.
 pub(super) fn header(
     description: &Description,
     shard: u64,
-    bytes: u64,
-    samples: u64,
+    extent: Extent,
     reserved: usize,
 ) -> Vec<u8> {
-    let offsets_end = bytes.saturating_add(8 * (samples + 1));
-    let mut header = json!({
-        "__metadata__": description.to_metadata(shard),
-        BYTES: { "dtype": "U8", "shape": [bytes], "data_offsets": [0, bytes] },
-        OFFSETS: { "dtype": "U64", "shape": [samples + 1], "data_offsets": [bytes, offsets_end] },
-    });
-    if !description.class_names.is_empty()
-        && let Some(tensors) = header.as_object_mut()
-    {
-        let end = offsets_end.saturating_add(8 * samples);
+    let Extent { bytes, samples, .. } = extent;
+    let mut tensors = serde_json::Map::new();
+    tensors.insert(
+        "__metadata__".to_owned(),
+        json!(description.to_metadata(shard)),
+    );
+    let mut end = 0_u64;
+    let mut tensor = |name: &str, dtype: &str, shape: &[u64], size: u64| {
+        let begin = end;
+        end = shape
+            .iter()
+            .fold(size, |bytes, axis| bytes.saturating_mul(*axis))
+            .saturating_add(begin);
         tensors.insert(
-            LABELS.to_owned(),
-            json!({ "dtype": "I64", "shape": [samples], "data_offsets": [offsets_end, end] }),
+            name.to_owned(),
+            json!({ "dtype": dtype, "shape": shape, "data_offsets": [begin, end] }),
         );
+    };
+    tensor(BYTES, "U8", &[bytes], 1);
+    tensor(OFFSETS, "U64", &[samples + 1], 8);
+    if extent.labelled {
+        tensor(LABELS, "I64", &[samples], 8);
     }
-    let mut json = header.to_string().into_bytes();
+    if let Some(objects) = extent.objects {
+        tensor(BOX_OFFSETS, "U64", &[samples + 1], 8);
+        tensor(BOX_LABELS, "I64", &[objects], 8);
+        tensor(BOXES, "F32", &[objects, 4], 4);
+        tensor(DIFFICULT, "U8", &[objects], 1);
+    }
+    let mut json = serde_json::Value::Object(tensors).to_string().into_bytes();
     let length = (json.len() + 8).next_multiple_of(8).max(reserved) - 8;
     json.resize(length, b' ');
     let mut header = (length as u64).to_le_bytes().to_vec();
@@ -167,7 +195,13 @@ pub(super) fn reserved(class_names: &[String], source: &str) -> usize {
         samples: longest,
         shards: longest,
     };
-    header(&description, longest, longest, longest, 0).len()
+    let extent = Extent {
+        bytes: longest,
+        samples: longest,
+        labelled: true,
+        objects: Some(longest),
+    };
+    header(&description, longest, extent, 0).len()
 }
 
 /// The file of one shard: `NAME.safetensors`, or `NAME-00000-of-00012.safetensors` of several.
@@ -227,7 +261,8 @@ pub(super) fn existing_shards(stem: &Path) -> Result<Vec<PathBuf>, DataError> {
     Ok(found)
 }
 
-/// The fingerprint of a pack's content: class names, and encoding, label and bytes of every sample.
+/// The fingerprint of a pack's content: class names, and encoding, label, objects and bytes of every
+/// sample.
 ///
 /// How the samples are cut into shards does not enter it.
 pub(super) struct Fingerprint(Xxh3);
@@ -244,7 +279,13 @@ impl Fingerprint {
     }
 
     /// `encoding` is that of the sample, never [`Encoding::Mixed`].
-    pub(super) fn sample(&mut self, encoding: Encoding, label: Option<u32>, bytes: &[u8]) {
+    pub(super) fn sample(
+        &mut self,
+        encoding: Encoding,
+        label: Option<u32>,
+        objects: Option<&Objects>,
+        bytes: &[u8],
+    ) {
         let words = match encoding {
             Encoding::Jpeg => [1, 0, 0, 0],
             Encoding::Png => [2, 0, 0, 0],
@@ -259,6 +300,16 @@ impl Fingerprint {
             self.0.update(&word.to_le_bytes());
         }
         self.0.update(&label.map_or(-1, i64::from).to_le_bytes());
+        if let Some(objects) = objects {
+            self.0.update(&(objects.len() as u64).to_le_bytes());
+            for (bounds, label, difficult) in objects.iter() {
+                for side in bounds {
+                    self.0.update(&side.to_le_bytes());
+                }
+                self.0.update(&label.to_le_bytes());
+                self.0.update(&[u8::from(difficult)]);
+            }
+        }
         self.0.update(&(bytes.len() as u64).to_le_bytes());
         self.0.update(bytes);
     }

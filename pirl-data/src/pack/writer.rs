@@ -1,20 +1,16 @@
-use std::borrow::Cow;
 use std::fs;
 use std::io::{BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use image::ImageEncoder;
 use rayon::prelude::*;
 use tempfile::NamedTempFile;
 
-use super::schema::{self, Description, Fingerprint};
-use crate::transform::{Crop, Resizer, resize};
-use crate::{DataError, Encoding, Image, RawSample, Source};
+use super::prepare::prepare;
+use super::schema::{self, Description, Extent, Fingerprint};
+use crate::{DataError, Encoding, Objects, RawSample, Source};
 
-/// Quality of JPEGs encoded again after resizing, as ImageNet copies of 256 pixels usually have.
-const JPEG_QUALITY: u8 = 95;
 /// Samples a thread holds at once while packing.
 const SAMPLES_PER_THREAD: usize = 8;
 
@@ -27,7 +23,8 @@ pub struct PackOptions {
     /// Shrink images whose shorter side exceeds this many pixels, antialiased, and encode them
     /// again (JPEG quality 95, PNG lossless); default `None`: bytes are kept as they are.
     pub resize_shorter: Option<u32>,
-    /// Fail at the first image that does not decode rather than skip it; default false.
+    /// Fail at the first image that does not decode, or object whose annotation is broken, rather
+    /// than skip it; default false.
     pub strict: bool,
     /// Give up, leaving nothing behind, soon after this becomes true; default `None`.
     pub stop: Option<Arc<AtomicBool>>,
@@ -49,7 +46,8 @@ impl Default for PackOptions {
 pub struct PackReport {
     /// Images packed.
     pub packed: usize,
-    /// Images left out because they do not decode, in the order of the source.
+    /// What was left out: first what the source has left out, then images that do not decode and
+    /// objects whose boxes do not fit their image, in the order of the source.
     pub skipped: Vec<Skipped>,
     /// The files written, in order.
     pub shards: Vec<PathBuf>,
@@ -61,12 +59,12 @@ pub struct PackReport {
     pub fingerprint: String,
 }
 
-/// An image that [`pack`] left out.
+/// An image, or an object in one, that was left out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Skipped {
     /// Its name in the source.
     pub name: String,
-    /// Why it does not decode.
+    /// What is wrong with it.
     pub reason: String,
 }
 
@@ -78,7 +76,9 @@ pub struct Skipped {
 /// the new one is complete and on the disk.
 ///
 /// # Errors
-/// [`DataError::Empty`] when no image is left to pack; [`DataError::Decode`] with `strict`;
+/// [`DataError::Empty`] when no image is left to pack; [`DataError::Decode`] and
+/// [`DataError::Annotation`] with `strict`, the latter also when the lists of [`Objects`] differ in
+/// length;
 /// [`DataError::Io`] when reading or writing fails; [`DataError::Shards`] when samples cannot stand
 /// in one pack; [`DataError::Setting`]; [`DataError::Stopped`]. Nothing is left at `output` then,
 /// or what was there before.
@@ -101,18 +101,23 @@ pub fn pack(
         });
     }
     let mut writer = Writer::new(source, output, options.shard_bytes)?;
-    let mut skipped = Vec::new();
+    let mut skipped = source.skipped().to_vec();
+    refuse(options, &skipped)?;
     let total = source.len();
     let chunk = SAMPLES_PER_THREAD * rayon::current_num_threads();
     for start in (0..total).step_by(chunk) {
         let end = total.min(start + chunk);
         let samples: Vec<_> = (start..end)
             .into_par_iter()
-            .map(|index| prepare(source, index, options.resize_shorter))
+            .map(|index| prepare(source, index, options))
             .collect();
         for sample in samples {
             match sample {
-                Ok(sample) => writer.add(&sample)?,
+                Ok(prepared) => {
+                    refuse(options, &prepared.left_out)?;
+                    skipped.extend(prepared.left_out);
+                    writer.add(&prepared.sample)?;
+                }
                 Err(DataError::Decode { name, reason }) if !options.strict => {
                     skipped.push(Skipped { name, reason });
                 }
@@ -133,78 +138,15 @@ pub fn pack(
     writer.finish(skipped)
 }
 
-/// Reads a sample, decodes it, and shrinks it if asked.
-fn prepare(
-    source: &dyn Source,
-    index: usize,
-    resize_shorter: Option<u32>,
-) -> Result<RawSample<'_>, DataError> {
-    let sample = source.read(index)?;
-    let decode_error = |reason| DataError::Decode {
-        name: sample.name.clone(),
-        reason,
-    };
-    let image = crate::decode::decode(&sample.bytes, sample.encoding).map_err(decode_error)?;
-    let Some(target) = resize_shorter else {
-        return Ok(sample);
-    };
-    if let Encoding::Raw { .. } = sample.encoding {
-        return Err(DataError::Setting {
-            key: "resize_shorter",
-            reason: "this source has images of one size, which are packed as they are".to_owned(),
-        });
+/// With `strict`, what would be left out is an error.
+fn refuse(options: &PackOptions, left_out: &[Skipped]) -> Result<(), DataError> {
+    match left_out.first() {
+        Some(Skipped { name, reason }) if options.strict => Err(DataError::Annotation {
+            name: name.clone(),
+            reason: reason.clone(),
+        }),
+        _ => Ok(()),
     }
-    let shorter = image.width.min(image.height);
-    if shorter <= target as usize {
-        return Ok(sample);
-    }
-    let resized = shrink(&image, target as usize, shorter).map_err(decode_error)?;
-    let bytes = encode(&resized, sample.encoding).map_err(decode_error)?;
-    Ok(RawSample {
-        bytes: Cow::Owned(bytes),
-        ..sample
-    })
-}
-
-/// Shrinks so that the `shorter` side becomes `target`; the other is rounded down, as torchvision's
-/// `Resize` does.
-fn shrink(image: &Image, target: usize, shorter: usize) -> Result<Image, String> {
-    let scaled = |side: usize| side * target / shorter;
-    let (width, height) = (scaled(image.width), scaled(image.height));
-    let mut small = Image {
-        width,
-        height,
-        pixels: Vec::new(),
-    };
-    let resizer = &mut Resizer::default();
-    resize(
-        resizer,
-        image,
-        Crop::whole(image),
-        width,
-        height,
-        &mut small,
-    )
-    .map_err(|error| error.to_string())?;
-    Ok(small)
-}
-
-fn encode(image: &Image, encoding: Encoding) -> Result<Vec<u8>, String> {
-    let mut bytes = Vec::new();
-    let (width, height) = (image.width as u32, image.height as u32);
-    let color = image::ExtendedColorType::Rgb8;
-    match encoding {
-        Encoding::Png => image::codecs::png::PngEncoder::new(&mut bytes).write_image(
-            &image.pixels,
-            width,
-            height,
-            color,
-        ),
-        _ => image::codecs::jpeg::JpegEncoder::new_with_quality(&mut bytes, JPEG_QUALITY)
-            .write_image(&image.pixels, width, height, color),
-    }
-    .map_err(|error| error.to_string())?;
-    Ok(bytes)
 }
 
 /// Shards under way: temporary files beside the output, gone when dropped.
@@ -217,6 +159,8 @@ struct Writer {
     fingerprint: Fingerprint,
     /// The encoding of all samples so far.
     encoding: Option<Encoding>,
+    /// Whether the samples so far have their objects annotated.
+    annotated: Option<bool>,
     samples: u64,
     closed: Vec<ClosedShard>,
     open: Option<OpenShard>,
@@ -227,13 +171,14 @@ struct OpenShard {
     /// Where each sample begins, and where the last ends.
     offsets: Vec<u64>,
     labels: Vec<i64>,
+    /// Where the objects of each sample begin, and where those of the last end.
+    box_offsets: Vec<u64>,
+    objects: Objects,
 }
 
 struct ClosedShard {
     file: NamedTempFile,
-    /// Length of the tensor `bytes`, padding included.
-    bytes: u64,
-    samples: u64,
+    extent: Extent,
 }
 
 impl OpenShard {
@@ -254,6 +199,7 @@ impl Writer {
             class_names,
             shard_bytes,
             encoding: None,
+            annotated: None,
             samples: 0,
             closed: Vec::new(),
             open: None,
@@ -285,6 +231,8 @@ impl Writer {
                 file,
                 offsets: vec![0],
                 labels: Vec::new(),
+                box_offsets: vec![0],
+                objects: Objects::default(),
             })
         };
         open().map_err(self.write_error())
@@ -306,9 +254,15 @@ impl Writer {
             }
         }
         let label = self.check_label(sample)?;
+        self.check_objects(sample)?;
+        self.annotated = Some(sample.objects.is_some());
         self.encoding = Some(self.join_encoding(sample)?);
-        self.fingerprint
-            .sample(sample.encoding, sample.label, &sample.bytes);
+        self.fingerprint.sample(
+            sample.encoding,
+            sample.label,
+            sample.objects.as_ref(),
+            &sample.bytes,
+        );
         self.samples += 1;
         let mut open = match self.open.take() {
             Some(open) => open,
@@ -319,6 +273,10 @@ impl Writer {
             .map_err(self.write_error())?;
         open.offsets.push(open.end() + size);
         open.labels.extend(label);
+        for (bounds, label, difficult) in sample.objects.iter().flat_map(Objects::iter) {
+            open.objects.push(bounds, label, difficult);
+        }
+        open.box_offsets.push(open.objects.len() as u64);
         self.open = Some(open);
         Ok(())
     }
@@ -326,12 +284,39 @@ impl Writer {
     fn check_label(&self, sample: &RawSample<'_>) -> Result<Option<i64>, DataError> {
         let classes = self.class_names.len();
         match sample.label {
-            None if classes == 0 => Ok(None),
+            None if classes == 0 || sample.objects.is_some() => Ok(None),
             Some(label) if (label as usize) < classes => Ok(Some(i64::from(label))),
             label => Err(self.shards_error(format!(
                 "{} has label {label:?}, but there are {classes} classes",
                 sample.name
             ))),
+        }
+    }
+
+    fn check_objects(&self, sample: &RawSample<'_>) -> Result<(), DataError> {
+        let wrong = |reason: String| Err(self.shards_error(format!("{}: {reason}", sample.name)));
+        if self
+            .annotated
+            .is_some_and(|before| before != sample.objects.is_some())
+        {
+            return wrong("some images have their objects annotated, some have not".to_owned());
+        }
+        let Some(objects) = &sample.objects else {
+            return Ok(());
+        };
+        if sample.label.is_some() {
+            return wrong("it has a label and objects, a pack has room for one".to_owned());
+        }
+        let classes = self.class_names.len();
+        match objects
+            .labels
+            .iter()
+            .find(|&&label| label as usize >= classes)
+        {
+            Some(label) => wrong(format!(
+                "an object has label {label}, but there are {classes} classes"
+            )),
+            None => Ok(()),
         }
     }
 
@@ -362,6 +347,7 @@ impl Writer {
         };
         let end = open.end();
         let bytes = end.next_multiple_of(8);
+        let annotated = self.annotated == Some(true);
         let mut write = || {
             open.file.write_all(&[0; 8][..(bytes - end) as usize])?;
             for offset in &open.offsets {
@@ -370,19 +356,23 @@ impl Writer {
             for label in &open.labels {
                 open.file.write_all(&label.to_le_bytes())?;
             }
+            if annotated {
+                write_objects(&mut open.file, &open.box_offsets, &open.objects)?;
+            }
             open.file.flush()
         };
         write().map_err(self.write_error())?;
-        let samples = open.offsets.len() as u64 - 1;
+        let extent = Extent {
+            bytes,
+            samples: open.offsets.len() as u64 - 1,
+            labelled: !open.labels.is_empty(),
+            objects: annotated.then_some(open.objects.len() as u64),
+        };
         let file = open
             .file
             .into_inner()
             .map_err(|error| self.write_error()(error.into_error()))?;
-        self.closed.push(ClosedShard {
-            file,
-            bytes,
-            samples,
-        });
+        self.closed.push(ClosedShard { file, extent });
         Ok(())
     }
 
@@ -405,13 +395,7 @@ impl Writer {
         };
         let mut total = 0;
         for (index, shard) in self.closed.iter_mut().enumerate() {
-            let header = schema::header(
-                &description,
-                index as u64,
-                shard.bytes,
-                shard.samples,
-                self.reserved,
-            );
+            let header = schema::header(&description, index as u64, shard.extent, self.reserved);
             let mut write = || {
                 let file = shard.file.as_file_mut();
                 file.seek(SeekFrom::Start(0))?;
@@ -451,4 +435,25 @@ impl Writer {
             fingerprint: description.fingerprint,
         })
     }
+}
+
+/// The four tensors of objects, in the order of [`schema::header`].
+fn write_objects(
+    file: &mut impl Write,
+    box_offsets: &[u64],
+    objects: &Objects,
+) -> std::io::Result<()> {
+    for offset in box_offsets {
+        file.write_all(&offset.to_le_bytes())?;
+    }
+    for label in &objects.labels {
+        file.write_all(&i64::from(*label).to_le_bytes())?;
+    }
+    for side in objects.boxes.as_flattened() {
+        file.write_all(&side.to_le_bytes())?;
+    }
+    for difficult in &objects.difficult {
+        file.write_all(&[u8::from(*difficult)])?;
+    }
+    Ok(())
 }

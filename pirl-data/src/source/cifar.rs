@@ -163,6 +163,7 @@ impl Source for Cifar {
                 channels: 3,
             },
             label: Some(u32::from(label)),
+            objects: None,
         })
     }
 

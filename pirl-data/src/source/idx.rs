@@ -123,6 +123,7 @@ impl Source for Idx {
                 channels: 1,
             },
             label: Some(u32::from(*label)),
+            objects: None,
         })
     }
 

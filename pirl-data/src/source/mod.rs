@@ -9,17 +9,20 @@ mod fetch;
 mod idx;
 mod image_folder;
 mod list;
+mod voc;
+mod voc_xml;
 
 use std::borrow::Cow;
 use std::fmt;
 
-use crate::DataError;
+use crate::{DataError, Objects, Skipped};
 
 pub use cifar::Cifar;
 pub use fetch::fetch_fashion_mnist;
 pub use idx::Idx;
 pub use image_folder::ImageFolder;
 pub use list::List;
+pub use voc::Voc;
 
 /// How the bytes of a sample become pixels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,12 +70,15 @@ pub struct RawSample<'a> {
     pub encoding: Encoding,
     /// Its class, an index into [`Source::class_names`].
     pub label: Option<u32>,
+    /// What is annotated in it, labelled like the images of other sources; `None` where the source
+    /// annotates no objects, so that an image without any is told from one not looked at.
+    pub objects: Option<Objects>,
 }
 
 /// An ordered set of images that can be packed.
 ///
 /// The order is part of the contract: the same files give the same order on every machine.
-/// Either all samples of a source have a label or none has.
+/// Either all samples of a source have a label or none has, and so with objects; not both.
 pub trait Source: Sync {
     /// How many samples there are.
     fn len(&self) -> usize;
@@ -82,7 +88,7 @@ pub trait Source: Sync {
         self.len() == 0
     }
 
-    /// Class names by label; empty when the images are not labelled.
+    /// Class names by label; empty when neither images nor objects are labelled.
     fn class_names(&self) -> &[String];
 
     /// Reads sample `index`; called from many threads at once.
@@ -94,6 +100,11 @@ pub trait Source: Sync {
 
     /// One line for a person, kept in the pack's metadata.
     fn describe(&self) -> String;
+
+    /// What opening the source has left out already; packing adds it to its report.
+    fn skipped(&self) -> &[Skipped] {
+        &[]
+    }
 }
 
 /// Which half of a data set that is published in two.
@@ -142,6 +153,7 @@ fn read_image_file(
             bytes: Cow::Owned(bytes),
             encoding,
             label,
+            objects: None,
         }),
         None => Err(DataError::Decode {
             name,

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use std::path::Path;
 
 use image::ImageEncoder;
-use pirl_data::{DataError, Encoding, Image, RawSample, Source};
+use pirl_data::{DataError, Encoding, Image, Objects, RawSample, Source};
 
 /// Smooth and different in every channel, so that JPEG keeps it nearly as it is.
 pub(crate) fn picture(width: usize, height: usize) -> Image {
@@ -66,6 +66,8 @@ pub(crate) fn list_dir(folder: &Path) -> Vec<String> {
 pub(crate) struct Samples {
     pub(crate) samples: Vec<(Vec<u8>, Encoding, Option<u32>)>,
     pub(crate) class_names: Vec<String>,
+    /// Those of each sample, which then has no label.
+    pub(crate) objects: Option<Vec<Objects>>,
 }
 
 impl Samples {
@@ -83,6 +85,7 @@ impl Samples {
         Self {
             samples: (0..count).map(sample).collect(),
             class_names: (0..classes).map(|class| format!("class {class}")).collect(),
+            objects: None,
         }
     }
 }
@@ -103,6 +106,7 @@ impl Source for Samples {
             bytes: Cow::Borrowed(bytes),
             encoding: *encoding,
             label: *label,
+            objects: self.objects.as_ref().map(|objects| objects[index].clone()),
         })
     }
 
