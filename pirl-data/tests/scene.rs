@@ -37,6 +37,7 @@ impl Source for Rectangles {
                 channels: 1,
             },
             label: Some(label),
+            objects: None,
         })
     }
 
