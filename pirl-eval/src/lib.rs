@@ -27,6 +27,7 @@
 //! ```
 
 mod cache;
+pub mod detect;
 mod error;
 mod extract;
 mod feature_set;
