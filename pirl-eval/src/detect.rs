@@ -9,17 +9,23 @@
 mod anchors;
 mod box_coder;
 mod boxes;
+mod coco_metrics;
+mod detection;
 mod matcher;
 mod nms;
 mod proposals;
 mod roi_align;
 mod sample;
+mod voc_metrics;
 
 pub use anchors::AnchorConfig;
 pub use box_coder::BoxCoder;
 pub use boxes::{BBox, IouMatrix, area, clip, iou, is_larger_than, pairwise_iou};
+pub use coco_metrics::{CocoReport, coco_metrics};
+pub use detection::Detection;
 pub use matcher::{MatchLabel, Matcher, Matches};
 pub use nms::{batched_nms, nms};
 pub use proposals::{ProposalConfig, Proposals, RpnLevel, select_proposals};
 pub use roi_align::{Roi, RoiAlignConfig, roi_align, roi_align_reference};
 pub use sample::{Sample, subsample};
+pub use voc_metrics::{DetectMetric, PrecisionRecall, VocClass, VocReport, voc_metrics};
