@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use serde::Serialize;
 
 use crate::recipe::Setting;
 
@@ -24,6 +25,8 @@ pub(crate) enum Command {
     /// Judge a backbone by what a simple classifier makes of its features
     #[command(subcommand)]
     Eval(EvalCommand),
+    /// Write a backbone's weights for another program
+    Export(ExportArgs),
     /// List the recipes, or print one as TOML
     Recipes(RecipesArgs),
 }
@@ -200,7 +203,7 @@ pub(crate) enum EvalCommand {
 #[derive(Debug, Args)]
 pub(crate) struct EvalArgs {
     /// A run, a file of weights, or `random` for the untrained network of the recipe
-    #[arg(long, value_name = "RUN|FILE.safetensors|random")]
+    #[arg(long, value_name = "RUN|FILE.safetensors|FILE.pth|random")]
     pub(crate) weights: String,
     /// Labelled images to learn from
     #[arg(long, value_name = "PACK")]
@@ -214,7 +217,7 @@ pub(crate) struct EvalArgs {
     /// Folder that keeps the features, for other probes of the same weights and packs
     #[arg(long, value_name = "DIR")]
     pub(crate) cache: Option<PathBuf>,
-    /// The network's recipe, where --weights is not a run
+    /// The network's recipe, where --weights is not a run; a file's network is told from its tensors
     #[arg(long, value_name = "NAME|FILE.toml")]
     pub(crate) recipe: Option<String>,
     /// Change a setting of the recipe; may be repeated
@@ -229,6 +232,38 @@ pub(crate) struct EvalArgs {
     /// Print one JSON object on standard output
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ExportArgs {
+    /// A run, a file of weights, or `random` for the untrained network of the recipe
+    #[arg(long, value_name = "RUN|FILE.safetensors|FILE.pth|random")]
+    pub(crate) weights: String,
+    /// Whose names the tensors get
+    #[arg(long, value_enum)]
+    pub(crate) format: ExportFormat,
+    /// The file to write
+    #[arg(long, value_name = "FILE.safetensors")]
+    pub(crate) output: PathBuf,
+    /// The network's recipe, where --weights is not a run; a file's network is told from its tensors
+    #[arg(long, value_name = "NAME|FILE.toml")]
+    pub(crate) recipe: Option<String>,
+    /// Change a setting of the recipe; may be repeated
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub(crate) settings: Vec<Setting>,
+    /// Print one JSON object on standard output
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// What `export` writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum ExportFormat {
+    /// conv1.weight, layer1.0.conv1.weight, ...: for load_state_dict
+    Torchvision,
+    /// stem.conv1.weight, res2.0.conv1.weight, ... up to res5: for MODEL.WEIGHTS
+    Detectron2,
 }
 
 #[derive(Debug, Args)]

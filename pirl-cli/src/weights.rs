@@ -1,11 +1,12 @@
 //! `--weights`: where a backbone and its recipe come from.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use candle_core::{Device, Tensor};
-use pirl_model::{ResNet, load_state_dict};
+use pirl_model::{LoadReport, ModelConfig, ResNet, read_backbone};
+use serde::Serialize;
 
 use crate::checkpoint::{Checkpoints, MODEL};
 use crate::recipe::{Recipe, Setting};
@@ -19,10 +20,28 @@ pub(crate) struct Loaded {
     pub(crate) recipe: Recipe,
     /// In words: a file, or "random".
     pub(crate) origin: String,
+    /// What became of the file's tensors; `None` for `random`.
+    pub(crate) tensors: Option<Tensors>,
+}
+
+/// What became of the tensors of a file.
+#[derive(Debug, Serialize)]
+pub(crate) struct Tensors {
+    /// What the backbone's names begin with in the file.
+    pub(crate) prefix: String,
+    /// Torchvision's names of those loaded.
+    pub(crate) matched: Vec<String>,
+    /// Names the network has and the file lacks.
+    pub(crate) missing: Vec<String>,
+    /// Names in the file that are no part of a backbone.
+    pub(crate) left_over: Vec<String>,
 }
 
 /// Loads `--weights`: the folder of a run, which has its own recipe and whose newest checkpoint is
-/// taken; a safetensors file with torchvision's names; or `random`, the untrained network.
+/// taken; a file of weights that [`read_backbone`] knows; or `random`, the untrained network.
+///
+/// Without `--recipe` a file that lies in no run is taken with the paper's recipe, whose network is
+/// told from the file.
 pub(crate) fn load(
     weights: &str,
     recipe: Option<&str>,
@@ -30,6 +49,7 @@ pub(crate) fn load(
     seed: Option<u64>,
     device: &Device,
 ) -> Result<Loaded> {
+    const PAPER: &str = "imagenet-resnet50-jigsaw";
     let path = Path::new(weights);
     let (file, own_recipe) = if weights == "random" {
         (None, None)
@@ -40,40 +60,46 @@ pub(crate) fn load(
             .with_context(|| format!("{} has no checkpoint yet", path.display()))?;
         (Some(checkpoint.join(MODEL)), Some(run.config()))
     } else if path.is_file() {
-        (Some(safetensors_file(path)?), recipe_beside(path))
+        (Some(path.to_owned()), recipe_beside(path))
     } else {
         bail!("--weights {weights}: no such run or file; or is `random` meant?");
     };
-    let name = match (recipe, own_recipe) {
-        (Some(name), _) => name.to_owned(),
-        (None, Some(path)) => path.to_string_lossy().into_owned(),
+    let mut found = file.as_deref().map(read_backbone).transpose()?;
+    let own_recipe = own_recipe.map(|path| path.to_string_lossy().into_owned());
+    let mut recipe = match (recipe.map(str::to_owned).or(own_recipe), &found) {
+        (Some(name), _) => Recipe::load(&name, settings)?,
+        (None, Some(found)) => {
+            let mut all = network_settings(&found.config)?;
+            all.extend_from_slice(settings);
+            Recipe::load(PAPER, &all)?
+        }
         (None, None) => bail!("--weights {weights} needs --recipe, to know the network"),
     };
-    let mut recipe = Recipe::load(&name, settings)?;
     if let Some(seed) = seed {
         recipe.seed = seed;
     }
     let backbone = ResNet::new(&recipe.model, backbone_seed(&recipe), device)?;
-    if let Some(file) = &file {
-        load_backbone(&backbone, &load_state_dict(file)?)
-            .with_context(|| format!("loading {}", file.display()))?;
+    let mut tensors = None;
+    if let (Some(file), Some(found)) = (&file, &mut found) {
+        let reading = || format!("loading {}", file.display());
+        ensure_network(&recipe.model, &found.config).with_context(reading)?;
+        let report = load_whole(&backbone, &found.state).with_context(reading)?;
+        tensors = Some(Tensors {
+            prefix: std::mem::take(&mut found.prefix),
+            matched: report.matched,
+            missing: report.missing,
+            left_over: std::mem::take(&mut found.left_over),
+        });
+    }
+    if let (Some(file), Some(tensors)) = (&file, &tensors) {
+        eprintln!("{}: {}", file.display(), tensors.summary());
     }
     Ok(Loaded {
         backbone,
         recipe,
         origin: file.map_or("random".to_owned(), |file| file.display().to_string()),
+        tensors,
     })
-}
-
-fn safetensors_file(path: &Path) -> Result<PathBuf> {
-    match path.extension().and_then(|extension| extension.to_str()) {
-        Some("pth" | "pt") => bail!(
-            "{} is a PyTorch pickle, which cannot be read yet; convert it with \
-             safetensors.torch.save_file(torch.load(...))",
-            path.display()
-        ),
-        _ => Ok(path.to_owned()),
-    }
 }
 
 /// The recipe of the run that a checkpoint's file lies in: RUN/checkpoints/step-N/model.safetensors.
@@ -82,25 +108,101 @@ fn recipe_beside(file: &Path) -> Option<PathBuf> {
     config.is_file().then_some(config)
 }
 
-/// Fills the backbone from a state dict that may hold more (heads, a classifier) but never less.
+/// What `--set` would say to get this network.
+fn network_settings(config: &ModelConfig) -> Result<Vec<Setting>> {
+    let settings = [
+        format!("model.arch={}", config.arch),
+        format!("model.width={}", config.width),
+        format!("model.stem={}", config.stem),
+    ];
+    let parsed = settings.iter().map(|text| text.parse());
+    parsed
+        .collect::<Result<_, String>>()
+        .map_err(anyhow::Error::msg)
+}
+
+/// An error, with the way out, unless the file's network is the recipe's.
+fn ensure_network(recipe: &ModelConfig, file: &ModelConfig) -> Result<()> {
+    let same = (recipe.arch, recipe.width, recipe.stem) == (file.arch, file.width, file.stem);
+    ensure!(
+        same,
+        "these are weights of {}, but the recipe's network is {}; set those keys by --set, or leave \
+         --recipe out to have the network of the file",
+        file.network(),
+        recipe.network()
+    );
+    Ok(())
+}
+
+/// Fills a backbone from the state dict of a run's model, which holds heads as well.
 pub(crate) fn load_backbone(backbone: &ResNet, saved: &HashMap<String, Tensor>) -> Result<()> {
     let own: HashMap<String, Tensor> = saved
         .iter()
-        .filter(|(name, _)| !name.starts_with("head.") && !name.starts_with("fc."))
+        .filter(|(name, _)| !name.starts_with("head."))
         .map(|(name, tensor)| (name.clone(), tensor.clone()))
         .collect();
-    let report = backbone.load(&own)?;
-    if let Some(name) = report.missing.first() {
+    load_whole(backbone, &own).map(drop)
+}
+
+/// Fills a backbone from a state dict that must have all its tensors and no other. Counts of batches
+/// may be missing, which PyTorch has kept since 0.4.1 and evaluations do not use.
+fn load_whole(backbone: &ResNet, state: &HashMap<String, Tensor>) -> Result<LoadReport> {
+    let report = backbone.load(state)?;
+    let is_count = |name: &&String| name.ends_with(".num_batches_tracked");
+    let missing: Vec<_> = report
+        .missing
+        .iter()
+        .filter(|name| !is_count(name))
+        .collect();
+    if let Some(name) = missing.first() {
         bail!(
-            "{} of the network's tensors are not in it, {name} the first; does model.arch fit?",
-            report.missing.len()
+            "{} of the network's tensors are not in it, {name} the first",
+            missing.len()
         );
     }
     if let Some(name) = report.unexpected.first() {
         bail!(
-            "{} of its tensors do not belong to the network, {name} the first; does model.arch fit?",
+            "{} of its tensors do not belong to the network, {name} the first",
             report.unexpected.len()
         );
     }
-    Ok(())
+    Ok(report)
+}
+
+impl Tensors {
+    /// One line: what was taken, and by their first parts what was not.
+    fn summary(&self) -> String {
+        let mut text = format!("{} tensors of the backbone", self.matched.len());
+        if !self.prefix.is_empty() {
+            text += &format!(" under {}", self.prefix);
+        }
+        if !self.missing.is_empty() {
+            text += &format!("; {} counts of batches missing", self.missing.len());
+        }
+        if self.left_over.is_empty() {
+            return text;
+        }
+        let mut groups = BTreeMap::<&str, usize>::new();
+        for name in &self.left_over {
+            // All but the tensor's own name, and no more than five parts of it.
+            let group = name
+                .rsplit_once('.')
+                .map_or(name.as_str(), |(group, _)| group);
+            let end = group
+                .match_indices('.')
+                .nth(4)
+                .map_or(group.len(), |(at, _)| at);
+            *groups.entry(&group[..end]).or_default() += 1;
+        }
+        const SHOWN: usize = 8;
+        let mut shown: Vec<String> = groups
+            .iter()
+            .take(SHOWN)
+            .map(|(group, count)| format!("{group} ({count})"))
+            .collect();
+        if groups.len() > SHOWN {
+            shown.push(format!("{} more", groups.len() - SHOWN));
+        }
+        text + &format!("; left over: {}", shown.join(", "))
+    }
 }

@@ -1,5 +1,7 @@
 //! The `[model]` table of a recipe.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 use crate::error::{ModelError, Result};
@@ -16,6 +18,17 @@ pub enum Arch {
     Resnet50,
     /// Bottlenecks, 3-4-23-3.
     Resnet101,
+}
+
+impl fmt::Display for Arch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Resnet18 => "resnet18",
+            Self::Resnet34 => "resnet34",
+            Self::Resnet50 => "resnet50",
+            Self::Resnet101 => "resnet101",
+        })
+    }
 }
 
 impl Arch {
@@ -42,6 +55,15 @@ pub enum Stem {
     Imagenet,
     /// 3x3 convolution of stride 1 and no pool, for images of some tens of pixels.
     Small,
+}
+
+impl fmt::Display for Stem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Imagenet => "imagenet",
+            Self::Small => "small",
+        })
+    }
 }
 
 /// How features become embeddings.
@@ -94,6 +116,14 @@ impl Default for ModelConfig {
 }
 
 impl ModelConfig {
+    /// The network in words, as its recipe keys.
+    pub fn network(&self) -> String {
+        let Self {
+            arch, width, stem, ..
+        } = self;
+        format!("model.arch = {arch}, model.width = {width}, model.stem = {stem}")
+    }
+
     /// Channels of the stem.
     ///
     /// # Errors

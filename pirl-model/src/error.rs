@@ -76,6 +76,25 @@ pub enum ModelError {
         /// The cause.
         reason: String,
     },
+    /// A file is not what `torch.save` writes of a state dict.
+    #[error(
+        "{path}: {reason}; if you trust the file, load it in Python and save its state dict with \
+         safetensors.torch.save_file"
+    )]
+    Pth {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        reason: String,
+    },
+    /// A file of weights does not hold one backbone of this crate's.
+    #[error("{path}: {reason}")]
+    NoBackbone {
+        /// The file.
+        path: PathBuf,
+        /// What it holds instead.
+        reason: String,
+    },
     /// An error of Candle.
     #[error(transparent)]
     Candle(#[from] candle_core::Error),

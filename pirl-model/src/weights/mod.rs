@@ -1,5 +1,9 @@
 //! State dicts: weights in and out, under torchvision's names.
 
+mod names;
+mod pickle;
+mod pth;
+
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::{self, File};
 use std::io::Write;
@@ -8,8 +12,11 @@ use std::path::Path;
 use candle_core::{DType, Device, Tensor};
 use safetensors::tensor::{Dtype, TensorView};
 
+use crate::config::ModelConfig;
 use crate::error::{ModelError, Result};
 use crate::params::{Buffers, ParamSet};
+use names::Shapes;
+use pth::Pth;
 
 /// What became of the entries of a state dict.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -190,25 +197,117 @@ pub(crate) fn load_into(
 
 /// Which ResNet a state dict looks like, as the end of an error message; empty if it is none.
 fn describe(state: &HashMap<String, Tensor>) -> String {
-    let blocks = |stage: usize| {
-        (0..)
-            .take_while(|b| state.contains_key(&format!("layer{stage}.{b}.conv1.weight")))
-            .count()
+    let shapes = shapes(state);
+    let looks_like = |config: ModelConfig| format!("; the file looks like {}", config.network());
+    names::infer(&shapes).map_or_else(|_| String::new(), looks_like)
+}
+
+fn shapes(state: &HashMap<String, Tensor>) -> Shapes {
+    let shape = |(name, tensor): (&String, &Tensor)| (name.clone(), tensor.dims().to_vec());
+    state.iter().map(shape).collect()
+}
+
+/// The backbone found in a file of weights, by [`read_backbone`].
+#[derive(Debug)]
+pub struct BackboneWeights {
+    /// Its tensors, under torchvision's names.
+    pub state: HashMap<String, Tensor>,
+    /// The network they are of: its `arch`, `width` and `stem`; the rest is the default.
+    pub config: ModelConfig,
+    /// What their names begin with in the file; empty, or ending in a dot.
+    pub prefix: String,
+    /// The file's other tensors: heads, a classifier, a memory bank, an optimiser's state.
+    pub left_over: Vec<String>,
+}
+
+/// Finds a ResNet in a file of weights and reads it, on the CPU.
+///
+/// The file is safetensors, or (by its ending `.pth`, `.pt`, `.pth.tar`, `.ckpt`, `.torch` or `.bin`)
+/// what `torch.save` wrote of a state dict, however deep in other dictionaries: the names of tensors
+/// are then the keys on the way to them, joined by dots. The backbone is where names end in
+/// torchvision's (or timm's, which are the same), whatever they begin with: VISSL's
+/// `classy_state_dict.base_model.model.trunk._feature_blocks.`, PyContrast's `model.module.encoder.`,
+/// MoCo's `state_dict.module.encoder_q.`, `module.` of `DataParallel`; or in detectron2's
+/// (`stem.conv1.weight`, `res2.0.conv1.weight`, ...). A momentum encoder beside it is passed over.
+///
+/// Nothing in a file is ever run: a pickle that names a function or class which is no part of a state
+/// dict is refused.
+///
+/// # Errors
+/// [`ModelError::Io`], [`ModelError::Format`] or [`ModelError::Pth`] for a file that cannot be read;
+/// [`ModelError::NoBackbone`] if it holds none, several, or a network that this crate does not have.
+pub fn read_backbone(path: &Path) -> Result<BackboneWeights> {
+    let no_backbone = |reason: String| ModelError::NoBackbone {
+        path: path.to_owned(),
+        reason,
     };
-    let bottleneck = state.contains_key("layer1.0.conv3.weight");
-    let arch = match ([1, 2, 3, 4].map(blocks), bottleneck) {
-        ([2, 2, 2, 2], false) => "resnet18",
-        ([3, 4, 6, 3], false) => "resnet34",
-        ([3, 4, 6, 3], true) => "resnet50",
-        ([3, 4, 23, 3], true) => "resnet101",
-        _ => return String::new(),
-    };
-    let (width, stem) = match state.get("conv1.weight").map(Tensor::dims) {
-        Some(&[channels, _, kernel, _]) => (
-            channels as f64 / 64.0,
-            if kernel == 7 { "imagenet" } else { "small" },
-        ),
-        _ => return format!("; the file looks like a {arch}"),
-    };
-    format!("; the file looks like model.arch = {arch}, model.width = {width}, model.stem = {stem}")
+    let file = WeightsFile::open(path)?;
+    let all = file.shapes();
+    let place = names::find(&all).map_err(no_backbone)?;
+    let (mut own, mut left_over) = (BTreeMap::new(), Vec::new());
+    for (name, shape) in all {
+        match place.torchvision_name(&name) {
+            Some(torchvision) => drop(own.insert(torchvision, (name, shape))),
+            None => left_over.push(name),
+        }
+    }
+    let shapes = own
+        .iter()
+        .map(|(name, (_, shape))| (name.clone(), shape.clone()));
+    let config = names::infer(&shapes.collect()).map_err(no_backbone)?;
+    let mut tensors = file.read(own.values().map(|(name, _)| name.as_str()))?;
+    let state = own
+        .into_iter()
+        .filter_map(|(torchvision, (name, _))| Some((torchvision, tensors.remove(&name)?)))
+        .collect();
+    Ok(BackboneWeights {
+        state,
+        config,
+        prefix: place.prefix,
+        left_over,
+    })
+}
+
+/// The tensors of a backbone under detectron2's names, as its `R-50.pkl` has them (`stem.conv1.weight`,
+/// `stem.conv1.norm.weight`, `res2.0.conv1.weight`, `res2.0.shortcut.weight`, up to `res5`), from
+/// torchvision's. Tensors of no backbone are left out.
+pub fn detectron2_names(state: HashMap<String, Tensor>) -> HashMap<String, Tensor> {
+    let renamed = |(name, tensor): (String, Tensor)| Some((names::to_detectron2(&name)?, tensor));
+    state.into_iter().filter_map(renamed).collect()
+}
+
+/// A file of weights, whose names and shapes are known before its numbers are read.
+enum WeightsFile {
+    Safetensors(HashMap<String, Tensor>),
+    Pth(Pth),
+}
+
+impl WeightsFile {
+    fn open(path: &Path) -> Result<Self> {
+        const PYTORCH: [&str; 6] = ["pth", "pt", "tar", "ckpt", "torch", "bin"];
+        let ending = path.extension().and_then(|ending| ending.to_str());
+        Ok(match ending {
+            Some(ending) if PYTORCH.contains(&ending) => Self::Pth(Pth::open(path)?),
+            _ => Self::Safetensors(load_state_dict(path)?),
+        })
+    }
+
+    fn shapes(&self) -> Shapes {
+        match self {
+            Self::Safetensors(state) => shapes(state),
+            Self::Pth(pth) => {
+                let shape = |(name, shape): (&str, &[usize])| (name.to_owned(), shape.to_vec());
+                pth.shapes().map(shape).collect()
+            }
+        }
+    }
+
+    fn read<'a>(&self, names: impl Iterator<Item = &'a str>) -> Result<HashMap<String, Tensor>> {
+        match self {
+            Self::Safetensors(state) => Ok(names
+                .filter_map(|name| Some((name.to_owned(), state.get(name)?.clone())))
+                .collect()),
+            Self::Pth(pth) => pth.read(names),
+        }
+    }
 }

@@ -1,0 +1,320 @@
+//! What tensors are called: where in a file a backbone lies, which network it is, and detectron2's
+//! names for it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::config::{Arch, ModelConfig, Stem};
+
+/// Names and shapes of a state dict.
+pub(super) type Shapes = BTreeMap<String, Vec<usize>>;
+
+/// Where the tensors of a backbone lie among others.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    /// What their names begin with; empty, or ending in a dot.
+    pub(super) prefix: String,
+    /// Whether they are detectron2's.
+    pub(super) detectron2: bool,
+}
+
+impl Place {
+    /// Torchvision's name of the tensor `name`, if it is one of this backbone.
+    pub(super) fn torchvision_name(&self, name: &str) -> Option<String> {
+        let name = name.strip_prefix(&self.prefix)?;
+        let name = match self.detectron2 {
+            true => from_detectron2(name)?,
+            false => name.to_owned(),
+        };
+        is_of_backbone(&name).then_some(name)
+    }
+}
+
+/// Parts of names of networks that follow another's weights, of which files hold a copy: MoCo's and
+/// PyContrast's key encoders, and others' teachers.
+const FOLLOWERS: [&str; 5] = ["encoder_k", "model_ema", "momentum", "teacher", "target"];
+
+/// Finds the one backbone in a file, whatever its names begin with. An error says, as the end of a
+/// message, what was found instead.
+pub(super) fn find(names: &Shapes) -> Result<Place, String> {
+    let ending = |end: &str| -> BTreeSet<String> {
+        let prefix = |name: &String| name.strip_suffix(end).map(str::to_owned);
+        let prefixes = names.keys().filter_map(prefix);
+        prefixes
+            .filter(|p| p.is_empty() || p.ends_with('.'))
+            .collect()
+    };
+    let torchvision = ending("layer1.0.conv1.weight");
+    let detectron2 = ending("res2.0.conv1.weight");
+    let all = torchvision
+        .into_iter()
+        .map(|prefix| (prefix, false))
+        .chain(detectron2.into_iter().map(|prefix| (prefix, true)));
+    let mut places: Vec<_> = all
+        .map(|(prefix, detectron2)| Place { prefix, detectron2 })
+        .collect();
+    if places.len() > 1 {
+        let leads = |place: &Place| !FOLLOWERS.iter().any(|part| place.prefix.contains(part));
+        if places.iter().any(leads) {
+            places.retain(leads);
+        }
+    }
+    match places.pop() {
+        Some(place) if places.is_empty() => Ok(place),
+        None => {
+            let some: Vec<&str> = names.keys().take(3).map(String::as_str).collect();
+            Err(format!(
+                "no ResNet is in it: none of its {} tensors ({}, ...) has a name that ends in \
+                 layer1.0.conv1.weight",
+                names.len(),
+                some.join(", ")
+            ))
+        }
+        Some(last) => {
+            places.push(last);
+            let prefixes: Vec<_> = places.iter().map(|place| place.prefix.as_str()).collect();
+            Err(format!(
+                "several ResNets are in it, under {}; save the one that is meant in a file of its \
+                 own",
+                prefixes.join(", ")
+            ))
+        }
+    }
+}
+
+fn is_of_backbone(name: &str) -> bool {
+    let part = name.split('.').next().unwrap_or_default();
+    ["conv1", "bn1", "layer1", "layer2", "layer3", "layer4"].contains(&part)
+}
+
+/// The network whose state dict has these names and shapes, as far as they tell. An error says, as
+/// the end of a message, what none of this crate's networks has.
+pub(super) fn infer(state: &Shapes) -> Result<ModelConfig, String> {
+    let shape = |name: &str| state.get(name).map(Vec::as_slice);
+    let blocks = [1, 2, 3, 4].map(|stage| {
+        (0..)
+            .take_while(|b| shape(&format!("layer{stage}.{b}.conv1.weight")).is_some())
+            .count()
+    });
+    let bottleneck = shape("layer1.0.conv3.weight").is_some();
+    let archs = [
+        Arch::Resnet18,
+        Arch::Resnet34,
+        Arch::Resnet50,
+        Arch::Resnet101,
+    ];
+    let arch = archs
+        .into_iter()
+        .find(|arch| arch.blocks() == blocks && arch.bottleneck() == bottleneck)
+        .ok_or_else(|| {
+            let kind = if bottleneck { "bottleneck" } else { "basic" };
+            format!("a ResNet with {blocks:?} {kind} blocks is none of resnet18, 34, 50 and 101")
+        })?;
+    let (channels, stem) = match shape("conv1.weight") {
+        Some(&[channels, 3, 7, 7]) => (channels, Stem::Imagenet),
+        Some(&[channels, 3, 3, 3]) => (channels, Stem::Small),
+        Some(other) => {
+            return Err(format!(
+                "conv1.weight has shape {other:?}, but a stem has 3 input channels and a kernel of \
+                 7x7 or 3x3"
+            ));
+        }
+        None => {
+            return Err(
+                "it has no conv1.weight: a deep stem (ResNet-C, -D) is not supported".to_owned(),
+            );
+        }
+    };
+    let config = ModelConfig {
+        arch,
+        width: channels as f64 / 64.0,
+        stem,
+        ..ModelConfig::default()
+    };
+    config.stem_channels().map_err(|error| error.to_string())?;
+    match shape("layer1.0.conv1.weight") {
+        Some(&[planes, ..]) if planes != channels => Err(format!(
+            "layer1.0.conv1.weight has {planes} output channels behind a stem of {channels}: wide \
+             and grouped ResNets (wide_resnet, resnext) are not supported"
+        )),
+        _ => Ok(config),
+    }
+}
+
+/// Detectron2's name of a tensor of a backbone, as its R-50.pkl has it: `stem.conv1.weight`,
+/// `res2.0.conv1.norm.running_var`, `res2.0.shortcut.weight`. `None`: it is no part of one.
+pub(super) fn to_detectron2(name: &str) -> Option<String> {
+    let parts: Vec<&str> = name.split('.').collect();
+    Some(match parts[..] {
+        ["conv1", field] => format!("stem.conv1.{field}"),
+        ["bn1", field] => format!("stem.conv1.norm.{field}"),
+        [layer, block, ref unit @ .., field] => {
+            let stage: usize = layer.strip_prefix("layer")?.parse().ok()?;
+            let unit = match unit {
+                ["downsample", "0"] => "shortcut".to_owned(),
+                ["downsample", "1"] => "shortcut.norm".to_owned(),
+                [unit] => match unit.strip_prefix("bn") {
+                    Some(number) => format!("conv{number}.norm"),
+                    None => (*unit).to_owned(),
+                },
+                _ => return None,
+            };
+            format!("res{}.{block}.{unit}.{field}", stage + 1)
+        }
+        _ => return None,
+    })
+}
+
+fn from_detectron2(name: &str) -> Option<String> {
+    let parts: Vec<&str> = name.split('.').collect();
+    Some(match parts[..] {
+        ["stem", "conv1", "norm", field] => format!("bn1.{field}"),
+        ["stem", "conv1", field] => format!("conv1.{field}"),
+        [res, block, unit, ref rest @ .., field] => {
+            let stage: usize = res.strip_prefix("res")?.parse().ok()?;
+            let unit = match (unit, rest) {
+                ("shortcut", []) => "downsample.0".to_owned(),
+                ("shortcut", ["norm"]) => "downsample.1".to_owned(),
+                (unit, []) => unit.to_owned(),
+                (unit, ["norm"]) => format!("bn{}", unit.strip_prefix("conv")?),
+                _ => return None,
+            };
+            format!("layer{}.{block}.{unit}.{field}", stage.checked_sub(1)?)
+        }
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+    use crate::resnet::{Backbone, ResNet};
+    use crate::weights::state_dict;
+
+    fn shapes(config: &ModelConfig) -> Shapes {
+        let network = ResNet::new(config, 0, &Device::Cpu).unwrap();
+        let state = state_dict(&[("", network.parameters(), network.buffers())]).unwrap();
+        let shape = |(name, tensor): (String, candle_core::Tensor)| (name, tensor.dims().to_vec());
+        state.into_iter().map(shape).collect()
+    }
+
+    fn under(shapes: &Shapes, prefix: &str) -> Shapes {
+        let renamed =
+            |(name, shape): (&String, &Vec<usize>)| (format!("{prefix}{name}"), shape.clone());
+        shapes.iter().map(renamed).collect()
+    }
+
+    #[test]
+    fn a_network_is_told_from_its_shapes() {
+        for arch in [
+            Arch::Resnet18,
+            Arch::Resnet34,
+            Arch::Resnet50,
+            Arch::Resnet101,
+        ] {
+            for (width, stem) in [(0.25, Stem::Small), (0.5, Stem::Imagenet)] {
+                let config = ModelConfig {
+                    arch,
+                    width,
+                    stem,
+                    ..ModelConfig::default()
+                };
+                assert_eq!(infer(&shapes(&config)).unwrap(), config);
+            }
+        }
+    }
+
+    #[test]
+    fn other_networks_are_refused_by_what_they_have() {
+        let quarter = ModelConfig {
+            width: 0.25,
+            ..ModelConfig::default()
+        };
+        let whole = shapes(&quarter);
+        let refused = |change: &dyn Fn(&mut Shapes)| {
+            let mut changed = whole.clone();
+            change(&mut changed);
+            infer(&changed).unwrap_err()
+        };
+        let deep = refused(&|s| drop(s.remove("conv1.weight")));
+        assert!(deep.contains("deep stem"), "{deep}");
+        let short = refused(&|s| drop(s.remove("layer3.5.conv1.weight")));
+        assert!(short.contains("[3, 4, 5, 3]"), "{short}");
+        let wide = refused(&|s| drop(s.insert("layer1.0.conv1.weight".into(), vec![32, 16, 1, 1])));
+        assert!(
+            wide.contains("wide_resnet") && wide.contains("32"),
+            "{wide}"
+        );
+        let odd = refused(&|s| drop(s.insert("conv1.weight".into(), vec![16, 1, 7, 7])));
+        assert!(odd.contains("[16, 1, 7, 7]"), "{odd}");
+    }
+
+    #[test]
+    fn prefixes_are_found_and_followers_passed_over() {
+        let own = shapes(&ModelConfig {
+            arch: Arch::Resnet18,
+            width: 0.25,
+            ..ModelConfig::default()
+        });
+        let found = |prefixes: &[&str]| {
+            let all = prefixes.iter().flat_map(|prefix| under(&own, prefix));
+            find(&all.collect())
+        };
+        for prefix in [
+            "",
+            "module.",
+            "classy_state_dict.base_model.model.trunk._feature_blocks.",
+            "model.module.encoder.",
+        ] {
+            assert_eq!(found(&[prefix]).unwrap().prefix, prefix);
+        }
+        let moco = found(&[
+            "state_dict.module.encoder_q.",
+            "state_dict.module.encoder_k.",
+        ]);
+        assert_eq!(moco.unwrap().prefix, "state_dict.module.encoder_q.");
+        let alone = found(&["module.encoder_k."]);
+        assert_eq!(alone.unwrap().prefix, "module.encoder_k.");
+        let two = found(&["a.", "b."]).unwrap_err();
+        assert!(two.contains("a., b."), "{two}");
+        let none = find(&Shapes::from([("x.weight".to_owned(), vec![1])])).unwrap_err();
+        assert!(none.contains("x.weight"), "{none}");
+    }
+
+    #[test]
+    fn detectron2s_names_go_there_and_back() {
+        for (torchvision, detectron2) in [
+            ("conv1.weight", "stem.conv1.weight"),
+            ("bn1.running_var", "stem.conv1.norm.running_var"),
+            ("layer1.0.downsample.0.weight", "res2.0.shortcut.weight"),
+            ("layer1.0.downsample.1.bias", "res2.0.shortcut.norm.bias"),
+            ("layer4.2.conv3.weight", "res5.2.conv3.weight"),
+            (
+                "layer3.5.bn2.num_batches_tracked",
+                "res4.5.conv2.norm.num_batches_tracked",
+            ),
+        ] {
+            assert_eq!(to_detectron2(torchvision).unwrap(), detectron2);
+            assert_eq!(from_detectron2(detectron2).unwrap(), torchvision);
+        }
+        for name in shapes(&ModelConfig::default()).keys() {
+            let there = to_detectron2(name).unwrap();
+            assert_eq!(&from_detectron2(&there).unwrap(), name);
+        }
+        for other in [
+            "fc.weight",
+            "fc1000.weight",
+            "res0.0.conv1.weight",
+            "res2",
+            "stem",
+            "",
+        ] {
+            let place = Place {
+                prefix: String::new(),
+                detectron2: true,
+            };
+            assert_eq!(place.torchvision_name(other), None, "{other}");
+        }
+    }
+}
