@@ -35,7 +35,7 @@ pub(crate) enum Command {
 pub(crate) enum DataCommand {
     /// Put a public data set's files into a folder
     Fetch(FetchArgs),
-    /// Pack images into safetensors shards
+    /// Pack images into safetensors shards; run again, it goes on where it was interrupted
     Pack(PackArgs),
     /// Describe a pack
     Inspect(InspectArgs),
@@ -79,6 +79,9 @@ pub(crate) struct PackArgs {
     /// Shrink images whose shorter side is longer than this many pixels
     #[arg(long, value_name = "PIXELS", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) resize_shorter: Option<u32>,
+    /// Encode every JPEG again with this quality; without it, only those that shrink are, with 95
+    #[arg(long, value_name = "1..100", value_parser = clap::value_parser!(u8).range(1..=100))]
+    pub(crate) quality: Option<u8>,
     /// Begin a new shard before this many MiB
     #[arg(long, value_name = "MIB", default_value_t = 1024, value_parser = clap::value_parser!(u64).range(1..=1 << 40))]
     pub(crate) shard_mib: u64,

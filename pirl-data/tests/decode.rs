@@ -15,6 +15,7 @@ fn decode(bytes: Vec<u8>, encoding: Encoding) -> Result<Image, String> {
         samples: vec![(bytes, encoding, None)],
         class_names: Vec::new(),
         objects: None,
+        first: 0,
     };
     let options = PackOptions {
         strict: true,

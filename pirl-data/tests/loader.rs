@@ -28,6 +28,7 @@ fn samples(encode: fn(&Image) -> Vec<u8>, encoding: Encoding) -> Samples {
         samples: (0..IMAGES).map(sample).collect(),
         class_names: ["a", "b", "c"].map(String::from).to_vec(),
         objects: None,
+        first: 0,
     }
 }
 

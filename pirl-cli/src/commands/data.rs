@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use pirl_data::{
-    Cifar, Idx, ImageFolder, List, Pack, PackOptions, PackReport, Source, Split, Voc,
+    Cifar, DataError, Idx, ImageFolder, List, Pack, PackOptions, PackReport, Source, Split, Voc,
     fetch_fashion_mnist,
 };
 use serde_json::json;
@@ -33,18 +33,25 @@ pub(crate) fn pack(args: &PackArgs) -> Result<()> {
     let options = PackOptions {
         shard_bytes: args.shard_mib << 20,
         resize_shorter: args.resize_shorter,
+        quality: args.quality,
         strict: args.strict,
         stop: Some(interrupt.flag()),
     };
-    let mut progress = Progress::new("packing", "images", source.len() as u64, 0);
-    let packed = pirl_data::pack(&*source, &args.output, &options, &mut |done, _| {
-        progress.at(done as u64, String::new);
+    // Made when it is known how much an interrupted run has done.
+    let mut progress = None;
+    let packed = pirl_data::pack(&*source, &args.output, &options, &mut |done, total| {
+        progress
+            .get_or_insert_with(|| Progress::new("packing", "images", total as u64, done as u64))
+            .at(done as u64, String::new);
     });
-    progress.finish();
+    if let Some(progress) = progress {
+        progress.finish();
+    }
     let report = match packed {
-        Err(_) if interrupt.seen() => {
+        Err(DataError::Stopped { done, total, .. }) if interrupt.seen() => {
             bail!(Interrupted(format!(
-                "nothing was written to {}; run the same command again",
+                "after {done} of {total} images; run the same command again to go on after the \
+                 last complete shard of {}",
                 args.output.display()
             )));
         }
@@ -57,6 +64,7 @@ pub(crate) fn pack(args: &PackArgs) -> Result<()> {
         return print_json(&json!({
             "output": args.output,
             "packed": report.packed,
+            "resumed": report.resumed,
             "skipped": report.skipped.iter()
                 .map(|skipped| json!({ "name": skipped.name, "reason": skipped.reason }))
                 .collect::<Vec<_>>(),
@@ -74,13 +82,17 @@ fn summary(report: &PackReport) -> String {
         0 => String::new(),
         count => format!(", {count} broken ones skipped (named above)"),
     };
+    let resumed = match report.resumed {
+        0 => String::new(),
+        count => format!(", {count} of them dealt with before an interruption"),
+    };
     let shards: Vec<String> = report
         .shards
         .iter()
         .map(|path| format!("  {}", path.display()))
         .collect();
     format!(
-        "{} images packed{skipped}, {}, {}\n{}",
+        "{} images packed{resumed}{skipped}, {}, {}\n{}",
         report.packed,
         report.encoding,
         mebibytes(report.bytes),

@@ -1,13 +1,18 @@
 //! The packed format: a data set as one file, or a few, that is memory-mapped and never unpacked.
 
+mod open_shard;
+mod options;
+mod partial;
 mod prepare;
 mod reader;
+mod run;
 mod schema;
 mod shard;
 mod writer;
 
+pub use options::{PackOptions, PackReport, Skipped};
 pub use reader::Pack;
-pub use writer::{PackOptions, PackReport, Skipped, pack};
+pub use run::pack;
 
 /// Temporary files are made for their owner alone; what they are renamed to is for everyone the
 /// folder lets in.

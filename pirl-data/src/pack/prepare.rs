@@ -9,6 +9,9 @@ use crate::objects::within;
 use crate::transform::{Crop, Resizer, resize};
 use crate::{DataError, Encoding, Image, Objects, RawSample, Source};
 
+/// Quality of JPEGs encoded again where none is asked for, as ImageNet copies of 256 pixels have.
+const JPEG_QUALITY: u8 = 95;
+
 /// A sample as it will be packed, and which of its objects will not.
 pub(super) struct Prepared<'a> {
     pub(super) sample: RawSample<'a>,
@@ -27,23 +30,30 @@ pub(super) fn prepare<'a>(
         reason,
     };
     let image = crate::decode::decode(&sample.bytes, sample.encoding).map_err(decode_error)?;
-    let mut size = (image.width, image.height);
-    if let Some(target) = options.resize_shorter {
-        if let Encoding::Raw { .. } = sample.encoding {
-            return Err(DataError::Setting {
-                key: "resize_shorter",
-                reason: "this source has images of one size, which are packed as they are"
-                    .to_owned(),
-            });
-        }
-        let shorter = image.width.min(image.height);
-        if shorter > target as usize {
-            let resized = shrink(&image, target as usize, shorter).map_err(decode_error)?;
-            let bytes = encode(&resized, sample.encoding).map_err(decode_error)?;
-            sample.bytes = Cow::Owned(bytes);
-            size = (resized.width, resized.height);
-        }
+    if let Encoding::Raw { .. } = sample.encoding
+        && (options.resize_shorter.is_some() || options.quality.is_some())
+    {
+        return Err(DataError::Setting {
+            key: "resize_shorter, quality",
+            reason: "this source has raw images of one size, which are packed as they are"
+                .to_owned(),
+        });
     }
+    let shorter = image.width.min(image.height);
+    let small = match options.resize_shorter {
+        Some(target) if shorter > target as usize => {
+            Some(shrink(&image, target as usize, shorter).map_err(decode_error)?)
+        }
+        _ => None,
+    };
+    let again = options.quality.is_some() && sample.encoding == Encoding::Jpeg;
+    if small.is_some() || again {
+        let quality = options.quality.unwrap_or(JPEG_QUALITY);
+        let image = small.as_ref().unwrap_or(&image);
+        let bytes = encode(image, sample.encoding, quality).map_err(decode_error)?;
+        sample.bytes = Cow::Owned(bytes);
+    }
+    let size = small.map_or((image.width, image.height), |s| (s.width, s.height));
     let mut left_out = Vec::new();
     if let Some(objects) = &mut sample.objects {
         if objects.labels.len() != objects.len() || objects.difficult.len() != objects.len() {
@@ -110,10 +120,7 @@ fn shrink(image: &Image, target: usize, shorter: usize) -> Result<Image, String>
     Ok(small)
 }
 
-/// Quality of JPEGs encoded again after resizing, as ImageNet copies of 256 pixels usually have.
-const JPEG_QUALITY: u8 = 95;
-
-fn encode(image: &Image, encoding: Encoding) -> Result<Vec<u8>, String> {
+fn encode(image: &Image, encoding: Encoding, quality: u8) -> Result<Vec<u8>, String> {
     let mut bytes = Vec::new();
     let (width, height) = (image.width as u32, image.height as u32);
     let color = image::ExtendedColorType::Rgb8;
@@ -124,8 +131,12 @@ fn encode(image: &Image, encoding: Encoding) -> Result<Vec<u8>, String> {
             height,
             color,
         ),
-        _ => image::codecs::jpeg::JpegEncoder::new_with_quality(&mut bytes, JPEG_QUALITY)
-            .write_image(&image.pixels, width, height, color),
+        _ => image::codecs::jpeg::JpegEncoder::new_with_quality(&mut bytes, quality).write_image(
+            &image.pixels,
+            width,
+            height,
+            color,
+        ),
     }
     .map_err(|error| error.to_string())?;
     Ok(bytes)

@@ -8,7 +8,7 @@ use memmap2::Mmap;
 use safetensors::tensor::Metadata;
 use safetensors::{Dtype, SafeTensors};
 
-use super::schema::{self, Description};
+use super::schema::{self, Description, Extent};
 use crate::objects::is_box;
 use crate::{DataError, Encoding, Objects};
 
@@ -111,6 +111,15 @@ impl Shard {
 
     pub(super) fn samples(&self) -> usize {
         self.samples
+    }
+
+    pub(super) fn extent(&self) -> Extent {
+        Extent {
+            bytes: self.bytes.len() as u64,
+            samples: self.samples as u64,
+            labelled: self.labels.is_some(),
+            objects: self.objects.as_ref().map(|o| o.difficult.len() as u64),
+        }
     }
 
     pub(super) fn sample(&self, index: usize) -> Option<&[u8]> {

@@ -1,156 +1,15 @@
 use std::fs;
-use std::io::{BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
-use rayon::prelude::*;
-use tempfile::NamedTempFile;
-
-use super::prepare::prepare;
+use super::open_shard::{OpenShard, write_header};
+use super::partial::{Partial, State};
 use super::schema::{self, Description, Extent, Fingerprint};
-use crate::{DataError, Encoding, Objects, RawSample, Source};
+use super::shard::Shard;
+use super::{PackOptions, PackReport, Skipped};
+use crate::{DataError, Encoding, RawSample, Source};
 
-/// Samples a thread holds at once while packing.
-const SAMPLES_PER_THREAD: usize = 8;
-
-/// How [`pack`] writes.
-#[derive(Clone, Debug)]
-pub struct PackOptions {
-    /// A shard is closed before its samples exceed this many bytes; default 1 GiB. A sample larger
-    /// than that has a shard to itself.
-    pub shard_bytes: u64,
-    /// Shrink images whose shorter side exceeds this many pixels, antialiased, and encode them
-    /// again (JPEG quality 95, PNG lossless); default `None`: bytes are kept as they are.
-    pub resize_shorter: Option<u32>,
-    /// Fail at the first image that does not decode, or object whose annotation is broken, rather
-    /// than skip it; default false.
-    pub strict: bool,
-    /// Give up, leaving nothing behind, soon after this becomes true; default `None`.
-    pub stop: Option<Arc<AtomicBool>>,
-}
-
-impl Default for PackOptions {
-    fn default() -> Self {
-        Self {
-            shard_bytes: 1 << 30,
-            resize_shorter: None,
-            strict: false,
-            stop: None,
-        }
-    }
-}
-
-/// What [`pack`] wrote and what it left out.
-#[derive(Clone, Debug)]
-pub struct PackReport {
-    /// Images packed.
-    pub packed: usize,
-    /// What was left out: first what the source has left out, then images that do not decode and
-    /// objects whose boxes do not fit their image, in the order of the source.
-    pub skipped: Vec<Skipped>,
-    /// The files written, in order.
-    pub shards: Vec<PathBuf>,
-    /// Bytes of all files together.
-    pub bytes: u64,
-    /// How samples are encoded.
-    pub encoding: Encoding,
-    /// The content fingerprint, 32 hexadecimal digits.
-    pub fingerprint: String,
-}
-
-/// An image, or an object in one, that was left out.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Skipped {
-    /// Its name in the source.
-    pub name: String,
-    /// What is wrong with it.
-    pub reason: String,
-}
-
-/// Packs every image of `source` that decodes into `output`, a name with or without `.safetensors`.
-///
-/// `progress` is called with samples done and samples in all. Every image is decoded once, on all
-/// threads, to be sure that training will not meet a broken one. Memory is bounded by a few samples
-/// a thread, whatever the size of the set. A pack already at `output` is replaced, and only when
-/// the new one is complete and on the disk.
-///
-/// # Errors
-/// [`DataError::Empty`] when no image is left to pack; [`DataError::Decode`] and
-/// [`DataError::Annotation`] with `strict`, the latter also when the lists of [`Objects`] differ in
-/// length;
-/// [`DataError::Io`] when reading or writing fails; [`DataError::Shards`] when samples cannot stand
-/// in one pack; [`DataError::Setting`]; [`DataError::Stopped`]. Nothing is left at `output` then,
-/// or what was there before.
-pub fn pack(
-    source: &dyn Source,
-    output: &Path,
-    options: &PackOptions,
-    progress: &mut dyn FnMut(usize, usize),
-) -> Result<PackReport, DataError> {
-    if options.shard_bytes == 0 || options.resize_shorter == Some(0) {
-        return Err(DataError::Setting {
-            key: "shard_bytes, resize_shorter",
-            reason: "must be at least 1".to_owned(),
-        });
-    }
-    if output.file_name().is_none() {
-        return Err(DataError::Setting {
-            key: "output",
-            reason: format!("{} does not name a file", output.display()),
-        });
-    }
-    let mut writer = Writer::new(source, output, options.shard_bytes)?;
-    let mut skipped = source.skipped().to_vec();
-    refuse(options, &skipped)?;
-    let total = source.len();
-    let chunk = SAMPLES_PER_THREAD * rayon::current_num_threads();
-    for start in (0..total).step_by(chunk) {
-        let end = total.min(start + chunk);
-        let samples: Vec<_> = (start..end)
-            .into_par_iter()
-            .map(|index| prepare(source, index, options))
-            .collect();
-        for sample in samples {
-            match sample {
-                Ok(prepared) => {
-                    refuse(options, &prepared.left_out)?;
-                    skipped.extend(prepared.left_out);
-                    writer.add(&prepared.sample)?;
-                }
-                Err(DataError::Decode { name, reason }) if !options.strict => {
-                    skipped.push(Skipped { name, reason });
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        progress(end, total);
-        if let Some(stop) = &options.stop
-            && stop.load(Ordering::Relaxed)
-        {
-            return Err(DataError::Stopped {
-                doing: "packing",
-                done: end,
-                total,
-            });
-        }
-    }
-    writer.finish(skipped)
-}
-
-/// With `strict`, what would be left out is an error.
-fn refuse(options: &PackOptions, left_out: &[Skipped]) -> Result<(), DataError> {
-    match left_out.first() {
-        Some(Skipped { name, reason }) if options.strict => Err(DataError::Annotation {
-            name: name.clone(),
-            reason: reason.clone(),
-        }),
-        _ => Ok(()),
-    }
-}
-
-/// Shards under way: temporary files beside the output, gone when dropped.
-struct Writer {
+/// Writes samples in order, shard after shard, into a [`Partial`] folder until all are there.
+pub(super) struct Writer {
     stem: PathBuf,
     source: String,
     class_names: Vec<String>,
@@ -162,87 +21,124 @@ struct Writer {
     /// Whether the samples so far have their objects annotated.
     annotated: Option<bool>,
     samples: u64,
-    closed: Vec<ClosedShard>,
+    closed: Vec<Extent>,
     open: Option<OpenShard>,
-}
-
-struct OpenShard {
-    file: BufWriter<NamedTempFile>,
-    /// Where each sample begins, and where the last ends.
-    offsets: Vec<u64>,
-    labels: Vec<i64>,
-    /// Where the objects of each sample begin, and where those of the last end.
-    box_offsets: Vec<u64>,
-    objects: Objects,
-}
-
-struct ClosedShard {
-    file: NamedTempFile,
-    extent: Extent,
-}
-
-impl OpenShard {
-    fn end(&self) -> u64 {
-        self.offsets.last().copied().unwrap_or(0)
-    }
+    /// `done`, `last` and `skipped` are of all samples so far, `shards` is set on saving.
+    state: State,
+    partial: Partial,
 }
 
 impl Writer {
-    fn new(source: &dyn Source, output: &Path, shard_bytes: u64) -> Result<Self, DataError> {
+    /// Begins a pack, or goes on after the complete shards of an interrupted packing.
+    pub(super) fn open(
+        source: &dyn Source,
+        output: &Path,
+        options: &PackOptions,
+    ) -> Result<Self, DataError> {
+        let stem = schema::stem_of(output);
         let class_names = source.class_names().to_vec();
         let description = source.describe();
+        let work = format!(
+            "{} images and {} classes of {description}, shorter side {:?}, quality {:?}, shards of \
+             {} bytes, strict {}",
+            source.len(),
+            class_names.len(),
+            options.resize_shorter,
+            options.quality,
+            options.shard_bytes,
+            options.strict
+        );
+        let (partial, state) = Partial::open(&stem, &work)?;
         let mut writer = Self {
-            stem: schema::stem_of(output),
             reserved: schema::reserved(&class_names, &description),
             fingerprint: Fingerprint::new(&class_names),
             source: description,
+            stem,
             class_names,
-            shard_bytes,
+            shard_bytes: options.shard_bytes,
             encoding: None,
             annotated: None,
             samples: 0,
             closed: Vec::new(),
             open: None,
+            state: State {
+                work,
+                shards: 0,
+                done: 0,
+                last: String::new(),
+                skipped: Vec::new(),
+            },
+            partial,
         };
+        if let Some(state) = state {
+            writer.go_on(source, state)?;
+        }
         // At once, so that an unwritable output is found before hours of reading.
         writer.open = Some(writer.open_shard()?);
         Ok(writer)
     }
 
-    fn write_error(&self) -> impl FnOnce(std::io::Error) -> DataError {
-        DataError::io("write", schema::shard_path(&self.stem, 0, 1))
-    }
-
-    fn folder(&self) -> &Path {
-        match self.stem.parent() {
-            Some(folder) if !folder.as_os_str().is_empty() => folder,
-            _ => Path::new("."),
-        }
-    }
-
-    fn open_shard(&self) -> Result<OpenShard, DataError> {
-        let open = || {
-            let file = tempfile::Builder::new()
-                .prefix(".pirl-pack-")
-                .tempfile_in(self.folder())?;
-            let mut file = BufWriter::with_capacity(1 << 20, file);
-            file.seek(SeekFrom::Start(self.reserved as u64))?;
-            Ok(OpenShard {
-                file,
-                offsets: vec![0],
-                labels: Vec::new(),
-                box_offsets: vec![0],
-                objects: Objects::default(),
-            })
+    /// Takes over complete shards; their samples are read once for the fingerprint.
+    fn go_on(&mut self, source: &dyn Source, state: State) -> Result<(), DataError> {
+        let changed = match state.done.checked_sub(1).map(|last| source.read(last)) {
+            None => false,
+            Some(Ok(RawSample { name, .. }) | Err(DataError::Decode { name, .. })) => {
+                name != state.last
+            }
+            Some(Err(error)) => return Err(error),
         };
-        open().map_err(self.write_error())
+        if changed {
+            return Err(self.shards_error(format!(
+                "the source has changed since this packing was interrupted: image {} was {}; remove \
+                 the folder .partial of this name to begin anew",
+                state.done, state.last
+            )));
+        }
+        for number in 0..state.shards {
+            let (shard, description, _) = Shard::open(&self.partial.shard(number))?;
+            let annotated = shard.has_objects();
+            for index in 0..shard.samples() {
+                let bytes = shard.sample(index).unwrap_or_default();
+                let encoding = match description.encoding {
+                    Encoding::Mixed => crate::decode::sniff(bytes).unwrap_or(Encoding::Mixed),
+                    encoding => encoding,
+                };
+                let (label, objects) = (shard.label(index), shard.objects(index));
+                self.fingerprint
+                    .sample(encoding, label, objects.as_ref(), bytes);
+            }
+            // That of the last shard is that of all samples before, too.
+            self.encoding = Some(description.encoding);
+            self.annotated = Some(annotated);
+            self.samples += shard.samples() as u64;
+            self.closed.push(shard.extent());
+        }
+        self.state = state;
+        Ok(())
     }
 
-    fn add(&mut self, sample: &RawSample<'_>) -> Result<(), DataError> {
+    /// Samples of the source dealt with, packed or skipped.
+    pub(super) fn done(&self) -> usize {
+        self.state.done
+    }
+
+    /// Notes that the next sample of the source is left out.
+    pub(super) fn skip(&mut self, skipped: Skipped) {
+        self.state.last.clone_from(&skipped.name);
+        self.state.done += 1;
+        self.state.skipped.push(skipped);
+    }
+
+    /// Adds the next sample of the source.
+    pub(super) fn add(
+        &mut self,
+        sample: &RawSample<'_>,
+        left_out: Vec<Skipped>,
+    ) -> Result<(), DataError> {
         let size = sample.bytes.len() as u64;
         if let Some(open) = &self.open
-            && open.end() > 0
-            && open.end().saturating_add(size) > self.shard_bytes
+            && open.bytes() > 0
+            && open.bytes().saturating_add(size) > self.shard_bytes
         {
             self.close_shard()?;
             if self.closed.len() as u64 >= schema::MAX_SHARDS - 1 {
@@ -253,7 +149,7 @@ impl Writer {
                 )));
             }
         }
-        let label = self.check_label(sample)?;
+        self.check_label(sample)?;
         self.check_objects(sample)?;
         self.annotated = Some(sample.objects.is_some());
         self.encoding = Some(self.join_encoding(sample)?);
@@ -263,29 +159,33 @@ impl Writer {
             sample.objects.as_ref(),
             &sample.bytes,
         );
-        self.samples += 1;
         let mut open = match self.open.take() {
             Some(open) => open,
             None => self.open_shard()?,
         };
-        open.file
-            .write_all(&sample.bytes)
-            .map_err(self.write_error())?;
-        open.offsets.push(open.end() + size);
-        open.labels.extend(label);
-        for (bounds, label, difficult) in sample.objects.iter().flat_map(Objects::iter) {
-            open.objects.push(bounds, label, difficult);
-        }
-        open.box_offsets.push(open.objects.len() as u64);
+        open.add(sample).map_err(self.write_error())?;
         self.open = Some(open);
+        self.samples += 1;
+        self.state.done += 1;
+        self.state.last.clone_from(&sample.name);
+        self.state.skipped.extend(left_out);
         Ok(())
     }
 
-    fn check_label(&self, sample: &RawSample<'_>) -> Result<Option<i64>, DataError> {
+    fn open_shard(&self) -> Result<OpenShard, DataError> {
+        let path = self.partial.shard(self.closed.len() as u64);
+        OpenShard::create(path, self.reserved).map_err(self.write_error())
+    }
+
+    fn write_error(&self) -> impl FnOnce(std::io::Error) -> DataError {
+        DataError::io("write", schema::shard_path(&self.stem, 0, 1))
+    }
+
+    fn check_label(&self, sample: &RawSample<'_>) -> Result<(), DataError> {
         let classes = self.class_names.len();
         match sample.label {
-            None if classes == 0 || sample.objects.is_some() => Ok(None),
-            Some(label) if (label as usize) < classes => Ok(Some(i64::from(label))),
+            None if classes == 0 || sample.objects.is_some() => Ok(()),
+            Some(label) if (label as usize) < classes => Ok(()),
             label => Err(self.shards_error(format!(
                 "{} has label {label:?}, but there are {classes} classes",
                 sample.name
@@ -340,44 +240,38 @@ impl Writer {
         }
     }
 
-    /// Writes what follows the samples of the open shard.
+    /// Completes the open shard, so that a later packing can go on after it.
     fn close_shard(&mut self) -> Result<(), DataError> {
-        let Some(mut open) = self.open.take() else {
+        let (Some(open), Some(encoding)) = (self.open.take(), self.encoding) else {
             return Ok(());
         };
-        let end = open.end();
-        let bytes = end.next_multiple_of(8);
-        let annotated = self.annotated == Some(true);
-        let mut write = || {
-            open.file.write_all(&[0; 8][..(bytes - end) as usize])?;
-            for offset in &open.offsets {
-                open.file.write_all(&offset.to_le_bytes())?;
-            }
-            for label in &open.labels {
-                open.file.write_all(&label.to_le_bytes())?;
-            }
-            if annotated {
-                write_objects(&mut open.file, &open.box_offsets, &open.objects)?;
-            }
-            open.file.flush()
-        };
-        write().map_err(self.write_error())?;
-        let extent = Extent {
-            bytes,
-            samples: open.offsets.len() as u64 - 1,
-            labelled: !open.labels.is_empty(),
-            objects: annotated.then_some(open.objects.len() as u64),
-        };
-        let file = open
-            .file
-            .into_inner()
-            .map_err(|error| self.write_error()(error.into_error()))?;
-        self.closed.push(ClosedShard { file, extent });
-        Ok(())
+        if open.is_empty() {
+            return Ok(());
+        }
+        // What all shards have in common is known at the end only; this much makes it readable.
+        let so_far = self.description(encoding, schema::MAX_SHARDS);
+        let extent = open
+            .close(&so_far, self.closed.len() as u64)
+            .map_err(self.write_error())?;
+        self.closed.push(extent);
+        self.state.shards = self.closed.len() as u64;
+        self.partial.save(&self.state)
     }
 
-    /// Writes the headers, brings everything to the disk, and only then gives the files their names.
-    fn finish(mut self, skipped: Vec<Skipped>) -> Result<PackReport, DataError> {
+    fn description(&self, encoding: Encoding, shards: u64) -> Description {
+        Description {
+            encoding,
+            class_names: self.class_names.clone(),
+            source: self.source.clone(),
+            fingerprint: self.fingerprint.finish(),
+            samples: self.samples,
+            shards,
+        }
+    }
+
+    /// Completes the headers, brings everything to the disk, and only then gives the files their
+    /// names.
+    pub(super) fn finish(mut self) -> Result<PackReport, DataError> {
         let Some(encoding) = self.encoding else {
             return Err(DataError::Empty {
                 path: self.stem,
@@ -385,37 +279,37 @@ impl Writer {
             });
         };
         self.close_shard()?;
-        let description = Description {
-            encoding,
-            class_names: std::mem::take(&mut self.class_names),
-            source: std::mem::take(&mut self.source),
-            fingerprint: self.fingerprint.finish(),
-            samples: self.samples,
-            shards: self.closed.len() as u64,
-        };
-        let mut total = 0;
-        for (index, shard) in self.closed.iter_mut().enumerate() {
-            let header = schema::header(&description, index as u64, shard.extent, self.reserved);
-            let mut write = || {
-                let file = shard.file.as_file_mut();
-                file.seek(SeekFrom::Start(0))?;
-                file.write_all(&header)?;
-                super::allow_reading(file)?;
-                file.sync_all()?;
-                file.metadata().map(|metadata| metadata.len())
-            };
-            total += write().map_err(DataError::io("write", self.stem.clone()))?;
+        let description = self.description(encoding, self.closed.len() as u64);
+        let mut bytes = 0;
+        for (number, extent) in (0..).zip(&self.closed) {
+            let path = self.partial.shard(number);
+            bytes += write_header(&path, &description, number, *extent, self.reserved)
+                .map_err(self.write_error())?;
         }
+        let shards = self.rename(description.shards)?;
+        self.partial.finish();
+        Ok(PackReport {
+            packed: description.samples as usize,
+            resumed: 0,
+            skipped: self.state.skipped,
+            shards,
+            bytes,
+            encoding,
+            fingerprint: description.fingerprint,
+        })
+    }
 
+    /// Moves the complete files to the output, in place of a pack that was there; all or none.
+    fn rename(&self, count: u64) -> Result<Vec<PathBuf>, DataError> {
         let old = schema::existing_shards(&self.stem)?;
-        let mut shards = Vec::with_capacity(self.closed.len());
-        for (index, shard) in self.closed.into_iter().enumerate() {
-            let path = schema::shard_path(&self.stem, index as u64, description.shards);
-            if let Err(error) = shard.file.persist(&path) {
-                for written in &shards {
-                    let _ = fs::remove_file(written);
+        let mut shards = Vec::new();
+        for number in 0..count {
+            let path = schema::shard_path(&self.stem, number, count);
+            if let Err(error) = fs::rename(self.partial.shard(number), &path) {
+                for (number, written) in (0..).zip(&shards) {
+                    let _ = fs::rename(written, self.partial.shard(number));
                 }
-                return Err(DataError::io("write", path)(error.error));
+                return Err(DataError::io("write", path)(error));
             }
             shards.push(path);
         }
@@ -426,34 +320,6 @@ impl Writer {
         if let Some(folder) = shards.first().and_then(|path| path.parent()) {
             let _ = fs::File::open(folder).and_then(|folder| folder.sync_all());
         }
-        Ok(PackReport {
-            packed: description.samples as usize,
-            skipped,
-            shards,
-            bytes: total,
-            encoding,
-            fingerprint: description.fingerprint,
-        })
+        Ok(shards)
     }
-}
-
-/// The four tensors of objects, in the order of [`schema::header`].
-fn write_objects(
-    file: &mut impl Write,
-    box_offsets: &[u64],
-    objects: &Objects,
-) -> std::io::Result<()> {
-    for offset in box_offsets {
-        file.write_all(&offset.to_le_bytes())?;
-    }
-    for label in &objects.labels {
-        file.write_all(&i64::from(*label).to_le_bytes())?;
-    }
-    for side in objects.boxes.as_flattened() {
-        file.write_all(&side.to_le_bytes())?;
-    }
-    for difficult in &objects.difficult {
-        file.write_all(&[u8::from(*difficult)])?;
-    }
-    Ok(())
 }

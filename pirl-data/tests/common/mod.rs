@@ -68,6 +68,8 @@ pub(crate) struct Samples {
     pub(crate) class_names: Vec<String>,
     /// Those of each sample, which then has no label.
     pub(crate) objects: Option<Vec<Objects>>,
+    /// The number in the name of sample 0.
+    pub(crate) first: usize,
 }
 
 impl Samples {
@@ -86,6 +88,7 @@ impl Samples {
             samples: (0..count).map(sample).collect(),
             class_names: (0..classes).map(|class| format!("class {class}")).collect(),
             objects: None,
+            first: 0,
         }
     }
 }
@@ -102,7 +105,7 @@ impl Source for Samples {
     fn read(&self, index: usize) -> Result<RawSample<'_>, DataError> {
         let (bytes, encoding, label) = &self.samples[index];
         Ok(RawSample {
-            name: format!("sample {index}"),
+            name: format!("sample {}", self.first + index),
             bytes: Cow::Borrowed(bytes),
             encoding: *encoding,
             label: *label,

@@ -1,0 +1,111 @@
+use std::fs::File;
+use std::io::{self, BufWriter, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+use super::schema::{self, Description, Extent};
+use crate::{Objects, RawSample};
+
+/// A shard that samples are added to. Its samples are in the file, behind room for the header; what
+/// comes after them is here.
+pub(super) struct OpenShard {
+    path: PathBuf,
+    file: BufWriter<File>,
+    reserved: usize,
+    /// Where each sample begins, and where the last ends.
+    offsets: Vec<u64>,
+    labels: Vec<i64>,
+    /// Where the objects of each sample begin, and where those of the last end; nothing but the
+    /// first 0 where no objects are annotated.
+    box_offsets: Vec<u64>,
+    objects: Objects,
+}
+
+impl OpenShard {
+    pub(super) fn create(path: PathBuf, reserved: usize) -> io::Result<Self> {
+        let mut file = BufWriter::with_capacity(1 << 20, File::create(&path)?);
+        file.seek(SeekFrom::Start(reserved as u64))?;
+        Ok(Self {
+            path,
+            file,
+            reserved,
+            offsets: vec![0],
+            labels: Vec::new(),
+            box_offsets: vec![0],
+            objects: Objects::default(),
+        })
+    }
+
+    /// Bytes of the samples so far.
+    pub(super) fn bytes(&self) -> u64 {
+        self.offsets.last().copied().unwrap_or(0)
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.offsets.len() < 2
+    }
+
+    pub(super) fn add(&mut self, sample: &RawSample<'_>) -> io::Result<()> {
+        self.file.write_all(&sample.bytes)?;
+        self.offsets.push(self.bytes() + sample.bytes.len() as u64);
+        self.labels.extend(sample.label.map(i64::from));
+        if let Some(objects) = &sample.objects {
+            for (bounds, label, difficult) in objects.iter() {
+                self.objects.push(bounds, label, difficult);
+            }
+            self.box_offsets.push(self.objects.len() as u64);
+        }
+        Ok(())
+    }
+
+    /// Writes what follows the samples, and the header of shard `number`, and syncs the file.
+    pub(super) fn close(mut self, description: &Description, number: u64) -> io::Result<Extent> {
+        let end = self.bytes();
+        let annotated = self.box_offsets.len() == self.offsets.len();
+        let extent = Extent {
+            bytes: end.next_multiple_of(8),
+            samples: self.offsets.len() as u64 - 1,
+            labelled: !self.labels.is_empty(),
+            objects: annotated.then_some(self.objects.len() as u64),
+        };
+        let padding = (extent.bytes - end) as usize;
+        self.file.write_all(&[0; 8][..padding])?;
+        for offset in &self.offsets {
+            self.file.write_all(&offset.to_le_bytes())?;
+        }
+        for label in &self.labels {
+            self.file.write_all(&label.to_le_bytes())?;
+        }
+        if annotated {
+            for offset in &self.box_offsets {
+                self.file.write_all(&offset.to_le_bytes())?;
+            }
+            for label in &self.objects.labels {
+                self.file.write_all(&i64::from(*label).to_le_bytes())?;
+            }
+            for side in self.objects.boxes.as_flattened() {
+                self.file.write_all(&side.to_le_bytes())?;
+            }
+            for difficult in &self.objects.difficult {
+                self.file.write_all(&[u8::from(*difficult)])?;
+            }
+        }
+        self.file.flush()?;
+        drop(self.file);
+        write_header(&self.path, description, number, extent, self.reserved)?;
+        Ok(extent)
+    }
+}
+
+/// Puts the header at the beginning of a shard, syncs the file, and tells its length.
+pub(super) fn write_header(
+    path: &Path,
+    description: &Description,
+    number: u64,
+    extent: Extent,
+    reserved: usize,
+) -> io::Result<u64> {
+    let mut file = File::options().write(true).open(path)?;
+    file.write_all(&schema::header(description, number, extent, reserved))?;
+    file.sync_all()?;
+    Ok(file.metadata()?.len())
+}

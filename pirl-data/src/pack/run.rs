@@ -1,0 +1,130 @@
+//! From a source to a pack: samples are prepared on all threads and written in order.
+
+use std::collections::VecDeque;
+use std::path::Path;
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+
+use super::prepare::{Prepared, prepare};
+use super::writer::Writer;
+use super::{PackOptions, PackReport, Skipped};
+use crate::{DataError, Source};
+
+/// Samples a thread may be ahead of the writer.
+const AHEAD: usize = 8;
+
+/// Packs every image of `source` that decodes into `output`, a name with or without `.safetensors`.
+///
+/// `progress` is called with samples done and samples in all. Every image is decoded once, on as
+/// many threads as Rayon's pool has, to be sure that training will not meet a broken one; the files
+/// are the same whatever their number. Memory is bounded by one decoded image and a few encoded
+/// samples a thread, whatever the size of the set. A pack already at `output` is replaced, and only
+/// when the new one is complete and on the disk.
+///
+/// When it stops before the end, for whatever reason, complete shards stay in the folder
+/// `OUTPUT.partial`, and the same call goes on after them; the files come out as if it had never
+/// stopped. A source that has changed in the meantime, or other options, are refused.
+///
+/// # Errors
+/// [`DataError::Empty`] when no image is left to pack; [`DataError::Decode`] and
+/// [`DataError::Annotation`] with `strict`, the latter also when the lists of
+/// [`Objects`](crate::Objects) differ in length; [`DataError::Io`] when reading or writing fails;
+/// [`DataError::Shards`] when samples cannot stand in one pack, or there is other work in
+/// `OUTPUT.partial`; [`DataError::Setting`]; [`DataError::Stopped`]. What was at `output` before is
+/// still there then.
+pub fn pack(
+    source: &dyn Source,
+    output: &Path,
+    options: &PackOptions,
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<PackReport, DataError> {
+    options.check()?;
+    if output.file_name().is_none() {
+        return Err(DataError::Setting {
+            key: "output",
+            reason: format!("{} does not name a file", output.display()),
+        });
+    }
+    options.allow(source.skipped())?;
+    let mut writer = Writer::open(source, output, options)?;
+    let total = source.len();
+    let resumed = writer.done();
+    progress(resumed, total);
+    in_order(source, resumed, options, &mut |result| {
+        match result {
+            Ok(prepared) => {
+                options.allow(&prepared.left_out)?;
+                writer.add(&prepared.sample, prepared.left_out)?;
+            }
+            Err(DataError::Decode { name, reason }) if !options.strict => {
+                writer.skip(Skipped { name, reason });
+            }
+            Err(error) => return Err(error),
+        }
+        progress(writer.done(), total);
+        if options.stopped() {
+            return Err(DataError::Stopped {
+                doing: "packing",
+                done: writer.done(),
+                total,
+            });
+        }
+        Ok(())
+    })?;
+    let mut report = writer.finish()?;
+    report.resumed = resumed;
+    report
+        .skipped
+        .splice(0..0, source.skipped().iter().cloned());
+    Ok(report)
+}
+
+type Outcome<'a> = Result<Prepared<'a>, DataError>;
+
+/// Prepares the samples from `first` on, on all threads, and hands them over in their order.
+fn in_order<'a>(
+    source: &'a dyn Source,
+    first: usize,
+    options: &PackOptions,
+    take: &mut dyn FnMut(Outcome<'a>) -> Result<(), DataError>,
+) -> Result<(), DataError> {
+    let threads = rayon::current_num_threads();
+    std::thread::scope(|scope| {
+        let (send, tasks) = bounded::<(usize, Sender<Outcome<'a>>)>(threads * AHEAD);
+        for _ in 0..threads {
+            let tasks = tasks.clone();
+            scope.spawn(move || {
+                for (index, reply) in tasks {
+                    // Nobody listens any more when an earlier sample has ended the work.
+                    let _ = reply.send(prepare(source, index, options));
+                }
+            });
+        }
+        drop(tasks);
+        let mut ahead = VecDeque::<Receiver<Outcome<'a>>>::new();
+        let mut next = |ahead: &mut VecDeque<Receiver<Outcome<'a>>>| {
+            let Some(result) = ahead.pop_front() else {
+                return Ok(());
+            };
+            let lost = |_| DataError::Worker {
+                index: None,
+                reason: "a thread that prepares samples has ended".to_owned(),
+            };
+            take(result.recv().map_err(lost)?)
+        };
+        for index in first..source.len() {
+            if ahead.len() >= threads * AHEAD {
+                next(&mut ahead)?;
+            }
+            let (reply, result) = bounded(1);
+            if send.send((index, reply)).is_err() {
+                break; // no thread is left, which the next result tells
+            }
+            ahead.push_back(result);
+        }
+        while !ahead.is_empty() {
+            next(&mut ahead)?;
+        }
+        Ok(())
+    })
+}
