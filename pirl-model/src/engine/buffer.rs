@@ -13,21 +13,12 @@ use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::ops::Plain;
+
 /// Buffers begin at multiples of this many bytes: a cache line.
 const ALIGN: usize = 64;
 /// The least and the most bytes of a chunk, unless a single buffer needs more.
 const CHUNK: (usize, usize) = (1 << 20, 1 << 28);
-
-/// Numbers that any pattern of bits, and so memory of unspecified contents, is a value of.
-///
-/// # Safety
-/// Every pattern of bits must be a value, and the type aligned to [`ALIGN`] or less.
-pub(crate) unsafe trait Plain: Copy + Send + Sync + 'static {}
-
-// SAFETY: plain numbers.
-unsafe impl Plain for f32 {}
-// SAFETY: plain numbers.
-unsafe impl Plain for u32 {}
 
 /// Memory from which buffers are taken.
 #[derive(Debug, Default)]

@@ -6,6 +6,7 @@
 
 use rayon::prelude::*;
 
+use super::Element;
 use super::vectorised::vectorised;
 
 /// The statistics of one batch, per channel.
@@ -27,15 +28,15 @@ pub struct BatchStats {
 /// # Panics
 /// If the lengths disagree.
 #[expect(clippy::too_many_arguments, reason = "a kernel over plain slices")]
-pub fn forward_train(
-    x: &[f32],
+pub fn forward_train<T: Element>(
+    x: &[T],
     c: usize,
     gamma: &[f32],
     beta: &[f32],
     eps: f32,
-    residual: Option<&[f32]>,
+    residual: Option<&[T]>,
     relu: bool,
-    out: &mut [f32],
+    out: &mut [T],
 ) -> BatchStats {
     let stats = statistics(x, c, eps);
     normalise(
@@ -59,17 +60,17 @@ pub fn forward_train(
 /// # Panics
 /// If the lengths disagree.
 #[expect(clippy::too_many_arguments, reason = "a kernel over plain slices")]
-pub fn forward_eval(
-    x: &[f32],
+pub fn forward_eval<T: Element>(
+    x: &[T],
     c: usize,
     gamma: &[f32],
     beta: &[f32],
     running_mean: &[f32],
     running_var: &[f32],
     eps: f32,
-    residual: Option<&[f32]>,
+    residual: Option<&[T]>,
     relu: bool,
-    out: &mut [f32],
+    out: &mut [T],
 ) {
     let inv_std = inverse_deviation(running_var, eps);
     normalise(
@@ -93,18 +94,18 @@ pub fn forward_eval(
 /// # Panics
 /// If the lengths disagree.
 #[expect(clippy::too_many_arguments, reason = "a kernel over plain slices")]
-pub fn backward_train(
-    x: &[f32],
-    out: &[f32],
-    dy: &[f32],
+pub fn backward_train<T: Element>(
+    x: &[T],
+    out: &[T],
+    dy: &[T],
     c: usize,
     gamma: &[f32],
     stats: &BatchStats,
     relu: bool,
     dgamma: &mut [f32],
     dbeta: &mut [f32],
-    dx: &mut [f32],
-    dresidual: Option<&mut [f32]>,
+    dx: &mut [T],
+    dresidual: Option<&mut [T]>,
 ) {
     let (mean, inv_std) = (&stats.mean, &stats.inv_std);
     parameter_gradients(x, out, dy, c, mean, inv_std, relu, dgamma, dbeta);
@@ -131,10 +132,10 @@ pub fn backward_train(
 /// # Panics
 /// If the lengths disagree.
 #[expect(clippy::too_many_arguments, reason = "a kernel over plain slices")]
-pub fn backward_eval(
-    x: &[f32],
-    out: &[f32],
-    dy: &[f32],
+pub fn backward_eval<T: Element>(
+    x: &[T],
+    out: &[T],
+    dy: &[T],
     c: usize,
     gamma: &[f32],
     running_mean: &[f32],
@@ -143,8 +144,8 @@ pub fn backward_eval(
     relu: bool,
     dgamma: &mut [f32],
     dbeta: &mut [f32],
-    dx: &mut [f32],
-    dresidual: Option<&mut [f32]>,
+    dx: &mut [T],
+    dresidual: Option<&mut [T]>,
 ) {
     let inv_std = inverse_deviation(running_var, eps);
     parameter_gradients(x, out, dy, c, running_mean, &inv_std, relu, dgamma, dbeta);
@@ -214,10 +215,10 @@ impl Cut {
 
 vectorised! {
     /// Adds the wide rows of `x` to `sum`; the last may be short.
-    fn add_rows(x: &[f32], sum: &mut [f32]) {
+    fn add_rows<T: Element>(x: &[T], sum: &mut [f32]) {
         for row in x.chunks(sum.len()) {
             for (s, &x) in sum.iter_mut().zip(row) {
-                *s += x;
+                *s += x.to_f32();
             }
         }
     }
@@ -225,9 +226,10 @@ vectorised! {
 
 vectorised! {
     /// Adds the squared deviations of the wide rows of `x` from `mean` to `sum`.
-    fn add_squares(x: &[f32], mean: &[f32], sum: &mut [f32]) {
+    fn add_squares<T: Element>(x: &[T], mean: &[f32], sum: &mut [f32]) {
         for row in x.chunks(mean.len()) {
             for ((s, &x), &m) in sum.iter_mut().zip(row).zip(mean) {
+                let x = x.to_f32();
                 *s += (x - m) * (x - m);
             }
         }
@@ -269,7 +271,7 @@ impl Moments {
     }
 }
 
-fn statistics(x: &[f32], c: usize, eps: f32) -> BatchStats {
+fn statistics<T: Element>(x: &[T], c: usize, eps: f32) -> BatchStats {
     if c == 0 {
         return BatchStats {
             mean: Vec::new(),
@@ -318,13 +320,13 @@ fn statistics(x: &[f32], c: usize, eps: f32) -> BatchStats {
 
 vectorised! {
     /// `out = [relu](x * scale + shift [+ residual])` over wide rows.
-    fn apply(
-        x: &[f32],
+    fn apply<T: Element>(
+        x: &[T],
         scale: &[f32],
         shift: &[f32],
-        residual: Option<&[f32]>,
+        residual: Option<&[T]>,
         relu: bool,
-        out: &mut [f32],
+        out: &mut [T],
     ) {
         let wide = scale.len();
         // A NaN is not below the floor, so it passes.
@@ -335,16 +337,16 @@ vectorised! {
                 for (out, (x, residual)) in out.chunks_mut(wide).zip(inputs) {
                     let per_channel = scale.iter().zip(shift);
                     for (((o, &x), &r), (&a, &b)) in out.iter_mut().zip(x).zip(residual).zip(per_channel) {
-                        let y = x * a + b + r;
-                        *o = if y < floor { floor } else { y };
+                        let y = x.to_f32() * a + b + r.to_f32();
+                        *o = T::from_f32(if y < floor { floor } else { y });
                     }
                 }
             }
             None => {
                 for (out, x) in out.chunks_mut(wide).zip(x.chunks(wide)) {
                     for ((o, &x), (&a, &b)) in out.iter_mut().zip(x).zip(scale.iter().zip(shift)) {
-                        let y = x * a + b;
-                        *o = if y < floor { floor } else { y };
+                        let y = x.to_f32() * a + b;
+                        *o = T::from_f32(if y < floor { floor } else { y });
                     }
                 }
             }
@@ -353,16 +355,16 @@ vectorised! {
 }
 
 #[expect(clippy::too_many_arguments, reason = "a kernel over plain slices")]
-fn normalise(
-    x: &[f32],
+fn normalise<T: Element>(
+    x: &[T],
     c: usize,
     gamma: &[f32],
     beta: &[f32],
     mean: &[f32],
     inv_std: &[f32],
-    residual: Option<&[f32]>,
+    residual: Option<&[T]>,
     relu: bool,
-    out: &mut [f32],
+    out: &mut [T],
 ) {
     assert_eq!(
         (gamma.len(), beta.len(), mean.len()),
@@ -399,10 +401,10 @@ fn normalise(
 vectorised! {
     /// Adds `d` and `d * (x - mean)` over the wide rows to `sum` and `product`, where `d` is `dy`
     /// with the entries cleared that the ReLU cut off.
-    fn add_gradients(
-        x: &[f32],
-        out: Option<&[f32]>,
-        dy: &[f32],
+    fn add_gradients<T: Element>(
+        x: &[T],
+        out: Option<&[T]>,
+        dy: &[T],
         mean: &[f32],
         sum: &mut [f32],
         product: &mut [f32],
@@ -414,15 +416,16 @@ vectorised! {
                 Some(out) => {
                     let out = &out[i * wide..][..x.len()];
                     for ((((s, p), &m), (&x, &dy)), &o) in sums.zip(x.iter().zip(dy)).zip(out) {
-                        let d = if o <= 0.0 { 0.0 } else { dy };
+                        let d = if o.to_f32() <= 0.0 { 0.0 } else { dy.to_f32() };
                         *s += d;
-                        *p += d * (x - m);
+                        *p += d * (x.to_f32() - m);
                     }
                 }
                 None => {
-                    for (((s, p), &m), (&x, &d)) in sums.zip(x.iter().zip(dy)) {
+                    for (((s, p), &m), (&x, &dy)) in sums.zip(x.iter().zip(dy)) {
+                        let d = dy.to_f32();
                         *s += d;
-                        *p += d * (x - m);
+                        *p += d * (x.to_f32() - m);
                     }
                 }
             }
@@ -431,10 +434,10 @@ vectorised! {
 }
 
 #[expect(clippy::too_many_arguments, reason = "a kernel over plain slices")]
-fn parameter_gradients(
-    x: &[f32],
-    out: &[f32],
-    dy: &[f32],
+fn parameter_gradients<T: Element>(
+    x: &[T],
+    out: &[T],
+    dy: &[T],
     c: usize,
     mean: &[f32],
     inv_std: &[f32],
@@ -488,13 +491,13 @@ fn parameter_gradients(
 
 vectorised! {
     /// `dx` along the line given per channel, over wide rows; `dresidual` is `d` itself.
-    fn apply_gradient(
-        x: &[f32],
-        out: Option<&[f32]>,
-        dy: &[f32],
+    fn apply_gradient<T: Element>(
+        x: &[T],
+        out: Option<&[T]>,
+        dy: &[T],
         line: &Line<'_>,
-        dx: &mut [f32],
-        dresidual: Option<&mut [f32]>,
+        dx: &mut [T],
+        dresidual: Option<&mut [T]>,
     ) {
         let wide = line.mean.len();
         match (out, dresidual) {
@@ -503,10 +506,11 @@ vectorised! {
                 let inputs = out.chunks(wide).zip(dy.chunks(wide)).zip(x.chunks(wide));
                 for ((dx, dr), ((out, dy), x)) in dx.chunks_mut(wide).zip(dresidual.chunks_mut(wide)).zip(inputs) {
                     for ((dr, &o), &dy) in dr.iter_mut().zip(out).zip(dy) {
-                        *dr = if o <= 0.0 { 0.0 } else { dy };
+                        *dr = if o.to_f32() <= 0.0 { T::from_f32(0.0) } else { dy };
                     }
                     for (i, ((dx, &d), &x)) in dx.iter_mut().zip(&*dr).zip(x).enumerate() {
-                        *dx = line.scale[i] * d + (line.slope[i] * (x - line.mean[i]) + line.shift[i]);
+                        let moved = line.slope[i] * (x.to_f32() - line.mean[i]) + line.shift[i];
+                        *dx = T::from_f32(line.scale[i] * d.to_f32() + moved);
                     }
                 }
             }
@@ -516,8 +520,8 @@ vectorised! {
                     let coefficients = line.scale.iter().zip(line.slope).zip(line.shift.iter().zip(line.mean));
                     let inputs = x.iter().zip(dy).zip(out);
                     for ((dx, ((&x, &dy), &o)), ((&a, &b), (&c, &m))) in dx.iter_mut().zip(inputs).zip(coefficients) {
-                        let d = if o <= 0.0 { 0.0 } else { dy };
-                        *dx = a * d + (b * (x - m) + c);
+                        let d = if o.to_f32() <= 0.0 { 0.0 } else { dy.to_f32() };
+                        *dx = T::from_f32(a * d + (b * (x.to_f32() - m) + c));
                     }
                 }
             }
@@ -528,7 +532,7 @@ vectorised! {
                 for (dx, (dy, x)) in dx.chunks_mut(wide).zip(dy.chunks(wide).zip(x.chunks(wide))) {
                     let coefficients = line.scale.iter().zip(line.slope).zip(line.shift.iter().zip(line.mean));
                     for ((dx, (&x, &d)), ((&a, &b), (&c, &m))) in dx.iter_mut().zip(x.iter().zip(dy)).zip(coefficients) {
-                        *dx = a * d + (b * (x - m) + c);
+                        *dx = T::from_f32(a * d.to_f32() + (b * (x.to_f32() - m) + c));
                     }
                 }
             }
@@ -537,15 +541,15 @@ vectorised! {
 }
 
 #[expect(clippy::too_many_arguments, reason = "a kernel over plain slices")]
-fn input_gradients(
-    x: &[f32],
-    out: &[f32],
-    dy: &[f32],
+fn input_gradients<T: Element>(
+    x: &[T],
+    out: &[T],
+    dy: &[T],
     c: usize,
     line: &Line<'_>,
     relu: bool,
-    dx: &mut [f32],
-    dresidual: Option<&mut [f32]>,
+    dx: &mut [T],
+    dresidual: Option<&mut [T]>,
 ) {
     assert_eq!(
         (x.len(), line.scale.len()),
@@ -567,7 +571,7 @@ fn input_gradients(
         slope: &wide[2],
         shift: &wide[3],
     };
-    let one = |task: usize, dx: &mut [f32], dresidual: Option<&mut [f32]>| {
+    let one = |task: usize, dx: &mut [T], dresidual: Option<&mut [T]>| {
         let part = task * cut.task..task * cut.task + dx.len();
         let out = relu.then(|| &out[part.clone()]);
         apply_gradient(&x[part.clone()], out, &dy[part], &line, dx, dresidual);

@@ -1,5 +1,6 @@
 //! The fully connected layer, `y = x weight^T + bias`.
 
+use super::Element;
 use super::conv2d::{self, ConvShape};
 
 /// A linear layer is a 1x1 convolution over `rows` one-pixel images.
@@ -20,20 +21,20 @@ fn as_conv(rows: usize, inputs: usize, outputs: usize) -> ConvShape {
 ///
 /// `x`: `(rows, inputs)`, `weight`: `(outputs, inputs)`, `bias`: `(outputs)`, `y`:
 /// `(rows, outputs)`, overwritten.
-pub fn forward(
+pub fn forward<T: Element>(
     rows: usize,
     inputs: usize,
     outputs: usize,
-    x: &[f32],
+    x: &[T],
     weight: &[f32],
     bias: Option<&[f32]>,
-    y: &mut [f32],
+    y: &mut [T],
 ) {
     conv2d::forward(&as_conv(rows, inputs, outputs), x, weight, y);
     if let Some(bias) = bias {
         for row in y.chunks_exact_mut(outputs.max(1)) {
             for (y, b) in row.iter_mut().zip(bias) {
-                *y += b;
+                *y = T::from_f32(y.to_f32() + b);
             }
         }
     }
@@ -43,14 +44,14 @@ pub fn forward(
 ///
 /// `dx`: `(rows, inputs)`, `dw`: `(outputs, inputs)`, `db`: `(outputs)`, the sum of `dy` over rows.
 #[expect(clippy::too_many_arguments, reason = "a kernel over plain slices")]
-pub fn backward(
+pub fn backward<T: Element>(
     rows: usize,
     inputs: usize,
     outputs: usize,
-    x: &[f32],
+    x: &[T],
     weight: &[f32],
-    dy: &[f32],
-    dx: Option<&mut [f32]>,
+    dy: &[T],
+    dx: Option<&mut [T]>,
     dw: &mut [f32],
     db: Option<&mut [f32]>,
 ) {
@@ -63,7 +64,7 @@ pub fn backward(
         db.fill(0.0);
         for row in dy.chunks_exact(outputs.max(1)) {
             for (b, d) in db.iter_mut().zip(row) {
-                *b += d;
+                *b += d.to_f32();
             }
         }
     }

@@ -10,7 +10,8 @@
 //! * as a plain [`reference`](mod@reference) made only of Candle's own differentiable ops, which
 //!   tests compare with and which devices without a fast path run.
 //!
-//! Kernels work on NHWC activations (channels last) and PyTorch's weight layouts. They run on
+//! Kernels work on NHWC activations (channels last), stored as any [`Element`], and PyTorch's weight
+//! layouts in `f32`; they compute in `f32` and round what they store. They run on
 //! Rayon's pool, and cut and sum their work the same way whatever the number of threads, so their
 //! results are reproducible to the bit on one kind of CPU. Slices of a wrong length are the
 //! caller's bug, not bad input: they panic. The tensor functions check shapes and return errors.
@@ -18,6 +19,7 @@
 pub mod batch_norm;
 mod candle;
 pub mod conv2d;
+mod element;
 pub mod linear;
 pub mod pool;
 pub mod reference;
@@ -25,3 +27,5 @@ pub mod relu;
 mod vectorised;
 
 pub use candle::{conv2d, max_pool2d};
+pub use element::Element;
+pub(crate) use element::Plain;

@@ -2,6 +2,7 @@
 
 use rayon::prelude::*;
 
+use super::Element;
 use super::vectorised::vectorised;
 
 /// The sizes of one square-window pooling.
@@ -52,20 +53,28 @@ impl PoolShape {
     }
 }
 
+/// Whether `x` is larger than `other`, or a NaN.
+#[inline(always)]
+fn exceeds<T: Element>(x: T, other: T) -> bool {
+    let x = x.to_f32();
+    x > other.to_f32() || x.is_nan()
+}
+
 vectorised! {
     /// Raises `out` to `x` where that is larger, or a NaN.
-    fn raise(x: &[f32], out: &mut [f32]) {
+    fn raise<T: Element>(x: &[T], out: &mut [T]) {
         for (o, &x) in out.iter_mut().zip(x) {
-            *o = if x > *o || x.is_nan() { x } else { *o };
+            let take = exceeds(x, *o);
+            *o = if take { x } else { *o };
         }
     }
 }
 
 vectorised! {
     /// [`raise`], noting `pixel` in `argmax` where `x` was taken.
-    fn raise_with_pixel(x: &[f32], pixel: u32, out: &mut [f32], argmax: &mut [u32]) {
+    fn raise_with_pixel<T: Element>(x: &[T], pixel: u32, out: &mut [T], argmax: &mut [u32]) {
         for ((o, a), &x) in out.iter_mut().zip(argmax).zip(x) {
-            let take = x > *o || x.is_nan();
+            let take = exceeds(x, *o);
             *o = if take { x } else { *o };
             *a = if take { pixel } else { *a };
         }
@@ -76,7 +85,7 @@ vectorised! {
 ///
 /// `x`, `out`: NHWC; `argmax`, as long as `out`, receives the pixel (`y * w + x` within its image)
 /// of the maximum, the first in row order among equals. `out` and `argmax` are overwritten.
-pub fn max_forward(s: &PoolShape, x: &[f32], out: &mut [f32], argmax: Option<&mut [u32]>) {
+pub fn max_forward<T: Element>(s: &PoolShape, x: &[T], out: &mut [T], argmax: Option<&mut [u32]>) {
     debug_assert_eq!(x.len(), s.in_len());
     debug_assert_eq!(out.len(), s.out_len());
     let (oh, ow) = s.out_hw();
@@ -85,7 +94,7 @@ pub fn max_forward(s: &PoolShape, x: &[f32], out: &mut [f32], argmax: Option<&mu
     }
     let image = s.h * s.w * s.c;
     let row = ow * s.c;
-    let one_row = |index: usize, out: &mut [f32], mut argmax: Option<&mut [u32]>| {
+    let one_row = |index: usize, out: &mut [T], mut argmax: Option<&mut [u32]>| {
         let x = &x[index / oh * image..][..image];
         let ys = s.window(index % oh, s.h);
         for ox in 0..ow {
@@ -128,7 +137,7 @@ pub fn max_forward(s: &PoolShape, x: &[f32], out: &mut [f32], argmax: Option<&mu
 
 /// Sends each entry of `dy` to the pixel that [`max_forward`] named in `argmax`; `dx` is
 /// overwritten, and a pixel that won several windows receives their sum.
-pub fn max_backward(s: &PoolShape, argmax: &[u32], dy: &[f32], dx: &mut [f32]) {
+pub fn max_backward<T: Element>(s: &PoolShape, argmax: &[u32], dy: &[T], dx: &mut [T]) {
     debug_assert_eq!(argmax.len(), s.out_len());
     debug_assert_eq!(dy.len(), s.out_len());
     debug_assert_eq!(dx.len(), s.in_len());
@@ -140,42 +149,43 @@ pub fn max_backward(s: &PoolShape, argmax: &[u32], dy: &[f32], dx: &mut [f32]) {
     dx.par_chunks_mut(s.h * s.w * s.c)
         .enumerate()
         .for_each(|(n, dx)| {
-            dx.fill(0.0);
+            dx.fill(T::from_f32(0.0));
             let pixels = argmax[n * image..][..image].chunks_exact(s.c);
             for (pixels, dy) in pixels.zip(dy[n * image..][..image].chunks_exact(s.c)) {
                 for (c, (&pixel, dy)) in pixels.iter().zip(dy).enumerate() {
-                    dx[pixel as usize * s.c + c] += dy;
+                    let dx = &mut dx[pixel as usize * s.c + c];
+                    *dx = T::from_f32(dx.to_f32() + dy.to_f32());
                 }
             }
         });
 }
 
 /// The mean over all pixels of each image: `x` `(n, hw, c)` to `out` `(n, c)`, overwritten.
-pub fn average_forward(n: usize, hw: usize, c: usize, x: &[f32], out: &mut [f32]) {
+pub fn average_forward<T: Element>(n: usize, hw: usize, c: usize, x: &[T], out: &mut [T]) {
     debug_assert_eq!(x.len(), n * hw * c);
     debug_assert_eq!(out.len(), n * c);
     if out.is_empty() || hw == 0 {
-        out.fill(f32::NAN);
+        out.fill(T::from_f32(f32::NAN));
         return;
     }
     let scale = 1.0 / hw as f32;
     out.par_chunks_mut(c)
         .zip(x.par_chunks(hw * c))
         .for_each(|(out, x)| {
-            out.fill(0.0);
+            let mut sum = vec![0f32; c];
             for x in x.chunks_exact(c) {
-                for (o, x) in out.iter_mut().zip(x) {
-                    *o += x;
+                for (sum, x) in sum.iter_mut().zip(x) {
+                    *sum += x.to_f32();
                 }
             }
-            for o in out {
-                *o *= scale;
+            for (o, sum) in out.iter_mut().zip(sum) {
+                *o = T::from_f32(sum * scale);
             }
         });
 }
 
 /// The gradient of [`average_forward`]: `dy` `(n, c)` to `dx` `(n, hw, c)`, overwritten.
-pub fn average_backward(n: usize, hw: usize, c: usize, dy: &[f32], dx: &mut [f32]) {
+pub fn average_backward<T: Element>(n: usize, hw: usize, c: usize, dy: &[T], dx: &mut [T]) {
     debug_assert_eq!(dx.len(), n * hw * c);
     debug_assert_eq!(dy.len(), n * c);
     if dx.is_empty() {
@@ -187,7 +197,7 @@ pub fn average_backward(n: usize, hw: usize, c: usize, dy: &[f32], dx: &mut [f32
         .for_each(|(dx, dy)| {
             for dx in dx.chunks_exact_mut(c) {
                 for (x, d) in dx.iter_mut().zip(dy) {
-                    *x = d * scale;
+                    *x = T::from_f32(d.to_f32() * scale);
                 }
             }
         });

@@ -1,210 +1,168 @@
 //! The two micro-kernels: tiles of a matrix product held in registers.
 
+#[cfg(target_arch = "x86_64")]
+use core::arch::x86_64::{__m256, __m512};
+
+use super::lane::Lane;
 use super::plan::{Row, Segment};
-use super::simd::{Isa, Lanes, Vector};
+#[cfg(target_arch = "x86_64")]
+use super::simd::DotBf16;
+#[cfg(test)]
+use super::simd::PairLanes;
+use super::simd::{Lanes, Product, Register};
+use crate::ops::Element;
 
 /// The most destination channels a panel has, over all instruction sets.
 const MAX_PANEL: usize = 32;
 
-/// Destination channels that a panel of the packed weight holds.
-pub(super) fn panel_width(isa: Isa) -> usize {
-    match isa {
-        Isa::Portable => 8,
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => 16,
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => 32,
-    }
+/// The kernels of one instruction set, and the layouts they read.
+pub(super) trait Kernel {
+    /// What they multiply.
+    type Lane: Lane;
+    /// Destination channels that a panel holds.
+    const WIDTH: usize;
+    /// Rows of the weight gradient that one tile of [`Kernel::outer`] computes, and that
+    /// [`Kernel::pack_rows`] puts side by side.
+    const ROWS: usize;
+
+    /// For each row: `out[destination..][..columns] = sum over segments of x * panel`, or with `add`
+    /// added to what is there.
+    ///
+    /// # Safety
+    /// The processor has the instruction set. `x` is readable at every row's source plus every
+    /// segment; `panel` has `WIDTH` readable lanes in each row that a segment names; `out` is
+    /// readable and writable for `columns <= WIDTH` numbers at each row's destination, and nobody
+    /// else accesses them.
+    unsafe fn gather(
+        rows: &[Row],
+        segments: &[Segment],
+        x: *const Self::Lane,
+        panel: *const Self::Lane,
+        out: *mut f32,
+        columns: usize,
+        add: bool,
+    );
+
+    /// `dw[m] += sum over k of x[k, m] * dy[k]`, for `m` in `0..len`.
+    ///
+    /// `x` is packed by [`Kernel::pack_rows`], `dy` has `WIDTH` lanes for each of `depth` `k`, `dw`
+    /// as many numbers for each `m`.
+    ///
+    /// # Safety
+    /// The processor has the instruction set. `x` and `dy` are readable as described; `dw` is
+    /// readable and writable by the caller alone.
+    unsafe fn outer(
+        depth: usize,
+        x: *const Self::Lane,
+        len: usize,
+        dy: *const Self::Lane,
+        dw: *mut f32,
+    );
+
+    /// [`Lane::pack_tiles`] of `ROWS`.
+    ///
+    /// # Safety
+    /// The processor has the instruction set.
+    unsafe fn pack_rows<T: Element>(rows: &[Row], x: &[T], len: usize, packed: &mut [Self::Lane]);
+
+    /// [`Lane::pack_panels`] of `WIDTH`.
+    ///
+    /// # Safety
+    /// The processor has the instruction set.
+    unsafe fn pack_columns<T: Element>(
+        rows: &[Row],
+        dy: &[T],
+        c_out: usize,
+        packed: &mut [Self::Lane],
+    );
 }
 
-/// For each row: `out[destination..][..columns] = sum over segments of x * panel`, or with `add`
-/// added to what is there.
-///
-/// # Safety
-/// The processor has `isa`. `x` is readable at every row's source plus every segment; `panel` has
-/// [`panel_width`] readable numbers in each row that a segment names; `out` is readable and writable
-/// for `columns <= panel_width` numbers at each row's destination, and nobody else accesses them.
-#[expect(clippy::too_many_arguments, reason = "a kernel over plain memory")]
-#[inline]
-pub(super) unsafe fn gather(
-    isa: Isa,
-    rows: &[Row],
-    segments: &[Segment],
-    x: *const f32,
-    panel: *const f32,
-    out: *mut f32,
-    columns: usize,
-    add: bool,
-) {
-    // SAFETY: the caller's promises are passed on; each variant runs only where its set exists.
-    unsafe {
-        match isa {
-            Isa::Portable => {
-                gather_tiles::<Lanes, 4, 1>(rows, segments, x, panel, out, columns, add)
-            }
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => gather_avx2(rows, segments, x, panel, out, columns, add),
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => gather_avx512(rows, segments, x, panel, out, columns, add),
-        }
-    }
-}
+/// Defines a [`Kernel`] by how it multiplies and by its tiles, `rows` by `vectors` registers.
+macro_rules! kernel {
+    ($name:ident, $product:ty, $rows:literal, $vectors:literal $(, $features:literal)?) => {
+        pub(super) struct $name;
 
-/// Rows of the weight gradient that one tile of [`outer`] computes, and that [`pack_rows`] puts side
-/// by side.
-pub(super) fn tile_rows(isa: Isa) -> usize {
-    match isa {
-        Isa::Portable => 4,
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => 6,
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => 10,
-    }
-}
+        impl Kernel for $name {
+            type Lane = <$product as Product>::Lane;
+            const WIDTH: usize = <<$product as Product>::Sums as Register>::LANES * $vectors;
+            const ROWS: usize = $rows;
 
-/// Packs `len` numbers of `x` after the source of each row for [`outer`].
-pub(super) fn pack_rows(isa: Isa, rows: &[Row], x: &[f32], len: usize, packed: &mut [f32]) {
-    match isa {
-        Isa::Portable => pack_tiles::<4>(rows, x, len, packed),
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => pack_tiles::<6>(rows, x, len, packed),
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => pack_tiles::<10>(rows, x, len, packed),
-    }
-}
-
-fn pack_tiles<const ROWS: usize>(rows: &[Row], x: &[f32], len: usize, packed: &mut [f32]) {
-    let depth = rows.len();
-    for (k, row) in rows.iter().enumerate() {
-        let (tiles, rest) = x[row.source..][..len].as_chunks::<ROWS>();
-        let places = packed.chunks_exact_mut(depth * ROWS);
-        for (place, tile) in places.zip(tiles) {
-            place[k * ROWS..][..ROWS].copy_from_slice(tile);
-        }
-        if !rest.is_empty() {
-            let last = &mut packed[(tiles.len() * depth + k) * ROWS..][..ROWS];
-            last[..rest.len()].copy_from_slice(rest);
-            last[rest.len()..].fill(0.0);
-        }
-    }
-}
-
-/// Packs the gradients of the pixels of `rows` for [`outer`]: a panel of channels after the other,
-/// each with [`panel_width`] numbers a pixel, the last panel filled up with zeros.
-pub(super) fn pack_columns(isa: Isa, rows: &[Row], dy: &[f32], c_out: usize, packed: &mut [f32]) {
-    match panel_width(isa) {
-        8 => pack_panels::<8>(rows, dy, c_out, packed),
-        16 => pack_panels::<16>(rows, dy, c_out, packed),
-        _ => pack_panels::<MAX_PANEL>(rows, dy, c_out, packed),
-    }
-}
-
-fn pack_panels<const WIDTH: usize>(rows: &[Row], dy: &[f32], c_out: usize, packed: &mut [f32]) {
-    let panels = packed.chunks_exact_mut(rows.len() * WIDTH);
-    for (first, panel) in (0..c_out).step_by(WIDTH).zip(panels) {
-        let (places, _) = panel.as_chunks_mut::<WIDTH>();
-        for (place, row) in places.iter_mut().zip(rows) {
-            let channels = &dy[row.destination..][..c_out];
-            match channels[first..].first_chunk::<WIDTH>() {
-                Some(whole) => *place = *whole,
-                None => {
-                    *place = [0.0; WIDTH];
-                    place[..c_out - first].copy_from_slice(&channels[first..]);
+            $(#[target_feature(enable = $features)])?
+            unsafe fn gather(
+                rows: &[Row],
+                segments: &[Segment],
+                x: *const Self::Lane,
+                panel: *const Self::Lane,
+                out: *mut f32,
+                columns: usize,
+                add: bool,
+            ) {
+                // SAFETY: the caller's promises are passed on.
+                unsafe {
+                    gather_tiles::<$product, $rows, $vectors>(
+                        rows, segments, x, panel, out, columns, add,
+                    )
                 }
             }
+
+            $(#[target_feature(enable = $features)])?
+            unsafe fn outer(
+                depth: usize,
+                x: *const Self::Lane,
+                len: usize,
+                dy: *const Self::Lane,
+                dw: *mut f32,
+            ) {
+                // SAFETY: the caller's promises are passed on.
+                unsafe { outer_tiles::<$product, $rows, $vectors>(depth, x, len, dy, dw) }
+            }
+
+            $(#[target_feature(enable = $features)])?
+            unsafe fn pack_rows<T: Element>(
+                rows: &[Row],
+                x: &[T],
+                len: usize,
+                packed: &mut [Self::Lane],
+            ) {
+                Self::Lane::pack_tiles::<T, $rows>(rows, x, len, packed);
+            }
+
+            $(#[target_feature(enable = $features)])?
+            unsafe fn pack_columns<T: Element>(
+                rows: &[Row],
+                dy: &[T],
+                c_out: usize,
+                packed: &mut [Self::Lane],
+            ) {
+                Self::Lane::pack_panels::<T, { $name::WIDTH }>(rows, dy, c_out, packed);
+            }
         }
-    }
+    };
 }
 
-/// `dw[m] += sum over k of x[k, m] * dy[k]`, for `m` in `0..len`.
-///
-/// `x` is packed: tiles of [`tile_rows`] rows, each with `depth` groups of that many numbers, the last
-/// tile filled up. `dy` holds [`panel_width`] numbers for each `k`, `dw` for each `m`.
-///
-/// # Safety
-/// The processor has `isa`. `x` and `dy` are readable as described; `dw` is readable and writable
-/// for [`panel_width`] numbers at each `m`, by the caller alone.
-#[inline]
-pub(super) unsafe fn outer(
-    isa: Isa,
-    depth: usize,
-    x: *const f32,
-    len: usize,
-    dy: *const f32,
-    dw: *mut f32,
-) {
-    // SAFETY: the caller's promises are passed on; each variant runs only where its set exists.
-    unsafe {
-        match isa {
-            Isa::Portable => outer_tiles::<Lanes, 4, 1>(depth, x, len, dy, dw),
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => outer_avx2(depth, x, len, dy, dw),
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => outer_avx512(depth, x, len, dy, dw),
-        }
-    }
-}
-
+#[cfg(test)]
+kernel!(Pairs, PairLanes, 4, 1);
+kernel!(Portable, Lanes, 4, 1);
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-unsafe fn gather_avx2(
-    rows: &[Row],
-    segments: &[Segment],
-    x: *const f32,
-    panel: *const f32,
-    out: *mut f32,
-    columns: usize,
-    add: bool,
-) {
-    use core::arch::x86_64::__m256;
-    // SAFETY: the caller's promises are passed on.
-    unsafe { gather_tiles::<__m256, 6, 2>(rows, segments, x, panel, out, columns, add) }
-}
-
+kernel!(Avx2, __m256, 6, 2, "avx2,fma");
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f")]
-unsafe fn gather_avx512(
-    rows: &[Row],
-    segments: &[Segment],
-    x: *const f32,
-    panel: *const f32,
-    out: *mut f32,
-    columns: usize,
-    add: bool,
-) {
-    use core::arch::x86_64::__m512;
-    // SAFETY: the caller's promises are passed on.
-    unsafe { gather_tiles::<__m512, 10, 2>(rows, segments, x, panel, out, columns, add) }
-}
-
+kernel!(Avx512, __m512, 10, 2, "avx512f");
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-unsafe fn outer_avx2(depth: usize, x: *const f32, len: usize, dy: *const f32, dw: *mut f32) {
-    use core::arch::x86_64::__m256;
-    // SAFETY: the caller's promises are passed on.
-    unsafe { outer_tiles::<__m256, 6, 2>(depth, x, len, dy, dw) }
-}
+kernel!(Avx512Bf16, DotBf16, 10, 2, "avx512f,avx512bf16");
 
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f")]
-unsafe fn outer_avx512(depth: usize, x: *const f32, len: usize, dy: *const f32, dw: *mut f32) {
-    use core::arch::x86_64::__m512;
-    // SAFETY: the caller's promises are passed on.
-    unsafe { outer_tiles::<__m512, 10, 2>(depth, x, len, dy, dw) }
-}
-
-/// [`gather`] with tiles of `ROWS` rows by `VECTORS` registers of channels.
+/// [`Kernel::gather`] with tiles of `ROWS` rows by `VECTORS` registers of channels.
 #[inline(always)]
-unsafe fn gather_tiles<V: Vector, const ROWS: usize, const VECTORS: usize>(
+unsafe fn gather_tiles<P: Product, const ROWS: usize, const VECTORS: usize>(
     rows: &[Row],
     segments: &[Segment],
-    x: *const f32,
-    panel: *const f32,
+    x: *const P::Lane,
+    panel: *const P::Lane,
     out: *mut f32,
     columns: usize,
     add: bool,
 ) {
-    let width = V::LANES * VECTORS;
+    let lanes = P::Sums::LANES;
+    let width = lanes * VECTORS;
     for tile in rows.chunks(ROWS) {
         // A short tile repeats its last row, which is then computed several times.
         let row = |j: usize| tile[j.min(tile.len() - 1)];
@@ -212,7 +170,7 @@ unsafe fn gather_tiles<V: Vector, const ROWS: usize, const VECTORS: usize>(
         // segment's rows in `panel`, `columns` numbers at a destination in `out`. A narrow panel
         // is stored to `spill` first, which holds the widest panel there is.
         unsafe {
-            let mut sums = [[V::zero(); VECTORS]; ROWS];
+            let mut sums = [[P::Sums::zero(); VECTORS]; ROWS];
             for segment in segments {
                 let mut from = [x; ROWS];
                 for (j, from) in from.iter_mut().enumerate() {
@@ -220,14 +178,14 @@ unsafe fn gather_tiles<V: Vector, const ROWS: usize, const VECTORS: usize>(
                 }
                 let mut weight = panel.add(segment.weight * width);
                 for i in 0..segment.len {
-                    let mut weights = [V::zero(); VECTORS];
+                    let mut weights = [P::splat(P::Lane::ZERO); VECTORS];
                     for (v, w) in weights.iter_mut().enumerate() {
-                        *w = V::load(weight.add(v * V::LANES));
+                        *w = P::load(weight.add(v * lanes));
                     }
                     for (sums, from) in sums.iter_mut().zip(&from) {
-                        let value = V::splat(*from.add(i));
+                        let value = P::splat(*from.add(i));
                         for (sum, &w) in sums.iter_mut().zip(&weights) {
-                            *sum = sum.add_product(value, w);
+                            *sum = P::add(*sum, value, w);
                         }
                     }
                     weight = weight.add(width);
@@ -241,14 +199,18 @@ unsafe fn gather_tiles<V: Vector, const ROWS: usize, const VECTORS: usize>(
                 let to = out.add(tile[j].destination);
                 if columns == width {
                     for (v, &sum) in sums.iter().enumerate() {
-                        let to = to.add(v * V::LANES);
-                        let sum = if add { sum.plus(V::load(to)) } else { sum };
+                        let to = to.add(v * lanes);
+                        let sum = if add {
+                            sum.plus(P::Sums::load(to))
+                        } else {
+                            sum
+                        };
                         sum.store(to);
                     }
                 } else {
                     let mut spill = [0f32; MAX_PANEL];
                     for (v, sum) in sums.iter().enumerate() {
-                        sum.store(spill.as_mut_ptr().add(v * V::LANES));
+                        sum.store(spill.as_mut_ptr().add(v * lanes));
                     }
                     for (c, sum) in spill[..columns].iter().enumerate() {
                         *to.add(c) = if add { *to.add(c) + sum } else { *sum };
@@ -259,40 +221,41 @@ unsafe fn gather_tiles<V: Vector, const ROWS: usize, const VECTORS: usize>(
     }
 }
 
-/// [`outer`] with tiles of `ROWS` rows of `dw` by `VECTORS` registers of channels.
+/// [`Kernel::outer`] with tiles of `ROWS` rows of `dw` by `VECTORS` registers of channels.
 #[inline(always)]
-unsafe fn outer_tiles<V: Vector, const ROWS: usize, const VECTORS: usize>(
+unsafe fn outer_tiles<P: Product, const ROWS: usize, const VECTORS: usize>(
     depth: usize,
-    x: *const f32,
+    x: *const P::Lane,
     len: usize,
-    dy: *const f32,
+    dy: *const P::Lane,
     dw: *mut f32,
 ) {
-    // SAFETY: tile `t` begins at `t * ROWS * depth` of `x` and has `ROWS` numbers for each of `depth`
+    let lanes = P::Sums::LANES;
+    // SAFETY: tile `t` begins at `t * ROWS * depth` of `x` and has `ROWS` lanes for each of `depth`
     // rows of `dy`; only rows below `len` of `dw` are accessed.
     unsafe {
         for first in (0..len).step_by(ROWS) {
-            let mut sums = [[V::zero(); VECTORS]; ROWS];
+            let mut sums = [[P::Sums::zero(); VECTORS]; ROWS];
             let mut from = x.add(first * depth);
             let mut from_dy = dy;
             for _ in 0..depth {
-                let mut gradients = [V::zero(); VECTORS];
+                let mut gradients = [P::splat(P::Lane::ZERO); VECTORS];
                 for (v, g) in gradients.iter_mut().enumerate() {
-                    *g = V::load(from_dy.add(v * V::LANES));
+                    *g = P::load(from_dy.add(v * lanes));
                 }
                 for (j, sums) in sums.iter_mut().enumerate() {
-                    let value = V::splat(*from.add(j));
+                    let value = P::splat(*from.add(j));
                     for (sum, &g) in sums.iter_mut().zip(&gradients) {
-                        *sum = sum.add_product(value, g);
+                        *sum = P::add(*sum, value, g);
                     }
                 }
                 from = from.add(ROWS);
-                from_dy = from_dy.add(V::LANES * VECTORS);
+                from_dy = from_dy.add(lanes * VECTORS);
             }
             add_to(
                 &sums,
                 ROWS.min(len - first),
-                dw.add(first * V::LANES * VECTORS),
+                dw.add(first * lanes * VECTORS),
             );
         }
     }
@@ -303,8 +266,8 @@ unsafe fn outer_tiles<V: Vector, const ROWS: usize, const VECTORS: usize>(
 /// # Safety
 /// The rows are readable and writable.
 #[inline(always)]
-unsafe fn add_to<V: Vector, const ROWS: usize, const VECTORS: usize>(
-    sums: &[[V; VECTORS]; ROWS],
+unsafe fn add_to<R: Register, const ROWS: usize, const VECTORS: usize>(
+    sums: &[[R; VECTORS]; ROWS],
     rows: usize,
     to: *mut f32,
 ) {
@@ -315,8 +278,8 @@ unsafe fn add_to<V: Vector, const ROWS: usize, const VECTORS: usize>(
         for (v, &sum) in sums.iter().enumerate() {
             // SAFETY: the caller promises the row.
             unsafe {
-                let to = to.add((j * VECTORS + v) * V::LANES);
-                sum.plus(V::load(to)).store(to);
+                let to = to.add((j * VECTORS + v) * R::LANES);
+                sum.plus(R::load(to)).store(to);
             }
         }
     }

@@ -6,8 +6,13 @@
 //! with panels of packed weights; see `plan` for how taps on padding are left out. The gradient
 //! with respect to the input is the same product with reordered taps, that with respect to the
 //! weight a product over pixels; see `weight_gradient`.
+//!
+//! Activations may be stored as `bf16`. Weights are then rounded to it, products are summed in `f32`,
+//! and sums are rounded once. Where the processor multiplies pairs of `bf16`, see `lane`, it is given
+//! them; elsewhere a part of the input is widened to `f32` at a time, for the same kernels as `f32`.
 
 mod kernel;
+mod lane;
 mod plan;
 mod scratch;
 pub(crate) mod simd;
@@ -15,9 +20,14 @@ pub(crate) mod simd;
 mod tests;
 mod weight_gradient;
 
+use kernel::Kernel;
+use lane::{Lane, lanes};
 use plan::Plan;
 use rayon::prelude::*;
 use simd::Isa;
+
+use super::Element;
+use super::element::narrow;
 
 /// The sizes of one square-kernel, ungrouped, undilated convolution.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,14 +77,49 @@ impl ConvShape {
     }
 }
 
+/// Evaluates an expression with `$kernel` the kernels of an instruction set.
+macro_rules! on_kernel {
+    ($isa:expr, $kernel:ident => $run:expr) => {
+        match $isa {
+            #[cfg(test)]
+            Isa::Pairs => {
+                type $kernel = kernel::Pairs;
+                $run
+            }
+            Isa::Portable => {
+                type $kernel = kernel::Portable;
+                $run
+            }
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => {
+                type $kernel = kernel::Avx2;
+                $run
+            }
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => {
+                type $kernel = kernel::Avx512;
+                $run
+            }
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Bf16 => {
+                type $kernel = kernel::Avx512Bf16;
+                $run
+            }
+        }
+    };
+}
+#[cfg(test)]
+use on_kernel;
+
 /// `out = x * weight`.
 ///
 /// `x`: NHWC, `weight`: `(c_out, c_in, kernel, kernel)`, `out`: NHWC, overwritten.
 ///
 /// # Panics
 /// If a slice's length differs from what `s` says, or the stride is 0.
-pub fn forward(s: &ConvShape, x: &[f32], weight: &[f32], out: &mut [f32]) {
-    forward_on(Isa::best(), s, x, weight, out);
+pub fn forward<T: Element>(s: &ConvShape, x: &[T], weight: &[f32], out: &mut [T]) {
+    check(s, x.len(), weight.len(), out.len());
+    on_kernel!(Isa::best::<T>(), K => forward_on::<K, T>(s, x, weight, out));
 }
 
 /// The gradient of [`forward`] with respect to `x`, from `dy`, that of the output.
@@ -83,8 +128,9 @@ pub fn forward(s: &ConvShape, x: &[f32], weight: &[f32], out: &mut [f32]) {
 ///
 /// # Panics
 /// If a slice's length differs from what `s` says, or the stride is 0.
-pub fn backward_input(s: &ConvShape, weight: &[f32], dy: &[f32], dx: &mut [f32]) {
-    backward_input_on(Isa::best(), s, weight, dy, dx);
+pub fn backward_input<T: Element>(s: &ConvShape, weight: &[f32], dy: &[T], dx: &mut [T]) {
+    check(s, dx.len(), weight.len(), dy.len());
+    on_kernel!(Isa::best::<T>(), K => backward_input_on::<K, T>(s, weight, dy, dx));
 }
 
 /// The gradient of [`forward`] with respect to the weight, from `dy`, that of the output.
@@ -93,48 +139,57 @@ pub fn backward_input(s: &ConvShape, weight: &[f32], dy: &[f32], dx: &mut [f32])
 ///
 /// # Panics
 /// If a slice's length differs from what `s` says, or the stride is 0.
-pub fn backward_weight(s: &ConvShape, x: &[f32], dy: &[f32], dw: &mut [f32]) {
+pub fn backward_weight<T: Element>(s: &ConvShape, x: &[T], dy: &[T], dw: &mut [f32]) {
     check(s, x.len(), dw.len(), dy.len());
-    weight_gradient::compute(Isa::best(), s, x, dy, dw);
+    on_kernel!(Isa::best::<T>(), K => weight_gradient::compute::<K, T>(s, x, dy, dw));
 }
 
-fn forward_on(isa: Isa, s: &ConvShape, x: &[f32], weight: &[f32], out: &mut [f32]) {
-    check(s, x.len(), weight.len(), out.len());
-    let width = kernel::panel_width(isa);
+/// The lengths have been checked.
+fn forward_on<K: Kernel, T: Element>(s: &ConvShape, x: &[T], weight: &[f32], out: &mut [T]) {
     let taps = s.kernel * s.kernel;
-    let packed = pack(width, taps * s.c_in, s.c_out, |panel, first, columns| {
+    let (each, lanes) = (K::Lane::NUMBERS, lanes::<K::Lane>(s.c_in));
+    let packed = pack::<K>(taps * lanes, s.c_out, |panel, first, columns| {
         let rows = s.c_in * taps;
         let of_panel = &weight[first * rows..][..columns * rows];
         for (i, tap) in (0..s.c_in).flat_map(|i| (0..taps).map(move |tap| (i, tap))) {
-            let to = &mut panel[(tap * s.c_in + i) * width..][..columns];
+            let to = &mut panel[(tap * lanes + i / each) * K::WIDTH..][..columns];
             for (o, to) in to.iter_mut().enumerate() {
-                *to = of_panel[o * rows + i * taps + tap];
+                to.put(i % each, rounded::<T>(of_panel[o * rows + i * taps + tap]));
             }
         }
     });
-    product(isa, &Plan::forward(s), x, &packed, s.c_out, out);
+    let plan = Plan::forward(&ConvShape { c_in: lanes, ..*s });
+    product::<K, T>(&plan, (x, s.c_in), &packed, (out, s.c_out));
 }
 
-fn backward_input_on(isa: Isa, s: &ConvShape, weight: &[f32], dy: &[f32], dx: &mut [f32]) {
-    check(s, dx.len(), weight.len(), dy.len());
-    let width = kernel::panel_width(isa);
+/// The lengths have been checked.
+fn backward_input_on<K: Kernel, T: Element>(s: &ConvShape, weight: &[f32], dy: &[T], dx: &mut [T]) {
     let taps = s.kernel * s.kernel;
     let places: Vec<usize> = (0..taps)
         .map(|t| {
             plan::gradient_tap(s, t / s.kernel) * s.kernel + plan::gradient_tap(s, t % s.kernel)
         })
         .collect();
-    let packed = pack(width, taps * s.c_out, s.c_in, |panel, first, columns| {
+    let (each, lanes) = (K::Lane::NUMBERS, lanes::<K::Lane>(s.c_out));
+    let packed = pack::<K>(taps * lanes, s.c_in, |panel, first, columns| {
         for o in 0..s.c_out {
             let of_panel = &weight[(o * s.c_in + first) * taps..][..columns * taps];
             for (i, of_pair) in of_panel.chunks_exact(taps).enumerate() {
                 for (&place, &w) in places.iter().zip(of_pair) {
-                    panel[(place * s.c_out + o) * width + i] = w;
+                    let to = &mut panel[(place * lanes + o / each) * K::WIDTH + i];
+                    to.put(o % each, rounded::<T>(w));
                 }
             }
         }
     });
-    product(isa, &Plan::backward(s), dy, &packed, s.c_in, dx);
+    let plan = Plan::backward(&ConvShape { c_out: lanes, ..*s });
+    product::<K, T>(&plan, (dy, s.c_out), &packed, (dx, s.c_in));
+}
+
+/// A weight as products with activations of type `T` take it.
+#[inline(always)]
+fn rounded<T: Element>(weight: f32) -> f32 {
+    T::from_f32(weight).to_f32()
 }
 
 /// Panics unless the three lengths are those of `s`: the kernels below trust them.
@@ -147,15 +202,15 @@ fn check(s: &ConvShape, x: usize, weight: usize, out: usize) {
     );
 }
 
-/// A matrix of `rows` by `columns` as panels of `width` columns, the last one filled up with zeros.
-/// `fill` writes a panel, given its first column and how many it has.
-fn pack(
-    width: usize,
+/// A matrix of `rows` lanes by `columns` as panels of as many columns as the kernel takes, the last one
+/// filled up with zeros. `fill` writes a panel, given its first column and how many it has.
+fn pack<K: Kernel>(
     rows: usize,
     columns: usize,
-    fill: impl Fn(&mut [f32], usize, usize) + Sync,
-) -> Vec<f32> {
-    let mut packed = vec![0f32; columns.div_ceil(width) * rows * width];
+    fill: impl Fn(&mut [K::Lane], usize, usize) + Sync,
+) -> Vec<K::Lane> {
+    let width = K::WIDTH;
+    let mut packed = vec![K::Lane::ZERO; columns.div_ceil(width) * rows * width];
     if rows > 0 {
         packed
             .par_chunks_mut(rows * width)
@@ -175,10 +230,15 @@ const TASKS: usize = 16;
 /// while all pixels of a group pass.
 const DEPTH: usize = 320;
 
-/// `out = gathered x * packed weight`, `channels` being those of `out`.
-fn product(isa: Isa, plan: &Plan, x: &[f32], packed: &[f32], channels: usize, out: &mut [f32]) {
-    let width = kernel::panel_width(isa);
-    let panels = channels.div_ceil(width);
+/// `out = gathered x * packed weight`; `x` and `out` come with their channels, `plan` counts the
+/// source in lanes.
+fn product<K: Kernel, T: Element>(
+    plan: &Plan,
+    (x, x_channels): (&[T], usize),
+    packed: &[K::Lane],
+    (out, channels): (&mut [T], usize),
+) {
+    let panels = channels.div_ceil(K::WIDTH);
     let groups = plan.groups();
     if panels == 0 || groups.is_empty() {
         return;
@@ -187,42 +247,78 @@ fn product(isa: Isa, plan: &Plan, x: &[f32], packed: &[f32], channels: usize, ou
     let shares = TASKS.div_ceil(groups.len()).min(panels);
     let out = Shared(out.as_mut_ptr());
     (0..groups.len() * shares).into_par_iter().for_each(|task| {
-        let (group, share) = (task / shares, task % shares);
-        plan.visit(&groups[group], |segments, rows| {
-            for (depth, segments) in plan::cut(segments, DEPTH).iter().enumerate() {
-                for p in share * panels / shares..(share + 1) * panels / shares {
-                    let first = p * width;
-                    // SAFETY: `isa` is available, as every caller takes it from `Isa`. The plan's
-                    // rows and segments address `x` and `out` of the lengths that `check`
-                    // compared, and `packed` has a row of `width` for every tap and channel.
-                    // Groups are disjoint in destination pixels and shares in channels, so no two
-                    // tasks access one number of `out`.
-                    unsafe {
-                        kernel::gather(
-                            isa,
-                            rows,
-                            segments,
-                            x.as_ptr(),
-                            packed.as_ptr().add(p * panel_len),
-                            out.pointer().add(first),
-                            width.min(channels - first),
-                            depth > 0,
-                        );
+        let (group, share) = (&groups[task / shares], task % shares);
+        let panels = share * panels / shares..(share + 1) * panels / shares;
+        let (source, destination) = (plan.source_pixels(group), plan.destination_pixels(group));
+        let x = &x[source.start * x_channels..source.end * x_channels];
+        as_lanes::<K::Lane, T, _>(x, x_channels, |x| {
+            // SAFETY: groups are disjoint in destination pixels and shares in channels, so no two
+            // tasks access one number of `out`.
+            let out = unsafe { out.pointer().add(destination.start * channels) };
+            let columns = panels.start * K::WIDTH..channels.min(panels.end * K::WIDTH);
+            let sum = |sums: *mut f32| {
+                plan.visit(group, |segments, rows| {
+                    for (depth, segments) in plan::cut(segments, DEPTH).iter().enumerate() {
+                        for p in panels.clone() {
+                            let first = p * K::WIDTH;
+                            // SAFETY: the kernel's set is available, as every caller takes it from
+                            // `Isa`. The plan's rows and segments address the group's part of `x`
+                            // and of `out`, whose lengths `check` compared, and `packed` has a row
+                            // of `WIDTH` for every tap and lane. `sums` is writable there by this
+                            // task alone.
+                            unsafe {
+                                K::gather(
+                                    rows,
+                                    segments,
+                                    x.as_ptr(),
+                                    packed.as_ptr().add(p * panel_len),
+                                    sums.add(first),
+                                    K::WIDTH.min(channels - first),
+                                    depth > 0,
+                                );
+                            }
+                        }
                     }
-                }
+                });
+            };
+            if !T::BF16 {
+                return sum(out.cast());
             }
+            scratch::with(destination.len() * channels, |sums: &mut [f32]| {
+                sum(sums.as_mut_ptr());
+                for (pixel, sums) in sums.chunks_exact(channels).enumerate() {
+                    // SAFETY: this task's columns of one of the group's pixels, as above.
+                    let out = unsafe {
+                        let first = out.add(pixel * channels + columns.start);
+                        std::slice::from_raw_parts_mut(first, columns.len())
+                    };
+                    narrow(&sums[columns.clone()], out);
+                }
+            });
         });
     });
 }
 
-/// A pointer that tasks share to write disjoint parts of one slice.
-struct Shared(*mut f32);
+/// Calls `work` with the pixels `x` of `channels` numbers each as lanes.
+fn as_lanes<L: Lane, T: Element, R>(x: &[T], channels: usize, work: impl FnOnce(&[L]) -> R) -> R {
+    if let Some(x) = L::view(x, channels) {
+        return work(x);
+    }
+    let pixels = x.len() / channels.max(1);
+    scratch::with(pixels * lanes::<L>(channels), |converted| {
+        L::convert(x, channels, converted);
+        work(converted)
+    })
+}
 
-impl Shared {
-    fn pointer(&self) -> *mut f32 {
+/// A pointer that tasks share to write disjoint parts of one slice.
+struct Shared<T>(*mut T);
+
+impl<T> Shared<T> {
+    fn pointer(&self) -> *mut T {
         self.0
     }
 }
 
 // SAFETY: the pointer is only a number until dereferenced, and whoever does that argues for it.
-unsafe impl Sync for Shared {}
+unsafe impl<T: Send> Sync for Shared<T> {}

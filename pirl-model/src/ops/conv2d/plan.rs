@@ -29,7 +29,8 @@ pub(super) struct Segment {
     pub(super) len: usize,
 }
 
-/// One destination pixel: offsets, in numbers, of its first channel and of its source rectangle.
+/// One destination pixel: offsets, in numbers, of its first channel and of its source rectangle from
+/// those of the group's first pixels.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Row {
     pub(super) source: usize,
@@ -162,10 +163,36 @@ impl Plan {
         groups.chunks(size).map(<[Group]>::to_vec).collect()
     }
 
+    /// The source pixels of `group`, and perhaps some between them.
+    pub(super) fn source_pixels(&self, group: &Group) -> Range<usize> {
+        let (h, w, _) = self.source;
+        let rows = if group.images.len() == 1 {
+            let used = self.ys.iter().filter(|ys| ys.count > 0).flat_map(|ys| {
+                let places = ys.places.iter().filter(|(y, _)| group.rows.contains(y));
+                places.map(|&(_, source)| source..source + ys.count)
+            });
+            let joined = used.reduce(|a, b| a.start.min(b.start)..a.end.max(b.end));
+            joined.unwrap_or(0..0)
+        } else {
+            0..h
+        };
+        let last = group.images.end.saturating_sub(1);
+        (group.images.start * h + rows.start) * w..(last * h + rows.end) * w
+    }
+
+    /// The destination pixels of `group`.
+    pub(super) fn destination_pixels(&self, group: &Group) -> Range<usize> {
+        let (h, w, _) = self.destination;
+        let last = group.images.end.saturating_sub(1);
+        (group.images.start * h + group.rows.start) * w..(last * h + group.rows.end) * w
+    }
+
     /// Calls `visit` with the segments and the rows of each class in `group`.
     pub(super) fn visit(&self, group: &Group, mut visit: impl FnMut(&[Segment], &[Row])) {
         let (source_h, source_w, source_c) = self.source;
         let (h, w, c) = self.destination;
+        let source_start = self.source_pixels(group).start;
+        let start = self.destination_pixels(group).start;
         let (mut segments, mut rows) = (Vec::new(), Vec::new());
         for ys in &self.ys {
             let first = ys.places.partition_point(|&(y, _)| y < group.rows.start);
@@ -179,10 +206,11 @@ impl Plan {
                 for image in group.images.clone() {
                     for &(y, source_y) in &ys.places[first..last] {
                         for &(x, source_x) in &xs.places {
+                            let source = (image * source_h + source_y) * source_w + source_x;
                             rows.push(Row {
-                                source: ((image * source_h + source_y) * source_w + source_x)
-                                    * source_c,
-                                destination: ((image * h + y) * w + x) * c,
+                                // A pixel without a tap has no source either.
+                                source: source.saturating_sub(source_start) * source_c,
+                                destination: ((image * h + y) * w + x - start) * c,
                             });
                         }
                     }

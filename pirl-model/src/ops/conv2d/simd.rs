@@ -1,8 +1,16 @@
-//! Vectors of `f32` as the micro-kernels see them, one type for each instruction set.
+//! Registers as the micro-kernels see them, one type for each instruction set.
+
+use std::sync::OnceLock;
+
+use super::lane::{Lane, Pair};
+use crate::ops::Element;
 
 /// An instruction set that the kernels are compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Isa {
+    /// Products of pairs in plain arrays, so that every machine can test what only some can run.
+    #[cfg(test)]
+    Pairs,
     /// Plain arrays, which the compiler vectorises as far as the target's baseline goes.
     Portable,
     /// AVX2 with fused multiply-add.
@@ -11,13 +19,20 @@ pub(crate) enum Isa {
     /// AVX-512 foundation.
     #[cfg(target_arch = "x86_64")]
     Avx512,
+    /// AVX-512 with products of pairs of `bf16`.
+    #[cfg(target_arch = "x86_64")]
+    Avx512Bf16,
 }
 
 impl Isa {
-    /// Every set this processor has, the slowest first; never empty.
-    pub(crate) fn available() -> Vec<Isa> {
-        #[allow(unused_mut, reason = "other architectures add nothing")]
-        let mut all = vec![Isa::Portable];
+    /// Every set this processor has for activations of type `T`, the slowest first; never empty.
+    pub(crate) fn available<T: Element>() -> Vec<Isa> {
+        let mut all = Vec::new();
+        #[cfg(test)]
+        if T::BF16 {
+            all.push(Isa::Pairs);
+        }
+        all.push(Isa::Portable);
         #[cfg(target_arch = "x86_64")]
         {
             if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
@@ -25,32 +40,33 @@ impl Isa {
             }
             if is_x86_feature_detected!("avx512f") {
                 all.push(Isa::Avx512);
+                if T::BF16 && is_x86_feature_detected!("avx512bf16") {
+                    all.push(Isa::Avx512Bf16);
+                }
             }
         }
         all
     }
 
-    /// The fastest set this processor has.
-    pub(crate) fn best() -> Isa {
-        static BEST: std::sync::OnceLock<Isa> = std::sync::OnceLock::new();
-        *BEST.get_or_init(|| Isa::available().last().copied().unwrap_or(Isa::Portable))
+    /// The fastest set this processor has for activations of type `T`.
+    pub(crate) fn best<T: Element>() -> Isa {
+        static BEST: [OnceLock<Isa>; 2] = [const { OnceLock::new() }; 2];
+        let best = || Isa::available::<T>().last().copied();
+        *BEST[usize::from(T::BF16)].get_or_init(|| best().unwrap_or(Isa::Portable))
     }
 }
 
-/// A register of `LANES` numbers.
+/// A register of `LANES` sums.
 ///
 /// # Safety
 /// Calling a method is sound only on a processor that has the instruction set of the type, and the
 /// methods optimise well only when inlined into a function compiled for it.
-pub(super) unsafe trait Vector: Copy {
+pub(super) unsafe trait Register: Copy {
     /// Numbers in one register.
     const LANES: usize;
 
     /// Zeros.
     unsafe fn zero() -> Self;
-
-    /// `LANES` times the same number.
-    unsafe fn splat(x: f32) -> Self;
 
     /// The `LANES` numbers at `from`, which need not be aligned.
     ///
@@ -64,11 +80,34 @@ pub(super) unsafe trait Vector: Copy {
     /// They must be writable.
     unsafe fn store(self, to: *mut f32);
 
-    /// `self + a * b`; whether the product is rounded first depends on the type.
-    unsafe fn add_product(self, a: Self, b: Self) -> Self;
-
     /// `self + other`.
     unsafe fn plus(self, other: Self) -> Self;
+}
+
+/// How lanes are multiplied and added to sums.
+///
+/// # Safety
+/// As for [`Register`].
+pub(super) unsafe trait Product {
+    /// Where the products are added up.
+    type Sums: Register;
+    /// What one lane multiplies.
+    type Lane: Lane;
+    /// A register of as many lanes as there are sums.
+    type Factors: Copy;
+
+    /// The same lane everywhere.
+    unsafe fn splat(x: Self::Lane) -> Self::Factors;
+
+    /// The lanes at `from`, which need not be aligned to more than one of them.
+    ///
+    /// # Safety
+    /// They must be readable.
+    unsafe fn load(from: *const Self::Lane) -> Self::Factors;
+
+    /// `sums + a * b`; whether products are rounded first, and in which order the two of a pair are
+    /// added, depends on the type.
+    unsafe fn add(sums: Self::Sums, a: Self::Factors, b: Self::Factors) -> Self::Sums;
 }
 
 /// Two SSE or NEON registers' worth of numbers, without a word of assembly.
@@ -76,17 +115,12 @@ pub(super) unsafe trait Vector: Copy {
 pub(super) struct Lanes([f32; 8]);
 
 // SAFETY: plain arrays run anywhere.
-unsafe impl Vector for Lanes {
+unsafe impl Register for Lanes {
     const LANES: usize = 8;
 
     #[inline(always)]
     unsafe fn zero() -> Self {
         Lanes([0.0; 8])
-    }
-
-    #[inline(always)]
-    unsafe fn splat(x: f32) -> Self {
-        Lanes([x; 8])
     }
 
     #[inline(always)]
@@ -103,14 +137,6 @@ unsafe impl Vector for Lanes {
     }
 
     #[inline(always)]
-    unsafe fn add_product(mut self, a: Self, b: Self) -> Self {
-        for ((sum, a), b) in self.0.iter_mut().zip(a.0).zip(b.0) {
-            *sum += a * b;
-        }
-        self
-    }
-
-    #[inline(always)]
     unsafe fn plus(mut self, other: Self) -> Self {
         for (sum, x) in self.0.iter_mut().zip(other.0) {
             *sum += x;
@@ -119,26 +145,80 @@ unsafe impl Vector for Lanes {
     }
 }
 
+// SAFETY: plain arrays run anywhere.
+unsafe impl Product for Lanes {
+    type Sums = Lanes;
+    type Lane = f32;
+    type Factors = Lanes;
+
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> Lanes {
+        Lanes([x; 8])
+    }
+
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Lanes {
+        // SAFETY: the caller's promise is passed on.
+        unsafe { <Lanes as Register>::load(from) }
+    }
+
+    #[inline(always)]
+    unsafe fn add(mut sums: Lanes, a: Lanes, b: Lanes) -> Lanes {
+        for ((sum, a), b) in sums.0.iter_mut().zip(a.0).zip(b.0) {
+            *sum += a * b;
+        }
+        sums
+    }
+}
+
+/// Pairs in plain arrays.
+#[cfg(test)]
+pub(super) struct PairLanes;
+
+// SAFETY: plain arrays run anywhere.
+#[cfg(test)]
+unsafe impl Product for PairLanes {
+    type Sums = Lanes;
+    type Lane = Pair;
+    type Factors = [Pair; 8];
+
+    unsafe fn splat(x: Pair) -> [Pair; 8] {
+        [x; 8]
+    }
+
+    unsafe fn load(from: *const Pair) -> [Pair; 8] {
+        // SAFETY: the caller promises 8 readable pairs.
+        unsafe { from.cast::<[Pair; 8]>().read() }
+    }
+
+    // The order of `vdpbf16ps`: the second products first.
+    unsafe fn add(mut sums: Lanes, a: [Pair; 8], b: [Pair; 8]) -> Lanes {
+        for ((sum, a), b) in sums.0.iter_mut().zip(a).zip(b) {
+            for k in [1, 0] {
+                *sum += a.0[k].to_f32() * b.0[k].to_f32();
+            }
+        }
+        sums
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+pub(super) use x86::DotBf16;
+
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::Vector;
+    use super::{Pair, Product, Register};
     use core::arch::x86_64::*;
 
     // SAFETY: every method's intrinsics need AVX2 and FMA at most, which the trait's contract
     // grants; pointers are the caller's promise, and the intrinsics used ask for no alignment.
-    unsafe impl Vector for __m256 {
+    unsafe impl Register for __m256 {
         const LANES: usize = 8;
 
         #[inline(always)]
         unsafe fn zero() -> Self {
             // SAFETY: as for the whole impl.
             unsafe { _mm256_setzero_ps() }
-        }
-
-        #[inline(always)]
-        unsafe fn splat(x: f32) -> Self {
-            // SAFETY: as for the whole impl.
-            unsafe { _mm256_set1_ps(x) }
         }
 
         #[inline(always)]
@@ -154,32 +234,45 @@ mod x86 {
         }
 
         #[inline(always)]
-        unsafe fn add_product(self, a: Self, b: Self) -> Self {
-            // SAFETY: as for the whole impl.
-            unsafe { _mm256_fmadd_ps(a, b, self) }
-        }
-
-        #[inline(always)]
         unsafe fn plus(self, other: Self) -> Self {
             // SAFETY: as for the whole impl.
             unsafe { _mm256_add_ps(self, other) }
         }
     }
 
+    // SAFETY: as above.
+    unsafe impl Product for __m256 {
+        type Sums = __m256;
+        type Lane = f32;
+        type Factors = __m256;
+
+        #[inline(always)]
+        unsafe fn splat(x: f32) -> Self {
+            // SAFETY: as for the whole impl.
+            unsafe { _mm256_set1_ps(x) }
+        }
+
+        #[inline(always)]
+        unsafe fn load(from: *const f32) -> Self {
+            // SAFETY: as for the whole impl.
+            unsafe { _mm256_loadu_ps(from) }
+        }
+
+        #[inline(always)]
+        unsafe fn add(sums: Self, a: Self, b: Self) -> Self {
+            // SAFETY: as for the whole impl.
+            unsafe { _mm256_fmadd_ps(a, b, sums) }
+        }
+    }
+
     // SAFETY: as above, with AVX-512F.
-    unsafe impl Vector for __m512 {
+    unsafe impl Register for __m512 {
         const LANES: usize = 16;
 
         #[inline(always)]
         unsafe fn zero() -> Self {
             // SAFETY: as for the whole impl.
             unsafe { _mm512_setzero_ps() }
-        }
-
-        #[inline(always)]
-        unsafe fn splat(x: f32) -> Self {
-            // SAFETY: as for the whole impl.
-            unsafe { _mm512_set1_ps(x) }
         }
 
         #[inline(always)]
@@ -195,15 +288,66 @@ mod x86 {
         }
 
         #[inline(always)]
-        unsafe fn add_product(self, a: Self, b: Self) -> Self {
-            // SAFETY: as for the whole impl.
-            unsafe { _mm512_fmadd_ps(a, b, self) }
-        }
-
-        #[inline(always)]
         unsafe fn plus(self, other: Self) -> Self {
             // SAFETY: as for the whole impl.
             unsafe { _mm512_add_ps(self, other) }
+        }
+    }
+
+    // SAFETY: as above.
+    unsafe impl Product for __m512 {
+        type Sums = __m512;
+        type Lane = f32;
+        type Factors = __m512;
+
+        #[inline(always)]
+        unsafe fn splat(x: f32) -> Self {
+            // SAFETY: as for the whole impl.
+            unsafe { _mm512_set1_ps(x) }
+        }
+
+        #[inline(always)]
+        unsafe fn load(from: *const f32) -> Self {
+            // SAFETY: as for the whole impl.
+            unsafe { _mm512_loadu_ps(from) }
+        }
+
+        #[inline(always)]
+        unsafe fn add(sums: Self, a: Self, b: Self) -> Self {
+            // SAFETY: as for the whole impl.
+            unsafe { _mm512_fmadd_ps(a, b, sums) }
+        }
+    }
+
+    /// Pairs of `bf16` with `vdpbf16ps`, which adds up both products in `f32`.
+    pub(in super::super) struct DotBf16;
+
+    // SAFETY: as above, with AVX512-BF16.
+    unsafe impl Product for DotBf16 {
+        type Sums = __m512;
+        type Lane = Pair;
+        type Factors = __m512i;
+
+        #[inline(always)]
+        unsafe fn splat(x: Pair) -> __m512i {
+            let [first, second] = x.0.map(|x| u32::from(x.to_bits()));
+            // SAFETY: as for the whole impl.
+            unsafe { _mm512_set1_epi32((second << 16 | first).cast_signed()) }
+        }
+
+        #[inline(always)]
+        unsafe fn load(from: *const Pair) -> __m512i {
+            // SAFETY: as for the whole impl.
+            unsafe { _mm512_loadu_si512(from.cast()) }
+        }
+
+        #[inline(always)]
+        unsafe fn add(sums: __m512, a: __m512i, b: __m512i) -> __m512 {
+            // SAFETY: as for the whole impl; both types are 512 plain bits.
+            unsafe {
+                let bf16 = |x: __m512i| core::mem::transmute::<__m512i, __m512bh>(x);
+                _mm512_dpbf16_ps(sums, bf16(a), bf16(b))
+            }
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use super::*;
 use benches::fill;
+use half::bf16;
 
 /// The output and both gradients of one convolution, in `f64`, with its terms' magnitudes.
 struct Oracle {
@@ -49,40 +50,46 @@ fn oracle(s: &ConvShape, x: &[f32], weight: &[f32], dy: &[f32], magnitudes: bool
 }
 
 /// `f32` sums of products of magnitudes m are within a few thousand half-ulps of m: 1e-5 m is
-/// generous for sums of up to 10^4 terms and still sees a single wrong product among them.
-fn assert_close(what: &str, got: &[f32], want: &[f64], magnitude: &[f64]) {
+/// generous for sums of up to 10^4 terms and still sees a single wrong product among them. What is
+/// stored as `bf16`, which has 8 bits, is then rounded by 2^-8 of itself at most.
+fn assert_close<T: Element>(what: &str, got: &[T], want: &[f64], magnitude: &[f64]) {
     assert_eq!(got.len(), want.len());
+    let rounding = if T::BF16 { 1.0 / 256.0 } else { 0.0 };
     for (i, ((&g, &w), &m)) in got.iter().zip(want).zip(magnitude).enumerate() {
-        let bound = 1e-5 * m;
+        let bound = 1e-5 * m + rounding * (w.abs() + 1e-5 * m);
         assert!(
-            (g as f64 - w).abs() <= bound,
-            "{what}: entry {i} is {g}, should be {w} +- {bound}"
+            (f64::from(g.to_f32()) - w).abs() <= bound,
+            "{what}: entry {i} is {g:?}, should be {w} +- {bound}"
         );
     }
 }
 
 fn check_shape(s: ConvShape) {
-    let x = fill(1, s.in_len());
-    let weight = fill(2, s.weight_len());
-    let dy = fill(3, s.out_len());
-    let want = oracle(&s, &x, &weight, &dy, false);
-    let size = oracle(&s, &x, &weight, &dy, true);
-    for isa in Isa::available() {
+    check_shape_in::<f32>(s);
+    check_shape_in::<bf16>(s);
+}
+
+fn check_shape_in<T: Element>(s: ConvShape) {
+    // Inputs that `T` holds, so that only the op itself rounds.
+    let stored = |seed, len| -> Vec<T> { fill(seed, len).into_iter().map(T::from_f32).collect() };
+    let wide = |x: &[T]| -> Vec<f32> { x.iter().map(|x| x.to_f32()).collect() };
+    let (x, dy) = (stored(1, s.in_len()), stored(3, s.out_len()));
+    let weight = wide(&stored(2, s.weight_len()));
+    let want = oracle(&s, &wide(&x), &weight, &wide(&dy), false);
+    let size = oracle(&s, &wide(&x), &weight, &wide(&dy), true);
+    let nan = T::from_f32(f32::NAN);
+    for isa in Isa::available::<T>() {
+        let what = |of: &str| format!("{isa:?} {of} of {s:?}");
         // Outputs start as NaN, so that an entry left unwritten shows.
-        let mut out = vec![f32::NAN; s.out_len()];
-        forward_on(isa, &s, &x, &weight, &mut out);
-        assert_close(
-            &format!("{isa:?} output of {s:?}"),
-            &out,
-            &want.out,
-            &size.out,
-        );
-        let mut dx = vec![f32::NAN; s.in_len()];
-        backward_input_on(isa, &s, &weight, &dy, &mut dx);
-        assert_close(&format!("{isa:?} dx of {s:?}"), &dx, &want.dx, &size.dx);
+        let mut out = vec![nan; s.out_len()];
+        on_kernel!(isa, K => forward_on::<K, T>(&s, &x, &weight, &mut out));
+        assert_close(&what("output"), &out, &want.out, &size.out);
+        let mut dx = vec![nan; s.in_len()];
+        on_kernel!(isa, K => backward_input_on::<K, T>(&s, &weight, &dy, &mut dx));
+        assert_close(&what("dx"), &dx, &want.dx, &size.dx);
         let mut dw = vec![f32::NAN; s.weight_len()];
-        weight_gradient::compute(isa, &s, &x, &dy, &mut dw);
-        assert_close(&format!("{isa:?} dw of {s:?}"), &dw, &want.dw, &size.dw);
+        on_kernel!(isa, K => weight_gradient::compute::<K, T>(&s, &x, &dy, &mut dw));
+        assert_close(&what("dw"), &dw, &want.dw, &size.dw);
     }
 }
 
@@ -190,10 +197,10 @@ fn an_empty_batch_has_no_output_and_no_gradient() {
         padding: 1,
     };
     let weight = fill(2, s.weight_len());
-    forward(&s, &[], &weight, &mut []);
-    backward_input(&s, &weight, &[], &mut []);
+    forward::<f32>(&s, &[], &weight, &mut []);
+    backward_input::<bf16>(&s, &weight, &[], &mut []);
     let mut dw = vec![f32::NAN; s.weight_len()];
-    backward_weight(&s, &[], &[], &mut dw);
+    backward_weight::<bf16>(&s, &[], &[], &mut dw);
     assert!(dw.iter().all(|&w| w == 0.0));
 }
 
@@ -215,6 +222,11 @@ fn a_slice_of_the_wrong_length_panics() {
 
 #[test]
 fn the_number_of_threads_changes_no_bit() {
+    threads_change_no_bit::<f32>();
+    threads_change_no_bit::<bf16>();
+}
+
+fn threads_change_no_bit<T: Element>() {
     let s = ConvShape {
         n: 600,
         h: 4,
@@ -225,30 +237,26 @@ fn the_number_of_threads_changes_no_bit() {
         stride: 1,
         padding: 1,
     };
-    let (x, weight, dy) = (
-        fill(1, s.in_len()),
-        fill(2, s.weight_len()),
-        fill(3, s.out_len()),
-    );
+    let stored = |seed, len| -> Vec<T> { fill(seed, len).into_iter().map(T::from_f32).collect() };
+    let (x, dy) = (stored(1, s.in_len()), stored(3, s.out_len()));
+    let weight = fill(2, s.weight_len());
     let run = |threads| {
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
             .build()
             .unwrap();
         pool.install(|| {
+            let zero = T::from_f32(0.0);
             let (mut out, mut dx, mut dw) = (
-                vec![0.0; s.out_len()],
-                vec![0.0; s.in_len()],
+                vec![zero; s.out_len()],
+                vec![zero; s.in_len()],
                 vec![0.0; s.weight_len()],
             );
             forward(&s, &x, &weight, &mut out);
             backward_input(&s, &weight, &dy, &mut dx);
             backward_weight(&s, &x, &dy, &mut dw);
-            [out, dx, dw]
-                .concat()
-                .iter()
-                .map(|v| v.to_bits())
-                .collect::<Vec<_>>()
+            let stored = out.iter().chain(&dx).map(|v| v.to_f32());
+            stored.chain(dw).map(f32::to_bits).collect::<Vec<_>>()
         })
     };
     let one = run(1);

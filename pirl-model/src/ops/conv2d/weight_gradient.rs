@@ -7,11 +7,12 @@
 
 use rayon::prelude::*;
 
-use super::simd::Isa;
-use super::{ConvShape, TASKS, kernel, plan, plan::Plan, scratch};
+use super::kernel::Kernel;
+use super::lane::lanes;
+use super::{ConvShape, Element, TASKS, plan, plan::Plan, scratch};
 
-/// Destination pixels summed in registers before they are added to memory: a packed panel of them is
-/// 16 KiB or a little more.
+/// Destination pixels summed in registers before they are added to memory, an even number: a packed
+/// panel of them is 16 KiB or a little more.
 const BLOCK: usize = 256;
 /// Rows packed at a time, at most: whole tiles of every instruction set, and with [`BLOCK`] pixels they
 /// fit the second-level cache.
@@ -22,9 +23,9 @@ const CHUNK: usize = 512;
 const PRIVATE: usize = 1 << 23;
 
 /// Writes the gradient to `dw`; the slices have the lengths that `s` says.
-pub(super) fn compute(isa: Isa, s: &ConvShape, x: &[f32], dy: &[f32], dw: &mut [f32]) {
+pub(super) fn compute<K: Kernel, T: Element>(s: &ConvShape, x: &[T], dy: &[T], dw: &mut [f32]) {
     let taps = s.kernel * s.kernel;
-    let (rows, width) = (taps * s.c_in, kernel::panel_width(isa));
+    let (rows, width) = (taps * s.c_in, K::WIDTH);
     let panels = s.c_out.div_ceil(width);
     if rows * panels == 0 {
         return;
@@ -41,7 +42,7 @@ pub(super) fn compute(isa: Isa, s: &ConvShape, x: &[f32], dy: &[f32], dw: &mut [
     let chunks = plan.chunks(TASKS.min(pixels / CHUNK).min(private).max(1));
     let share = rows
         .div_ceil(TASKS.div_ceil(chunks.len()))
-        .next_multiple_of(kernel::tile_rows(isa));
+        .next_multiple_of(K::ROWS);
     let shares = rows.div_ceil(share);
     let mut sums: Vec<Vec<f32>> = (0..chunks.len() * shares)
         .into_par_iter()
@@ -51,38 +52,48 @@ pub(super) fn compute(isa: Isa, s: &ConvShape, x: &[f32], dy: &[f32], dw: &mut [
             // A panel after the other, each with `width` numbers for every row of this task.
             let panel = mine.len() * width;
             let mut sum = vec![0f32; panels * panel];
-            scratch::with(BLOCK * (panels * width + SPAN), |scratch| {
-                let (gradients, packed) = scratch.split_at_mut(BLOCK * panels * width);
-                for group in chunk {
-                    plan.visit(group, |segments, pixels| {
-                        for block in pixels.chunks(BLOCK) {
-                            let depth = block.len();
-                            kernel::pack_columns(isa, block, dy, s.c_out, gradients);
-                            for segment in plan::within(segments, &mine, SPAN) {
-                                let x = &x[segment.source..];
-                                kernel::pack_rows(isa, block, x, segment.len, packed);
-                                let first = (segment.weight - mine.start) * width;
-                                for p in 0..panels {
-                                    // SAFETY: `isa` is available. `packed` has `len` rows, filled
-                                    // up to whole tiles, of `depth` numbers; `gradients` has
-                                    // `depth` times `width` for each panel; `sum` has `width`
-                                    // numbers for each of this task's rows, and belongs to it.
-                                    unsafe {
-                                        kernel::outer(
-                                            isa,
-                                            depth,
-                                            packed.as_ptr(),
-                                            segment.len,
-                                            gradients.as_ptr().add(p * depth * width),
-                                            sum.as_mut_ptr().add(p * panel + first),
-                                        );
+            let room = lanes::<K::Lane>(BLOCK);
+            scratch::with(
+                room * (panels * width + SPAN),
+                |scratch: &mut [K::Lane]| {
+                    let (gradients, packed) = scratch.split_at_mut(room * panels * width);
+                    for group in chunk {
+                        let (source, destination) =
+                            (plan.source_pixels(group), plan.destination_pixels(group));
+                        let x = &x[source.start * s.c_in..source.end * s.c_in];
+                        let dy = &dy[destination.start * s.c_out..destination.end * s.c_out];
+                        plan.visit(group, |segments, pixels| {
+                            for block in pixels.chunks(BLOCK) {
+                                let depth = lanes::<K::Lane>(block.len());
+                                // SAFETY: the kernel's set is available, as every caller takes it
+                                // from `Isa`.
+                                unsafe { K::pack_columns(block, dy, s.c_out, gradients) };
+                                for segment in plan::within(segments, &mine, SPAN) {
+                                    let x = &x[segment.source..];
+                                    // SAFETY: as above.
+                                    unsafe { K::pack_rows(block, x, segment.len, packed) };
+                                    let first = (segment.weight - mine.start) * width;
+                                    for p in 0..panels {
+                                        // SAFETY: the set is available. `packed` has `len` rows, filled
+                                        // up to whole tiles, of `depth` numbers; `gradients` has
+                                        // `depth` times `width` for each panel; `sum` has `width`
+                                        // numbers for each of this task's rows, and belongs to it.
+                                        unsafe {
+                                            K::outer(
+                                                depth,
+                                                packed.as_ptr(),
+                                                segment.len,
+                                                gradients.as_ptr().add(p * depth * width),
+                                                sum.as_mut_ptr().add(p * panel + first),
+                                            );
+                                        }
                                     }
                                 }
                             }
-                        }
-                    });
-                }
-            });
+                        });
+                    }
+                },
+            );
             sum
         })
         .collect();
