@@ -12,9 +12,12 @@ use std::io::BufRead;
 use std::time::Instant;
 
 use candle_core::{Device, Tensor, Var};
+use half::bf16;
 use learner::{Case, Learner, cases};
 use pirl_bank::{Drawn, MemoryBank, NegativeSampler, SharedSampler};
 use pirl_loss::{ContrastiveLoss, Negatives, Paper, total_loss};
+use pirl_model::Precision;
+use pirl_model::ops::Element;
 use pirl_model::ops::conv2d::{self, ConvShape};
 use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
 use serde::Deserialize;
@@ -24,11 +27,15 @@ const CPU: Device = Device::Cpu;
 fn main() {
     allocator::keep_freed_memory();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [kind, name, ..] = &arguments[..] else {
-        eprintln!("usage: peer KIND CASE (peers/compare.py starts it)");
+    let [kind, name, precision, ..] = &arguments[..] else {
+        eprintln!("usage: peer KIND CASE f32|bf16 (peers/compare.py starts it)");
         std::process::exit(2);
     };
-    let mut run = case(kind, name);
+    let precision = match precision.as_str() {
+        "bf16" => Precision::Bf16,
+        _ => Precision::F32,
+    };
+    let mut run = case(kind, name, precision);
     for _ in 0..2 {
         run();
     }
@@ -52,15 +59,19 @@ fn peak_mib() -> f64 {
     kib.and_then(|kib| kib.parse::<f64>().ok()).expect("a size") / 1024.0
 }
 
-fn case(kind: &str, name: &str) -> Box<dyn FnMut()> {
+/// Loss and bank are `f32` whatever the precision.
+fn case(kind: &str, name: &str, precision: Precision) -> Box<dyn FnMut()> {
     match kind {
         "step" => {
-            let mut learner = Learner::new(&cases::<Case>(kind)[name]);
+            let mut learner = Learner::new(&cases::<Case>(kind)[name], precision);
             Box::new(move || learner.step())
         }
         "loss" => loss(&cases(kind)[name]),
         "bank" => bank(&cases(kind)[name]),
-        "op" => op(cases(kind)[name]),
+        "op" => match precision {
+            Precision::F32 => op::<f32>(cases(kind)[name]),
+            Precision::Bf16 => op::<bf16>(cases(kind)[name]),
+        },
         _ => panic!("no kind {kind}"),
     }
 }
@@ -121,7 +132,7 @@ fn bank(case: &BankCase) -> Box<dyn FnMut()> {
 }
 
 /// A convolution alone, forward and both gradients.
-fn op([n, side, c_in, c_out, kernel, stride]: [usize; 6]) -> Box<dyn FnMut()> {
+fn op<T: Element>([n, side, c_in, c_out, kernel, stride]: [usize; 6]) -> Box<dyn FnMut()> {
     let s = ConvShape {
         n,
         h: side,
@@ -132,13 +143,14 @@ fn op([n, side, c_in, c_out, kernel, stride]: [usize; 6]) -> Box<dyn FnMut()> {
         stride,
         padding: kernel / 2,
     };
-    let (x, weight) = (
-        benches::fill(1, s.in_len()),
-        benches::fill(2, s.weight_len()),
-    );
-    let dy = benches::fill(3, s.out_len());
-    let mut out = vec![0f32; s.out_len()];
-    let (mut dx, mut dw) = (vec![0f32; s.in_len()], vec![0f32; s.weight_len()]);
+    let stored = |seed, len| -> Vec<T> {
+        let numbers = benches::fill(seed, len);
+        numbers.into_iter().map(T::from_f32).collect()
+    };
+    let (x, dy) = (stored(1, s.in_len()), stored(3, s.out_len()));
+    let weight = benches::fill(2, s.weight_len());
+    let (mut out, mut dx) = (dy.clone(), x.clone());
+    let mut dw = vec![0f32; s.weight_len()];
     Box::new(move || {
         conv2d::forward(&s, &x, &weight, &mut out);
         conv2d::backward_input(&s, &weight, &dy, &mut dx);

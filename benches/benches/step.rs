@@ -8,15 +8,20 @@ mod learner;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use learner::{Case, Learner, cases};
+use pirl_model::Precision;
 
 fn steps(c: &mut Criterion) {
     allocator::keep_freed_memory();
     let mut group = c.benchmark_group("step");
     group.sample_size(10);
     for (name, case) in cases::<Case>("step") {
-        let mut learner = Learner::new(&case);
         group.throughput(Throughput::Elements(case.batch as u64));
-        group.bench_function(name, |b| b.iter(|| learner.step()));
+        for precision in [Precision::F32, Precision::Bf16] {
+            let mut learner = Learner::new(&case, precision);
+            group.bench_function(format!("{name} {precision:?}"), |b| {
+                b.iter(|| learner.step());
+            });
+        }
     }
     group.finish();
 }

@@ -8,7 +8,7 @@ use std::str::FromStr;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use pirl_data::{DataConfig, EvalView, PretextConfig, ViewConfig};
 use pirl_eval::{KnnConfig, LinearConfig, Pool};
-use pirl_model::{ModelConfig, OptimConfig, ScheduleConfig};
+use pirl_model::{ModelConfig, OptimConfig, Precision, ScheduleConfig};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
@@ -105,13 +105,6 @@ pub(crate) struct TrainConfig {
     /// Stop after this many steps in all; 0 for no such limit.
     pub(crate) steps: u64,
     pub(crate) precision: Precision,
-}
-
-/// `train.precision`
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum Precision {
-    F32,
 }
 
 /// `[loader]`

@@ -86,6 +86,18 @@ pub enum Ops {
     Reference,
 }
 
+/// What the activations of a network are stored in and its products computed from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// 32 bits.
+    #[default]
+    F32,
+    /// bfloat16, mixed: activations, their gradients and the factors of products are rounded to it,
+    /// at half the memory. Weights, their gradients, batch-norm statistics and all sums stay `f32`.
+    Bf16,
+}
+
 /// The `[model]` table of a recipe. Its default is the paper's network.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]

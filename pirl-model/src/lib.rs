@@ -46,7 +46,7 @@ mod resnet;
 mod weights;
 
 pub use c4::{C4, C4Config, C4Norm};
-pub use config::{Arch, HeadKind, ModelConfig, Ops, Stem};
+pub use config::{Arch, HeadKind, ModelConfig, Ops, Precision, Stem};
 pub use error::ModelError;
 pub use heads::{ClassifierHead, Head, JigsawHead, ProjectionHead, l2_normalize};
 pub use mode::Mode;

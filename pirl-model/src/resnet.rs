@@ -9,7 +9,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 use serde::{Deserialize, Serialize};
 
-use crate::config::ModelConfig;
+use crate::config::{ModelConfig, Precision};
 use crate::engine::{Engine, Network, Traced};
 use crate::error::{ModelError, Result};
 use crate::mode::Mode;
@@ -125,6 +125,16 @@ impl ResNet {
     /// What it was built from.
     pub fn config(&self) -> &ModelConfig {
         &self.config
+    }
+
+    /// The network with activations stored in `precision`: those of [`Backbone::forward`], in every
+    /// mode; [`Backbone::feature_maps`] are always computed in `f32`, the default.
+    ///
+    /// # Errors
+    /// [`ModelError::Config`] for `bf16` without this crate's fast ops.
+    pub fn with_precision(mut self, precision: Precision) -> Result<Self> {
+        self.traced.set_precision(precision)?;
+        Ok(self)
     }
 
     /// Takes the weights and statistics of a torchvision state dict. Entries the network does not

@@ -494,12 +494,13 @@ fn empty_batches_pass_every_op() {
         stride: 2,
         padding: 1,
     };
-    pool::max_forward(&s, &[], &mut [], Some(&mut []));
-    pool::max_backward(&s, &[], &[], &mut []);
-    pool::average_forward(0, 4, 3, &[], &mut []);
-    pool::average_backward(0, 4, 3, &[], &mut []);
-    relu::forward(&[], &mut []);
-    let stats = batch_norm::forward_train(&[], 2, &[1.0; 2], &[0.0; 2], 1e-5, None, true, &mut []);
+    pool::max_forward::<f32>(&s, &[], &mut [], Some(&mut []));
+    pool::max_backward::<f32>(&s, &[], &[], &mut []);
+    pool::average_forward::<f32>(0, 4, 3, &[], &mut []);
+    pool::average_backward::<f32>(0, 4, 3, &[], &mut []);
+    relu::forward::<f32>(&[], &mut []);
+    let stats =
+        batch_norm::forward_train::<f32>(&[], 2, &[1.0; 2], &[0.0; 2], 1e-5, None, true, &mut []);
     assert!(stats.mean[0].is_nan() && stats.var[0].is_nan());
-    linear::forward(0, 2, 1, &[], &[1.0, 2.0], None, &mut []);
+    linear::forward::<f32>(0, 2, 1, &[], &[1.0, 2.0], None, &mut []);
 }

@@ -6,8 +6,8 @@ use candle_core::{Device, Tensor};
 use pirl_bank::MemoryBank;
 use pirl_loss::{ContrastiveLoss, InfoNce, Negatives, Paper};
 use pirl_model::{
-    Arch, Backbone, Head, JigsawHead, Mode, ModelConfig, OptimConfig, Optimizer, ProjectionHead,
-    ResNet,
+    Arch, Backbone, Head, JigsawHead, Mode, ModelConfig, OptimConfig, Optimizer, Precision,
+    ProjectionHead, ResNet,
 };
 use serde::Deserialize;
 
@@ -52,7 +52,7 @@ pub(crate) struct Learner {
 }
 
 impl Learner {
-    pub(crate) fn new(case: &Case) -> Self {
+    pub(crate) fn new(case: &Case, precision: Precision) -> Self {
         let config = &ModelConfig {
             arch: match case.depth {
                 18 => Arch::Resnet18,
@@ -62,6 +62,7 @@ impl Learner {
             ..ModelConfig::default()
         };
         let backbone = ResNet::new(config, 0, &CPU).unwrap();
+        let backbone = backbone.with_precision(precision).unwrap();
         let features = backbone.feature_dim();
         let f = ProjectionHead::new(config, features, DIM, 0, &CPU).unwrap();
         let g = JigsawHead::new(config, features, PATCHES, DIM, 0, &CPU).unwrap();

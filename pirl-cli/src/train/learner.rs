@@ -27,7 +27,9 @@ impl Learner {
     /// An untrained learner; its bank holds random unit vectors.
     pub(crate) fn new(plan: &Plan, device: &Device) -> Result<Self> {
         let recipe = &plan.recipe;
-        let backbone = ResNet::new(&recipe.model, super::backbone_seed(recipe), device)?;
+        let backbone = ResNet::new(&recipe.model, super::backbone_seed(recipe), device)?
+            .with_precision(recipe.train.precision)
+            .context("train.precision")?;
         let features = backbone.feature_dim();
         let head_seed = Stream::Head.seed(recipe.seed);
         let task = match (recipe.loss.kind, &plan.pretext) {

@@ -13,7 +13,7 @@ use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::ops::Plain;
+use crate::ops::element::Plain;
 
 /// Buffers begin at multiples of this many bytes: a cache line.
 const ALIGN: usize = 64;

@@ -3,6 +3,9 @@
 //!
 //! Of every convolution, batch norm and ReLU only the convolution's output and the activation are
 //! kept; the backward pass walks the tape from its end and drops each buffer after its last use.
+//!
+//! Activations and their gradients are stored as `T`; parameters, their gradients and statistics are
+//! `f32`.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -15,19 +18,20 @@ use crate::error::{ModelError, Result};
 use crate::mode::Mode;
 use crate::ops::batch_norm::{self, BatchStats};
 use crate::ops::conv2d::{self, ConvShape};
+use crate::ops::element::{self, Element};
 use crate::ops::pool::{self, PoolShape};
 use crate::ops::{linear, relu};
 use crate::params::{Buffers, NormUpdate, ParamId, ParamSet};
 
 /// A batch of maps, NHWC; vectors are maps of one pixel.
 #[derive(Clone)]
-pub(crate) struct Value {
+pub(crate) struct Value<T: Element> {
     id: usize,
     pub(crate) n: usize,
     pub(crate) h: usize,
     pub(crate) w: usize,
     pub(crate) c: usize,
-    pub(crate) data: Arc<Buffer<f32>>,
+    pub(crate) data: Arc<Buffer<T>>,
 }
 
 /// The input of a network has this id.
@@ -39,21 +43,21 @@ enum Statistics {
 }
 
 /// One recorded operation: what its backward pass needs, and nothing else.
-enum Node {
+enum Node<T: Element> {
     Conv {
         shape: ConvShape,
         weight: Range<usize>,
-        x: Value,
+        x: Value<T>,
         out: usize,
     },
     Norm {
         weight: Range<usize>,
         bias: Range<usize>,
         statistics: Statistics,
-        x: Value,
+        x: Value<T>,
         residual: Option<usize>,
         relu: bool,
-        out: Value,
+        out: Value<T>,
     },
     MaxPool {
         shape: PoolShape,
@@ -72,28 +76,28 @@ enum Node {
         weight: Range<usize>,
         bias: Range<usize>,
         outputs: usize,
-        x: Value,
+        x: Value<T>,
         out: usize,
     },
     Relu {
         x: usize,
-        out: Value,
+        out: Value<T>,
     },
 }
 
 /// A forward pass in progress.
-pub(crate) struct Forward<'a> {
+pub(crate) struct Forward<'a, T: Element> {
     params: &'a ParamSet,
     flat: &'a [f32],
     buffers: &'a Buffers,
     mode: Mode,
     arena: Arc<Arena>,
-    nodes: Vec<Node>,
+    nodes: Vec<Node<T>>,
     values: usize,
     updates: Vec<NormUpdate>,
 }
 
-impl<'a> Forward<'a> {
+impl<'a, T: Element> Forward<'a, T> {
     /// `flat` holds the values of `params`.
     pub(crate) fn new(
         params: &'a ParamSet,
@@ -115,14 +119,18 @@ impl<'a> Forward<'a> {
     }
 
     /// The input of the network: `x` in NCHW order, `(n, c)` for vectors as `(n, c, 1, 1)`.
-    pub(crate) fn input(&mut self, x: &[f32], (n, c, h, w): (usize, usize, usize, usize)) -> Value {
+    pub(crate) fn input(
+        &mut self,
+        x: &[f32],
+        (n, c, h, w): (usize, usize, usize, usize),
+    ) -> Value<T> {
         let mut data = self.arena.take(x.len());
         nhwc_from_nchw(x, c, h * w, &mut data);
         self.value(n, h, w, c, data)
     }
 
     /// Ends the pass: the statistics its batch norms saw, and the tape.
-    pub(crate) fn finish(self, output: &Value) -> (Vec<NormUpdate>, Tape) {
+    pub(crate) fn finish(self, output: &Value<T>) -> (Vec<NormUpdate>, Tape<T>) {
         let tape = Tape {
             nodes: self.nodes,
             values: self.values,
@@ -132,7 +140,7 @@ impl<'a> Forward<'a> {
         (self.updates, tape)
     }
 
-    fn value(&mut self, n: usize, h: usize, w: usize, c: usize, data: Buffer<f32>) -> Value {
+    fn value(&mut self, n: usize, h: usize, w: usize, c: usize, data: Buffer<T>) -> Value<T> {
         let id = self.values;
         self.values += 1;
         let data = Arc::new(data);
@@ -150,17 +158,17 @@ impl<'a> Forward<'a> {
         self.params.param(id).range()
     }
 
-    fn record(&mut self, node: impl FnOnce() -> Node) {
+    fn record(&mut self, node: impl FnOnce() -> Node<T>) {
         if self.mode.records() {
             self.nodes.push(node());
         }
     }
 }
 
-impl Engine for Forward<'_> {
-    type Value = Value;
+impl<T: Element> Engine for Forward<'_, T> {
+    type Value = Value<T>;
 
-    fn conv2d(&mut self, layer: &Conv, x: &Value) -> Result<Value> {
+    fn conv2d(&mut self, layer: &Conv, x: &Value<T>) -> Result<Value<T>> {
         let shape = ConvShape {
             n: x.n,
             h: x.h,
@@ -188,10 +196,10 @@ impl Engine for Forward<'_> {
     fn batch_norm(
         &mut self,
         layer: &Norm,
-        x: &Value,
-        residual: Option<&Value>,
+        x: &Value<T>,
+        residual: Option<&Value<T>>,
         relu: bool,
-    ) -> Result<Value> {
+    ) -> Result<Value<T>> {
         let (weight, bias) = (self.range(layer.weight), self.range(layer.bias));
         let (gamma, beta) = (&self.flat[weight.clone()], &self.flat[bias.clone()]);
         let added = residual.map(|r| &r.data[..]);
@@ -250,7 +258,7 @@ impl Engine for Forward<'_> {
         Ok(out)
     }
 
-    fn max_pool(&mut self, x: &Value) -> Result<Value> {
+    fn max_pool(&mut self, x: &Value<T>) -> Result<Value<T>> {
         let shape = PoolShape {
             n: x.n,
             h: x.h,
@@ -279,7 +287,7 @@ impl Engine for Forward<'_> {
         Ok(out)
     }
 
-    fn average_pool(&mut self, x: &Value) -> Result<Value> {
+    fn average_pool(&mut self, x: &Value<T>) -> Result<Value<T>> {
         let (n, hw, c) = (x.n, x.h * x.w, x.c);
         let mut data = self.arena.take(n * c);
         pool::average_forward(n, hw, c, &x.data, &mut data);
@@ -294,7 +302,7 @@ impl Engine for Forward<'_> {
         Ok(out)
     }
 
-    fn linear(&mut self, layer: &Linear, x: &Value) -> Result<Value> {
+    fn linear(&mut self, layer: &Linear, x: &Value<T>) -> Result<Value<T>> {
         let (weight, bias) = (self.range(layer.weight), self.range(layer.bias));
         let (inputs, outputs) = (layer.inputs, layer.outputs);
         let mut data = self.arena.take(x.n * outputs);
@@ -311,7 +319,7 @@ impl Engine for Forward<'_> {
         Ok(out)
     }
 
-    fn relu(&mut self, x: &Value) -> Result<Value> {
+    fn relu(&mut self, x: &Value<T>) -> Result<Value<T>> {
         let mut data = self.arena.take(x.data.len());
         relu::forward(&x.data, &mut data);
         let out = self.value(x.n, x.h, x.w, x.c, data);
@@ -322,7 +330,7 @@ impl Engine for Forward<'_> {
         Ok(out)
     }
 
-    fn join(&mut self, x: &Value, group: usize) -> Result<Value> {
+    fn join(&mut self, x: &Value<T>, group: usize) -> Result<Value<T>> {
         // The rows of a group are neighbours, so the same buffer, and the same gradient, serves.
         Ok(Value {
             n: x.n / group,
@@ -333,14 +341,14 @@ impl Engine for Forward<'_> {
 }
 
 /// What a forward pass recorded.
-pub(crate) struct Tape {
-    nodes: Vec<Node>,
+pub(crate) struct Tape<T: Element> {
+    nodes: Vec<Node<T>>,
     values: usize,
     output: usize,
     arena: Arc<Arena>,
 }
 
-impl Tape {
+impl<T: Element> Tape<T> {
     /// The gradients of the input (NHWC; none unless asked for) and of the flat parameters `flat`,
     /// from `dy`, the gradient of the output.
     pub(crate) fn backward(
@@ -348,14 +356,16 @@ impl Tape {
         flat: &[f32],
         dy: &[f32],
         input_gradient: bool,
-    ) -> (Option<Buffer<f32>>, Vec<f32>) {
+    ) -> (Option<Buffer<T>>, Vec<f32>) {
         let arena = self.arena;
         let mut grads = Grads {
             values: (0..self.values).map(|_| None).collect(),
             input: input_gradient,
         };
         let mut output = arena.take(dy.len());
-        output.copy_from_slice(dy);
+        for (output, &dy) in output.iter_mut().zip(dy) {
+            *output = T::from_f32(dy);
+        }
         grads.add(self.output, output);
         let mut dflat = vec![0.0; flat.len()];
         for node in self.nodes.into_iter().rev() {
@@ -366,31 +376,27 @@ impl Tape {
 }
 
 /// Gradients by value id, of the values still to be visited.
-struct Grads {
-    values: Vec<Option<Buffer<f32>>>,
+struct Grads<T: Element> {
+    values: Vec<Option<Buffer<T>>>,
     input: bool,
 }
 
-impl Grads {
+impl<T: Element> Grads<T> {
     fn wanted(&self, id: usize) -> bool {
         id != INPUT || self.input
     }
 
-    fn take(&mut self, id: usize) -> Option<Buffer<f32>> {
+    fn take(&mut self, id: usize) -> Option<Buffer<T>> {
         self.values[id].take()
     }
 
     /// The first contribution is kept as it is, later ones are added to it.
-    fn add(&mut self, id: usize, gradient: Buffer<f32>) {
+    fn add(&mut self, id: usize, gradient: Buffer<T>) {
         match &mut self.values[id] {
             Some(sum) => sum
                 .par_chunks_mut(CHUNK)
                 .zip(gradient.par_chunks(CHUNK))
-                .for_each(|(sum, g)| {
-                    for (sum, g) in sum.iter_mut().zip(g) {
-                        *sum += g;
-                    }
-                }),
+                .for_each(|(sum, g)| element::add(g, sum)),
             empty => *empty = Some(gradient),
         }
     }
@@ -399,10 +405,10 @@ impl Grads {
 /// Entries a thread handles at a time.
 const CHUNK: usize = 1 << 14;
 
-impl Node {
+impl<T: Element> Node<T> {
     /// Consumes the node and the gradient of its output; a node whose output reached nothing that
     /// was differentiated has none, and does nothing.
-    fn backward(self, flat: &[f32], dflat: &mut [f32], grads: &mut Grads, arena: &Arc<Arena>) {
+    fn backward(self, flat: &[f32], dflat: &mut [f32], grads: &mut Grads<T>, arena: &Arc<Arena>) {
         match self {
             Self::Conv {
                 shape,
@@ -527,24 +533,24 @@ impl Node {
 }
 
 /// `(n, c, pixels)` to `(n, pixels, c)`.
-pub(crate) fn nhwc_from_nchw(x: &[f32], c: usize, pixels: usize, out: &mut [f32]) {
+fn nhwc_from_nchw<T: Element>(x: &[f32], c: usize, pixels: usize, out: &mut [T]) {
     transpose(x, c, pixels, out);
 }
 
 /// `(n, pixels, c)` to `(n, c, pixels)`.
-pub(crate) fn nchw_from_nhwc(x: &[f32], c: usize, pixels: usize, out: &mut [f32]) {
+pub(crate) fn nchw_from_nhwc<T: Element>(x: &[T], c: usize, pixels: usize, out: &mut [f32]) {
     transpose(x, pixels, c, out);
 }
 
 /// Each `(rows, columns)` matrix of the batch `x` transposed into `out`.
-fn transpose(x: &[f32], rows: usize, columns: usize, out: &mut [f32]) {
+fn transpose<A: Element, B: Element>(x: &[A], rows: usize, columns: usize, out: &mut [B]) {
     let size = (rows * columns).max(1);
     out.par_chunks_mut(size)
         .zip(x.par_chunks(size))
         .for_each(|(out, x)| {
             for (r, row) in x.chunks_exact(columns).enumerate() {
                 for (out, x) in out[r..].iter_mut().step_by(rows).zip(row) {
-                    *out = *x;
+                    *out = B::from_f32(x.to_f32());
                 }
             }
         });

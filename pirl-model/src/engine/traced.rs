@@ -3,14 +3,16 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use candle_core::{CpuStorage, CustomOp2, DType, Device, Layout, Shape, Storage, Tensor};
+use half::bf16;
 
 use super::Network;
 use super::buffer::Arena;
 use super::reference::Reference;
 use super::tape::{self, Forward, Tape};
-use crate::config::Ops;
+use crate::config::{Ops, Precision};
 use crate::error::{ModelError, Result};
 use crate::mode::Mode;
+use crate::ops::Element;
 use crate::params::{Buffers, Builder, NormUpdate, ParamSet};
 use crate::resnet::Layer;
 
@@ -21,6 +23,7 @@ pub(crate) struct Traced<N> {
     buffers: Buffers,
     arena: Arc<Arena>,
     fast: bool,
+    precision: Precision,
 }
 
 impl<N: Network> Traced<N> {
@@ -34,7 +37,21 @@ impl<N: Network> Traced<N> {
             buffers,
             arena: Arc::default(),
             fast: ops == Ops::Fast && device.is_cpu(),
+            precision: Precision::F32,
         })
+    }
+
+    /// What forward and backward passes store; [`Traced::maps`] are always made in `f32`.
+    pub(crate) fn set_precision(&mut self, precision: Precision) -> Result<()> {
+        if precision == Precision::Bf16 && !self.fast {
+            return Err(ModelError::Config {
+                key: "precision",
+                value: "bf16".to_owned(),
+                expected: "needs a CPU and model.ops = \"fast\"; f32 runs anywhere".to_owned(),
+            });
+        }
+        self.precision = precision;
+        Ok(())
     }
 
     pub(crate) fn network(&self) -> &N {
@@ -54,27 +71,9 @@ impl<N: Network> Traced<N> {
     pub(crate) fn forward(&self, x: &Tensor, mode: Mode) -> Result<Tensor> {
         let x = x.to_dtype(DType::F32)?.contiguous()?;
         let (out, updates) = if self.fast {
-            let outcome = Arc::default();
-            let op = ModuleOp {
-                network: Arc::clone(&self.network),
-                params: self.params.clone(),
-                buffers: self.buffers.clone(),
-                arena: Arc::clone(&self.arena),
-                mode,
-                outcome: Arc::clone(&outcome),
-                tape: Mutex::default(),
-            };
-            let flat = self.params.var().as_tensor();
-            let out = if mode.records() {
-                x.apply_op2(flat, op)
-            } else {
-                x.apply_op2_no_bwd(flat, &op)
-            };
-            let Outcome { updates, error } = take(&outcome);
-            match error {
-                Some(error) => return Err(error),
-                None if self.network.returns_maps() => (out?.permute((0, 3, 1, 2))?, updates),
-                None => (out?, updates),
+            match self.precision {
+                Precision::F32 => self.run::<f32>(&x, mode)?,
+                Precision::Bf16 => self.run::<bf16>(&x, mode)?,
             }
         } else {
             let x = if mode.records() { x } else { x.detach() };
@@ -84,6 +83,32 @@ impl<N: Network> Traced<N> {
         };
         self.buffers.update(&updates, mode == Mode::Calibrate);
         Ok(out)
+    }
+
+    /// The fast engine's pass, with activations stored as `T`.
+    fn run<T: Element>(&self, x: &Tensor, mode: Mode) -> Result<(Tensor, Vec<NormUpdate>)> {
+        let outcome = Arc::default();
+        let op = ModuleOp::<N, T> {
+            network: Arc::clone(&self.network),
+            params: self.params.clone(),
+            buffers: self.buffers.clone(),
+            arena: Arc::clone(&self.arena),
+            mode,
+            outcome: Arc::clone(&outcome),
+            tape: Mutex::default(),
+        };
+        let flat = self.params.var().as_tensor();
+        let out = if mode.records() {
+            x.apply_op2(flat, op)
+        } else {
+            x.apply_op2_no_bwd(flat, &op)
+        };
+        let Outcome { updates, error } = take(&outcome);
+        match error {
+            Some(error) => Err(error),
+            None if self.network.returns_maps() => Ok((out?.permute((0, 3, 1, 2))?, updates)),
+            None => Ok((out?, updates)),
+        }
     }
 
     /// The maps the network shows on its way, in evaluation mode, as NCHW tensors (on a CPU, views
@@ -107,10 +132,11 @@ impl<N: Network> Traced<N> {
             );
         };
         let (x, flat) = (slice(x, x_layout)?, slice(flat, flat_layout)?);
-        let mut engine = Forward::new(&self.params, flat, &self.buffers, Mode::Eval, &self.arena);
+        let mut engine =
+            Forward::<f32>::new(&self.params, flat, &self.buffers, Mode::Eval, &self.arena);
         let input = engine.input(x, dims);
         let mut values = Vec::new();
-        let show = &mut |layer, value: &tape::Value| values.push((layer, value.clone()));
+        let show = &mut |layer, value: &tape::Value<f32>| values.push((layer, value.clone()));
         self.network.forward(&mut engine, &input, show)?;
         for (layer, value) in values {
             let shape = (value.n, value.h, value.w, value.c);
@@ -138,17 +164,17 @@ struct Outcome {
 }
 
 /// A whole network as one node of Candle's graph: `(x, flat parameters) -> (n, c)`, or NHWC maps.
-struct ModuleOp<N> {
+struct ModuleOp<N, T: Element> {
     network: Arc<N>,
     params: ParamSet,
     buffers: Buffers,
     arena: Arc<Arena>,
     mode: Mode,
     outcome: Arc<Mutex<Outcome>>,
-    tape: Mutex<Option<Tape>>,
+    tape: Mutex<Option<Tape<T>>>,
 }
 
-impl<N: Network> CustomOp2 for ModuleOp<N> {
+impl<N: Network, T: Element> CustomOp2 for ModuleOp<N, T> {
     fn name(&self) -> &'static str {
         "pirl-module"
     }
@@ -165,7 +191,8 @@ impl<N: Network> CustomOp2 for ModuleOp<N> {
             [n, c] => (n, c, 1, 1),
             _ => x_layout.shape().dims4()?,
         };
-        let mut engine = Forward::new(&self.params, flat, &self.buffers, self.mode, &self.arena);
+        let mut engine =
+            Forward::<T>::new(&self.params, flat, &self.buffers, self.mode, &self.arena);
         let input = engine.input(x, dims);
         let out = match self.network.forward(&mut engine, &input, &mut |_, _| {}) {
             Ok(out) => out,
@@ -185,7 +212,8 @@ impl<N: Network> CustomOp2 for ModuleOp<N> {
             true => Shape::from((out.n, out.h, out.w, out.c)),
             false => Shape::from((out.n, out.c)),
         };
-        Ok((CpuStorage::F32(out.data.to_vec()), shape))
+        let numbers = out.data.iter().map(|x| x.to_f32()).collect();
+        Ok((CpuStorage::F32(numbers), shape))
     }
 
     fn bwd(
@@ -215,7 +243,10 @@ impl<N: Network> CustomOp2 for ModuleOp<N> {
                 tape::nchw_from_nhwc(&dx, c, h * w, &mut nchw);
                 Some(Tensor::from_vec(nchw, x.shape(), x.device())?)
             }
-            (Some(dx), _) => Some(Tensor::from_vec(dx.to_vec(), x.shape(), x.device())?),
+            (Some(dx), _) => {
+                let dx = dx.iter().map(|x| x.to_f32()).collect();
+                Some(Tensor::from_vec::<_, f32>(dx, x.shape(), x.device())?)
+            }
         };
         let dflat = Tensor::from_vec(dflat, flat.shape(), flat.device())?;
         Ok((dx, Some(dflat)))

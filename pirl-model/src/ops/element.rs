@@ -81,6 +81,15 @@ vectorised! {
     }
 }
 
+vectorised! {
+    /// `sum += x`, rounded.
+    pub(crate) fn add<T: Element>(x: &[T], sum: &mut [T]) {
+        for (sum, x) in sum.iter_mut().zip(x) {
+            *sum = T::from_f32(sum.to_f32() + x.to_f32());
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -19,7 +19,7 @@
 pub mod batch_norm;
 mod candle;
 pub mod conv2d;
-mod element;
+pub(crate) mod element;
 pub mod linear;
 pub mod pool;
 pub mod reference;
@@ -28,4 +28,3 @@ mod vectorised;
 
 pub use candle::{conv2d, max_pool2d};
 pub use element::Element;
-pub(crate) use element::Plain;

@@ -3,7 +3,7 @@
 
 use std::cell::RefCell;
 
-use crate::ops::Plain;
+use crate::ops::element::Plain;
 
 /// A cache line.
 #[derive(Clone, Copy)]
