@@ -5,15 +5,18 @@
 
 #[path = "../../pirl-cli/src/allocator.rs"]
 mod allocator; // the `pirl` command's
+mod cases;
 mod learner;
+mod regions;
 
 use std::hint::black_box;
 use std::io::BufRead;
 use std::time::Instant;
 
 use candle_core::{Device, Tensor, Var};
+use cases::cases;
 use half::bf16;
-use learner::{Case, Learner, cases};
+use learner::{Case, Learner};
 use pirl_bank::{Drawn, MemoryBank, NegativeSampler, SharedSampler};
 use pirl_loss::{ContrastiveLoss, Negatives, Paper, total_loss};
 use pirl_model::Precision;
@@ -72,6 +75,7 @@ fn case(kind: &str, name: &str, precision: Precision) -> Box<dyn FnMut()> {
             Precision::F32 => op::<f32>(cases(kind)[name]),
             Precision::Bf16 => op::<bf16>(cases(kind)[name]),
         },
+        "detect" => cases::<regions::Case>(kind)[name].runner(),
         _ => panic!("no kind {kind}"),
     }
 }

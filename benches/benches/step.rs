@@ -4,10 +4,12 @@
 
 #[path = "../../pirl-cli/src/allocator.rs"]
 mod allocator; // the `pirl` command's
+mod cases;
 mod learner;
 
+use cases::cases;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use learner::{Case, Learner, cases};
+use learner::{Case, Learner};
 use pirl_model::Precision;
 
 fn steps(c: &mut Criterion) {

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Times the PIRL step, the loss, the bank and single convolutions against PyTorch's, in turn: A B A B.
+"""Times the PIRL step, the loss, the bank, single convolutions and the ops of detection against
+PyTorch's and torchvision's, in turn: A B A B.
 
     python3 benches/peers/compare.py                     # everything, as Markdown tables
     python3 benches/peers/compare.py step loss --pairs 9
@@ -28,16 +29,16 @@ CASES = json.loads((HERE / "cases.json").read_text())
 
 
 def interpreter():
-    """A Python that has torch."""
+    """A Python that has torch and torchvision."""
     if "PEERS_PYTHON" in os.environ:
         return os.environ["PEERS_PYTHON"]
     folder = ROOT / "target" / "peers"
     python = folder / "bin" / "python"
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-    if subprocess.run([python, "-c", "import torch, numpy"], stderr=subprocess.DEVNULL).returncode:
+    if subprocess.run([python, "-c", "import torch, torchvision, numpy"], stderr=subprocess.DEVNULL).returncode:
         print("installing PyTorch into", folder, file=sys.stderr)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", "torch", "numpy"], check=True)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", "torch", "torchvision", "numpy"], check=True)
     return str(python)
 
 

@@ -1,4 +1,4 @@
-"""One PIRL step, the loss, the bank and single ops in plain PyTorch: the peer that compare.py times.
+"""One PIRL step, the loss, the bank and single ops in PyTorch: the peer that compare.py times.
 
 Speaks lines: says `ready` once warmed up, answers `run` with the seconds of one run and `peak` with
 the most memory this process ever held, in MiB.
@@ -13,6 +13,9 @@ import time
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+from formula import fill  # noqa: E402
 
 CASES = json.loads((pathlib.Path(__file__).parent / "cases.json").read_text())
 
@@ -148,6 +151,34 @@ def op_case(name, layout):
     return run
 
 
+def detect_case(name):
+    """ROIAlign, alone or with its gradient, or non-maximum suppression, by torchvision."""
+    import torchvision
+
+    case = CASES["detect"][name]
+
+    def regions(width, height):
+        t = torch.from_numpy(fill(1, case["boxes"], 4))
+        corner = (t[:, :2] + 1) / 2 * torch.tensor([width, height])
+        far = corner + 16 * torch.exp2((t[:, 2:] + 1) * 2.5)
+        return torch.cat([corner, far.minimum(torch.tensor([width, height]))], 1)
+
+    if case["op"] == "nms":
+        boxes, scores = regions(800, 600), torch.from_numpy(fill(2, case["boxes"]))
+        return lambda: torchvision.ops.nms(boxes, scores, case["threshold"])
+    height, width = case["height"], case["width"]
+    rois = F.pad(regions(width * 16, height * 16), (1, 0))  # all of image 0
+    features = torch.from_numpy(fill(3, 1, case["channels"], height, width))
+    features.requires_grad_(case["backward"])
+
+    def run():
+        out = torchvision.ops.roi_align(features, rois, case["output"], 1 / 16, -1, aligned=True)
+        if case["backward"]:
+            torch.autograd.grad(out.sum(), features)
+
+    return run
+
+
 def main():
     kind, case, layout, threads = sys.argv[1:]
     torch.set_num_threads(int(threads))
@@ -157,6 +188,7 @@ def main():
         "loss": lambda: loss_case(case),
         "bank": lambda: bank_case(case),
         "op": lambda: op_case(case, layout),
+        "detect": lambda: detect_case(case),
     }[kind]()
     for _ in range(2):
         run()

@@ -1,7 +1,5 @@
 //! One whole PIRL step at the sizes of `peers/cases.json`, which its PyTorch twin reads too.
 
-use std::collections::HashMap;
-
 use candle_core::{Device, Tensor};
 use pirl_bank::MemoryBank;
 use pirl_loss::{ContrastiveLoss, InfoNce, Negatives, Paper};
@@ -27,14 +25,6 @@ pub(crate) struct Case {
     tau: f64,
     negatives: usize,
     bank: usize,
-}
-
-/// The table `kind` of `peers/cases.json`.
-pub(crate) fn cases<T: for<'de> Deserialize<'de>>(kind: &str) -> HashMap<String, T> {
-    let mut all: HashMap<String, serde_json::Value> =
-        serde_json::from_str(include_str!("../../peers/cases.json")).expect("cases.json is JSON");
-    let cases = all.remove(kind).expect("a kind of case");
-    serde_json::from_value(cases).expect("cases of that kind")
 }
 
 /// Everything a step needs, its batch included.
