@@ -1,0 +1,255 @@
+//! What a detector found, to look at: boxes on images, and curves of precision and recall.
+
+mod canvas;
+
+use image::RgbImage;
+use image::imageops::{FilterType, resize};
+use pirl_data::{Image, Objects};
+
+use super::detection::{Detection, check};
+use super::voc_metrics::VocReport;
+use crate::error::{EvalError, Result};
+use canvas::{Canvas, GRID, INK, LETTER, PAPER, color};
+
+/// Longer side of an image on a sheet, pixels.
+const PANEL: usize = 320;
+const GAP: usize = 6;
+/// Length of a dash around an annotated object, pixels.
+const DASH: usize = 4;
+
+/// An image with what is annotated and what was found there, in its pixels.
+#[derive(Clone, Copy, Debug)]
+pub struct DetectionPanel<'a> {
+    /// The image.
+    pub image: &'a Image,
+    /// Drawn in white dashes.
+    pub objects: &'a Objects,
+    /// Drawn in the colour of their class, with its name and the score.
+    pub detections: &'a [Detection],
+}
+
+/// A contact sheet: images side by side with their objects, and the detections of at least
+/// `least_score`, higher scores above lower ones.
+///
+/// # Errors
+/// [`EvalError::Setting`] without panels; [`EvalError::Label`], [`EvalError::Shape`] for a class that
+/// has no name or a detection that is not finite; [`EvalError::Data`] for an image whose number of
+/// pixels is not that of its sides.
+pub fn detection_sheet(
+    panels: &[DetectionPanel<'_>],
+    classes: &[String],
+    least_score: f32,
+) -> Result<Image> {
+    if panels.is_empty() {
+        return Err(EvalError::Setting {
+            key: "images on the sheet",
+            found: "0".to_owned(),
+            expected: "at least 1",
+        });
+    }
+    let columns = panels.len().isqrt().clamp(1, 6);
+    let rows = panels.len().div_ceil(columns);
+    let side = |count: usize| count * (PANEL + GAP) - GAP;
+    let mut sheet = Canvas::new(side(columns), side(rows));
+    for (place, panel) in panels.iter().enumerate() {
+        let found = panel.detections.to_vec();
+        check(&[found], std::slice::from_ref(panel.objects), classes.len())?;
+        let drawn = draw(panel, classes, least_score)?;
+        let (column, row) = (place % columns, place / columns);
+        let at = |count: usize| (count * (PANEL + GAP)) as i64;
+        sheet.paste((at(column), at(row)), &drawn);
+    }
+    Ok(sheet.into_image())
+}
+
+fn draw(panel: &DetectionPanel<'_>, classes: &[String], least_score: f32) -> Result<Image> {
+    let (image, scale) = fit(panel.image)?;
+    let mut canvas = Canvas::new(image.width, image.height);
+    canvas.paste((0, 0), &image);
+    let scaled = |bounds: [f32; 4]| bounds.map(|x| f64::from(x) * scale);
+    for (bounds, _, _) in panel.objects.iter() {
+        canvas.outline(scaled(bounds), 1, 0, INK);
+        canvas.outline(scaled(bounds), 1, DASH, PAPER);
+    }
+    let shown = panel.detections.iter().filter(|f| f.score >= least_score);
+    let mut shown: Vec<&Detection> = shown.collect();
+    shown.sort_by(|a, b| a.score.total_cmp(&b.score));
+    for found in shown {
+        let bounds = clamp(scaled(found.bbox));
+        let hue = color(found.label);
+        canvas.outline(bounds, 2, 0, hue);
+        let tag = format!("{} {:.2}", classes[found.label], found.score);
+        // Above the box, or inside where the image ends.
+        let high = (LETTER + 2) as i64;
+        let top = bounds[1].max(0.0) as i64;
+        let top = if top >= high { top - high } else { top };
+        canvas.tag((bounds[0].max(0.0) as i64, top), &tag, hue);
+    }
+    Ok(canvas.into_image())
+}
+
+/// So that boxes far out of the image take no time.
+fn clamp(bounds: [f64; 4]) -> [f64; 4] {
+    let far = PANEL as f64 + 8.0;
+    bounds.map(|x| x.clamp(-8.0, far))
+}
+
+/// The image resized to the panel, and by how much.
+fn fit(image: &Image) -> Result<(Image, f64)> {
+    let image = Image::new(image.width, image.height, image.pixels.clone())?;
+    let scale = PANEL as f64 / image.width.max(image.height) as f64;
+    let scaled = |side: usize| ((side as f64 * scale).round() as usize).clamp(1, PANEL);
+    let (width, height) = (scaled(image.width), scaled(image.height));
+    let whole = RgbImage::from_raw(image.width as u32, image.height as u32, image.pixels);
+    let resized = whole.map(|whole| {
+        let filter = FilterType::Triangle;
+        resize(&whole, width as u32, height as u32, filter).into_raw()
+    });
+    Ok((
+        Image::new(width, height, resized.unwrap_or_default())?,
+        scale,
+    ))
+}
+
+/// Side of the plot of a chart, pixels.
+const PLOT: usize = 480;
+const MARGIN: usize = 48;
+/// Distance between the lines of the legend, pixels.
+const LINE: usize = 14;
+
+/// The precision at each recall of every class, at the IoU threshold 0.50, with its average
+/// precision.
+pub fn precision_recall_chart(report: &VocReport) -> Image {
+    let names = report.per_class.keys().map(|name| name.chars().count());
+    let legend = (names.max().unwrap_or(0).max(LETTER) + 12) * LETTER;
+    let height = PLOT.max(LINE * (report.per_class.len() + 2)) + 2 * MARGIN;
+    let mut canvas = Canvas::new(MARGIN + PLOT + legend + MARGIN / 2, height);
+    let left = |recall: f64| MARGIN as f64 + recall * PLOT as f64;
+    let top = |precision: f64| (MARGIN + PLOT) as f64 - precision * PLOT as f64;
+    for tenth in 0..=10u32 {
+        let at = f64::from(tenth) / 10.0;
+        canvas.line((left(at), top(0.0)), (left(at), top(1.0)), 1, GRID);
+        canvas.line((left(0.0), top(at)), (left(1.0), top(at)), 1, GRID);
+        if tenth % 2 == 0 {
+            let number = format!("{at:.1}");
+            let half = (3 * LETTER / 2) as i64;
+            canvas.text((left(at) as i64 - half, top(0.0) as i64 + 6), &number, INK);
+            canvas.text((MARGIN as i64 - 30, top(at) as i64 - 4), &number, INK);
+        }
+    }
+    canvas.text(
+        ((MARGIN + PLOT / 2 - 24) as i64, top(0.0) as i64 + 22),
+        "recall",
+        INK,
+    );
+    canvas.text((8, MARGIN as i64 - 24), "precision", INK);
+    let column = (MARGIN + PLOT + 12) as i64;
+    let mean = format!("{:5.1} AP50, mean", report.ap50);
+    canvas.text((column + 14, MARGIN as i64), &mean, INK);
+    for (index, (name, class)) in report.per_class.iter().enumerate() {
+        let hue = color(index);
+        let row = (MARGIN + LINE * (index + 2)) as i64;
+        canvas.fill((column, row), (LETTER, LETTER), hue);
+        canvas.text(
+            (column + 14, row),
+            &format!("{:5.1} {name}", class.ap50),
+            INK,
+        );
+        let points = class.curve.recall.iter().zip(&class.curve.precision);
+        let mut before: Option<(f64, f64)> = None;
+        for (&recall, &precision) in points {
+            let here = (left(recall), top(precision));
+            canvas.line(before.unwrap_or(here), here, 2, hue);
+            before = Some(here);
+        }
+    }
+    canvas.into_image()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::detect::{DetectMetric, voc_metrics};
+
+    fn grey(width: usize, height: usize) -> Image {
+        Image::new(width, height, vec![120; 3 * width * height]).unwrap()
+    }
+
+    fn found(bbox: [f32; 4], label: usize, score: f32) -> Detection {
+        Detection { bbox, label, score }
+    }
+
+    fn names() -> Vec<String> {
+        ["cat", "dog"].map(str::to_owned).to_vec()
+    }
+
+    #[test]
+    fn boxes_lie_where_they_were_found() {
+        let mut objects = Objects::default();
+        objects.push([8.0, 40.0, 72.0, 56.0], 0, false);
+        let image = grey(80, 64);
+        let detections = [
+            found([16.0, 16.0, 64.0, 32.0], 1, 0.9),
+            found([2.0, 2.0, 70.0, 60.0], 0, 0.1), // below the least score
+            found([-1e9, 1.0, 1e9, 1e30], 0, 0.8),
+        ];
+        let panel = DetectionPanel {
+            image: &image,
+            objects: &objects,
+            detections: &detections,
+        };
+        let sheet = detection_sheet(&[panel; 5], &names(), 0.5).unwrap();
+        assert_eq!((sheet.width, sheet.height), (646, 972)); // 2 by 3 panels
+        // Four pixels of the panel to one of the image.
+        assert_eq!(sheet.pixel(150, 64), Some(color(1)), "upper edge");
+        assert_eq!(sheet.pixel(64, 100), Some(color(1)), "left edge");
+        assert_eq!(sheet.pixel(255, 100), Some(color(1)), "right edge");
+        assert_eq!(sheet.pixel(150, 100), Some([120; 3]), "inside");
+        let edge: Vec<_> = (32..288).filter_map(|x| sheet.pixel(x, 160)).collect();
+        assert!(edge.contains(&PAPER) && edge.contains(&INK), "dashes");
+        assert_eq!(sheet.pixel(326 + 64, 100), Some(color(1)), "second panel");
+        assert_eq!(sheet.pixel(400, 800), Some(PAPER), "no sixth panel");
+    }
+
+    #[test]
+    fn sheets_of_nothing_or_of_unknown_classes_are_refused() {
+        assert!(detection_sheet(&[], &names(), 0.5).is_err());
+        let (image, objects) = (grey(3, 500), Objects::default());
+        for bad in [
+            found([0.0, 0.0, 1.0, 1.0], 2, 0.9),
+            found([0.0, f32::NAN, 1.0, 1.0], 0, 0.9),
+        ] {
+            let panel = DetectionPanel {
+                image: &image,
+                objects: &objects,
+                detections: &[bad],
+            };
+            assert!(detection_sheet(&[panel], &names(), 0.5).is_err());
+        }
+        let panel = DetectionPanel {
+            image: &image,
+            objects: &objects,
+            detections: &[],
+        };
+        assert!(detection_sheet(&[panel], &[], 0.5).is_ok());
+    }
+
+    #[test]
+    fn curves_pass_through_their_points() {
+        let (a, b) = ([0.0, 0.0, 9.0, 9.0], [20.0, 0.0, 29.0, 9.0]);
+        let mut objects = Objects::default();
+        objects.push(a, 0, false);
+        objects.push(b, 0, false);
+        // Right, wrong, right: (0.5, 1), (0.5, 0.5), (1, 2/3).
+        let detections = vec![found(a, 0, 0.9), found(a, 0, 0.8), found(b, 0, 0.7)];
+        let report = voc_metrics(&[detections], &[objects], &names(), DetectMetric::Area).unwrap();
+        let chart = precision_recall_chart(&report);
+        for (recall, precision) in [(0.5, 1.0), (0.5, 0.75), (0.5, 0.5), (1.0, 2.0 / 3.0)] {
+            let x = MARGIN + (recall * PLOT as f64) as usize;
+            let y = MARGIN + PLOT - (precision * PLOT as f64).round() as usize;
+            assert_eq!(chart.pixel(x, y), Some(color(0)), "{recall}, {precision}");
+        }
+        let empty = voc_metrics(&[], &[], &[], DetectMetric::Area).unwrap();
+        assert!(precision_recall_chart(&empty).width > PLOT);
+    }
+}
