@@ -43,14 +43,41 @@ pub(crate) fn decode(bytes: &[u8], encoding: Encoding) -> Result<Image, String> 
     }
 }
 
-fn decode_jpeg(bytes: &[u8]) -> Result<Image, String> {
-    jpeg_is_whole(bytes)?;
-    // Strict, or damaged data would decode to grey with no more than a log line.
-    let options = DecoderOptions::default()
+/// Width and height, read from the header alone.
+pub(crate) fn size(bytes: &[u8], encoding: Encoding) -> Result<(usize, usize), String> {
+    match encoding {
+        Encoding::Jpeg => {
+            let mut decoder = JpegDecoder::new_with_options(ZCursor::new(bytes), jpeg_options());
+            let headers = decoder.decode_headers();
+            headers.map_err(|error| error.to_string())?;
+            Ok(decoder.dimensions().ok_or("no size in its header")?)
+        }
+        Encoding::Png => {
+            let decoder = image::codecs::png::PngDecoder::new(Cursor::new(bytes))
+                .map_err(|error| error.to_string())?;
+            let (width, height) = decoder.dimensions();
+            Ok((width as usize, height as usize))
+        }
+        Encoding::Mixed => match sniff(bytes) {
+            Some(encoding) => size(bytes, encoding),
+            None => Err("neither JPEG nor PNG".to_owned()),
+        },
+        Encoding::Raw { height, width, .. } => Ok((width as usize, height as usize)),
+    }
+}
+
+/// Strict, or damaged data would decode to grey with no more than a log line.
+fn jpeg_options() -> DecoderOptions {
+    DecoderOptions::default()
         .set_strict_mode(true)
         .set_max_width(usize::from(u16::MAX))
         .set_max_height(usize::from(u16::MAX))
-        .jpeg_set_out_colorspace(ColorSpace::RGB);
+        .jpeg_set_out_colorspace(ColorSpace::RGB)
+}
+
+fn decode_jpeg(bytes: &[u8]) -> Result<Image, String> {
+    jpeg_is_whole(bytes)?;
+    let options = jpeg_options();
     let mut decoder = JpegDecoder::new_with_options(ZCursor::new(bytes), options);
     decoder
         .decode_headers()

@@ -109,6 +109,38 @@ pub enum EvalError {
         /// The rates tried.
         lrs: Vec<f64>,
     },
+    /// A pack for detection without a single object to find.
+    #[error(
+        "none of the {images} images of the {set} set has an annotated object; pack a detection \
+         data set, as with `pirl data pack --format voc`"
+    )]
+    NoObjects {
+        /// "training" or "test".
+        set: &'static str,
+        /// Images in the pack.
+        images: usize,
+    },
+    /// Training a detector led to a loss that is no number.
+    #[error(
+        "step {step}: the loss is {loss} at learning rate {lr}; training has diverged, try a \
+         smaller eval.detect.optim.lr or a longer warm-up"
+    )]
+    LossNotFinite {
+        /// The step, counted from 1.
+        step: usize,
+        /// The loss.
+        loss: f64,
+        /// Its learning rate.
+        lr: f64,
+    },
+    /// A checkpoint of a detector does not fit.
+    #[error("{path} is no checkpoint of this detector: {reason}")]
+    Checkpoint {
+        /// The file.
+        path: PathBuf,
+        /// What does not fit.
+        reason: String,
+    },
     /// The cache of features cannot be written.
     #[error("cannot write {path}: {reason}")]
     Cache {

@@ -88,7 +88,8 @@ pub(crate) fn comparable(train: &FeatureSet, test: &FeatureSet) -> Result<Labels
     })
 }
 
-fn same_classes(train: &[String], test: &[String]) -> Result<()> {
+/// Checks that labels mean the same in two sets.
+pub(crate) fn same_classes(train: &[String], test: &[String]) -> Result<()> {
     if train == test {
         return Ok(());
     }

@@ -55,6 +55,6 @@ pub use params::{Buffers, Param, ParamSet};
 pub use precise::precise_batch_norm;
 pub use resnet::{Backbone, Layer, ResNet};
 pub use weights::{
-    BackboneWeights, LoadReport, detectron2_names, load_state_dict, read_backbone, save_state_dict,
-    save_tensors, state_dict, strip_prefix,
+    BackboneWeights, LoadReport, detectron2_names, load_into, load_state_dict, read_backbone,
+    save_state_dict, save_tensors, state_dict, strip_prefix,
 };

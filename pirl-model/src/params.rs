@@ -59,7 +59,7 @@ pub struct ParamSet {
 impl ParamSet {
     /// The parameters of a module written outside this crate: `(name, shape, standard deviation)`
     /// each. Weights start normal around 0, the same for the same `seed`; vectors are taken for
-    /// biases, which start 0 and are free of weight decay.
+    /// biases, which start 0. All are subject to weight decay.
     ///
     /// # Errors
     /// Only if Candle cannot make a tensor.
@@ -70,7 +70,7 @@ impl ParamSet {
                 [_] => Init::Constant(0.0),
                 _ => Init::Normal(std),
             };
-            builder.param(name.to_owned(), shape, shape.len() > 1, init);
+            builder.param(name.to_owned(), shape, true, init);
         }
         Ok(builder.finish(device)?.0)
     }

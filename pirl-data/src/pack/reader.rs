@@ -192,11 +192,27 @@ impl Pack {
     /// # Errors
     /// [`DataError::Decode`] when the bytes are damaged, [`DataError::Index`] past the end.
     pub fn decode(&self, index: usize) -> Result<Image, DataError> {
+        self.decoded(index, crate::decode::decode)
+    }
+
+    /// Width and height of sample `index`, from its header alone.
+    ///
+    /// # Errors
+    /// As [`Pack::decode`].
+    pub fn image_size(&self, index: usize) -> Result<(usize, usize), DataError> {
+        self.decoded(index, crate::decode::size)
+    }
+
+    fn decoded<T>(
+        &self,
+        index: usize,
+        decode: fn(&[u8], Encoding) -> Result<T, String>,
+    ) -> Result<T, DataError> {
         let bytes = self.bytes(index).ok_or(DataError::Index {
             index,
             len: self.len(),
         })?;
-        crate::decode::decode(bytes, self.encoding()).map_err(|reason| DataError::Decode {
+        decode(bytes, self.encoding()).map_err(|reason| DataError::Decode {
             name: format!("sample {index} of {}", self.name().display()),
             reason,
         })

@@ -144,8 +144,11 @@ pub fn strip_prefix(state: &HashMap<String, Tensor>, prefix: &str) -> HashMap<St
     state.iter().filter_map(stripped).collect()
 }
 
-/// Checks every shape, then loads.
-pub(crate) fn load_into(
+/// Takes the tensors of `state` by name into a module: every shape is checked before any is loaded.
+///
+/// # Errors
+/// [`ModelError::WrongShape`].
+pub fn load_into(
     state: &HashMap<String, Tensor>,
     params: &ParamSet,
     buffers: &Buffers,

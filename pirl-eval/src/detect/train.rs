@@ -1,0 +1,231 @@
+//! Training a detector, step by step, and running it over a test set.
+
+use std::path::Path;
+
+use pirl_data::Pack;
+use pirl_model::{
+    Mode, OptimConfig, OptimKind, Optimizer, ResNet, load_state_dict, save_state_dict, save_tensors,
+};
+
+use super::boxes::clip;
+use super::config::DetectConfig;
+use super::data::{Draw, Input, Order};
+use super::detection::Detection;
+use super::detector::{DetectLosses, Detector};
+use super::random::Stream;
+use crate::error::{EvalError, Result};
+use crate::probe::same_classes;
+
+/// Checks that a detector trained on one pack can be judged on another.
+///
+/// # Errors
+/// [`EvalError::Classes`], [`EvalError::NoObjects`].
+pub fn check_detection_packs(train: &Pack, test: &Pack) -> Result<()> {
+    same_classes(train.class_names(), test.class_names())?;
+    for (set, pack) in [("training", train), ("test", test)] {
+        let has_some = |index| pack.objects(index).is_some_and(|found| !found.is_empty());
+        if !(0..pack.len()).any(has_some) {
+            let images = pack.len();
+            return Err(EvalError::NoObjects { set, images });
+        }
+    }
+    Ok(())
+}
+
+/// A detector being trained.
+///
+/// All chance of a step comes from the seed and the step's number, so training that goes on from
+/// [`DetectTrainer::save`]'s files is, to the bit, training that was never interrupted.
+pub struct DetectTrainer<'a> {
+    detector: Detector,
+    optimizer: Optimizer,
+    config: DetectConfig,
+    input: Input,
+    train: &'a Pack,
+    order: Order,
+    seed: u64,
+    done: usize,
+}
+
+/// What a step did.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct DetectStep {
+    /// Steps done, this one included.
+    pub step: usize,
+    /// Its losses, means over the images.
+    pub losses: DetectLosses,
+    /// Its learning rate.
+    pub lr: f64,
+}
+
+impl<'a> DetectTrainer<'a> {
+    /// A detector on a copy of `backbone`, with untrained heads, for the classes of `train`. `mean`
+    /// and `std` normalise red, green and blue in `0..=1`.
+    ///
+    /// # Errors
+    /// [`EvalError::Setting`]; [`EvalError::NoObjects`]; [`EvalError::Data`] for an image whose
+    /// header cannot be read.
+    pub fn new(
+        backbone: &ResNet,
+        train: &'a Pack,
+        (mean, std): ([f32; 3], [f32; 3]),
+        config: &DetectConfig,
+        seed: u64,
+    ) -> Result<Self> {
+        let detector = Detector::new(backbone, train.class_names().len(), config, seed)?;
+        let optim = OptimConfig {
+            kind: OptimKind::Sgd,
+            lr: config.optim.lr,
+            momentum: config.optim.momentum,
+            weight_decay: config.optim.weight_decay,
+            ..OptimConfig::default()
+        };
+        Ok(Self {
+            optimizer: Optimizer::new(&optim, detector.trained())?,
+            input: Input::new(&config.input, mean, std, detector.c4().stride()),
+            detector,
+            order: Order::new(train, config.batch_size, seed)?,
+            config: config.clone(),
+            train,
+            seed,
+            done: 0,
+        })
+    }
+
+    /// Steps done.
+    pub fn done(&self) -> usize {
+        self.done
+    }
+
+    /// Training images that are used: those with objects.
+    pub fn images(&self) -> usize {
+        self.order.len()
+    }
+
+    /// One step on the next batch.
+    ///
+    /// # Errors
+    /// [`EvalError::LossNotFinite`], and the parameters are as before; [`EvalError::Data`] for an
+    /// image that cannot be decoded.
+    pub fn step(&mut self) -> Result<DetectStep> {
+        let draws = self.order.next_batch();
+        let lr = self.config.optim.rate(self.done);
+        let step = self.done + 1;
+        let mut losses = DetectLosses::default();
+        for (number, part) in self.parts(&draws).enumerate() {
+            let mut rng = Stream::Sample.generator(self.seed, step as u64, number as u64);
+            let device = self.detector.device();
+            let batch = self.input.training(self.train, part, self.seed, &device)?;
+            let (own, graph) = self.detector.losses(&batch, Mode::Train, &mut rng)?;
+            let share = part.len() as f64 / draws.len() as f64;
+            losses.add(share, &own);
+            let loss = losses.total();
+            if !loss.is_finite() {
+                return Err(EvalError::LossNotFinite { step, loss, lr });
+            }
+            self.optimizer.accumulate(&(graph * share)?.backward()?)?;
+        }
+        self.optimizer.step(lr)?;
+        self.done = step;
+        Ok(DetectStep { step, losses, lr })
+    }
+
+    /// A batch as it goes through the network.
+    fn parts<'d>(&self, draws: &'d [Draw]) -> impl Iterator<Item = &'d [Draw]> + use<'d> {
+        let most = match self.config.micro_batch {
+            0 => draws.len(),
+            most => most,
+        };
+        let parts = draws.len().div_ceil(most.max(1)).max(1);
+        let len = draws.len();
+        (0..parts).map(move |part| &draws[part * len / parts..(part + 1) * len / parts])
+    }
+
+    /// Replaces the statistics of trained batch norm by their average over
+    /// `config.precise_batch_norm` training batches, seen by the network as it is. Does nothing
+    /// where batch norm is frozen. Returns the batches used.
+    ///
+    /// # Errors
+    /// [`EvalError::Data`].
+    pub fn recompute_batch_norm(&self) -> Result<usize> {
+        let batches = self.config.precise_batch_norm;
+        if batches == 0 || !self.detector.c4().trains_norm() {
+            return Ok(0);
+        }
+        let seed = Stream::Calibrate.seed(self.seed);
+        let mut order = Order::new(self.train, self.config.batch_size, seed)?;
+        let device = self.detector.device();
+        self.detector.c4().reset_statistics();
+        for number in 0..batches {
+            let draws = order.next_batch();
+            for (part, draws) in self.parts(&draws).enumerate() {
+                let mut rng = Stream::Calibrate.generator(seed, number as u64, part as u64);
+                let batch = self.input.training(self.train, draws, seed, &device)?;
+                self.detector.losses(&batch, Mode::Calibrate, &mut rng)?;
+            }
+        }
+        Ok(batches)
+    }
+
+    /// What is found in every image of `test`, in pixels of the stored images, by falling score.
+    /// Calls `progress` with the images done and the images in all.
+    ///
+    /// # Errors
+    /// [`EvalError::Data`] for an image that cannot be decoded.
+    pub fn detect(
+        &self,
+        test: &Pack,
+        progress: &mut dyn FnMut(usize, usize),
+    ) -> Result<Vec<Vec<Detection>>> {
+        let device = self.detector.device();
+        let mut all = Vec::with_capacity(test.len());
+        for index in 0..test.len() {
+            let batch = self.input.test(test, index, &device)?;
+            let (width, height) = test.image_size(index)?;
+            let (seen_height, seen_width) = batch.sizes[0];
+            let x = width as f32 / seen_width as f32;
+            let y = height as f32 / seen_height as f32;
+            let in_stored = |found: Detection| {
+                let [x0, y0, x1, y1] = found.bbox;
+                let bbox = clip([x0 * x, y0 * y, x1 * x, y1 * y], (height, width));
+                Detection { bbox, ..found }
+            };
+            for found in self.detector.detect(&batch)? {
+                all.push(found.into_iter().map(in_stored).collect());
+            }
+            progress(index + 1, test.len());
+        }
+        Ok(all)
+    }
+
+    /// Writes weights and statistics, and the optimiser's momentum.
+    ///
+    /// # Errors
+    /// [`EvalError::Model`]; each file is whole or untouched.
+    pub fn save(&self, model: &Path, optimizer: &Path) -> Result<()> {
+        save_state_dict(model, &self.detector.modules())?;
+        save_tensors(optimizer, &self.optimizer.state()?)?;
+        Ok(())
+    }
+
+    /// Goes on from what [`DetectTrainer::save`] wrote after `done` steps.
+    ///
+    /// # Errors
+    /// [`EvalError::Checkpoint`] and [`EvalError::Model`] for files of another detector.
+    pub fn restore(&mut self, model: &Path, optimizer: &Path, done: usize) -> Result<()> {
+        let missing = self.detector.load(&load_state_dict(model)?)?;
+        if let Some(first) = missing.first() {
+            return Err(EvalError::Checkpoint {
+                path: model.to_owned(),
+                reason: format!("it lacks {} tensors, {first} the first", missing.len()),
+            });
+        }
+        self.optimizer.load_state(&load_state_dict(optimizer)?)?;
+        self.order = Order::new(self.train, self.config.batch_size, self.seed)?;
+        for _ in 0..done {
+            self.order.next_batch();
+        }
+        self.done = done;
+        Ok(())
+    }
+}
