@@ -201,6 +201,39 @@ pub(crate) enum EvalCommand {
     Linear(EvalArgs),
     /// Weighted nearest neighbours
     Knn(EvalArgs),
+    /// Faster R-CNN, trained and tested on detection data sets
+    Detect(DetectArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DetectArgs {
+    /// A run, a file of weights, or `random` for the untrained network of the recipe
+    #[arg(long, value_name = "RUN|FILE|random")]
+    pub(crate) weights: String,
+    /// Images with annotated objects to learn from
+    #[arg(long, value_name = "PACK")]
+    pub(crate) train: PathBuf,
+    /// Images with annotated objects to be judged by
+    #[arg(long, value_name = "PACK")]
+    pub(crate) test: PathBuf,
+    /// Folder for result.json, metrics.jsonl, checkpoints, detections.json and pictures
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: Option<PathBuf>,
+    /// Go on from the newest checkpoint in --out
+    #[arg(long, requires = "out")]
+    pub(crate) resume: bool,
+    /// Recipe of the network and of the detector, instead of that of the run
+    #[arg(long, value_name = "NAME|FILE.toml")]
+    pub(crate) recipe: Option<String>,
+    /// Change a setting of the recipe; may be repeated
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub(crate) settings: Vec<Setting>,
+    /// Seed of everything random, instead of the recipe's
+    #[arg(long, value_parser = clap::value_parser!(u64).range(0..=i64::MAX as u64))]
+    pub(crate) seed: Option<u64>,
+    /// Print one JSON object on standard output
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]

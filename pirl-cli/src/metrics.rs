@@ -5,6 +5,7 @@ use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::files;
@@ -33,6 +34,17 @@ pub(crate) struct Row {
     pub(crate) skipped: u64,
 }
 
+/// What a line of a `metrics.jsonl` must have: the steps done when it was written.
+pub(crate) trait Logged: Serialize + DeserializeOwned {
+    fn step(&self) -> u64;
+}
+
+impl Logged for Row {
+    fn step(&self) -> u64 {
+        self.step
+    }
+}
+
 /// An open `metrics.jsonl`.
 pub(crate) struct Metrics {
     path: PathBuf,
@@ -42,10 +54,10 @@ pub(crate) struct Metrics {
 impl Metrics {
     /// Opens the file, dropping lines of steps after `done`, which will be run again, and a last
     /// line that was cut off.
-    pub(crate) fn open(path: &Path, done: u64) -> Result<Self> {
-        let kept = read(path)?
+    pub(crate) fn open<R: Logged>(path: &Path, done: u64) -> Result<Self> {
+        let kept = read::<R>(path)?
             .into_iter()
-            .filter(|row| row.step <= done)
+            .filter(|row| row.step() <= done)
             .map(|row| line(&row))
             .collect::<Result<String>>()?;
         files::write_whole(path, kept.as_bytes())?;
@@ -59,7 +71,7 @@ impl Metrics {
         })
     }
 
-    pub(crate) fn write(&mut self, row: &Row) -> Result<()> {
+    pub(crate) fn write(&mut self, row: &impl Logged) -> Result<()> {
         self.file
             .write_all(line(row)?.as_bytes())
             .with_context(|| format!("cannot write {}", self.path.display()))
@@ -67,7 +79,7 @@ impl Metrics {
 }
 
 /// The rows of a file, up to the first line that is none; none when there is no file.
-pub(crate) fn read(path: &Path) -> Result<Vec<Row>> {
+pub(crate) fn read<R: Logged>(path: &Path) -> Result<Vec<R>> {
     match std::fs::read_to_string(path) {
         Ok(text) => Ok(text
             .lines()
@@ -78,7 +90,7 @@ pub(crate) fn read(path: &Path) -> Result<Vec<Row>> {
     }
 }
 
-fn line(row: &Row) -> Result<String> {
+fn line(row: &impl Logged) -> Result<String> {
     let mut text = serde_json::to_string(row).context("writing a line of metrics")?;
     text.push('\n');
     Ok(text)
@@ -106,14 +118,17 @@ mod tests {
     fn reopening_drops_later_steps_and_a_torn_line() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("metrics.jsonl");
-        let mut metrics = Metrics::open(&path, 0).unwrap();
+        let mut metrics = Metrics::open::<Row>(&path, 0).unwrap();
         for step in 1..=5 {
             metrics.write(&row(step)).unwrap();
         }
         metrics.file.write_all(b"{\"step\":6,\"ep").unwrap();
         drop(metrics);
-        let mut metrics = Metrics::open(&path, 3).unwrap();
+        let mut metrics = Metrics::open::<Row>(&path, 3).unwrap();
         metrics.write(&row(4)).unwrap();
-        assert_eq!(read(&path).unwrap(), (1..=4).map(row).collect::<Vec<_>>());
+        assert_eq!(
+            read::<Row>(&path).unwrap(),
+            (1..=4).map(row).collect::<Vec<_>>()
+        );
     }
 }

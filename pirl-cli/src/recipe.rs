@@ -7,6 +7,7 @@ use std::str::FromStr;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use pirl_data::{DataConfig, EvalView, PretextConfig, ViewConfig};
+use pirl_eval::detect::DetectConfig;
 use pirl_eval::{KnnConfig, LinearConfig, Pool};
 use pirl_model::{ModelConfig, OptimConfig, Precision, ScheduleConfig};
 use serde::{Deserialize, Serialize};
@@ -156,6 +157,7 @@ pub(crate) struct EvalConfig {
     pub(crate) pool: Pool,
     pub(crate) linear: LinearConfig,
     pub(crate) knn: KnnConfig,
+    pub(crate) detect: DetectConfig,
 }
 
 impl Default for Recipe {
@@ -208,6 +210,7 @@ impl Default for Recipe {
                 pool: Pool::Average,
                 linear: LinearConfig::default(),
                 knn: KnnConfig::default(),
+                detect: DetectConfig::default(),
             },
         }
     }

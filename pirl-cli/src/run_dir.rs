@@ -101,13 +101,22 @@ pub(crate) fn conflicts(started: &Recipe, now: &Recipe) -> Result<Vec<String>> {
         "loader.",
         "eval.",
     ];
+    differences(started, now, |key| {
+        !FREE.iter().any(|free| key.starts_with(free))
+    })
+}
+
+/// The keys that differ, of those that matter.
+pub(crate) fn differences(
+    started: &Recipe,
+    now: &Recipe,
+    matters: impl Fn(&str) -> bool,
+) -> Result<Vec<String>> {
     let (started, now) = (started.flat()?, now.flat()?);
     Ok(started
         .into_iter()
         .zip(now)
-        .filter(|((key, old), (_, new))| {
-            old != new && !FREE.iter().any(|free| key.starts_with(free))
-        })
+        .filter(|((key, old), (_, new))| old != new && matters(key))
         .map(|((key, old), (_, new))| format!("{key} = {old}, now {new}"))
         .collect())
 }

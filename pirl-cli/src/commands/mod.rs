@@ -2,6 +2,7 @@
 
 pub(crate) mod compose;
 pub(crate) mod data;
+pub(crate) mod detect;
 pub(crate) mod eval;
 pub(crate) mod export;
 pub(crate) mod pretrain;

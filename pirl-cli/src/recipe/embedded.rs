@@ -31,12 +31,15 @@ recipes![
     "fashion-mnist-npid",
     "fashion-mnist-jigsaw-covariant",
     "fashion-mnist-rotation",
+    "fashion-mnist-scenes",
     "imagenet-resnet50-jigsaw",
     "imagenet-resnet50-mlp",
     "rotation",
     "npid",
     "jigsaw-covariant",
     "rotation-covariant",
+    "voc0712",
+    "voc0712-moco",
 ];
 
 /// What a key means.

@@ -91,7 +91,7 @@ impl Run<'_> {
         let plan = self.plan;
         let recipe = &plan.recipe;
         let checkpoints = checkpoints(plan, self.folder);
-        let mut metrics = Metrics::open(&self.folder.metrics(), self.done)?;
+        let mut metrics = Metrics::open::<Row>(&self.folder.metrics(), self.done)?;
         let mut board = TensorBoard::create(self.folder.path(), self.done)?;
         if self.done == 0 && recipe.bank.init == BankInit::Features {
             self.learner.fill_bank(plan, interrupt)?;
@@ -193,7 +193,7 @@ fn draw(board: &mut TensorBoard, row: &Row) -> Result<()> {
 }
 
 fn write_report(folder: &RunDir) -> Result<()> {
-    let rows = metrics::read(&folder.metrics())?;
+    let rows = metrics::read::<Row>(&folder.metrics())?;
     let config = std::fs::read_to_string(folder.config())
         .with_context(|| format!("cannot read {}", folder.config().display()))?;
     let title = folder.path().display().to_string();

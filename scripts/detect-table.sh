@@ -1,0 +1,124 @@
+#!/usr/bin/env bash
+# The detection table: Faster R-CNN on scenes of Fashion-MNIST's items, from pre-trained weights of
+# each recipe and from untrained ones, the same training for all; prints Markdown with the mean and
+# the standard deviation over seeds.
+#
+#   scripts/detect-table.sh [--output FOLDER] [--seeds N] [--scenes N] [--set KEY=VALUE]... [RECIPE...]
+#
+# FOLDER (default: runs) gets the data, the runs and the results; pre-training runs that
+# scripts/table.sh left there are used. Seeds are 0 to N - 1 (default: 3), of pre-training and of the
+# detector; each method is pre-trained anew for each. Training scenes are 2000 unless told otherwise,
+# test scenes 500. Without recipes: PIRL (jigsaw), NPID, and the covariant baselines. `--set` reaches
+# the detector alone, as in --set eval.detect.steps=600. PIRL_DATA names the folder of the packs where
+# it is not FOLDER. Started again it goes on where it stopped.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+usage="usage: scripts/detect-table.sh [--output FOLDER] [--seeds N] [--scenes N] [--set KEY=VALUE]... [RECIPE...]"
+out=runs
+seeds=3
+scenes=2000
+settings=()
+recipes=()
+while [ $# -gt 0 ]; do
+  case $1 in
+    --output) out=${2:?--output needs a folder}; shift 2 ;;
+    --seeds) seeds=${2:?--seeds needs a number}; shift 2 ;;
+    --scenes) scenes=${2:?--scenes needs a number}; shift 2 ;;
+    --set) settings+=(--set "${2:?--set needs KEY=VALUE}"); shift 2 ;;
+    -*) echo "$usage" >&2; exit 2 ;;
+    *) recipes+=("$1"); shift ;;
+  esac
+done
+[ ${#recipes[@]} -gt 0 ] ||
+  recipes=(fashion-mnist fashion-mnist-npid fashion-mnist-jigsaw-covariant fashion-mnist-rotation)
+data=${PIRL_DATA:-$out}
+pirl=${CARGO_TARGET_DIR:-target}/release/pirl
+detector=fashion-mnist-scenes
+
+say() { printf '\n== %s\n' "$*" >&2; }
+
+[ -x "$pirl" ] || cargo build --release --locked -p pirl-cli
+mkdir -p "$out" "$data"
+
+for split in train test; do
+  if [ ! -e "$data/$split.safetensors" ]; then
+    say "packing Fashion-MNIST, $split"
+    "$pirl" data fetch fashion-mnist --output "$data/fashion-mnist" >&2
+    "$pirl" data pack --format mnist --input "$data/fashion-mnist" --split "$split" \
+      --output "$data/$split" >&2
+  fi
+  count=500
+  [ "$split" = test ] || count=$scenes
+  [ -e "$out/scenes-$split-$count.safetensors" ] && continue
+  say "composing $count scenes, $split"
+  rm -rf "$out/scenes-$split-$count"
+  "$pirl" data compose --input "$data/$split" --split "$split" --scenes "$count" \
+    --output "$out/scenes-$split-$count" >&2
+  "$pirl" data pack --format voc --input "$out/scenes-$split-$count" --split "$split" \
+    --output "$out/scenes-$split-$count" >&2
+done
+
+suffix() { [ "$1" = 0 ] || echo "-seed$1"; }
+
+# detect NAME WEIGHTS SEED: trains and tests a detector.
+detect() {
+  local folder=$out/$1-detect resume=()
+  [ -e "$folder/result.json" ] && return
+  [ ! -d "$folder" ] || resume=(--resume)
+  say "detector on $1"
+  "$pirl" eval detect --weights "$2" --recipe "$detector" --seed "$3" "${settings[@]}" \
+    --train "$out/scenes-train-$scenes" --test "$out/scenes-test-500" \
+    --out "$folder" "${resume[@]}" >&2
+}
+
+for ((seed = 0; seed < seeds; seed++)); do
+  detect "untrained$(suffix "$seed")" random "$seed"
+  for recipe in "${recipes[@]}"; do
+    name=$recipe$(suffix "$seed")
+    run=$out/$name-run
+    if [ ! -e "$run/done" ]; then
+      say "pre-training, recipe $recipe, seed $seed"
+      resume=()
+      [ ! -d "$run" ] || resume=(--resume)
+      "$pirl" pretrain --recipe "$recipe" --data "$data/train" --out "$run" "${resume[@]}" \
+        --seed "$seed" >&2
+      touch "$run/done"
+    fi
+    detect "$name" "$run" "$seed"
+  done
+done
+
+# The values of a key at the top of the results of every seed.
+values() {
+  local seed
+  for ((seed = 0; seed < seeds; seed++)); do
+    sed -nE "s/^  \"$2\": ([0-9.]+),?$/\1/p" "$out/$1$(suffix "$seed")-detect/result.json"
+  done
+}
+
+row() {
+  local cells="" key
+  for key in ap ap50 ap75; do
+    cells+=" $(values "$2" "$key" | awk '{ n++; s += $1; q += $1 * $1 }
+      END { m = s / n; v = n > 1 ? (q - n * m * m) / (n - 1) : 0
+            printf "%.1f ± %.1f", m, sqrt(v > 0 ? v : 0) }') |"
+  done
+  printf '| %s |%s\n' "$1" "$cells"
+}
+
+label() {
+  case $1 in
+    *jigsaw-covariant) echo "Jigsaw, covariant" ;;
+    *rotation-covariant) echo "Rotation, covariant" ;;
+    *rotation) echo "PIRL, rotation" ;;
+    *npid) echo "NPID" ;;
+    *supervised) echo "Supervised" ;;
+    *) echo "PIRL, jigsaw" ;;
+  esac
+}
+
+echo "| Faster R-CNN on scenes, $seeds seeds, % | AP | AP50 | AP75 |"
+echo "| --- | --- | --- | --- |"
+for recipe in "${recipes[@]}"; do row "$(label "$recipe") (\`$recipe\`)" "$recipe"; done
+row "the untrained network" untrained
