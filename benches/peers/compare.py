@@ -2,14 +2,15 @@
 """Times the PIRL step, the loss, the bank, single convolutions and the ops of detection against
 PyTorch's and torchvision's, in turn: A B A B.
 
-    python3 benches/peers/compare.py                     # everything, as Markdown tables
+    python3 benches/peers/compare.py                     # everything, as one Markdown table
     python3 benches/peers/compare.py step loss --pairs 9
-    python3 benches/peers/compare.py op --match res4
+    python3 benches/peers/compare.py op --match res4 --precisions f32
 
 Both sides are warm processes of their own that do one run when told to, so that a pair is seconds
 apart whatever the machine does meanwhile. A ratio is PyTorch's time by ours, of one pair: above 1 we
-are faster; the table has the median and, in brackets, the least and the greatest. Both compute in
-f32, PyTorch in the faster of its two layouts.
+are faster; the table has the median and, in brackets, the least and the greatest. PyTorch runs in the
+faster of its two layouts, and in bf16 under autocast. Steps and ops in bf16 run in turn with ours in
+f32 too: the next column is that time by ours in bf16. Loss and bank are f32.
 
 PyTorch comes from PyPI into a virtual environment beside the build (target/peers); set PEERS_PYTHON to
 use the interpreter of another. Needs cargo and python3 with venv.
@@ -69,17 +70,10 @@ class Worker:
         self.process.wait()
 
 
-def compare(ours, theirs, pairs, repeat):
-    """Medians of both sides in seconds, the ratios of the pairs, and both peaks in MiB."""
-    times = []
-    for _ in range(pairs):
-        pair = []
-        for side in (ours, theirs):
-            pair.append(sum(side.ask("run") for _ in range(repeat)) / repeat)
-        times.append(pair)
-    ratios = sorted(b / a for a, b in times)
-    seconds = [statistics.median(side) for side in zip(*times)]
-    return seconds, ratios, [side.ask("peak") for side in (ours, theirs)]
+def compare(sides, pairs, repeat):
+    """Medians of the sides in seconds, and the times that each of them took in a turn."""
+    turns = [[sum(side.ask("run") for _ in range(repeat)) / repeat for side in sides] for _ in range(pairs)]
+    return [statistics.median(side) for side in zip(*turns)], turns
 
 
 def main():
@@ -89,35 +83,53 @@ def main():
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--match", default="", help="only cases whose name contains this")
+    parser.add_argument("--precisions", nargs="+", default=["f32", "bf16"], choices=["f32", "bf16"],
+                        help="of steps and ops")
     args = parser.parse_args()
     python, peer = interpreter(), build()
 
-    def theirs(kind, name):
+    def ours(kind, name, precision):
+        return Worker(peer, kind, name, precision, RAYON_NUM_THREADS=str(args.threads))
+
+    def theirs(kind, name, precision):
         """PyTorch in its faster layout, warm."""
         layouts = ["contiguous", "channels_last"] if kind in ("step", "op") else ["contiguous"]
-        script = str(HERE / "pirl_torch.py")
-        workers = {layout: Worker(python, script, kind, name, layout, str(args.threads)) for layout in layouts}
+        command = lambda layout: [python, str(HERE / "pirl_torch.py"), kind, name, layout, precision, str(args.threads)]
+        workers = {layout: Worker(*command(layout)) for layout in layouts}
         seconds = {layout: min(w.ask("run") for _ in range(2)) for layout, w in workers.items()}
         best = min(seconds, key=seconds.get)
         for layout, worker in workers.items():
             if layout != best:
                 worker.close()
-        return workers[best], best
+        print(f"{kind} {name} {precision}: PyTorch {best}", file=sys.stderr)
+        return workers[best]
 
-    print(f"Threads: {args.threads}; {cpu()}; pairs: {args.pairs}")
+    print(f"Threads: {args.threads}; {cpu()}; pairs: {args.pairs}\n")
+    print("| | ours, ms | PyTorch, ms | ratio (least to greatest) | to ours in f32 | ours, MiB | PyTorch, MiB |")
+    print("| --- | --- | --- | --- | --- | --- | --- |", flush=True)
     for kind in args.kinds:
-        print(f"\n| {kind} | ours, ms | PyTorch, ms | ratio | ours, MiB | PyTorch, MiB |")
-        print("| --- | --- | --- | --- | --- | --- |", flush=True)
+        precisions = args.precisions if kind in ("step", "op") else ["f32"]
         for name in (name for name in CASES[kind] if args.match in name):
-            b, layout = theirs(kind, name)
-            a = Worker(peer, kind, name, RAYON_NUM_THREADS=str(args.threads))
-            repeat = max(1, min(50, int(0.1 / a.ask("run"))))
-            seconds, ratios, peaks = compare(a, b, args.pairs, repeat)
-            a.close(), b.close()
-            ratio = f"{statistics.median(ratios):.2f}x ({ratios[0]:.2f} to {ratios[-1]:.2f})"
-            times = " | ".join(f"{1e3 * s:.1f}" for s in seconds)
-            memory = " | ".join(f"{p:.0f}" for p in peaks)
-            print(f"| {name} ({layout}) | {times} | {ratio} | {memory} |", flush=True)
+            for precision in precisions:
+                b, a = theirs(kind, name, precision), ours(kind, name, precision)
+                sides = [a, b] if precision == "f32" else [a, b, ours(kind, name, "f32")]
+                repeat = max(1, min(50, int(0.1 / a.ask("run"))))
+                seconds, turns = compare(sides, args.pairs, repeat)
+                ratios = sorted(b / a for a, b, *_ in turns)
+                ratio = f"{statistics.median(ratios):.2f}x ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+                own = f"{statistics.median(c / a for a, _, c in turns):.2f}x" if len(sides) == 3 else ""
+                times = " | ".join(number(1e3 * s) for s in seconds[:2])
+                memory = " | ".join(number(side.ask("peak")) for side in (a, b))
+                for side in sides:
+                    side.close()
+                case = CASES[kind][name]
+                title = case.get("title", name) if isinstance(case, dict) else name
+                label = f"{title}, {precision}" if len(precisions) > 1 else title
+                print(f"| {label} | {times} | {ratio} | {own} | {memory} |", flush=True)
+
+
+def number(x):
+    return f"{x:,.0f}" if x >= 100 else f"{x:.1f}"
 
 
 def cpu():

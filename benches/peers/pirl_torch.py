@@ -3,7 +3,9 @@
 Speaks lines: says `ready` once warmed up, answers `run` with the seconds of one run and `peak` with
 the most memory this process ever held, in MiB.
 
-    python pirl_torch.py KIND CASE LAYOUT THREADS       (compare.py starts it)
+    python pirl_torch.py KIND CASE LAYOUT PRECISION THREADS       (compare.py starts it)
+
+In bf16 the networks run under autocast; loss, optimiser and bank are f32.
 """
 import json
 import pathlib
@@ -70,7 +72,7 @@ def infonce(query, positive, negatives, tau):
     return F.cross_entropy(z, torch.zeros(len(z), dtype=torch.long))
 
 
-def step_case(name, layout):
+def step_case(name, layout, bf16):
     case = CASES["step"][name]
     batch, image, patch = case["batch"], case["image"], case["patch"]
     trunk, features = resnet(case["depth"], case["width"])
@@ -91,9 +93,10 @@ def step_case(name, layout):
     negatives = bank[-case["negatives"]:].clone()
 
     def run():
-        of_patches, of_images = trunk(patches), trunk(images)
-        g = F.normalize(g2(g1(of_patches).reshape(batch, -1)), dim=1)
-        v = F.normalize(f(of_images), dim=1)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+            of_patches, of_images = trunk(patches), trunk(images)
+            g, v = g2(g1(of_patches).reshape(batch, -1)), f(of_images)
+        g, v = F.normalize(g.float(), dim=1), F.normalize(v.float(), dim=1)
         positive = bank[rows]
         total = (loss(g, positive, negatives, case["tau"]) + loss(v, positive, negatives, case["tau"])) / 2
         sgd.zero_grad()
@@ -136,17 +139,21 @@ def bank_case(name):
     return run
 
 
-def op_case(name, layout):
+def op_case(name, layout, bf16):
     """A convolution alone, forward and both gradients."""
+    dtype = torch.bfloat16 if bf16 else torch.float32
     n, side, c_in, c_out, kernel, stride = CASES["op"][name]
     form = torch.channels_last if layout == "channels_last" else torch.contiguous_format
-    x = torch.randn(n, c_in, side, side).contiguous(memory_format=form).requires_grad_()
+    x = torch.randn(n, c_in, side, side, dtype=dtype).contiguous(memory_format=form).requires_grad_()
     w = torch.randn(c_out, c_in, kernel, kernel).contiguous(memory_format=form).requires_grad_()
-    y = F.conv2d(x, w, None, stride, kernel // 2)
-    dy = torch.randn_like(y)
+
+    def forward():
+        return F.conv2d(x, w.to(dtype), None, stride, kernel // 2)
+
+    dy = torch.randn_like(forward())
 
     def run():
-        torch.autograd.grad(F.conv2d(x, w, None, stride, kernel // 2), [x, w], dy)
+        torch.autograd.grad(forward(), [x, w], dy)
 
     return run
 
@@ -180,14 +187,15 @@ def detect_case(name):
 
 
 def main():
-    kind, case, layout, threads = sys.argv[1:]
+    kind, case, layout, precision, threads = sys.argv[1:]
+    bf16 = precision == "bf16"
     torch.set_num_threads(int(threads))
     torch.manual_seed(1)
     run = {
-        "step": lambda: step_case(case, layout),
+        "step": lambda: step_case(case, layout, bf16),
         "loss": lambda: loss_case(case),
         "bank": lambda: bank_case(case),
-        "op": lambda: op_case(case, layout),
+        "op": lambda: op_case(case, layout, bf16),
         "detect": lambda: detect_case(case),
     }[kind]()
     for _ in range(2):
