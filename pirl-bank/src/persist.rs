@@ -61,11 +61,16 @@ impl MemoryBank {
             (FORMAT.0.to_owned(), FORMAT.1.to_owned()),
             ("momentum".to_owned(), self.momentum().to_string()),
         ]);
+        // What safetensors writes is for its owner alone; a bank's mode follows the umask, as that of
+        // any other file.
+        let permissions = File::create(path)?.metadata()?.permissions();
         serialize_to_file([(TENSOR, view)], Some(metadata), path).map_err(|error| match error {
             SafeTensorError::IoError(error) => error,
             other => io::Error::other(other),
         })?;
-        File::open(path)?.sync_all()
+        let file = File::open(path)?;
+        file.set_permissions(permissions)?;
+        file.sync_all()
     }
 
     /// Reads the bank that [`MemoryBank::save`] wrote, onto the CPU. The file must hold one unit

@@ -65,6 +65,22 @@ fn saving_over_a_mapped_file_leaves_the_map() {
 }
 
 #[test]
+#[cfg(unix)]
+fn a_saved_file_may_be_read_by_whoever_may_read_its_neighbours() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::tempdir().unwrap();
+    let mode = |name: &str| {
+        let metadata = fs::metadata(folder.path().join(name)).unwrap();
+        metadata.permissions().mode()
+    };
+    fs::write(folder.path().join("neighbour"), "").unwrap();
+    random(1).save(folder.path().join("bank")).unwrap();
+    assert_eq!(mode("bank"), mode("neighbour"));
+    random(2).save(folder.path().join("bank")).unwrap();
+    assert_eq!(mode("bank"), mode("neighbour"), "over an earlier one");
+}
+
+#[test]
 fn a_save_that_fails_leaves_nothing_behind() {
     let folder = tempfile::tempdir().unwrap();
     let error = random(3)
