@@ -10,7 +10,7 @@ Both sides are warm processes of their own that do one run when told to, so that
 apart whatever the machine does meanwhile. A ratio is PyTorch's time by ours, of one pair: above 1 we
 are faster; the table has the median and, in brackets, the least and the greatest. PyTorch runs in the
 faster of its two layouts, and in bf16 under autocast. Steps and ops in bf16 run in turn with ours in
-f32 too: the next column is that time by ours in bf16. Loss and bank are f32.
+f32 too: the last column is that time by ours in bf16. Loss and bank are f32.
 
 PyTorch comes from PyPI into a virtual environment beside the build (target/peers); set PEERS_PYTHON to
 use the interpreter of another. Needs cargo and python3 with venv.
@@ -105,8 +105,11 @@ def main():
         return workers[best]
 
     print(f"Threads: {args.threads}; {cpu()}; pairs: {args.pairs}\n")
-    print("| | ours, ms | PyTorch, ms | ratio (least to greatest) | to ours in f32 | ours, MiB | PyTorch, MiB |")
-    print("| --- | --- | --- | --- | --- | --- | --- |", flush=True)
+    columns = ["", "ours, ms", "PyTorch, ms", "ratio (least to greatest)", "ours, MiB", "PyTorch, MiB"]
+    if "bf16" in args.precisions:
+        columns.append("to ours in f32")
+    print(row(columns))
+    print(row("---" for _ in columns), flush=True)
     for kind in args.kinds:
         precisions = args.precisions if kind in ("step", "op") else ["f32"]
         for name in (name for name in CASES[kind] if args.match in name):
@@ -118,14 +121,18 @@ def main():
                 ratios = sorted(b / a for a, b, *_ in turns)
                 ratio = f"{statistics.median(ratios):.2f}x ({ratios[0]:.2f} to {ratios[-1]:.2f})"
                 own = f"{statistics.median(c / a for a, _, c in turns):.2f}x" if len(sides) == 3 else ""
-                times = " | ".join(number(1e3 * s) for s in seconds[:2])
-                memory = " | ".join(number(side.ask("peak")) for side in (a, b))
+                times = [number(1e3 * s) for s in seconds[:2]]
+                memory = [number(side.ask("peak")) for side in (a, b)]
                 for side in sides:
                     side.close()
                 case = CASES[kind][name]
                 title = case.get("title", name) if isinstance(case, dict) else name
                 label = f"{title}, {precision}" if len(precisions) > 1 else title
-                print(f"| {label} | {times} | {ratio} | {own} | {memory} |", flush=True)
+                print(row([label, *times, ratio, *memory, own][:len(columns)]), flush=True)
+
+
+def row(cells):
+    return f"| {' | '.join(cells)} |".replace("|  |", "| |")
 
 
 def number(x):
