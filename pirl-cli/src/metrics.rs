@@ -24,6 +24,9 @@ pub(crate) struct Row {
     pub(crate) loss_image: Option<f32>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) loss_patch: Option<f32>,
+    /// Images of this step's batch whose class was told, percent; of supervised training.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) top1: Option<f32>,
     /// Learning rate of this step.
     pub(crate) lr: f64,
     /// Over the steps since the last line.
@@ -107,6 +110,7 @@ mod tests {
             loss: 0.1 + step as f32 / 3.0,
             loss_image: Some(1.0 / 3.0),
             loss_patch: None,
+            top1: None,
             lr: 0.1 / 3.0,
             images_per_second: 123.4,
             data_wait: 0.0,

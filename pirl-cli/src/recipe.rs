@@ -68,6 +68,14 @@ pub(crate) enum LossKind {
     Nce,
     InfoNce,
     Covariant,
+    Supervised,
+}
+
+impl LossKind {
+    /// Whether it compares embeddings with a bank's.
+    pub(crate) fn is_contrastive(self) -> bool {
+        matches!(self, Self::Paper | Self::Nce | Self::InfoNce)
+    }
 }
 
 /// `loss.sampling`

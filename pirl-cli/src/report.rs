@@ -34,6 +34,13 @@ pub(crate) fn html(title: &str, rows: &[Row], config: &str) -> String {
             row.loss_patch.map(f64::from)
         }),
     ];
+    let accuracies = [curve("top-1 of the batch, %", "#b9770e", &|row| {
+        row.top1.map(f64::from)
+    })];
+    let accuracy = match accuracies[0].points.is_empty() {
+        true => String::new(),
+        false => format!("<h2>Accuracy</h2>\n{}\n", chart(&accuracies)),
+    };
     let rates = [curve("learning rate", "#1e8449", &|row| Some(row.lr))];
     let speeds = [curve("images per second", "#6c3483", &|row| {
         Some(row.images_per_second)
@@ -50,7 +57,7 @@ pub(crate) fn html(title: &str, rows: &[Row], config: &str) -> String {
          <style>body{{font:15px sans-serif;max-width:900px;margin:2em auto;color:#222}}\
          svg{{width:100%}}text{{font:12px sans-serif}}\
          pre{{background:#f4f4f4;padding:1em;overflow:auto}}</style>\n</head>\n<body>\n\
-         <h1>{title}</h1>\n{last}\n<h2>Loss</h2>\n{}\n<h2>Learning rate</h2>\n{}\n<h2>Speed</h2>\n{}\n\
+         <h1>{title}</h1>\n{last}\n<h2>Loss</h2>\n{}\n{accuracy}<h2>Learning rate</h2>\n{}\n<h2>Speed</h2>\n{}\n\
          <h2>Settings</h2>\n<pre>{}</pre>\n</body>\n</html>\n",
         chart(&losses),
         chart(&rates),
@@ -151,6 +158,7 @@ mod tests {
             loss,
             loss_image: None,
             loss_patch: None,
+            top1: None,
             lr: 0.1,
             images_per_second: 9.0,
             data_wait: 0.0,

@@ -6,8 +6,8 @@
 //!   code's noise-contrastive estimation with a fixed normalisation constant, [`InfoNce`] the
 //!   cross-entropy of the positive.
 //! - [`total_loss`] joins the terms of the two views, equation (6).
-//! - [`covariant_cross_entropy`] is the loss of the covariant baselines, which predict the
-//!   transformation instead.
+//! - [`cross_entropy`] is the loss of the covariant baselines, which predict the transformation
+//!   instead, and of training with labels.
 //!
 //! On a CPU in `f32` each loss is one fused Candle op: tiles of logits from one matrix product, the
 //! closed-form gradient computed with the value, a second product; never a batch x negatives x
@@ -37,7 +37,7 @@
 //! ```
 
 mod contrastive;
-mod covariant;
+mod cross_entropy;
 mod error;
 mod fused;
 mod negatives;
@@ -46,7 +46,7 @@ mod rows;
 mod total;
 
 pub use contrastive::{ContrastiveLoss, InfoNce, Nce, Paper};
-pub use covariant::covariant_cross_entropy;
+pub use cross_entropy::cross_entropy;
 pub use error::LossError;
 pub use negatives::Negatives;
 pub use total::total_loss;

@@ -4,7 +4,7 @@ mod common;
 
 use candle_core::{Device, Tensor, Var};
 use common::{Case, KINDS, evaluate, evaluate_reference, loss, norm, relative, scalar, values};
-use pirl_loss::covariant_cross_entropy;
+use pirl_loss::cross_entropy;
 use serde_json::Value;
 
 const B: usize = 5;
@@ -69,10 +69,10 @@ fn contrastive_losses_equal_pytorch() {
 }
 
 #[test]
-fn covariant_cross_entropy_equals_pytorch() {
+fn cross_entropy_equals_pytorch() {
     let logits: Vec<f32> = benches::fill(4, 6 * 24).iter().map(|x| x * 5.0).collect();
     let logits = Var::from_vec(logits, (6, 24), &Device::Cpu).unwrap();
-    let value = covariant_cross_entropy(&logits, &[0, 23, 5, 5, 11, 2]).unwrap();
+    let value = cross_entropy(&logits, &[0, 23, 5, 5, 11, 2]).unwrap();
     let gradients = value.backward().unwrap();
     let gradient = values(gradients.get(&logits).unwrap());
     compare(
@@ -84,14 +84,8 @@ fn covariant_cross_entropy_equals_pytorch() {
 }
 
 #[test]
-fn covariant_cross_entropy_survives_extreme_logits() {
+fn cross_entropy_survives_extreme_logits() {
     let logits = Tensor::new(&[[1e30f32, -1e30, 0.0], [-500.0, 500.0, 0.0]], &Device::Cpu).unwrap();
-    assert_eq!(
-        scalar(&covariant_cross_entropy(&logits, &[0, 1]).unwrap()),
-        0.0
-    );
-    assert_eq!(
-        scalar(&covariant_cross_entropy(&logits, &[0, 0]).unwrap()),
-        500.0
-    );
+    assert_eq!(scalar(&cross_entropy(&logits, &[0, 1]).unwrap()), 0.0);
+    assert_eq!(scalar(&cross_entropy(&logits, &[0, 0]).unwrap()), 500.0);
 }

@@ -7,7 +7,7 @@ use common::{
     Case, KINDS, evaluate, evaluate_reference, loss, relative, scalar, tensor, unit, values,
 };
 use pirl_loss::{
-    ContrastiveLoss, InfoNce, LossError, Nce, Negatives, Paper, covariant_cross_entropy, total_loss,
+    ContrastiveLoss, InfoNce, LossError, Nce, Negatives, Paper, cross_entropy, total_loss,
 };
 use proptest::prelude::*;
 
@@ -500,9 +500,7 @@ fn bad_arguments_are_errors_that_name_them() {
         (&[0u32][..], "targets: expected 2, one an image, found 1"),
         (&[0, 3], "targets: index 3 at position 1 is not below 3"),
     ] {
-        let error = covariant_cross_entropy(&logits, targets)
-            .unwrap_err()
-            .to_string();
+        let error = cross_entropy(&logits, targets).unwrap_err().to_string();
         assert!(
             error.contains(message),
             "{error:?} does not say {message:?}"

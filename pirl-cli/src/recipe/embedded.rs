@@ -40,6 +40,8 @@ recipes![
     "rotation-covariant",
     "voc0712",
     "voc0712-moco",
+    "supervised-resnet50",
+    "supervised-fashion-mnist",
 ];
 
 /// What a key means.

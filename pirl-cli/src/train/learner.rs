@@ -3,9 +3,10 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use candle_core::{Device, Tensor};
 use pirl_bank::{MemoryBank, NegativeSampler, PerImageSampler, SharedSampler};
+use pirl_data::Pack;
 use pirl_loss::{ContrastiveLoss, InfoNce, Nce, Paper};
 use pirl_model::{
     Backbone, Buffers, ClassifierHead, Head, JigsawHead, Optimizer, ParamSet, ProjectionHead,
@@ -14,7 +15,7 @@ use pirl_model::{
 
 use super::plan::Plan;
 use super::random::Stream;
-use super::step::{Invariant, Learner, Task};
+use super::step::{Invariant, Learner, Supervised, Task};
 use crate::checkpoint::{BANK, MODEL, OPTIMIZER};
 use crate::recipe::{LossConfig, LossKind, Sampling};
 use crate::weights::load_backbone;
@@ -22,6 +23,7 @@ use crate::weights::load_backbone;
 const HEAD_F: &str = "head.f.";
 const HEAD_G: &str = "head.g.";
 const HEAD_COVARIANT: &str = "head.covariant.";
+const HEAD_SUPERVISED: &str = "head.supervised.";
 
 impl Learner {
     /// An untrained learner; its bank holds random unit vectors.
@@ -42,6 +44,14 @@ impl Learner {
                 device,
             )?),
             (LossKind::Covariant, None) => bail!("there is no transformation to predict"),
+            (LossKind::Supervised, _) => {
+                let labels = labels(&plan.pack)?;
+                let most = labels.iter().max().map_or(0, |&label| label as usize + 1);
+                let classes = most.max(plan.pack.class_names().len());
+                let classifier =
+                    ClassifierHead::new(&recipe.model, features, 1, classes, head_seed, device)?;
+                Task::Supervised(Supervised { classifier, labels })
+            }
             (_, pretext) => Task::Invariant(Invariant {
                 f: ProjectionHead::new(
                     &recipe.model,
@@ -149,6 +159,7 @@ impl Learner {
                 }
             }
             Task::Covariant(head) => load_head(head, HEAD_COVARIANT, saved),
+            Task::Supervised(task) => load_head(&task.classifier, HEAD_SUPERVISED, saved),
         }
     }
 
@@ -156,9 +167,22 @@ impl Learner {
     pub(crate) fn loss_state(&self) -> Option<f64> {
         match &self.task {
             Task::Invariant(task) => task.loss.state(),
-            Task::Covariant(_) => None,
+            Task::Covariant(_) | Task::Supervised(_) => None,
         }
     }
+}
+
+fn labels(pack: &Pack) -> Result<Vec<u32>> {
+    let labels = pack.labels().context(
+        "loss.kind = \"supervised\" learns from labels, but the images of --data have none; pack \
+         them with labels, an image folder with a sub-folder for each class for instance",
+    )?;
+    let (least, most) = (labels.iter().min(), labels.iter().max());
+    ensure!(
+        least != most,
+        "loss.kind = \"supervised\" learns to tell classes apart, but all images of --data are of one"
+    );
+    Ok(labels)
 }
 
 fn writing(path: &Path) -> String {
@@ -170,7 +194,7 @@ fn contrastive(config: &LossConfig, images: usize) -> Result<Box<dyn Contrastive
         LossKind::Paper => Box::new(Paper::new(config.temperature)?),
         LossKind::Nce => Box::new(Nce::new(config.temperature, images)?),
         LossKind::InfoNce => Box::new(InfoNce::new(config.temperature)?),
-        LossKind::Covariant => bail!("the covariant loss compares no embeddings"),
+        LossKind::Covariant | LossKind::Supervised => bail!("this loss compares no embeddings"),
     })
 }
 
@@ -201,6 +225,7 @@ fn modules<'a>(backbone: &'a ResNet, task: &'a Task) -> Vec<Module<'a>> {
             modules.extend(task.g.as_deref().map(|g| module(HEAD_G, g)));
         }
         Task::Covariant(head) => modules.push(module(HEAD_COVARIANT, head)),
+        Task::Supervised(task) => modules.push(module(HEAD_SUPERVISED, &task.classifier)),
     }
     modules
 }

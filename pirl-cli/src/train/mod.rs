@@ -172,6 +172,7 @@ impl Run<'_> {
             loss: losses.total,
             loss_image: losses.image,
             loss_patch: losses.patch,
+            top1: losses.top1,
             lr,
             images_per_second: pace.images_per_second,
             data_wait: pace.data_wait,
@@ -189,6 +190,7 @@ fn draw(board: &mut TensorBoard, row: &Row) -> Result<()> {
     ];
     points.extend(row.loss_image.map(|loss| ("loss/image", loss)));
     points.extend(row.loss_patch.map(|loss| ("loss/patch", loss)));
+    points.extend(row.top1.map(|top1| ("top1", top1)));
     board.scalars(row.step, &points)
 }
 

@@ -35,7 +35,7 @@ impl Plan {
             "train.batch_size is {}, but there are only {images} images",
             recipe.train.batch_size
         );
-        if recipe.loss.kind != LossKind::Covariant {
+        if recipe.loss.kind.is_contrastive() {
             ensure!(
                 (1..images).contains(&recipe.loss.negatives),
                 "loss.negatives is {}; it must lie between 1 and {}, one less than the images",
@@ -103,6 +103,13 @@ impl Plan {
 fn pretext(recipe: &Recipe) -> Result<Option<Arc<dyn Pretext>>> {
     let covariant = recipe.loss.kind == LossKind::Covariant;
     let none = recipe.pretext.kind == pirl_data::PretextKind::None;
+    if recipe.loss.kind == LossKind::Supervised {
+        ensure!(
+            none,
+            "loss.kind = \"supervised\" learns from labels, not from transformed views: set \
+             pretext.kind = \"none\""
+        );
+    }
     if covariant {
         ensure!(
             !none,

@@ -3,10 +3,10 @@
 use std::ops::Range;
 
 use anyhow::{Context, Result, ensure};
-use candle_core::{DType, Device, Tensor};
+use candle_core::{D, DType, Device, Tensor};
 use pirl_bank::{Drawn, MemoryBank, NegativeSampler};
 use pirl_data::Batch;
-use pirl_loss::{ContrastiveLoss, Negatives, covariant_cross_entropy, total_loss};
+use pirl_loss::{ContrastiveLoss, Negatives, cross_entropy, total_loss};
 use pirl_model::{Backbone, ClassifierHead, Head, Mode, Optimizer, ProjectionHead, ResNet};
 
 use super::random::Stream;
@@ -27,6 +27,15 @@ pub(crate) enum Task {
     Invariant(Invariant),
     /// The covariant baseline: to tell which transformation was applied.
     Covariant(ClassifierHead),
+    /// To tell the class of an image.
+    Supervised(Supervised),
+}
+
+/// Training with labels.
+pub(crate) struct Supervised {
+    pub(crate) classifier: ClassifierHead,
+    /// Of every image of the pack.
+    pub(crate) labels: Vec<u32>,
 }
 
 /// PIRL, and NPID, which is PIRL without the transformed copy.
@@ -51,6 +60,8 @@ pub(crate) struct Losses {
     pub(crate) total: f32,
     pub(crate) image: Option<f32>,
     pub(crate) patch: Option<f32>,
+    /// Images of the batch whose class was told, percent; of supervised training.
+    pub(crate) top1: Option<f32>,
 }
 
 impl Learner {
@@ -100,7 +111,7 @@ impl Learner {
                 for part in &parts {
                     let view = part.transformed(&self.device)?;
                     let logits = embed(&self.backbone, head, &view, Mode::Train)?;
-                    let loss = covariant_cross_entropy(&logits, part.targets)?;
+                    let loss = cross_entropy(&logits, part.targets)?;
                     total += part.weight * scalar(&loss)?;
                     self.optimizer
                         .accumulate(&(loss * part.weight)?.backward()?)?;
@@ -109,6 +120,30 @@ impl Learner {
                     total: total as f32,
                     image: None,
                     patch: None,
+                    top1: None,
+                };
+                losses.check(step, lr)?;
+                self.optimizer.step(lr)?;
+                losses
+            }
+            Task::Supervised(task) => {
+                let labels = task.labels(batch)?;
+                let (mut total, mut right) = (0.0, 0);
+                for part in &parts {
+                    let view = part.images.to_device(&self.device)?;
+                    let logits = embed(&self.backbone, &task.classifier, &view, Mode::Train)?;
+                    let labels = &labels[part.places.clone()];
+                    right += hits(&logits, labels)?;
+                    let loss = cross_entropy(&logits, labels)?;
+                    total += part.weight * scalar(&loss)?;
+                    self.optimizer
+                        .accumulate(&(loss * part.weight)?.backward()?)?;
+                }
+                let losses = Losses {
+                    total: total as f32,
+                    image: None,
+                    patch: None,
+                    top1: Some(100.0 * right as f32 / labels.len() as f32),
                 };
                 losses.check(step, lr)?;
                 self.optimizer.step(lr)?;
@@ -245,6 +280,7 @@ impl Invariant {
             total: total as f32,
             image: Some(image as f32),
             patch: self.g.is_some().then_some(patch as f32),
+            top1: None,
         })
     }
 
@@ -272,6 +308,20 @@ impl Invariant {
     fn remember(&mut self, batch: &Batch, image: &Tensor) -> Result<()> {
         Ok(self.bank.update(&batch.indices, &image.detach())?)
     }
+}
+
+impl Supervised {
+    fn labels(&self, batch: &Batch) -> Result<Vec<u32>> {
+        let label = |&image: &u32| self.labels.get(image as usize).copied();
+        let labels: Option<Vec<u32>> = batch.indices.iter().map(label).collect();
+        labels.context("the batch has an image that the pack has not")
+    }
+}
+
+/// How many rows of `logits` are greatest at their label.
+fn hits(logits: &Tensor, labels: &[u32]) -> Result<usize> {
+    let told: Vec<u32> = logits.argmax(D::Minus1)?.to_vec1()?;
+    Ok(told.iter().zip(labels).filter(|(a, b)| a == b).count())
 }
 
 impl Losses {
@@ -326,7 +376,7 @@ mod tests {
                     let rows = task.bank.rows().flatten_all().unwrap();
                     rows.to_vec1().unwrap()
                 }
-                Task::Covariant(_) => Vec::new(),
+                Task::Covariant(_) | Task::Supervised(_) => Vec::new(),
             };
             let backbone = learner.backbone.parameters().var();
             (backbone.to_vec1().unwrap(), bank)
@@ -352,30 +402,50 @@ mod tests {
     fn with_loss(make: impl Fn() -> Box<dyn ContrastiveLoss>) -> impl Fn(&mut Learner) {
         move |learner| match &mut learner.task {
             Task::Invariant(task) => task.loss = make(),
-            Task::Covariant(_) => unreachable!("the trajectory's learner is invariant"),
+            _ => unreachable!("the trajectory's learner is invariant"),
         }
+    }
+
+    /// Makes the learner tell three classes from `views` an image.
+    fn classify(learner: &mut Learner, views: usize, task: impl Fn(ClassifierHead) -> Task) {
+        let config = ModelConfig::default();
+        let features = learner.backbone.feature_dim();
+        let head = ClassifierHead::new(&config, features, views, 3, 0, &Device::Cpu).unwrap();
+        let sets = [learner.backbone.parameters(), head.parameters()];
+        let sets = sets.map(Clone::clone).to_vec();
+        learner.optimizer = Optimizer::new(&Default::default(), sets).unwrap();
+        learner.task = task(head);
+    }
+
+    #[test]
+    fn hits_are_rows_greatest_at_their_label() {
+        let logits = Tensor::new(&[[0f32, 2.0, 1.0], [3.0, -1.0, 0.0]], &Device::Cpu).unwrap();
+        assert_eq!(hits(&logits, &[1, 2]).unwrap(), 1);
+        assert_eq!(hits(&logits, &[1, 0]).unwrap(), 2);
     }
 
     #[test]
     fn parts_of_a_batch_take_the_same_step_as_the_whole() {
-        let covariant = |learner: &mut Learner| {
-            let config = ModelConfig::default();
-            let features = learner.backbone.feature_dim();
-            let head = ClassifierHead::new(&config, features, 9, 3, 0, &Device::Cpu).unwrap();
-            let sets = [learner.backbone.parameters(), head.parameters()];
-            let sets = sets.map(Clone::clone).to_vec();
-            learner.optimizer = Optimizer::new(&Default::default(), sets).unwrap();
-            learner.task = Task::Covariant(head);
+        let covariant = |learner: &mut Learner| classify(learner, 9, Task::Covariant);
+        let supervised = |learner: &mut Learner| {
+            classify(learner, 1, |classifier| {
+                let mut labels = vec![0; 96];
+                for (place, &image) in doubled().indices.iter().enumerate() {
+                    labels[image as usize] = place as u32 % 8 % 3;
+                }
+                Task::Supervised(Supervised { classifier, labels })
+            });
         };
         type Change = Box<dyn Fn(&mut Learner)>;
         let paper = with_loss(|| Box::new(Paper::new(0.1).unwrap()));
         let nce = with_loss(|| Box::new(Nce::new(0.1, 96).unwrap()));
         let infonce = with_loss(|| Box::new(InfoNce::new(0.1).unwrap()));
-        let changes: [(&str, Change); 4] = [
+        let changes: [(&str, Change); 5] = [
             ("paper", Box::new(paper)),
             ("nce", Box::new(nce)),
             ("infonce", Box::new(infonce)),
             ("covariant", Box::new(covariant)),
+            ("supervised", Box::new(supervised)),
         ];
         for (name, change) in changes {
             let (whole, backbone, bank) = step(&change, 0);

@@ -1,16 +1,17 @@
-//! The loss of the covariant baselines, which predict the transformation (equation 2).
+//! Cross-entropy: the loss of the covariant baselines, which predict the transformation (equation 2), and
+//! of training with labels.
 
 use candle_core::{D, Tensor};
 
 use crate::LossError;
 
-/// Mean cross-entropy, in nats, of `targets` under `logits` `(B, K)`: the index of the permutation
-/// or of the rotation that was applied to each image.
+/// Mean cross-entropy, in nats, of `targets` under `logits` `(B, K)`: the class of each image, or the
+/// index of the permutation or of the rotation that was applied to it.
 ///
 /// # Errors
 /// [`LossError::Shape`] if `logits` is not a matrix or `targets` are not `B`,
 /// [`LossError::EmptyBatch`], [`LossError::Index`] for a target that is not below `K`.
-pub fn covariant_cross_entropy(logits: &Tensor, targets: &[u32]) -> Result<Tensor, LossError> {
+pub fn cross_entropy(logits: &Tensor, targets: &[u32]) -> Result<Tensor, LossError> {
     let (batch, classes) = logits.dims2().map_err(|_| LossError::Shape {
         what: "logits",
         expected: "(B, K)".to_owned(),
