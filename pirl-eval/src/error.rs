@@ -109,6 +109,35 @@ pub enum EvalError {
         /// The rates tried.
         lrs: Vec<f64>,
     },
+    /// The loss of a fine-tuning step is no number.
+    #[error(
+        "fine-tuning: the loss of step {step} is {loss} (learning rate {lr}); try a smaller \
+         eval.finetune.lr"
+    )]
+    LossNotFinite {
+        /// The step, counted from 1.
+        step: usize,
+        /// Its loss.
+        loss: f64,
+        /// Its learning rate.
+        lr: f64,
+    },
+    /// A checkpoint does not fit what it is to be resumed with.
+    #[error("cannot go on from {path}: {reason}")]
+    Checkpoint {
+        /// Its folder.
+        path: PathBuf,
+        /// What does not fit.
+        reason: String,
+    },
+    /// A list of labelled images cannot be used.
+    #[error("line {line}: {reason}")]
+    LabelList {
+        /// The line, counted from 1.
+        line: usize,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// The cache of features cannot be written.
     #[error("cannot write {path}: {reason}")]
     Cache {

@@ -26,12 +26,15 @@
 //! # Ok::<(), pirl_eval::EvalError>(())
 //! ```
 
+mod accuracy;
 mod cache;
 pub mod detect;
 mod error;
 mod extract;
 mod feature_set;
+mod finetune;
 mod knn;
+mod label_subset;
 mod linear;
 mod matrix;
 mod pool;
@@ -41,7 +44,9 @@ pub use cache::{FeatureCache, weights_fingerprint};
 pub use error::{EvalError, Result};
 pub use extract::{Extraction, extract_features, recompute_batch_norm};
 pub use feature_set::{FeatureSet, LayerFeatures};
+pub use finetune::{Finetune, FinetuneConfig, FinetuneReport};
 pub use knn::{Accuracy, Knn, KnnConfig, KnnReport};
+pub use label_subset::LabelSubset;
 pub use linear::{LayerReport, LinearConfig, LinearProbe, LinearReport, RateReport, Select};
 pub use pool::Pool;
 pub use probe::{Best, Probe, check_packs};

@@ -1,5 +1,7 @@
 //! From a pack to features: what is read, what is kept on disk, and what is refused.
 
+mod common;
+
 use std::fs;
 use std::path::Path;
 
@@ -9,51 +11,14 @@ use pirl_eval::{
     EvalError, Extraction, FeatureCache, FeatureSet, LayerFeatures, Pool, check_packs,
     extract_features, recompute_batch_norm, weights_fingerprint,
 };
+use common::{SIDE, network, packed, view};
 use pirl_model::{Arch, Backbone, Layer, Mode, ModelConfig, ResNet, Stem};
 
-const SIDE: u32 = 16;
-
-/// A pack of `count` images of the formula in turn of the two classes, or flat and unlabelled.
-fn packed(folder: &Path, name: &str, classes: &[&str], count: u32, seed: u32) -> Pack {
-    let images = folder.join(format!("{name}-images"));
-    for i in 0..count {
-        let class = classes
-            .get(i as usize % classes.len().max(1))
-            .unwrap_or(&"");
-        let to = images.join(class);
-        fs::create_dir_all(&to).unwrap();
-        let pixels = benches::fill(seed + i, (SIDE * SIDE * 3) as usize);
-        let pixels = pixels.iter().map(|x| (x * 127.0 + 128.0) as u8).collect();
-        let image = image::RgbImage::from_raw(SIDE, SIDE, pixels).unwrap();
-        image.save(to.join(format!("{i:03}.png"))).unwrap();
-    }
-    let output = folder.join(name);
-    let source = ImageFolder::open(&images).unwrap();
-    pack(&source, &output, &PackOptions::default(), &mut |_, _| {}).unwrap();
-    Pack::open(&output).unwrap()
-}
-
-fn network(seed: u64) -> ResNet {
-    let config = ModelConfig {
-        arch: Arch::Resnet18,
-        width: 0.25,
-        stem: Stem::Small,
-        ..Default::default()
-    };
-    ResNet::new(&config, seed, &Device::Cpu).unwrap()
-}
-
 fn extraction(batch_size: usize) -> Extraction {
-    let view = EvalView {
-        resize: SIDE as usize,
-        crop: SIDE as usize,
-        mean: [0.5; 3],
-        std: [0.25; 3],
-    };
     Extraction {
         batch_size,
         workers: 2,
-        ..Extraction::new(view)
+        ..Extraction::new(view())
     }
 }
 
