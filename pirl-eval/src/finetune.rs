@@ -204,7 +204,9 @@ impl<'a> Finetune<'a> {
     pub fn train(&mut self, pause: &mut dyn FnMut(usize, f64) -> bool) -> Result<()> {
         let epoch = self.steps_per_epoch();
         while self.done < self.steps {
-            let batches = self.loader.epoch((self.done / epoch) as u64, self.done % epoch);
+            let batches = self
+                .loader
+                .epoch((self.done / epoch) as u64, self.done % epoch);
             for batch in batches {
                 let batch = batch?;
                 let loss = self.step(&batch.images, &batch.indices)?;

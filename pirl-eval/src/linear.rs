@@ -291,7 +291,11 @@ impl LinearProbe {
             let lr = choose(&rates).ok_or_else(diverged)?.lr;
             let at = lrs.iter().position(|other| *other == lr);
             let rates = if lrs.len() > 1 { rates } else { Vec::new() };
-            (lr, rates, at.and_then(|at| tested.get(at).cloned().flatten()))
+            (
+                lr,
+                rates,
+                at.and_then(|at| tested.get(at).cloned().flatten()),
+            )
         };
         let tested = tested.ok_or_else(diverged)?;
         Ok(LayerReport {

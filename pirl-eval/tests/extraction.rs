@@ -6,12 +6,12 @@ use std::fs;
 use std::path::Path;
 
 use candle_core::{Device, Tensor};
+use common::{SIDE, network, packed, view};
 use pirl_data::{EvalView, ImageFolder, Pack, PackOptions, eval_batches, pack};
 use pirl_eval::{
     EvalError, Extraction, FeatureCache, FeatureSet, LayerFeatures, Pool, check_packs,
     extract_features, recompute_batch_norm, weights_fingerprint,
 };
-use common::{SIDE, network, packed, view};
 use pirl_model::{Arch, Backbone, Layer, Mode, ModelConfig, ResNet, Stem};
 
 fn extraction(batch_size: usize) -> Extraction {

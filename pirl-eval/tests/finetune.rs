@@ -50,7 +50,10 @@ fn lists_and_fractions_that_cannot_be_used_are_refused() {
     let foreign = LabelSubset::balanced(&other, 0.4, 0).unwrap().to_text();
     for (text, wanted) in [
         ("1\nx\n", "line 2: \"x\""),
-        ("# note\n9\n", "line 2: \"9\" is no number of an image, 0 to 8"),
+        (
+            "# note\n9\n",
+            "line 2: \"9\" is no number of an image, 0 to 8",
+        ),
         ("-1\n", "line 1"),
         ("3\n4\n3\n", "line 3: image 3 comes twice"),
         ("# nothing\n\n", "no image"),

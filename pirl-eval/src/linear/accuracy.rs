@@ -25,7 +25,11 @@ pub(crate) fn accuracy(
             for (row, z) in rows.iter().zip(z.chunks_exact(bias.len())) {
                 let label = task.labels[*row as usize] as usize;
                 for (tally, z) in tallies.iter_mut().zip(z.chunks_exact(task.classes)) {
-                    if tally.as_mut().and_then(|tally| tally.add(z, label)).is_none() {
+                    if tally
+                        .as_mut()
+                        .and_then(|tally| tally.add(z, label))
+                        .is_none()
+                    {
                         *tally = None;
                     }
                 }

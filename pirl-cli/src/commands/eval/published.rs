@@ -1,0 +1,168 @@
+//! The data sets whose protocols and results are published: settings, and figures to compare with.
+
+use std::fmt;
+
+use anyhow::{Result, bail};
+use clap::ValueEnum;
+use serde_json::{Value, json};
+
+use crate::recipe::Setting;
+
+/// Which evaluation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Protocol {
+    Linear,
+    Knn,
+    /// `full`: on all labels.
+    Finetune {
+        full: bool,
+    },
+}
+
+/// `--dataset`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Dataset {
+    /// ImageNet, 1000 classes
+    Imagenet,
+}
+
+/// VISSL's views of evaluations.
+const VIEW: &[&str] = &["data.image_size=224", "eval.resize=256", "eval.flip=0.5"];
+
+/// VISSL's `semi_supervised/imagenet1k` and `fulltune/imagenet1k`, but for what differs.
+const FINETUNE: &[&str] = &[
+    "eval.crop_scale=[0.08, 1.0]",
+    "eval.finetune.batch_size=256",
+    "eval.finetune.schedule=multi-step",
+    "eval.finetune.gamma=0.1",
+    "eval.finetune.momentum=0.9",
+    "eval.finetune.weight_decay=0.0",
+];
+
+impl Dataset {
+    /// The published protocol's settings, to be laid over a recipe.
+    pub(super) fn settings(self, protocol: Protocol) -> Result<Vec<Setting>> {
+        let own: [&[&str]; 2] = match (self, protocol) {
+            (_, Protocol::Knn) => [&[], &["eval.knn.k=200", "eval.knn.temperature=0.07"]],
+            (Self::Imagenet, Protocol::Finetune { full: true }) => [
+                FINETUNE,
+                &[
+                    "eval.finetune.epochs=105",
+                    "eval.finetune.lr=0.1",
+                    "eval.finetune.milestones=[30, 60, 90, 100]",
+                ],
+            ],
+            (Self::Imagenet, Protocol::Finetune { full: false }) => [
+                FINETUNE,
+                &[
+                    "eval.finetune.epochs=70",
+                    "eval.finetune.lr=0.01",
+                    "eval.finetune.milestones=[30]",
+                ],
+            ],
+            (_, protocol) => bail!(
+                "--dataset {self}: no {protocol} protocol is published for it; leave --dataset out \
+                 and choose the settings with --set"
+            ),
+        };
+        let all = VIEW.iter().chain(own.into_iter().flatten());
+        all.map(|setting| setting.parse().map_err(anyhow::Error::msg))
+            .collect()
+    }
+
+    /// Figures to compare `result` with.
+    pub(super) fn published(self, protocol: Protocol, result: &Value) -> Option<Published> {
+        let (metric, figures): (_, &[(&str, f64)]) = match (self, protocol) {
+            (Self::Imagenet, Protocol::Finetune { full: false }) => {
+                let fraction = result["label_fraction"].as_f64()?;
+                let one: &[(&str, f64)] = &[
+                    ("PIRL", 57.2),
+                    ("NPID++", 52.6),
+                    ("Jigsaw", 45.3),
+                    ("untrained", 22.0),
+                ];
+                let ten: &[(&str, f64)] = &[
+                    ("PIRL", 83.8),
+                    ("NPID++", 81.5),
+                    ("Jigsaw", 79.3),
+                    ("untrained", 59.0),
+                ];
+                match fraction {
+                    // The lists in use are not of exactly these sizes.
+                    x if (0.009..0.011).contains(&x) => ("top5", one),
+                    x if (0.09..0.11).contains(&x) => ("top5", ten),
+                    _ => return None,
+                }
+            }
+            _ => return None,
+        };
+        Some(Published {
+            dataset: self,
+            metric,
+            figures,
+            here: result[metric].as_f64()?,
+        })
+    }
+}
+
+impl fmt::Display for Dataset {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Imagenet => "imagenet",
+        })
+    }
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Linear => "linear",
+            Self::Knn => "k-NN",
+            Self::Finetune { full: true } => "full fine-tuning",
+            Self::Finetune { full: false } => "semi-supervised",
+        })
+    }
+}
+
+/// The paper's figures (arXiv:1912.01991, ResNet-50 pre-trained on ImageNet) and ours.
+pub(super) struct Published {
+    dataset: Dataset,
+    metric: &'static str,
+    figures: &'static [(&'static str, f64)],
+    here: f64,
+}
+
+impl Published {
+    pub(super) fn to_json(&self) -> Value {
+        let figures: serde_json::Map<_, _> = self
+            .figures
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), json!(value)))
+            .collect();
+        json!({
+            "source": "arXiv:1912.01991, ResNet-50",
+            "dataset": self.dataset.to_string(),
+            "metric": self.metric,
+            "figures": figures,
+            "here": self.here,
+        })
+    }
+}
+
+impl fmt::Display for Published {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let figures: Vec<String> = self
+            .figures
+            .iter()
+            .map(|(name, value)| format!("{name} {value}"))
+            .collect();
+        write!(
+            f,
+            "{} here {:.1}; published for {} (arXiv:1912.01991, ResNet-50): {}",
+            self.metric,
+            self.here,
+            self.dataset,
+            figures.join(", ")
+        )
+    }
+}
