@@ -202,6 +202,8 @@ pub(crate) enum EvalCommand {
     Linear(ProbeArgs),
     /// Weighted nearest neighbours
     Knn(ProbeArgs),
+    /// One-versus-rest linear support vector machines; images may show several classes
+    Svm(ProbeArgs),
     /// The whole network, fine-tuned on all labels or a few
     Finetune(FinetuneArgs),
 }

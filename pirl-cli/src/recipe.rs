@@ -7,7 +7,7 @@ use std::str::FromStr;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use pirl_data::{DataConfig, EvalView, PretextConfig, ViewConfig};
-use pirl_eval::{FinetuneConfig, KnnConfig, LinearConfig, Pool};
+use pirl_eval::{FinetuneConfig, KnnConfig, LinearConfig, Pool, SvmConfig};
 use pirl_model::{Layer as Place, ModelConfig, OptimConfig, Precision, ScheduleConfig};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
@@ -162,6 +162,7 @@ pub(crate) struct EvalConfig {
     pub(crate) flip: f64,
     pub(crate) linear: LinearConfig,
     pub(crate) knn: KnnConfig,
+    pub(crate) svm: SvmConfig,
     pub(crate) finetune: FinetuneConfig,
 }
 
@@ -218,6 +219,7 @@ impl Default for Recipe {
                 flip: 0.5,
                 linear: LinearConfig::default(),
                 knn: KnnConfig::default(),
+                svm: SvmConfig::default(),
                 finetune: FinetuneConfig::default(),
             },
         }
@@ -290,6 +292,7 @@ impl Recipe {
         EvalView {
             resize: self.eval.resize,
             crop: self.data.image_size,
+            stretch: false,
             mean: self.data.mean,
             std: self.data.std,
         }

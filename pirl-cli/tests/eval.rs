@@ -114,4 +114,45 @@ fn a_data_set_brings_its_protocol_and_figures() {
     );
     assert_eq!(result["published"]["figures"]["PIRL"], 83.8);
     assert_eq!(result["published"]["here"], result["top5"]);
+    let message = bench.fails(&tune(&["--dataset", "voc07"]));
+    assert!(
+        message.contains("full fine-tuning protocol is published"),
+        "{message}"
+    );
+}
+
+#[test]
+fn support_vector_machines_rank_each_class() {
+    let bench = Bench::new();
+    bench.pack("pack", 40);
+    let svm = [
+        "eval",
+        "svm",
+        "--weights",
+        "random",
+        "--recipe",
+        "tiny.toml",
+        "--train",
+        "pack",
+        "--test",
+        "pack",
+        "--set",
+        "eval.layers=[\"res2\", \"res5\"]",
+    ];
+    let result = bench.json(&[&svm[..], &["--out", "svm", "--cache", "features"]].concat());
+    assert!(result["map"].as_f64().unwrap() > 50.0);
+    assert!(result["per_class"]["bars"].is_number() && result["per_class"]["rings"].is_number());
+    assert_eq!(result["layers"].as_object().unwrap().len(), 2);
+    assert_eq!(result["view"]["stretch"], true);
+    let again = bench.json(&[&svm[..], &["--cache", "features"]].concat());
+    assert_eq!(again["layers"], result["layers"]);
+    let grid = [
+        "--dataset",
+        "voc07",
+        "--set=data.image_size=16",
+        "--set=eval.resize=16",
+    ];
+    let published = bench.json(&[&svm[..], &grid].concat());
+    assert_eq!(published["published"]["figures"]["PIRL"], 81.1);
+    assert_eq!(published["pool"], "grid");
 }

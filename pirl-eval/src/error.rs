@@ -101,6 +101,21 @@ pub enum EvalError {
         /// Values that work.
         expected: &'static str,
     },
+    /// A class that too few images show.
+    #[error(
+        "class {class:?} is in {found} images of the {set} set, and at least {least} are needed; \
+         leave the class out of both packs, or add images of it"
+    )]
+    NoPositives {
+        /// Its name.
+        class: String,
+        /// "training" or "test".
+        set: &'static str,
+        /// Images that show it.
+        found: usize,
+        /// Images needed.
+        least: usize,
+    },
     /// No learning rate led anywhere.
     #[error("{layer}: the probe diverged at every learning rate of {lrs:?}; try smaller ones")]
     Diverged {

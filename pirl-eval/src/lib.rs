@@ -38,7 +38,9 @@ mod label_subset;
 mod linear;
 mod matrix;
 mod pool;
+mod presence;
 mod probe;
+mod svm;
 
 pub use cache::{FeatureCache, weights_fingerprint};
 pub use error::{EvalError, Result};
@@ -49,4 +51,6 @@ pub use knn::{Accuracy, Knn, KnnConfig, KnnReport};
 pub use label_subset::LabelSubset;
 pub use linear::{LayerReport, LinearConfig, LinearProbe, LinearReport, RateReport, Select};
 pub use pool::Pool;
+pub use presence::Presence;
 pub use probe::{Best, Probe, check_packs};
+pub use svm::{Svm, SvmBest, SvmConfig, SvmLayer, SvmReport};

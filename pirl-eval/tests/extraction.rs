@@ -7,9 +7,11 @@ use std::path::Path;
 
 use candle_core::{Device, Tensor};
 use common::{SIDE, network, packed, view};
-use pirl_data::{EvalView, ImageFolder, Pack, PackOptions, eval_batches, pack};
+use pirl_data::{
+    DataError, Encoding, Objects, Pack, PackOptions, RawSample, Source, eval_batches, pack,
+};
 use pirl_eval::{
-    EvalError, Extraction, FeatureCache, FeatureSet, LayerFeatures, Pool, check_packs,
+    EvalError, Extraction, FeatureCache, FeatureSet, LayerFeatures, Pool, Presence, check_packs,
     extract_features, recompute_batch_norm, weights_fingerprint,
 };
 use pirl_model::{Arch, Backbone, Layer, Mode, ModelConfig, ResNet, Stem};
@@ -162,4 +164,63 @@ fn packs_that_cannot_be_compared_are_refused_before_any_work() {
         ),
         "{error}"
     );
+}
+
+/// VOC's classification: an object that is difficult everywhere it stands is neither there nor not.
+#[test]
+fn presence_is_told_from_objects_and_from_labels() {
+    let folder = tempfile::tempdir().unwrap();
+    let pack = packed(folder.path(), "labelled", &["a", "b"], 5, 1);
+    let presence = Presence::of_pack(&pack, "training").unwrap();
+    assert_eq!(presence.of(0).collect::<Vec<_>>(), [1, 1, 1, 0, 0]);
+    assert_eq!(presence.of(1).collect::<Vec<_>>(), [0, 0, 0, 1, 1]);
+    let flat = packed(folder.path(), "flat", &[], 2, 1);
+    assert!(Presence::of_pack(&flat, "test").is_err());
+
+    let scenes = Scenes(["a", "b", "c"].map(str::to_owned));
+    let output = folder.path().join("scenes");
+    pack(&scenes, &output, &PackOptions::default(), &mut |_, _| {}).unwrap();
+    let presence = Presence::of_pack(&Pack::open(&output).unwrap(), "training").unwrap();
+    assert_eq!(presence.of(0).collect::<Vec<_>>(), [1, -1]);
+    assert_eq!(presence.of(1).collect::<Vec<_>>(), [0, 1]);
+    assert_eq!(presence.of(2).collect::<Vec<_>>(), [0, 0]);
+}
+
+/// Two images: of a, difficult and not; of a, difficult alone, and b.
+struct Scenes([String; 3]);
+
+impl Source for Scenes {
+    fn len(&self) -> usize {
+        2
+    }
+
+    fn class_names(&self) -> &[String] {
+        &self.0
+    }
+
+    fn read(&self, index: usize) -> Result<RawSample<'_>, DataError> {
+        let found = [
+            [(0, true), (0, false), (0, true)],
+            [(0, true), (0, true), (1, false)],
+        ];
+        let mut objects = Objects::default();
+        for (label, difficult) in found[index] {
+            objects.push([1.0, 1.0, 3.0, 3.0], label, difficult);
+        }
+        Ok(RawSample {
+            name: index.to_string(),
+            bytes: vec![index as u8; 16].into(),
+            encoding: Encoding::Raw {
+                height: 4,
+                width: 4,
+                channels: 1,
+            },
+            label: None,
+            objects: Some(objects),
+        })
+    }
+
+    fn describe(&self) -> String {
+        "scenes".to_owned()
+    }
 }

@@ -61,6 +61,7 @@ pub fn view() -> EvalView {
     EvalView {
         resize: SIDE as usize,
         crop: SIDE as usize,
+        stretch: false,
         mean: [0.5; 3],
         std: [0.25; 3],
     }

@@ -94,7 +94,7 @@ impl Task {
         Ok((report, facts))
     }
 
-    fn features(
+    pub(super) fn features(
         &self,
         args: &ProbeArgs,
         pack: &Pack,

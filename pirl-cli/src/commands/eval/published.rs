@@ -13,6 +13,7 @@ use crate::recipe::Setting;
 pub(crate) enum Protocol {
     Linear,
     Knn,
+    Svm,
     /// `full`: on all labels.
     Finetune {
         full: bool,
@@ -24,10 +25,21 @@ pub(crate) enum Protocol {
 pub(crate) enum Dataset {
     /// ImageNet, 1000 classes
     Imagenet,
+    /// Pascal VOC 2007 classification
+    Voc07,
 }
 
 /// VISSL's views of evaluations.
 const VIEW: &[&str] = &["data.image_size=224", "eval.resize=256", "eval.flip=0.5"];
+
+/// VISSL's `voc07/eval_resnet_8gpu_transfer_voc07_svm.yaml`.
+const SVM: &[&str] = &[
+    "eval.pool=grid",
+    "eval.layers=[\"conv1\", \"res2\", \"res3\", \"res4\", \"res5\"]",
+    "eval.svm.costs=[0.01, 0.1, 1, 2, 5, 10, 15, 20, 50, 100, 1000]",
+    "eval.svm.folds=3",
+    "eval.svm.positive_weight=2",
+];
 
 /// VISSL's `semi_supervised/imagenet1k` and `fulltune/imagenet1k`, but for what differs.
 const FINETUNE: &[&str] = &[
@@ -60,6 +72,7 @@ impl Dataset {
                     "eval.finetune.milestones=[30]",
                 ],
             ],
+            (Self::Voc07, Protocol::Svm) => [SVM, &[]],
             (_, protocol) => bail!(
                 "--dataset {self}: no {protocol} protocol is published for it; leave --dataset out \
                  and choose the settings with --set"
@@ -94,6 +107,16 @@ impl Dataset {
                     _ => return None,
                 }
             }
+            (Self::Voc07, Protocol::Svm) => (
+                "map",
+                &[
+                    ("PIRL", 81.1),
+                    ("NPID++", 76.6),
+                    ("Jigsaw", 64.5),
+                    ("Rotation", 63.9),
+                    ("supervised", 87.5),
+                ],
+            ),
             _ => return None,
         };
         Some(Published {
@@ -109,6 +132,7 @@ impl fmt::Display for Dataset {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Imagenet => "imagenet",
+            Self::Voc07 => "voc07",
         })
     }
 }
@@ -118,6 +142,7 @@ impl fmt::Display for Protocol {
         f.write_str(match self {
             Self::Linear => "linear",
             Self::Knn => "k-NN",
+            Self::Svm => "SVM",
             Self::Finetune { full: true } => "full fine-tuning",
             Self::Finetune { full: false } => "semi-supervised",
         })
