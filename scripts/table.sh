@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# The results table: pre-trains with each recipe at the same budget, probes every run and the
-# untrained network, and prints Markdown.
+# The results tables: pre-trains with each recipe at the same budget, judges every run and the
+# untrained network by linear probes of each layer, nearest neighbours, and fine-tuning on 1 % and
+# 10 % of the labels (the same images for all), and prints Markdown.
 #
 #   scripts/table.sh [--output FOLDER] [--seed S] [RECIPE...]
 #
@@ -40,10 +41,12 @@ for split in train test; do
     --output "$data/$split" >&2
 done
 
-# probe NAME WEIGHTS [OPTION...]: both probes; the features are read once and shared.
-probe() {
-  local name=$1 weights=$2 kind
-  shift 2
+# evaluate NAME WEIGHTS RECIPE [OPTION...]: the probes, whose features are read once and shared, and
+# fine-tuning, for which every network gets the labels that the first one drew.
+evaluate() {
+  local name=$1 weights=$2 recipe=$3 kind percent labels resume
+  shift 3
+  set -- --recipe "$recipe" "$@"
   for kind in linear knn; do
     [ -e "$out/$name-$kind/result.json" ] && continue
     say "$kind on $name"
@@ -52,6 +55,18 @@ probe() {
       --cache "$out/$name-features" --out "$out/$name-$kind" >&2
   done
   rm -rf "$out/$name-features"
+  for percent in 1 10; do
+    [ -e "$out/$name-$percent/result.json" ] && continue
+    say "fine-tuning $name on $percent % of the labels"
+    labels=(--labels "$out/labels-$percent.txt")
+    [ -e "${labels[1]}" ] || labels=(--label-fraction "$(printf '0.%02d' "$percent")")
+    resume=()
+    [ ! -d "$out/$name-$percent/checkpoints" ] || resume=(--resume)
+    "$pirl" eval finetune --weights "$weights" "$@" "${labels[@]}" "${resume[@]}" \
+      --train "$data/train" --test "$data/test" --out "$out/$name-$percent" >&2
+    cp "$out/$name-$percent/labels.txt" "$out/labels-$percent.txt"
+    rm -rf "$out/$name-$percent/checkpoints"
+  done
 }
 
 for recipe in "${recipes[@]}"; do
@@ -63,21 +78,30 @@ for recipe in "${recipes[@]}"; do
     "$pirl" pretrain --recipe "$recipe" --data "$data/train" --out "$run" "${resume[@]}" "${seed[@]}" >&2
     touch "$run/done"
   fi
-  probe "$recipe$suffix" "$run"
+  evaluate "$recipe$suffix" "$run" "$recipe" "${seed[@]}"
 done
-probe "untrained$suffix" random --recipe "${recipes[0]}" "${seed[@]}"
+evaluate "untrained$suffix" random "${recipes[0]}" "${seed[@]}"
 
-# value FILE KEY: the first number of that key inside "best".
-value() {
-  tr -d ' \n' <"$1" | sed -E 's/.*"best":\{([^}]*)\}.*/\1/' |
-    tr ',' '\n' | sed -nE "s/^\"$2\":\"?([^\"]*)\"?$/\1/p"
+# number FILE KEY...: the number at that path of a result, to one decimal.
+number() {
+  python3 - "$@" <<'PYTHON'
+import json, sys
+value = json.load(open(sys.argv[1]))
+for key in sys.argv[2:]:
+    value = value[key]
+print(value if isinstance(value, str) else f"{value:.1f}")
+PYTHON
 }
 
 row() {
-  local label=$1 name=$2 cells="" kind file
-  for kind in linear knn; do
-    file=$out/$name-$kind/result.json
-    cells+=" $(printf '%.1f' "$(value "$file" top1)") ($(value "$file" layer)) |"
+  local label=$1 name=$2 cells="" layer
+  for layer in res2 res3 res4 res5; do
+    cells+=" $(number "$out/$name-linear/result.json" layers "$layer" top1) |"
+  done
+  cells+=" $(number "$out/$name-knn/result.json" best top1)"
+  cells+=" ($(number "$out/$name-knn/result.json" best layer)) |"
+  for percent in 1 10; do
+    cells+=" $(number "$out/$name-$percent/result.json" top1) |"
   done
   printf '| %s |%s\n' "$label" "$cells"
 }
@@ -93,7 +117,7 @@ label() {
   esac
 }
 
-echo "| Fashion-MNIST, best layer, top-1 in % | linear | k-NN |"
-echo "| --- | --- | --- |"
+echo "| Fashion-MNIST, top-1 in % | linear: res2 | res3 | res4 | res5 | k-NN | 1 % labels | 10 % labels |"
+echo "| --- | --- | --- | --- | --- | --- | --- | --- |"
 for recipe in "${recipes[@]}"; do row "$(label "$recipe") (\`$recipe\`)" "$recipe$suffix"; done
 row "the untrained network" "untrained$suffix"
