@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # The results tables: pre-trains with each recipe at the same budget, judges every run and the
-# untrained network by linear probes of each layer, nearest neighbours, and fine-tuning on 1 % and
-# 10 % of the labels (the same images for all), and prints Markdown.
+# untrained network by linear probes of each layer, by nearest neighbours, and (unless --probes-only)
+# by fine-tuning on 1 % and 10 % of the labels, the same images for all; prints Markdown.
 #
-#   scripts/table.sh [--output FOLDER] [--seed S] [RECIPE...]
+#   scripts/table.sh [--output FOLDER] [--seed S] [--probes-only] [RECIPE...]
 #
 # FOLDER (default: runs) gets the data, the runs and the results. Without recipes: PIRL (jigsaw),
 # NPID, and the covariant baselines. PIRL_DATA names the folder of the packs where it is not FOLDER.
@@ -12,13 +12,15 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 out=runs
+percents="1 10" # of the labels, for fine-tuning
 seed=()
 recipes=()
 while [ $# -gt 0 ]; do
   case $1 in
     --output) out=${2:?--output needs a folder}; shift 2 ;;
     --seed) seed=(--seed "${2:?--seed needs a number}"); shift 2 ;;
-    -*) echo "usage: scripts/table.sh [--output FOLDER] [--seed S] [RECIPE...]" >&2; exit 2 ;;
+    --probes-only) percents=""; shift ;;
+    -*) echo "usage: scripts/table.sh [--output FOLDER] [--seed S] [--probes-only] [RECIPE...]" >&2; exit 2 ;;
     *) recipes+=("$1"); shift ;;
   esac
 done
@@ -55,7 +57,7 @@ evaluate() {
       --cache "$out/$name-features" --out "$out/$name-$kind" >&2
   done
   rm -rf "$out/$name-features"
-  for percent in 1 10; do
+  for percent in $percents; do
     [ -e "$out/$name-$percent/result.json" ] && continue
     say "fine-tuning $name on $percent % of the labels"
     labels=(--labels "$out/labels-$percent.txt")
@@ -82,25 +84,25 @@ for recipe in "${recipes[@]}"; do
 done
 evaluate "untrained$suffix" random "${recipes[0]}" "${seed[@]}"
 
-# number FILE KEY...: the number at that path of a result, to one decimal.
-number() {
-  python3 - "$@" <<'PYTHON'
-import json, sys
-value = json.load(open(sys.argv[1]))
-for key in sys.argv[2:]:
-    value = value[key]
-print(value if isinstance(value, str) else f"{value:.1f}")
-PYTHON
+# value FILE KEY [OBJECT]: that key, of the object of that name where one is given. Probes list what
+# each learning rate reached, which is left out.
+value() {
+  tr -d ' \n' <"$1" | sed -E 's/"rates":\[[^]]*\],?//g' |
+    if [ $# -gt 2 ]; then sed -E "s/.*\"$3\":\{([^}]*)\}.*/\1/"; else cat; fi |
+    tr ',{}' '\n' | sed -nE "s/^\"$2\":\"?([^\"]*)\"?$/\1/p" | head -n 1
 }
+
+# number ...: a value to one decimal.
+number() { printf '%.1f' "$(value "$@")"; }
 
 row() {
   local label=$1 name=$2 cells="" layer
   for layer in res2 res3 res4 res5; do
-    cells+=" $(number "$out/$name-linear/result.json" layers "$layer" top1) |"
+    cells+=" $(number "$out/$name-linear/result.json" top1 "$layer") |"
   done
-  cells+=" $(number "$out/$name-knn/result.json" best top1)"
-  cells+=" ($(number "$out/$name-knn/result.json" best layer)) |"
-  for percent in 1 10; do
+  cells+=" $(number "$out/$name-knn/result.json" top1 best)"
+  cells+=" ($(value "$out/$name-knn/result.json" layer best)) |"
+  for percent in $percents; do
     cells+=" $(number "$out/$name-$percent/result.json" top1) |"
   done
   printf '| %s |%s\n' "$label" "$cells"
@@ -117,7 +119,12 @@ label() {
   esac
 }
 
-echo "| Fashion-MNIST, top-1 in % | linear: res2 | res3 | res4 | res5 | k-NN | 1 % labels | 10 % labels |"
-echo "| --- | --- | --- | --- | --- | --- | --- | --- |"
+head="| Fashion-MNIST, top-1 in % | linear: res2 | res3 | res4 | res5 | k-NN |"
+rule="| --- | --- | --- | --- | --- | --- |"
+for percent in $percents; do
+  head+=" $percent % of labels |"
+  rule+=" --- |"
+done
+printf '%s\n' "$head" "$rule"
 for recipe in "${recipes[@]}"; do row "$(label "$recipe") (\`$recipe\`)" "$recipe$suffix"; done
 row "the untrained network" "untrained$suffix"

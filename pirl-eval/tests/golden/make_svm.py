@@ -2,7 +2,7 @@
 
 python make_svm.py
 
-`protocol` is also what benches/peers/svm.py runs on features of `pirl eval svm`.
+`protocol` is also what benches/peers/probes.py runs, on the features of `pirl eval svm`.
 """
 import json, pathlib, sys, warnings
 
