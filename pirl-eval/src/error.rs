@@ -116,6 +116,19 @@ pub enum EvalError {
         /// Images needed.
         least: usize,
     },
+    /// Features would not fit.
+    #[error(
+        "the features need {needed} MiB {place}, where {free} are free; read fewer layers \
+         (eval.layers), pool them more (eval.pool = \"average\"), or use a smaller pack"
+    )]
+    Room {
+        /// "in memory", or "in" a folder.
+        place: String,
+        /// MiB needed.
+        needed: u64,
+        /// MiB free.
+        free: u64,
+    },
     /// No learning rate led anywhere.
     #[error("{layer}: the probe diverged at every learning rate of {lrs:?}; try smaller ones")]
     Diverged {

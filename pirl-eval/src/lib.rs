@@ -1,9 +1,11 @@
-//! Linear probes and nearest neighbours on frozen features: what did a backbone learn?
+//! Probes of frozen features, fine-tuning and detection's metrics: what did a backbone learn?
 //!
 //! The features of a labelled training and a labelled test pack are extracted once
 //! ([`extract_features`]) and every [`Probe`] then works on the two [`FeatureSet`]s:
 //! [`LinearProbe`] trains softmax classifiers on each layer, [`Knn`] lets the nearest training
-//! images vote. Neither changes the backbone, so a probe measures the representation alone.
+//! images vote. Neither changes the backbone, so a probe measures the representation alone. [`Svm`]
+//! does the same for images that show several classes, whose [`Presence`] it is given beside them.
+//! [`Finetune`] trains the backbone too, on all labels or on a [`LabelSubset`].
 //!
 //! ```
 //! use pirl_eval::{FeatureSet, Knn, KnnConfig, LayerFeatures, LinearConfig, LinearProbe, Probe};
@@ -40,6 +42,7 @@ mod matrix;
 mod pool;
 mod presence;
 mod probe;
+mod room;
 mod svm;
 
 pub use cache::{FeatureCache, weights_fingerprint};
@@ -53,4 +56,5 @@ pub use linear::{LayerReport, LinearConfig, LinearProbe, LinearReport, RateRepor
 pub use pool::Pool;
 pub use presence::Presence;
 pub use probe::{Best, Probe, check_packs};
+pub use room::{check_room, feature_bytes};
 pub use svm::{Svm, SvmBest, SvmConfig, SvmLayer, SvmReport};

@@ -12,7 +12,7 @@ use pirl_data::{
 };
 use pirl_eval::{
     EvalError, Extraction, FeatureCache, FeatureSet, LayerFeatures, Pool, Presence, check_packs,
-    extract_features, recompute_batch_norm, weights_fingerprint,
+    extract_features, feature_bytes, recompute_batch_norm, weights_fingerprint,
 };
 use pirl_model::{Arch, Backbone, Layer, Mode, ModelConfig, ResNet, Stem};
 
@@ -164,6 +164,24 @@ fn packs_that_cannot_be_compared_are_refused_before_any_work() {
         ),
         "{error}"
     );
+}
+
+#[test]
+fn the_size_of_features_is_known_before_they_are_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let pack = packed(folder.path(), "set", &["a", "b"], 6, 1);
+    let backbone = network(1);
+    for pool in [Pool::Average, Pool::Grid] {
+        let extraction = Extraction {
+            pool,
+            layers: vec![Layer::Conv1, Layer::Res4],
+            ..extraction(4)
+        };
+        let set = extract_features(&backbone, &pack, &extraction, &mut |_, _| {}).unwrap();
+        let numbers: usize = set.layers().iter().map(|layer| layer.values().len()).sum();
+        let bytes = feature_bytes(&backbone, &extraction, pack.len()).unwrap();
+        assert_eq!(bytes, 4 * numbers as u64);
+    }
 }
 
 /// VOC's classification: an object that is difficult everywhere it stands is neither there nor not.

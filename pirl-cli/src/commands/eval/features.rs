@@ -4,7 +4,8 @@ use anyhow::{Context, Result};
 use pirl_data::Pack;
 use pirl_eval::{
     EvalError, Extraction, FeatureCache, FeatureSet, Knn, KnnReport, LayerReport, LinearProbe,
-    LinearReport, Probe, extract_features, recompute_batch_norm, weights_fingerprint,
+    LinearReport, Probe, check_room, extract_features, feature_bytes, recompute_batch_norm,
+    weights_fingerprint,
 };
 use serde_json::{Value, json};
 
@@ -102,6 +103,9 @@ impl Task {
         what: &'static str,
     ) -> Result<FeatureSet> {
         let extract = || {
+            let bytes = feature_bytes(&self.backbone, extraction, pack.len())?;
+            eprintln!("{what}: {} images, {} MiB", pack.len(), bytes >> 20);
+            check_room(bytes, args.cache.as_deref())?;
             let mut progress = Progress::new(what, "images", pack.len() as u64, 0);
             let features = extract_features(&self.backbone, pack, extraction, &mut |done, _| {
                 progress.at(done as u64, String::new);
