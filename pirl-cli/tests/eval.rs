@@ -116,9 +116,39 @@ fn a_data_set_brings_its_protocol_and_figures() {
     assert_eq!(result["published"]["here"], result["top5"]);
     let message = bench.fails(&tune(&["--dataset", "voc07"]));
     assert!(
-        message.contains("full fine-tuning protocol is published"),
+        message.contains("no settings for full fine-tuning"),
         "{message}"
     );
+}
+
+#[test]
+fn the_linear_probes_of_a_data_set_have_its_layers_and_schedule() {
+    let bench = Bench::new();
+    bench.pack("pack", 16);
+    let result = bench.json(&[
+        "eval",
+        "linear",
+        "--weights",
+        "random",
+        "--recipe",
+        "tiny.toml",
+        "--train",
+        "pack",
+        "--test",
+        "pack",
+        "--dataset",
+        "places205",
+        "--set=data.image_size=16",
+        "--set=eval.resize=16",
+    ]);
+    assert_eq!(result["layers"].as_object().unwrap().len(), 5);
+    assert_eq!(result["settings"]["epochs"], 14);
+    assert_eq!(
+        result["settings"]["milestones"],
+        serde_json::json!([4, 8, 12])
+    );
+    assert_eq!(result["published"]["figures"]["PIRL"], 49.8);
+    assert_eq!(result["published"]["here"], result["best"]["top1"]);
 }
 
 #[test]

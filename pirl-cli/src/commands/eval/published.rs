@@ -25,12 +25,31 @@ pub(crate) enum Protocol {
 pub(crate) enum Dataset {
     /// ImageNet, 1000 classes
     Imagenet,
+    /// Places205
+    Places205,
+    /// iNaturalist 2018
+    #[value(name = "inaturalist18")]
+    Inaturalist18,
     /// Pascal VOC 2007 classification
     Voc07,
 }
 
 /// VISSL's views of evaluations.
 const VIEW: &[&str] = &["data.image_size=224", "eval.resize=256", "eval.flip=0.5"];
+
+/// VISSL's `linear_image_classification/*/eval_resnet_8gpu_*`, but for what differs by data set,
+/// and but for the training images' crops: features of plain views are read once.
+const LINEAR: &[&str] = &[
+    "eval.pool=grid",
+    "eval.layers=[\"conv1\", \"res2\", \"res3\", \"res4\", \"res5\"]",
+    "eval.linear.lrs=[0.01]",
+    "eval.linear.batch_size=256",
+    "eval.linear.schedule=multi-step",
+    "eval.linear.gamma=0.1",
+    "eval.linear.momentum=0.9",
+    "eval.linear.weight_decay=0.0005",
+    "eval.linear.affine=true",
+];
 
 /// VISSL's `voc07/eval_resnet_8gpu_transfer_voc07_svm.yaml`.
 const SVM: &[&str] = &[
@@ -56,6 +75,24 @@ impl Dataset {
     pub(super) fn settings(self, protocol: Protocol) -> Result<Vec<Setting>> {
         let own: [&[&str]; 2] = match (self, protocol) {
             (_, Protocol::Knn) => [&[], &["eval.knn.k=200", "eval.knn.temperature=0.07"]],
+            (Self::Imagenet, Protocol::Linear) => [
+                LINEAR,
+                &[
+                    "eval.linear.epochs=28",
+                    "eval.linear.milestones=[8, 16, 24]",
+                ],
+            ],
+            (Self::Places205, Protocol::Linear) => [
+                LINEAR,
+                &["eval.linear.epochs=14", "eval.linear.milestones=[4, 8, 12]"],
+            ],
+            (Self::Inaturalist18, Protocol::Linear) => [
+                LINEAR,
+                &[
+                    "eval.linear.epochs=84",
+                    "eval.linear.milestones=[24, 48, 72]",
+                ],
+            ],
             (Self::Imagenet, Protocol::Finetune { full: true }) => [
                 FINETUNE,
                 &[
@@ -74,8 +111,8 @@ impl Dataset {
             ],
             (Self::Voc07, Protocol::Svm) => [SVM, &[]],
             (_, protocol) => bail!(
-                "--dataset {self}: no {protocol} protocol is published for it; leave --dataset out \
-                 and choose the settings with --set"
+                "--dataset {self}: there are no settings for {protocol} on it; leave --dataset out \
+                 and choose them with --set"
             ),
         };
         let all = VIEW.iter().chain(own.into_iter().flatten());
@@ -86,6 +123,36 @@ impl Dataset {
     /// Figures to compare `result` with.
     pub(super) fn published(self, protocol: Protocol, result: &Value) -> Option<Published> {
         let (metric, figures): (_, &[(&str, f64)]) = match (self, protocol) {
+            (Self::Imagenet, Protocol::Linear) => (
+                "top1",
+                &[
+                    ("PIRL", 63.6),
+                    ("NPID++", 59.0),
+                    ("Rotation", 48.9),
+                    ("Jigsaw", 45.7),
+                    ("supervised", 75.9),
+                ],
+            ),
+            (Self::Places205, Protocol::Linear) => (
+                "top1",
+                &[
+                    ("PIRL", 49.8),
+                    ("NPID++", 46.4),
+                    ("Rotation", 41.4),
+                    ("Jigsaw", 41.2),
+                    ("supervised", 51.5),
+                ],
+            ),
+            (Self::Inaturalist18, Protocol::Linear) => (
+                "top1",
+                &[
+                    ("PIRL", 34.1),
+                    ("NPID++", 32.4),
+                    ("Rotation", 23.0),
+                    ("Jigsaw", 21.3),
+                    ("supervised", 45.4),
+                ],
+            ),
             (Self::Imagenet, Protocol::Finetune { full: false }) => {
                 let fraction = result["label_fraction"].as_f64()?;
                 let one: &[(&str, f64)] = &[
@@ -119,11 +186,15 @@ impl Dataset {
             ),
             _ => return None,
         };
+        let here = match protocol {
+            Protocol::Linear => &result["best"][metric],
+            _ => &result[metric],
+        };
         Some(Published {
             dataset: self,
             metric,
             figures,
-            here: result[metric].as_f64()?,
+            here: here.as_f64()?,
         })
     }
 }
@@ -132,6 +203,8 @@ impl fmt::Display for Dataset {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Imagenet => "imagenet",
+            Self::Places205 => "places205",
+            Self::Inaturalist18 => "inaturalist18",
             Self::Voc07 => "voc07",
         })
     }
