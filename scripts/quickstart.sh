@@ -34,5 +34,5 @@ fi
 say "building pirl"
 cargo build --release --locked -p pirl-cli "${features[@]}"
 
-PIRL_DATA=$out scripts/table.sh --output "$out" fashion-mnist
+PIRL_DATA=$out scripts/table.sh --output "$out" --probes-only fashion-mnist
 say "done in $(((SECONDS - started) / 60)) min $(((SECONDS - started) % 60)) s; run folder: $out/fashion-mnist-run"

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::Serialize;
 
+use crate::commands::eval::Dataset;
 use crate::recipe::Setting;
 
 /// Pre-train a ConvNet on images without labels (PIRL, arXiv:1912.01991) and see what it learned.
@@ -197,10 +198,14 @@ pub(crate) struct PretrainArgs {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum EvalCommand {
-    /// Linear classifiers on the features of res2 to res5
-    Linear(EvalArgs),
+    /// Linear classifiers on the features of each layer
+    Linear(ProbeArgs),
     /// Weighted nearest neighbours
-    Knn(EvalArgs),
+    Knn(ProbeArgs),
+    /// One-versus-rest linear support vector machines; images may show several classes
+    Svm(ProbeArgs),
+    /// The whole network, fine-tuned on all labels or a few
+    Finetune(FinetuneArgs),
     /// Faster R-CNN, trained and tested on detection data sets
     Detect(DetectArgs),
 }
@@ -236,6 +241,7 @@ pub(crate) struct DetectArgs {
     pub(crate) json: bool,
 }
 
+/// What every evaluation takes.
 #[derive(Debug, Args)]
 pub(crate) struct EvalArgs {
     /// A run, a file of weights, or `random` for the untrained network of the recipe
@@ -250,12 +256,12 @@ pub(crate) struct EvalArgs {
     /// Folder for result.json
     #[arg(long, value_name = "DIR")]
     pub(crate) out: Option<PathBuf>,
-    /// Folder that keeps the features, for other probes of the same weights and packs
-    #[arg(long, value_name = "DIR")]
-    pub(crate) cache: Option<PathBuf>,
     /// The network's recipe, where --weights is not a run; a file's network is told from its tensors
     #[arg(long, value_name = "NAME|FILE.toml")]
     pub(crate) recipe: Option<String>,
+    /// What the packs are: takes the published protocol's settings, and compares with its figures
+    #[arg(long, value_enum)]
+    pub(crate) dataset: Option<Dataset>,
     /// Change a setting of the recipe; may be repeated
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub(crate) settings: Vec<Setting>,
@@ -268,6 +274,31 @@ pub(crate) struct EvalArgs {
     /// Print one JSON object on standard output
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// Evaluations of frozen features.
+#[derive(Debug, Args)]
+pub(crate) struct ProbeArgs {
+    #[command(flatten)]
+    pub(crate) eval: EvalArgs,
+    /// Folder that keeps the features, for other probes of the same weights and packs
+    #[arg(long, value_name = "DIR")]
+    pub(crate) cache: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct FinetuneArgs {
+    #[command(flatten)]
+    pub(crate) eval: EvalArgs,
+    /// Part of the labels used, as many of each class: 0.01 for 1 %; instead of the recipe's
+    #[arg(long, value_name = "FRACTION", conflicts_with = "labels")]
+    pub(crate) label_fraction: Option<f64>,
+    /// The images whose labels are used: a labels.txt of an earlier --out
+    #[arg(long, value_name = "FILE")]
+    pub(crate) labels: Option<PathBuf>,
+    /// Go on from the newest checkpoint in --out
+    #[arg(long)]
+    pub(crate) resume: bool,
 }
 
 #[derive(Debug, Args)]

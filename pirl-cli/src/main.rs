@@ -58,6 +58,8 @@ fn run(command: Command) -> Result<()> {
         Command::Eval(EvalCommand::Linear(args)) => commands::eval::linear(&args),
         Command::Eval(EvalCommand::Knn(args)) => commands::eval::knn(&args),
         Command::Eval(EvalCommand::Detect(args)) => commands::detect::run(&args),
+        Command::Eval(EvalCommand::Svm(args)) => commands::eval::svm(&args),
+        Command::Eval(EvalCommand::Finetune(args)) => commands::eval::finetune(&args),
         Command::Export(args) => commands::export::run(&args),
         Command::Recipes(args) => commands::recipes::run(&args),
     }

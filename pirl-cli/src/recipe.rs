@@ -8,8 +8,8 @@ use std::str::FromStr;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use pirl_data::{DataConfig, EvalView, PretextConfig, ViewConfig};
 use pirl_eval::detect::DetectConfig;
-use pirl_eval::{KnnConfig, LinearConfig, Pool};
-use pirl_model::{ModelConfig, OptimConfig, Precision, ScheduleConfig};
+use pirl_eval::{FinetuneConfig, KnnConfig, LinearConfig, Pool, SvmConfig};
+use pirl_model::{Layer as Place, ModelConfig, OptimConfig, Precision, ScheduleConfig};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
@@ -162,10 +162,18 @@ pub(crate) struct EvalConfig {
     pub(crate) resize: usize,
     /// Training images over which running batch-norm statistics are recomputed first; 0: none.
     pub(crate) precise_batch_norm: usize,
+    /// Where features are read.
+    pub(crate) layers: Vec<Place>,
     pub(crate) pool: Pool,
+    /// Random crops of training views: share of the image's area, least and most.
+    pub(crate) crop_scale: [f64; 2],
+    /// Probability that a training view is mirrored.
+    pub(crate) flip: f64,
     pub(crate) linear: LinearConfig,
     pub(crate) knn: KnnConfig,
     pub(crate) detect: DetectConfig,
+    pub(crate) svm: SvmConfig,
+    pub(crate) finetune: FinetuneConfig,
 }
 
 impl Default for Recipe {
@@ -215,10 +223,15 @@ impl Default for Recipe {
                 batch_size: 256,
                 resize: 256,
                 precise_batch_norm: 0,
+                layers: vec![Place::Res2, Place::Res3, Place::Res4, Place::Res5],
                 pool: Pool::Average,
+                crop_scale: [0.08, 1.0],
+                flip: 0.5,
                 linear: LinearConfig::default(),
                 knn: KnnConfig::default(),
                 detect: DetectConfig::default(),
+                svm: SvmConfig::default(),
+                finetune: FinetuneConfig::default(),
             },
         }
     }
@@ -290,6 +303,7 @@ impl Recipe {
         EvalView {
             resize: self.eval.resize,
             crop: self.data.image_size,
+            stretch: false,
             mean: self.data.mean,
             std: self.data.std,
         }
@@ -316,6 +330,10 @@ impl Recipe {
         for (key, value) in positive {
             ensure!(value > 0, "{key} must be at least 1");
         }
+        ensure!(
+            !self.eval.layers.is_empty(),
+            "eval.layers is empty; it names at least one layer, such as res5"
+        );
         ensure!(
             self.train.epochs > 0 || self.train.steps > 0,
             "train.epochs must be at least 1"
@@ -480,6 +498,7 @@ mod tests {
                 Value::Boolean(truth) => Value::Boolean(!truth),
                 Value::Array(items) => match items.first() {
                     Some(Value::Float(_)) => Value::Array(vec![Value::Float(0.5); items.len()]),
+                    Some(Value::String(_)) => Value::Array(vec![items[0].clone()]),
                     _ => Value::Array(vec![Value::Integer(3); items.len()]),
                 },
                 // Strings are choices: the default, said again, must at least be accepted.

@@ -338,6 +338,7 @@ fn evaluation_shows_all_images_in_order() {
     let view = EvalView {
         resize: 12,
         crop: 9,
+        stretch: false,
         mean: [0.5; 3],
         std: [0.5; 3],
     };

@@ -158,6 +158,7 @@ fn the_view_of_evaluations_is_torchvisions() {
         let eval = EvalView {
             resize: view.resize,
             crop: view.crop,
+            stretch: false,
             mean: [0.485, 0.456, 0.406],
             std: [0.229, 0.224, 0.225],
         };
@@ -179,6 +180,32 @@ fn the_view_of_evaluations_is_torchvisions() {
             );
         }
     }
+}
+
+#[test]
+fn a_stretched_view_is_the_whole_image_in_other_proportions() {
+    let image = noise(9, 40, 20, 0.0, 256.0);
+    let view = EvalView {
+        resize: 0,
+        crop: 16,
+        stretch: true,
+        mean: [0.5; 3],
+        std: [0.25; 3],
+    };
+    let mut square = image.clone();
+    let whole = Crop::whole(&image);
+    transform::resize(&mut Resizer::default(), &image, whole, 16, 16, &mut square).unwrap();
+    let [mut found, mut expected] = [vec![0.0; 3 * 256], vec![0.0; 3 * 256]];
+    let mut scratch = Scratch::default();
+    view.apply(&image, &mut scratch, &mut found).unwrap();
+    let cropped = EvalView {
+        stretch: false,
+        ..view
+    };
+    cropped.apply(&square, &mut scratch, &mut expected).unwrap();
+    assert_eq!(found, expected);
+    cropped.apply(&image, &mut scratch, &mut expected).unwrap();
+    assert_ne!(found, expected);
 }
 
 #[test]

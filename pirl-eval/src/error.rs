@@ -101,6 +101,34 @@ pub enum EvalError {
         /// Values that work.
         expected: &'static str,
     },
+    /// A class that too few images show.
+    #[error(
+        "class {class:?} is in {found} images of the {set} set, and at least {least} are needed; \
+         leave the class out of both packs, or add images of it"
+    )]
+    NoPositives {
+        /// Its name.
+        class: String,
+        /// "training" or "test".
+        set: &'static str,
+        /// Images that show it.
+        found: usize,
+        /// Images needed.
+        least: usize,
+    },
+    /// Features would not fit.
+    #[error(
+        "the features need {needed} MiB {place}, where {free} are free; read fewer layers \
+         (eval.layers), pool them more (eval.pool = \"average\"), or use a smaller pack"
+    )]
+    Room {
+        /// "in memory", or "in" a folder.
+        place: String,
+        /// MiB needed.
+        needed: u64,
+        /// MiB free.
+        free: u64,
+    },
     /// No learning rate led anywhere.
     #[error("{layer}: the probe diverged at every learning rate of {lrs:?}; try smaller ones")]
     Diverged {
@@ -120,12 +148,14 @@ pub enum EvalError {
         /// Images in the pack.
         images: usize,
     },
-    /// Training a detector led to a loss that is no number.
+    /// A loss that is no number, while a network is trained.
     #[error(
         "step {step}: the loss is {loss} at learning rate {lr}; training has diverged, try a \
-         smaller eval.detect.optim.lr or a longer warm-up"
+         smaller {key}"
     )]
     LossNotFinite {
+        /// The recipe's key of the rate.
+        key: &'static str,
         /// The step, counted from 1.
         step: usize,
         /// The loss.
@@ -133,12 +163,20 @@ pub enum EvalError {
         /// Its learning rate.
         lr: f64,
     },
-    /// A checkpoint of a detector does not fit.
-    #[error("{path} is no checkpoint of this detector: {reason}")]
+    /// A checkpoint does not fit what it is to be resumed with.
+    #[error("cannot go on from {path}: {reason}")]
     Checkpoint {
-        /// The file.
+        /// The file or folder.
         path: PathBuf,
         /// What does not fit.
+        reason: String,
+    },
+    /// A list of labelled images cannot be used.
+    #[error("line {line}: {reason}")]
+    LabelList {
+        /// The line, counted from 1.
+        line: usize,
+        /// What is wrong with it.
         reason: String,
     },
     /// The cache of features cannot be written.

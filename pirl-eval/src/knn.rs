@@ -29,7 +29,7 @@ const MIN_NORM: f64 = 1e-12;
 pub struct KnnConfig {
     /// Neighbours that vote; 200 by default.
     pub k: usize,
-    /// tau of their votes, above 0; 0.1 by default.
+    /// tau of their votes, above 0; 0.07 by default, as in the paper of NPID.
     pub temperature: f64,
 }
 
@@ -37,7 +37,7 @@ impl Default for KnnConfig {
     fn default() -> Self {
         Self {
             k: 200,
-            temperature: 0.1,
+            temperature: 0.07,
         }
     }
 }

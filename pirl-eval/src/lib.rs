@@ -1,9 +1,11 @@
-//! Linear probes and nearest neighbours on frozen features: what did a backbone learn?
+//! Probes of frozen features, fine-tuning and detection's metrics: what did a backbone learn?
 //!
 //! The features of a labelled training and a labelled test pack are extracted once
 //! ([`extract_features`]) and every [`Probe`] then works on the two [`FeatureSet`]s:
 //! [`LinearProbe`] trains softmax classifiers on each layer, [`Knn`] lets the nearest training
-//! images vote. Neither changes the backbone, so a probe measures the representation alone.
+//! images vote. Neither changes the backbone, so a probe measures the representation alone. [`Svm`]
+//! does the same for images that show several classes, whose [`Presence`] it is given beside them.
+//! [`Finetune`] trains the backbone too, on all labels or on a [`LabelSubset`].
 //!
 //! ```
 //! use pirl_eval::{FeatureSet, Knn, KnnConfig, LayerFeatures, LinearConfig, LinearProbe, Probe};
@@ -26,22 +28,33 @@
 //! # Ok::<(), pirl_eval::EvalError>(())
 //! ```
 
+mod accuracy;
 mod cache;
 pub mod detect;
 mod error;
 mod extract;
 mod feature_set;
+mod finetune;
 mod knn;
+mod label_subset;
 mod linear;
 mod matrix;
 mod pool;
+mod presence;
 mod probe;
+mod room;
+mod svm;
 
 pub use cache::{FeatureCache, weights_fingerprint};
 pub use error::{EvalError, Result};
 pub use extract::{Extraction, extract_features, recompute_batch_norm};
 pub use feature_set::{FeatureSet, LayerFeatures};
+pub use finetune::{Finetune, FinetuneConfig, FinetuneReport};
 pub use knn::{Accuracy, Knn, KnnConfig, KnnReport};
+pub use label_subset::LabelSubset;
 pub use linear::{LayerReport, LinearConfig, LinearProbe, LinearReport, RateReport, Select};
 pub use pool::Pool;
+pub use presence::Presence;
 pub use probe::{Best, Probe, check_packs};
+pub use room::{check_room, feature_bytes};
+pub use svm::{Svm, SvmBest, SvmConfig, SvmLayer, SvmReport};

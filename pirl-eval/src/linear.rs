@@ -17,6 +17,7 @@ use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
+use crate::accuracy::Tally;
 use crate::error::{EvalError, Result};
 use crate::feature_set::{FeatureSet, LayerFeatures};
 use crate::probe::{Best, Labels, Probe, comparable};
@@ -26,6 +27,7 @@ mod gradient;
 mod sgd;
 mod standard;
 
+pub(crate) use gradient::softmax_minus_target;
 use sgd::Classifiers;
 use standard::Standard;
 
@@ -278,8 +280,8 @@ impl LinearProbe {
                 lr,
                 rates,
                 accuracy::accuracy(&judge, &every, &chosen)
-                    .first()
-                    .copied()
+                    .into_iter()
+                    .next()
                     .flatten(),
             )
         } else {
@@ -292,13 +294,13 @@ impl LinearProbe {
             (
                 lr,
                 rates,
-                at.and_then(|at| tested.get(at).copied().flatten()),
+                at.and_then(|at| tested.get(at).cloned().flatten()),
             )
         };
         let tested = tested.ok_or_else(diverged)?;
         Ok(LayerReport {
-            top1: tested.top1,
-            top5: tested.top5,
+            top1: tested.top1(),
+            top5: tested.top5(),
             lr,
             dim: train.dim(),
             rates,
@@ -367,10 +369,10 @@ impl Probe for LinearProbe {
 }
 
 /// Pairs learning rates with their accuracies; a diverged one has none right.
-fn rates(lrs: &[f64], accuracies: &[Option<accuracy::Accuracy>]) -> Vec<RateReport> {
-    let top1 = |accuracy: &Option<accuracy::Accuracy>| accuracy.map_or(0.0, |a| a.top1);
+fn rates(lrs: &[f64], tallies: &[Option<Tally>]) -> Vec<RateReport> {
+    let top1 = |tally: &Option<Tally>| tally.as_ref().map_or(0.0, Tally::top1);
     lrs.iter()
-        .zip(accuracies)
+        .zip(tallies)
         .map(|(lr, a)| RateReport {
             lr: *lr,
             top1: top1(a),

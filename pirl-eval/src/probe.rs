@@ -69,6 +69,16 @@ pub fn check_packs(train: &Pack, test: &Pack) -> Result<()> {
 /// Checks that a classifier learnt on `train` means something on `test`.
 pub(crate) fn comparable(train: &FeatureSet, test: &FeatureSet) -> Result<Labels> {
     same_classes(train.class_names(), test.class_names())?;
+    same_layers(train, test)?;
+    Ok(Labels {
+        train: train.labelled("training")?,
+        test: test.labelled("test")?,
+        classes: train.class_names().len(),
+    })
+}
+
+/// Checks that both sets have the same layers of the same sizes.
+pub(crate) fn same_layers(train: &FeatureSet, test: &FeatureSet) -> Result<()> {
     let sizes = |set: &FeatureSet| -> Vec<_> {
         let layers = set.layers().iter();
         layers
@@ -81,11 +91,7 @@ pub(crate) fn comparable(train: &FeatureSet, test: &FeatureSet) -> Result<Labels
             test: test.describe(),
         });
     }
-    Ok(Labels {
-        train: train.labelled("training")?,
-        test: test.labelled("test")?,
-        classes: train.class_names().len(),
-    })
+    Ok(())
 }
 
 /// Checks that labels mean the same in two sets.

@@ -1,59 +1,26 @@
 //! From a pack to features: what is read, what is kept on disk, and what is refused.
 
+mod common;
+
 use std::fs;
 use std::path::Path;
 
 use candle_core::{Device, Tensor};
-use pirl_data::{EvalView, ImageFolder, Pack, PackOptions, eval_batches, pack};
+use common::{SIDE, network, packed, view};
+use pirl_data::{
+    DataError, Encoding, Objects, Pack, PackOptions, RawSample, Source, eval_batches, pack,
+};
 use pirl_eval::{
-    EvalError, Extraction, FeatureCache, FeatureSet, LayerFeatures, Pool, check_packs,
-    extract_features, recompute_batch_norm, weights_fingerprint,
+    EvalError, Extraction, FeatureCache, FeatureSet, LayerFeatures, Pool, Presence, check_packs,
+    extract_features, feature_bytes, recompute_batch_norm, weights_fingerprint,
 };
 use pirl_model::{Arch, Backbone, Layer, Mode, ModelConfig, ResNet, Stem};
 
-const SIDE: u32 = 16;
-
-/// A pack of `count` images of the formula in turn of the two classes, or flat and unlabelled.
-fn packed(folder: &Path, name: &str, classes: &[&str], count: u32, seed: u32) -> Pack {
-    let images = folder.join(format!("{name}-images"));
-    for i in 0..count {
-        let class = classes
-            .get(i as usize % classes.len().max(1))
-            .unwrap_or(&"");
-        let to = images.join(class);
-        fs::create_dir_all(&to).unwrap();
-        let pixels = benches::fill(seed + i, (SIDE * SIDE * 3) as usize);
-        let pixels = pixels.iter().map(|x| (x * 127.0 + 128.0) as u8).collect();
-        let image = image::RgbImage::from_raw(SIDE, SIDE, pixels).unwrap();
-        image.save(to.join(format!("{i:03}.png"))).unwrap();
-    }
-    let output = folder.join(name);
-    let source = ImageFolder::open(&images).unwrap();
-    pack(&source, &output, &PackOptions::default(), &mut |_, _| {}).unwrap();
-    Pack::open(&output).unwrap()
-}
-
-fn network(seed: u64) -> ResNet {
-    let config = ModelConfig {
-        arch: Arch::Resnet18,
-        width: 0.25,
-        stem: Stem::Small,
-        ..Default::default()
-    };
-    ResNet::new(&config, seed, &Device::Cpu).unwrap()
-}
-
 fn extraction(batch_size: usize) -> Extraction {
-    let view = EvalView {
-        resize: SIDE as usize,
-        crop: SIDE as usize,
-        mean: [0.5; 3],
-        std: [0.25; 3],
-    };
     Extraction {
         batch_size,
         workers: 2,
-        ..Extraction::new(view)
+        ..Extraction::new(view())
     }
 }
 
@@ -197,4 +164,81 @@ fn packs_that_cannot_be_compared_are_refused_before_any_work() {
         ),
         "{error}"
     );
+}
+
+#[test]
+fn the_size_of_features_is_known_before_they_are_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let pack = packed(folder.path(), "set", &["a", "b"], 6, 1);
+    let backbone = network(1);
+    for pool in [Pool::Average, Pool::Grid] {
+        let extraction = Extraction {
+            pool,
+            layers: vec![Layer::Conv1, Layer::Res4],
+            ..extraction(4)
+        };
+        let set = extract_features(&backbone, &pack, &extraction, &mut |_, _| {}).unwrap();
+        let numbers: usize = set.layers().iter().map(|layer| layer.values().len()).sum();
+        let bytes = feature_bytes(&backbone, &extraction, pack.len()).unwrap();
+        assert_eq!(bytes, 4 * numbers as u64);
+    }
+}
+
+/// VOC's classification: an object that is difficult everywhere it stands is neither there nor not.
+#[test]
+fn presence_is_told_from_objects_and_from_labels() {
+    let folder = tempfile::tempdir().unwrap();
+    let pack = packed(folder.path(), "labelled", &["a", "b"], 5, 1);
+    let presence = Presence::of_pack(&pack, "training").unwrap();
+    assert_eq!(presence.of(0).collect::<Vec<_>>(), [1, 1, 1, 0, 0]);
+    assert_eq!(presence.of(1).collect::<Vec<_>>(), [0, 0, 0, 1, 1]);
+    let flat = packed(folder.path(), "flat", &[], 2, 1);
+    assert!(Presence::of_pack(&flat, "test").is_err());
+
+    let scenes = Scenes(["a", "b", "c"].map(str::to_owned));
+    let output = folder.path().join("scenes");
+    pack(&scenes, &output, &PackOptions::default(), &mut |_, _| {}).unwrap();
+    let presence = Presence::of_pack(&Pack::open(&output).unwrap(), "training").unwrap();
+    assert_eq!(presence.of(0).collect::<Vec<_>>(), [1, -1]);
+    assert_eq!(presence.of(1).collect::<Vec<_>>(), [0, 1]);
+    assert_eq!(presence.of(2).collect::<Vec<_>>(), [0, 0]);
+}
+
+/// Two images: of a, difficult and not; of a, difficult alone, and b.
+struct Scenes([String; 3]);
+
+impl Source for Scenes {
+    fn len(&self) -> usize {
+        2
+    }
+
+    fn class_names(&self) -> &[String] {
+        &self.0
+    }
+
+    fn read(&self, index: usize) -> Result<RawSample<'_>, DataError> {
+        let found = [
+            [(0, true), (0, false), (0, true)],
+            [(0, true), (0, true), (1, false)],
+        ];
+        let mut objects = Objects::default();
+        for (label, difficult) in found[index] {
+            objects.push([1.0, 1.0, 3.0, 3.0], label, difficult);
+        }
+        Ok(RawSample {
+            name: index.to_string(),
+            bytes: vec![index as u8; 16].into(),
+            encoding: Encoding::Raw {
+                height: 4,
+                width: 4,
+                channels: 1,
+            },
+            label: None,
+            objects: Some(objects),
+        })
+    }
+
+    fn describe(&self) -> String {
+        "scenes".to_owned()
+    }
 }

@@ -144,7 +144,7 @@ fn a_diverged_rate_is_not_chosen() {
 }
 
 #[test]
-fn neighbours_vote_as_in_numpy() {
+fn neighbours_vote_as_in_scikit_learn() {
     let file: serde_json::Value = serde_json::from_str(include_str!("golden/probes.json")).unwrap();
     let expected: Vec<u32> = serde_json::from_value(file["neighbours"].clone()).unwrap();
     let labels: Vec<u32> = (0..500).map(|i| i * 13 % 17 % 6).collect();

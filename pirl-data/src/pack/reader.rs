@@ -237,15 +237,37 @@ impl Pack {
             });
         }
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        let mut chosen = Vec::with_capacity(count);
-        for index in rand::seq::index::sample(&mut rng, len, count) {
+        let drawn = rand::seq::index::sample(&mut rng, len, count);
+        let drawn: Vec<u32> = drawn.into_iter().map(|index| index as u32).collect();
+        self.select(&drawn)
+    }
+
+    /// The samples with these numbers, in the order of the pack, each once.
+    ///
+    /// A selection has a fingerprint of its own.
+    ///
+    /// # Errors
+    /// [`DataError::Index`] for a number past the end, [`DataError::Setting`] without any.
+    pub fn select(&self, indices: &[u32]) -> Result<Self, DataError> {
+        let mut chosen = Vec::with_capacity(indices.len());
+        for &index in indices {
             let of_whole = match &self.chosen {
-                Some(chosen) => chosen.get(index).copied(),
-                None => u32::try_from(index).ok(),
+                Some(chosen) => chosen.get(index as usize).copied(),
+                None => Some(index).filter(|index| (*index as usize) < self.len()),
             };
-            chosen.extend(of_whole);
+            chosen.push(of_whole.ok_or(DataError::Index {
+                index: index as usize,
+                len: self.len(),
+            })?);
         }
         chosen.sort_unstable();
+        chosen.dedup();
+        if chosen.is_empty() {
+            return Err(DataError::Setting {
+                key: "samples",
+                reason: "a selection needs at least 1".to_owned(),
+            });
+        }
         let mut identity = self.fingerprint.clone().into_bytes();
         for index in &chosen {
             identity.extend_from_slice(&index.to_le_bytes());

@@ -16,6 +16,9 @@ pub struct EvalView {
     pub resize: usize,
     /// Side of the central square; what an image lacks of it is black.
     pub crop: usize,
+    /// Whether the resized image is resized once more, to the square of side `crop`, instead of
+    /// cropped: nothing of it is lost, but its proportions are (VISSL's VOC07 classification).
+    pub stretch: bool,
     /// Mean of red, green and blue, of values in 0..=1.
     pub mean: [f32; 3],
     /// Standard deviation of red, green and blue, of values in 0..=1.
@@ -77,7 +80,18 @@ impl EvalView {
             normalize.write(image, out);
             return Ok(());
         }
-        centre(image, self.crop, &mut scratch.part);
+        if self.stretch {
+            resize(
+                &mut scratch.resizer,
+                image,
+                Crop::whole(image),
+                self.crop,
+                self.crop,
+                &mut scratch.part,
+            )?;
+        } else {
+            centre(image, self.crop, &mut scratch.part);
+        }
         normalize.write(&scratch.part, out);
         Ok(())
     }

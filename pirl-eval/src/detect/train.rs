@@ -121,7 +121,13 @@ impl<'a> DetectTrainer<'a> {
             losses.add(share, &own);
             let loss = losses.total();
             if !loss.is_finite() {
-                return Err(EvalError::LossNotFinite { step, loss, lr });
+                let key = "eval.detect.optim.lr";
+                return Err(EvalError::LossNotFinite {
+                    key,
+                    step,
+                    loss,
+                    lr,
+                });
             }
             self.optimizer.accumulate(&(graph * share)?.backward()?)?;
         }

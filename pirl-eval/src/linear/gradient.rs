@@ -81,9 +81,11 @@ pub(crate) fn gradient(task: &Task<'_>, batch: &[u32], classifiers: &Classifiers
     total
 }
 
-/// Turns logits into `scale * (softmax - one_hot(label))`.
-fn softmax_minus_target(z: &mut [f32], label: usize, scale: f32) {
+/// Turns logits into `scale * (softmax - one_hot(label))`, the gradient of `scale` times the
+/// cross-entropy, and returns the cross-entropy in nats. `label` must have a logit.
+pub(crate) fn softmax_minus_target(z: &mut [f32], label: usize, scale: f32) -> f64 {
     let max = z.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let own = z[label] - max;
     let mut sum = 0.0;
     for z in z.iter_mut() {
         *z = (*z - max).exp();
@@ -92,6 +94,7 @@ fn softmax_minus_target(z: &mut [f32], label: usize, scale: f32) {
     let factor = scale / sum;
     z.iter_mut().for_each(|z| *z *= factor);
     z[label] -= scale;
+    f64::from(sum.ln() - own)
 }
 
 #[cfg(test)]

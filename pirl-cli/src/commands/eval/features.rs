@@ -1,0 +1,157 @@
+//! `pirl eval linear` and `pirl eval knn`: classifiers on frozen features.
+
+use anyhow::{Context, Result};
+use pirl_data::Pack;
+use pirl_eval::{
+    EvalError, Extraction, FeatureCache, FeatureSet, Knn, KnnReport, LayerReport, LinearProbe,
+    LinearReport, Probe, check_room, extract_features, feature_bytes, recompute_batch_norm,
+    weights_fingerprint,
+};
+use serde_json::{Value, json};
+
+use super::published::Protocol;
+use super::{Task, finish};
+use crate::args::ProbeArgs;
+use crate::progress::Progress;
+
+/// Stream of the images that batch-norm statistics are recomputed on, apart from the probes' own.
+const BATCH_NORM_SEED: u64 = 0x6270;
+
+pub(crate) fn linear(args: &ProbeArgs) -> Result<()> {
+    let task = Task::open(&args.eval, Protocol::Linear)?;
+    let probe = LinearProbe::new(task.recipe.eval.linear.clone(), task.recipe.seed)?;
+    let settings = serde_json::to_value(&task.recipe.eval.linear)?;
+    let (report, facts) = task.run(args, &probe, "linear probes", "epochs", settings)?;
+    finish(&args.eval, &report, facts, Protocol::Linear, || {
+        linear_table(&report)
+    })
+}
+
+pub(crate) fn knn(args: &ProbeArgs) -> Result<()> {
+    let task = Task::open(&args.eval, Protocol::Knn)?;
+    let config = &task.recipe.eval.knn;
+    let (k, samples) = (config.k, task.train.len());
+    if k > samples {
+        return Err(EvalError::Neighbours { k, samples }.into());
+    }
+    let probe = Knn::new(config.clone())?;
+    let settings = serde_json::to_value(config)?;
+    let (report, facts) = task.run(args, &probe, "nearest neighbours", "images", settings)?;
+    finish(&args.eval, &report, facts, Protocol::Knn, || {
+        knn_table(&report)
+    })
+}
+
+impl Task {
+    /// How the recipe reads features.
+    pub(super) fn extraction(&self) -> Extraction {
+        let eval = &self.recipe.eval;
+        Extraction {
+            pool: eval.pool,
+            layers: eval.layers.clone(),
+            batch_size: eval.batch_size,
+            workers: self.recipe.loader.workers,
+            ..Extraction::new(self.recipe.eval_view())
+        }
+    }
+
+    /// Recomputes batch-norm statistics if the recipe asks for it, and says on how many images.
+    pub(super) fn recompute_batch_norm(&self, extraction: &Extraction) -> Result<usize> {
+        let images = self.recipe.eval.precise_batch_norm;
+        if images == 0 {
+            return Ok(0);
+        }
+        eprintln!("recomputing batch-norm statistics on plain training images");
+        let seed = self.recipe.seed ^ BATCH_NORM_SEED;
+        recompute_batch_norm(&self.backbone, &self.train, extraction, images, seed)
+            .context("recomputing batch-norm statistics (eval.precise_batch_norm)")
+    }
+
+    /// Reads the features and runs the probe. Returns its report, and the facts that it rests on.
+    fn run<P: Probe>(
+        self,
+        args: &ProbeArgs,
+        probe: &P,
+        what: &'static str,
+        unit: &'static str,
+        settings: Value,
+    ) -> Result<(P::Report, Value)> {
+        let extraction = self.extraction();
+        let recomputed = self.recompute_batch_norm(&extraction)?;
+        let train = self.features(args, &self.train, &extraction, "reading training features")?;
+        let test = self.features(args, &self.test, &extraction, "reading test features")?;
+        let mut progress = None;
+        let report = probe.evaluate(&train, &test, &mut |done, total| {
+            progress
+                .get_or_insert_with(|| Progress::new(what, unit, total as u64, 0))
+                .at(done as u64, String::new);
+        })?;
+        if let Some(progress) = progress {
+            progress.finish();
+        }
+        let mut facts = self.facts(&args.eval, settings);
+        facts["pool"] = json!(extraction.pool);
+        facts["precise_batch_norm"] = json!({ "used": recomputed > 0, "images": recomputed });
+        Ok((report, facts))
+    }
+
+    pub(super) fn features(
+        &self,
+        args: &ProbeArgs,
+        pack: &Pack,
+        extraction: &Extraction,
+        what: &'static str,
+    ) -> Result<FeatureSet> {
+        let extract = || {
+            let bytes = feature_bytes(&self.backbone, extraction, pack.len())?;
+            eprintln!("{what}: {} images, {} MiB", pack.len(), bytes >> 20);
+            check_room(bytes, args.cache.as_deref())?;
+            let mut progress = Progress::new(what, "images", pack.len() as u64, 0);
+            let features = extract_features(&self.backbone, pack, extraction, &mut |done, _| {
+                progress.at(done as u64, String::new);
+            });
+            progress.finish();
+            features
+        };
+        let Some(folder) = &args.cache else {
+            return Ok(extract()?);
+        };
+        // The statistics as they are now: recomputed ones make other features.
+        let weights = weights_fingerprint(&self.backbone)?;
+        let key = format!("{weights} {}", serde_json::to_string(&self.recipe.model)?);
+        Ok(FeatureCache::new(folder)?.get_or_extract(&key, pack, extraction, extract)?)
+    }
+}
+
+fn linear_table(report: &LinearReport) -> String {
+    let mut text = "layer  features   top-1   top-5  learning rate\n".to_owned();
+    for (layer, row) in &report.layers {
+        let LayerReport {
+            dim,
+            top1,
+            top5,
+            lr,
+            ..
+        } = row;
+        text += &format!(
+            "{:<5}  {dim:>8}  {top1:>6.2}  {top5:>6.2}  {lr:>13}\n",
+            layer.to_string()
+        );
+    }
+    text + &format!(
+        "best: {} with {:.2}% top-1",
+        report.best.layer, report.best.top1
+    )
+}
+
+fn knn_table(report: &KnnReport) -> String {
+    let mut text = "layer   top-1\n".to_owned();
+    for (layer, row) in &report.layers {
+        text += &format!("{:<5}  {:>6.2}\n", layer.to_string(), row.top1);
+    }
+    let KnnReport { k, best, .. } = report;
+    text + &format!(
+        "best: {} with {:.2}% top-1 ({k} neighbours)",
+        best.layer, best.top1
+    )
+}

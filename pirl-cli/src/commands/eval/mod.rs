@@ -1,0 +1,127 @@
+//! `pirl eval`: what a backbone is worth, by the standard protocols.
+
+mod features;
+mod finetune;
+mod published;
+mod svm;
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use pirl_data::Pack;
+use pirl_eval::{check_packs, weights_fingerprint};
+use pirl_model::ResNet;
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use crate::args::EvalArgs;
+use crate::files::write_whole;
+use crate::output::{print, print_json};
+use crate::recipe::Recipe;
+use crate::{device, weights};
+
+pub(crate) use features::{knn, linear};
+pub(crate) use finetune::finetune;
+pub(crate) use published::Dataset;
+pub(crate) use svm::svm;
+
+use published::Protocol;
+
+/// What an evaluation needs, checked before the work begins.
+struct Task {
+    backbone: ResNet,
+    recipe: Recipe,
+    /// Where the weights came from, in words, and their fingerprint as loaded.
+    origin: String,
+    weights: String,
+    train: Pack,
+    test: Pack,
+}
+
+impl Task {
+    fn open(args: &EvalArgs, protocol: Protocol) -> Result<Self> {
+        let train = Pack::open(&args.train)?;
+        let test = Pack::open(&args.test)?;
+        if protocol != Protocol::Svm {
+            check_packs(&train, &test)?;
+        }
+        if let Some(out) = &args.out {
+            fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
+        }
+        let device = device::parse(&args.device)?;
+        let mut settings = match args.dataset {
+            Some(dataset) => dataset.settings(protocol)?,
+            None => Vec::new(),
+        };
+        settings.extend_from_slice(&args.settings);
+        let recipe = args.recipe.as_deref();
+        let loaded = weights::load(&args.weights, recipe, &settings, args.seed, &device)?;
+        Ok(Self {
+            weights: weights_fingerprint(&loaded.backbone)?,
+            backbone: loaded.backbone,
+            recipe: loaded.recipe,
+            origin: loaded.origin,
+            train,
+            test,
+        })
+    }
+
+    /// What every result rests on.
+    fn facts(&self, args: &EvalArgs, settings: Value) -> Value {
+        let pack = |path: &Path, pack: &Pack| json!({ "path": path, "images": pack.len(), "fingerprint": pack.fingerprint() });
+        json!({
+            "weights": { "path": self.origin, "fingerprint": self.weights },
+            "train": pack(&args.train, &self.train),
+            "test": pack(&args.test, &self.test),
+            "seed": self.recipe.seed,
+            "view": {
+                "resize": self.recipe.eval.resize,
+                "crop": self.recipe.data.image_size,
+            },
+            "settings": settings,
+        })
+    }
+}
+
+/// Writes and prints a report with the facts it rests on, and the published figures, if the data
+/// set has any.
+fn finish(
+    args: &EvalArgs,
+    report: &impl Serialize,
+    facts: Value,
+    protocol: Protocol,
+    table: impl FnOnce() -> String,
+) -> Result<()> {
+    let mut result = serde_json::to_value(report).context("writing the result as JSON")?;
+    let published = args
+        .dataset
+        .and_then(|dataset| dataset.published(protocol, &result));
+    if let (Value::Object(result), Value::Object(facts)) = (&mut result, facts.clone()) {
+        result.extend(facts);
+        if let Some(published) = &published {
+            result.insert("published".to_owned(), published.to_json());
+        }
+    }
+    if let Some(out) = &args.out {
+        let text = serde_json::to_string_pretty(&result).context("writing the result as JSON")?;
+        write_whole(&out.join("result.json"), format!("{text}\n").as_bytes())?;
+    }
+    if args.json {
+        return print_json(&result);
+    }
+    let comparison = published.map_or(String::new(), |published| format!("{published}\n"));
+    print(&format!("{}\n{comparison}{}", table(), origin(&facts)))
+}
+
+/// Where the numbers came from, in words.
+fn origin(facts: &Value) -> String {
+    let images = &facts["precise_batch_norm"]["images"];
+    let statistics = match images.as_u64() {
+        Some(0) => "batch-norm statistics as saved; ".to_owned(),
+        Some(images) => format!("batch-norm statistics recomputed on {images} plain images; "),
+        None => String::new(),
+    };
+    let path = facts["weights"]["path"].as_str().unwrap_or_default();
+    format!("weights {path}; {statistics}seed {}", facts["seed"])
+}

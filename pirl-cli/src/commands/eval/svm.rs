@@ -1,0 +1,57 @@
+//! `pirl eval svm`: support vector machines on frozen features, VOC07's classification protocol.
+
+use anyhow::Result;
+use pirl_eval::{Presence, Svm, SvmReport};
+use serde_json::json;
+
+use super::published::Protocol;
+use super::{Task, finish};
+use crate::args::ProbeArgs;
+use crate::progress::Progress;
+
+pub(crate) fn svm(args: &ProbeArgs) -> Result<()> {
+    let task = Task::open(&args.eval, Protocol::Svm)?;
+    let config = &task.recipe.eval.svm;
+    let svm = Svm::new(config.clone(), task.recipe.seed)?;
+    let (train_presence, test_presence) = Presence::of_packs(&task.train, &task.test)?;
+    let mut extraction = task.extraction();
+    extraction.view.stretch = true; // the whole image counts: an object may stand at its edge
+    let recomputed = task.recompute_batch_norm(&extraction)?;
+    let train = task.features(args, &task.train, &extraction, "reading training features")?;
+    let test = task.features(args, &task.test, &extraction, "reading test features")?;
+    let machines = train.layers().len() * train.class_names().len();
+    let mut progress = Progress::new("support vectors", "machines", machines as u64, 0);
+    let report = svm.evaluate(
+        (&train, &train_presence),
+        (&test, &test_presence),
+        &mut |done, _| progress.at(done as u64, String::new),
+    )?;
+    progress.finish();
+    let mut facts = task.facts(&args.eval, serde_json::to_value(config)?);
+    facts["pool"] = json!(extraction.pool);
+    facts["view"]["stretch"] = json!(true);
+    facts["precise_batch_norm"] = json!({ "used": recomputed > 0, "images": recomputed });
+    finish(&args.eval, &report, facts, Protocol::Svm, || table(&report))
+}
+
+fn table(report: &SvmReport) -> String {
+    let mut text = "layer  features     mAP\n".to_owned();
+    for (layer, found) in &report.layers {
+        text += &format!(
+            "{:<5}  {:>8}  {:>6.2}\n",
+            layer.to_string(),
+            found.dim,
+            found.map
+        );
+    }
+    let unfinished: usize = report.layers.values().map(|layer| layer.unfinished).sum();
+    if unfinished > 0 {
+        text += &format!(
+            "{unfinished} machines were stopped by eval.svm.max_passes before they were done\n"
+        );
+    }
+    text + &format!(
+        "best: {} with {:.2}% mAP",
+        report.best.layer, report.best.map
+    )
+}

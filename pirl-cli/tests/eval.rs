@@ -1,0 +1,188 @@
+//! Evaluations that keep something on the way.
+
+mod common;
+
+use std::fs;
+
+use common::Bench;
+
+const TUNE: [&str; 13] = [
+    "eval",
+    "finetune",
+    "--weights",
+    "random",
+    "--recipe",
+    "tiny.toml",
+    "--train",
+    "pack",
+    "--test",
+    "pack",
+    "--set",
+    "eval.finetune.batch_size=4",
+    "--set=eval.finetune.epochs=2",
+];
+
+fn tune<'a>(more: &[&'a str]) -> Vec<&'a str> {
+    [&TUNE[..], more].concat()
+}
+
+#[test]
+fn fine_tuning_writes_the_labels_it_used_and_takes_them_again() {
+    let bench = Bench::new();
+    bench.pack("pack", 40);
+    let first = bench.json(&tune(&["--label-fraction", "0.2", "--out", "few"]));
+    assert_eq!(first["label_fraction"], 0.2);
+    assert_eq!(
+        (&first["labelled_images"], &first["steps"]),
+        (&8.into(), &4.into())
+    );
+    assert!(first["top1"].is_number() && first["top5"] == 100.0);
+    assert_eq!(first["settings"]["epochs"], 2);
+    assert!(first["weights"]["fingerprint"].is_string() && first["seed"].is_number());
+    let list = fs::read_to_string(bench.path("few/labels.txt")).unwrap();
+    assert_eq!(
+        list.lines().filter(|line| !line.starts_with('#')).count(),
+        8
+    );
+
+    let again = bench.json(&tune(&["--labels", "few/labels.txt"]));
+    for key in ["top1", "top5", "label_fraction", "labelled_images"] {
+        assert_eq!(again[key], first[key], "{key}");
+    }
+    fs::write(bench.path("wrong.txt"), "3\n40\n").unwrap();
+    let message = bench.fails(&tune(&["--labels", "wrong.txt"]));
+    assert!(
+        message.contains("wrong.txt") && message.contains("line 2"),
+        "{message}"
+    );
+}
+
+#[test]
+fn fine_tuning_goes_on_from_its_checkpoint() {
+    let bench = Bench::new();
+    bench.pack("pack", 16);
+    let saves = [
+        "--set",
+        "checkpoint.every=3",
+        "--set",
+        "checkpoint.keep=9",
+        "--out",
+    ];
+    let whole = bench.json(&tune(&[&saves[..], &["whole"]].concat()));
+    assert_eq!(whole["steps"], 8);
+    // As if the process had been killed after step 6.
+    fs::create_dir_all(bench.path("cut/checkpoints")).unwrap();
+    let (from, to) = (
+        bench.path("whole/checkpoints/step-00000006"),
+        bench.path("cut/checkpoints/step-00000006"),
+    );
+    fs::rename(from, to).unwrap();
+    let message = bench.fails(&tune(&[&saves[..], &["cut"]].concat()));
+    assert!(message.contains("--resume"), "{message}");
+    let message = bench.fails(&tune(
+        &[
+            &saves[..],
+            &["cut", "--resume", "--set", "eval.finetune.lr=0.5"],
+        ]
+        .concat(),
+    ));
+    assert!(message.contains("another fine-tuning"), "{message}");
+    let resumed = bench.json(&tune(&[&saves[..], &["cut", "--resume"]].concat()));
+    assert_eq!(resumed["top1"], whole["top1"]);
+    let last = |out: &str| {
+        fs::read(
+            bench
+                .path(out)
+                .join("checkpoints/step-00000008/model.safetensors"),
+        )
+        .unwrap()
+    };
+    assert!(last("cut") == last("whole"), "the very same weights");
+}
+
+#[test]
+fn a_data_set_brings_its_protocol_and_figures() {
+    let bench = Bench::new();
+    bench.pack("pack", 240);
+    let small = ["--dataset", "imagenet", "--label-fraction", "0.1"];
+    let quick = ["--set=data.image_size=16", "--set=eval.resize=16"];
+    let result = bench.json(&tune(&[&small[..], &quick].concat()));
+    assert_eq!(result["settings"]["milestones"], serde_json::json!([30]));
+    assert_eq!(
+        result["settings"]["batch_size"], 4,
+        "--set has the last word"
+    );
+    assert_eq!(result["published"]["figures"]["PIRL"], 83.8);
+    assert_eq!(result["published"]["here"], result["top5"]);
+    let message = bench.fails(&tune(&["--dataset", "voc07"]));
+    assert!(
+        message.contains("no settings for full fine-tuning"),
+        "{message}"
+    );
+}
+
+#[test]
+fn the_linear_probes_of_a_data_set_have_its_layers_and_schedule() {
+    let bench = Bench::new();
+    bench.pack("pack", 16);
+    let result = bench.json(&[
+        "eval",
+        "linear",
+        "--weights",
+        "random",
+        "--recipe",
+        "tiny.toml",
+        "--train",
+        "pack",
+        "--test",
+        "pack",
+        "--dataset",
+        "places205",
+        "--set=data.image_size=16",
+        "--set=eval.resize=16",
+    ]);
+    assert_eq!(result["layers"].as_object().unwrap().len(), 5);
+    assert_eq!(result["settings"]["epochs"], 14);
+    assert_eq!(
+        result["settings"]["milestones"],
+        serde_json::json!([4, 8, 12])
+    );
+    assert_eq!(result["published"]["figures"]["PIRL"], 49.8);
+    assert_eq!(result["published"]["here"], result["best"]["top1"]);
+}
+
+#[test]
+fn support_vector_machines_rank_each_class() {
+    let bench = Bench::new();
+    bench.pack("pack", 40);
+    let svm = [
+        "eval",
+        "svm",
+        "--weights",
+        "random",
+        "--recipe",
+        "tiny.toml",
+        "--train",
+        "pack",
+        "--test",
+        "pack",
+        "--set",
+        "eval.layers=[\"res2\", \"res5\"]",
+    ];
+    let result = bench.json(&[&svm[..], &["--out", "svm", "--cache", "features"]].concat());
+    assert!(result["map"].as_f64().unwrap() > 50.0);
+    assert!(result["per_class"]["bars"].is_number() && result["per_class"]["rings"].is_number());
+    assert_eq!(result["layers"].as_object().unwrap().len(), 2);
+    assert_eq!(result["view"]["stretch"], true);
+    let again = bench.json(&[&svm[..], &["--cache", "features"]].concat());
+    assert_eq!(again["layers"], result["layers"]);
+    let grid = [
+        "--dataset",
+        "voc07",
+        "--set=data.image_size=16",
+        "--set=eval.resize=16",
+    ];
+    let published = bench.json(&[&svm[..], &grid].concat());
+    assert_eq!(published["published"]["figures"]["PIRL"], 81.1);
+    assert_eq!(published["pool"], "grid");
+}

@@ -1,0 +1,348 @@
+//! Fine-tuning: the whole network and a linear classifier on it, trained on some or all labels.
+//!
+//! VISSL's protocol (`configs/config/benchmark/semi_supervised/imagenet1k` and
+//! `.../fulltune/imagenet1k`): random crops and flips, batch norm in training mode, SGD with
+//! Nesterov momentum, a rate that falls in steps; then the plain view of each test image.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use candle_core::{Device, Tensor};
+use pirl_data::{EvalView, ImageView, Loader, LoaderConfig, Pack, eval_batches};
+use pirl_model::{
+    Backbone, ClassifierHead, Head, Mode, ModelConfig, OptimConfig, Optimizer, ResNet, Schedule,
+    ScheduleConfig, ScheduleKind, load_state_dict, save_state_dict, save_tensors,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::accuracy::Tally;
+use crate::error::{EvalError, Result};
+use crate::linear::softmax_minus_target;
+
+/// `[eval.finetune]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct FinetuneConfig {
+    /// Part of the training labels used, in `(0, 1]`; all by default. [`crate::LabelSubset`]
+    /// makes the choice; here it is only reported.
+    pub label_fraction: f64,
+    /// Passes over the labelled images; 70 by default.
+    pub epochs: usize,
+    /// Images in a step; 256 by default. What an epoch has left over waits for the next.
+    pub batch_size: usize,
+    /// Learning rate; 0.01 by default, VISSL's for PIRL's lists of 1 % and 10 % of ImageNet.
+    pub lr: f64,
+    /// How it falls: `multi-step` (x `gamma` after each milestone; the default), `cosine` (to
+    /// zero) or `constant`.
+    pub schedule: ScheduleKind,
+    /// Epochs after which a `multi-step` rate falls; 30 by default.
+    pub milestones: Vec<usize>,
+    /// What it falls by; a tenth by default.
+    pub gamma: f64,
+    /// Nesterov momentum in `(0, 1)`; 0.9 by default.
+    pub momentum: f64,
+    /// L2 decay, of which batch norm and biases are spared; 0 by default.
+    pub weight_decay: f64,
+}
+
+impl Default for FinetuneConfig {
+    fn default() -> Self {
+        Self {
+            label_fraction: 1.0,
+            epochs: 70,
+            batch_size: 256,
+            lr: 0.01,
+            schedule: ScheduleKind::MultiStep,
+            milestones: vec![30],
+            gamma: 0.1,
+            momentum: 0.9,
+            weight_decay: 0.0,
+        }
+    }
+}
+
+/// What fine-tuning reached. Accuracies are in percent of the test set.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct FinetuneReport {
+    /// How often the right class came first.
+    pub top1: f64,
+    /// How often it was among the first five.
+    pub top5: f64,
+    /// `eval.finetune.label_fraction`, the part of the training set learnt from.
+    pub label_fraction: f64,
+    /// Images learnt from.
+    pub labelled_images: usize,
+    /// Steps of training.
+    pub steps: usize,
+}
+
+/// A network that is being fine-tuned. It changes the backbone it was made with.
+pub struct Finetune<'a> {
+    backbone: &'a ResNet,
+    head: ClassifierHead,
+    optimizer: Optimizer,
+    loader: Loader,
+    schedule: Schedule,
+    pack: Arc<Pack>,
+    device: Device,
+    label_fraction: f64,
+    steps: usize,
+    done: usize,
+}
+
+/// What a checkpoint's folder holds.
+const MODEL: &str = "model.safetensors";
+const OPTIMIZER: &str = "optimizer.safetensors";
+
+impl<'a> Finetune<'a> {
+    /// Fine-tunes `backbone`, built from `model`, on `pack`, whose images all count, seen through
+    /// `view`. `workers` threads decode (0: one a core). All chance (the classifier's first
+    /// weights, the order, the views) comes from `seed`.
+    ///
+    /// # Errors
+    /// [`EvalError::Setting`], [`EvalError::Model`] or [`EvalError::Data`] for a setting outside
+    /// its range, [`EvalError::Unlabelled`].
+    pub fn new(
+        config: &FinetuneConfig,
+        backbone: &'a ResNet,
+        model: &ModelConfig,
+        pack: Pack,
+        view: ImageView,
+        workers: usize,
+        seed: u64,
+    ) -> Result<Self> {
+        let setting = |key, found, expected| {
+            Err(EvalError::Setting {
+                key,
+                found,
+                expected,
+            })
+        };
+        if config.epochs == 0 {
+            let key = "eval.finetune.epochs";
+            return setting(key, "0".to_owned(), "at least 1");
+        }
+        if !(1..=pack.len()).contains(&config.batch_size) {
+            let key = "eval.finetune.batch_size";
+            let found = format!("{} of {} images", config.batch_size, pack.len());
+            return setting(key, found, "at least 1 and at most as many as are labelled");
+        }
+        let unlabelled = (0..pack.len()).find(|index| pack.label(*index).is_none());
+        if let Some(index) = unlabelled {
+            let set = "training";
+            return Err(EvalError::Unlabelled { set, index });
+        }
+        let pack = Arc::new(pack);
+        let config = config.clone();
+        let loader = Loader::new(
+            Arc::clone(&pack),
+            view,
+            None,
+            LoaderConfig {
+                batch_size: config.batch_size,
+                workers,
+                seed,
+                on_corrupt: pirl_data::OnCorrupt::Fail,
+                ..LoaderConfig::default()
+            },
+        )?;
+        let schedule = ScheduleConfig {
+            kind: config.schedule,
+            milestones: config.milestones,
+            gamma: config.gamma,
+            final_lr_ratio: 0.0,
+            ..ScheduleConfig::default()
+        };
+        let optim = OptimConfig {
+            lr: config.lr,
+            momentum: config.momentum,
+            nesterov: true,
+            weight_decay: config.weight_decay,
+            ..OptimConfig::default()
+        };
+        let device = backbone.parameters().var().device().clone();
+        let (features, classes) = (backbone.feature_dim(), pack.class_names().len());
+        let head = ClassifierHead::new(model, features, 1, classes, seed, &device)?;
+        let trained = vec![backbone.parameters().clone(), head.parameters().clone()];
+        let epoch = loader.steps_per_epoch();
+        Ok(Self {
+            optimizer: Optimizer::new(&optim, trained)?,
+            schedule: Schedule::new(&schedule, config.lr, epoch, config.epochs)?,
+            steps: epoch * config.epochs,
+            label_fraction: config.label_fraction,
+            done: 0,
+            backbone,
+            head,
+            loader,
+            pack,
+            device,
+        })
+    }
+
+    /// Steps of the whole training.
+    pub fn steps(&self) -> usize {
+        self.steps
+    }
+
+    /// Steps done.
+    pub fn done(&self) -> usize {
+        self.done
+    }
+
+    /// Steps of one pass over the labelled images.
+    pub fn steps_per_epoch(&self) -> usize {
+        self.loader.steps_per_epoch()
+    }
+
+    /// Trains until the last step, or until `pause`, which is told the steps done and the loss of
+    /// the last of them, in nats, asks for a break by returning true. Going on afterwards, or from
+    /// a checkpoint, changes nothing about the result.
+    ///
+    /// # Errors
+    /// [`EvalError::Data`] for an image that cannot be decoded; [`EvalError::LossNotFinite`], and
+    /// nothing of that step is kept.
+    pub fn train(&mut self, pause: &mut dyn FnMut(usize, f64) -> bool) -> Result<()> {
+        let epoch = self.steps_per_epoch();
+        while self.done < self.steps {
+            let batches = self
+                .loader
+                .epoch((self.done / epoch) as u64, self.done % epoch);
+            for batch in batches {
+                let batch = batch?;
+                let loss = self.step(&batch.images, &batch.indices)?;
+                self.done += 1;
+                if pause(self.done, loss) {
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn step(&mut self, images: &Tensor, indices: &[u32]) -> Result<f64> {
+        let lr = self.schedule.lr(self.done);
+        let features = self
+            .backbone
+            .forward(&images.to_device(&self.device)?, Mode::Train)?;
+        let logits = self.head.forward(&features, Mode::Train)?;
+        let (rows, classes) = logits.dims2()?;
+        // dL/dlogits in closed form, as the linear probes have it.
+        let mut gradient = logits.flatten_all()?.to_vec1::<f32>()?;
+        let mut loss = 0.0;
+        for (z, index) in gradient.chunks_exact_mut(classes).zip(indices) {
+            let set = "training";
+            let index = *index as usize;
+            let label = self.pack.label(index);
+            let label = label.ok_or(EvalError::Unlabelled { set, index })? as usize;
+            loss += softmax_minus_target(z, label, 1.0 / rows as f32);
+        }
+        let loss = loss / rows as f64;
+        if !loss.is_finite() {
+            let step = self.done + 1;
+            let key = "eval.finetune.lr";
+            return Err(EvalError::LossNotFinite {
+                key,
+                step,
+                loss,
+                lr,
+            });
+        }
+        let gradient = Tensor::from_vec(gradient, (rows, classes), &self.device)?;
+        let backward = (logits * gradient)?.sum_all()?.backward()?;
+        self.optimizer.accumulate(&backward)?;
+        self.optimizer.step(lr)?;
+        Ok(loss)
+    }
+
+    /// The accuracy on `test`, seen through `view`, `batch_size` images at a time; `progress` is
+    /// called with the images done and the images in all.
+    ///
+    /// # Errors
+    /// [`EvalError::Data`] for an image that cannot be decoded, [`EvalError::Unlabelled`],
+    /// [`EvalError::LossNotFinite`] if the network has left the numbers.
+    pub fn evaluate(
+        &self,
+        test: &Pack,
+        view: &EvalView,
+        batch_size: usize,
+        workers: usize,
+        progress: &mut dyn FnMut(usize, usize),
+    ) -> Result<FinetuneReport> {
+        let mut tally = Tally::default();
+        let mut seen = 0;
+        for batch in eval_batches(test, view, batch_size, workers)? {
+            let (images, labels) = batch?;
+            let features = self
+                .backbone
+                .forward(&images.to_device(&self.device)?, Mode::Eval)?;
+            let logits = self.head.forward(&features, Mode::Eval)?;
+            let classes = logits.dims2()?.1;
+            let logits = logits.flatten_all()?.to_vec1::<f32>()?;
+            for (z, label) in logits.chunks_exact(classes).zip(labels) {
+                let (set, index) = ("test", seen);
+                let label = label.ok_or(EvalError::Unlabelled { set, index })?;
+                tally
+                    .add(z, label as usize)
+                    .ok_or(EvalError::LossNotFinite {
+                        key: "eval.finetune.lr",
+                        step: self.done,
+                        loss: f64::NAN,
+                        lr: self.schedule.lr(self.done),
+                    })?;
+                seen += 1;
+            }
+            progress(seen, test.len());
+        }
+        Ok(FinetuneReport {
+            top1: tally.top1(),
+            top5: tally.top5(),
+            label_fraction: self.label_fraction,
+            labelled_images: self.pack.len(),
+            steps: self.done,
+        })
+    }
+
+    /// Writes weights, statistics and momentum into `folder`: `model.safetensors`, with
+    /// torchvision's names, `fc` among them, and `optimizer.safetensors`.
+    ///
+    /// # Errors
+    /// [`EvalError::Model`] if a file cannot be written.
+    pub fn save(&self, folder: &Path) -> Result<()> {
+        // The classifier's layer is called `fc`, as torchvision's: it needs no prefix.
+        let modules = [
+            ("", self.backbone.parameters(), self.backbone.buffers()),
+            ("", self.head.parameters(), self.head.buffers()),
+        ];
+        save_state_dict(&folder.join(MODEL), &modules)?;
+        let momentum = self.optimizer.state()?;
+        Ok(save_tensors(&folder.join(OPTIMIZER), &momentum)?)
+    }
+
+    /// Goes on from what [`Finetune::save`] wrote after `done` steps.
+    ///
+    /// # Errors
+    /// [`EvalError::Model`] if a file cannot be read or is of another network,
+    /// [`EvalError::Checkpoint`] if it lacks tensors or `done` is past the last step.
+    pub fn restore(&mut self, folder: &Path, done: usize) -> Result<()> {
+        let bad = |reason| EvalError::Checkpoint {
+            path: folder.to_owned(),
+            reason,
+        };
+        if done > self.steps {
+            let steps = self.steps;
+            return Err(bad(format!("it has done {done} steps, of {steps} to do")));
+        }
+        let state = load_state_dict(&folder.join(MODEL))?;
+        let missing = [self.backbone.load(&state)?, self.head.load(&state)?]
+            .into_iter()
+            .flat_map(|report| report.missing)
+            .next();
+        if let Some(name) = missing {
+            return Err(bad(format!("it has no tensor {name}")));
+        }
+        let momentum = load_state_dict(&folder.join(OPTIMIZER))?;
+        self.optimizer.load_state(&momentum)?;
+        self.done = done;
+        Ok(())
+    }
+}

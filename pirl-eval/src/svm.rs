@@ -1,0 +1,287 @@
+//! One-versus-rest linear support vector machines, as VISSL and Goyal et al. (arXiv:1905.01235)
+//! judge features on VOC07 classification.
+//!
+//! For each class the cost is chosen by cross-validation on the training set, the machine is then
+//! trained on all of it, and its ranking of the test set is judged by average precision.
+
+use std::collections::BTreeMap;
+
+use pirl_model::Layer;
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{EvalError, Result};
+use crate::feature_set::{FeatureSet, LayerFeatures};
+use crate::presence::Presence;
+use crate::probe::same_layers;
+
+mod average_precision;
+mod folds;
+mod solver;
+
+use average_precision::{envelope, stepwise};
+use folds::stratified;
+use solver::{Problem, Solver};
+
+/// `[eval.svm]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SvmConfig {
+    /// Costs C that cross-validation chooses from; VISSL's eleven from 0.01 to 1000 by default.
+    pub costs: Vec<f64>,
+    /// Parts of the cross-validation, stratified and in the order of the pack; 3 by default.
+    pub folds: usize,
+    /// What the cost of a positive sample is multiplied by; 2 by default.
+    pub positive_weight: f64,
+    /// The machine is done when no multiplier could move further than this; 1e-4 by default.
+    pub tolerance: f64,
+    /// Passes after which it is taken as it is; 2000 by default.
+    pub max_passes: usize,
+}
+
+impl Default for SvmConfig {
+    fn default() -> Self {
+        Self {
+            costs: vec![
+                0.01, 0.1, 1.0, 2.0, 5.0, 10.0, 15.0, 20.0, 50.0, 100.0, 1000.0,
+            ],
+            folds: 3,
+            positive_weight: 2.0,
+            tolerance: 1e-4,
+            max_passes: 2000,
+        }
+    }
+}
+
+/// What support vector machines found. Average precisions are in percent.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct SvmReport {
+    /// Mean average precision at the best layer.
+    pub map: f64,
+    /// Average precision of each class there, by name.
+    pub per_class: BTreeMap<String, f64>,
+    /// Every layer's.
+    pub layers: BTreeMap<Layer, SvmLayer>,
+    /// The layer with the highest mean; of equal ones the lowest.
+    pub best: SvmBest,
+}
+
+/// The best layer of an [`SvmReport`].
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct SvmBest {
+    /// The layer.
+    pub layer: Layer,
+    /// Its mean average precision, in percent.
+    pub map: f64,
+}
+
+/// The machines of one layer.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct SvmLayer {
+    /// Mean average precision over the classes.
+    pub map: f64,
+    /// Average precision of each class, by name.
+    pub per_class: BTreeMap<String, f64>,
+    /// The cost chosen for each class, by name.
+    pub costs: BTreeMap<String, f64>,
+    /// Features of an image.
+    pub dim: usize,
+    /// Final machines that ran into `max_passes` before they were done.
+    pub unfinished: usize,
+}
+
+/// One-versus-rest linear support vector machines on every layer of frozen features.
+#[derive(Clone, Debug)]
+pub struct Svm {
+    config: SvmConfig,
+    seed: u64,
+}
+
+impl Svm {
+    /// The order in which the solver visits samples comes from `seed`.
+    ///
+    /// # Errors
+    /// [`EvalError::Setting`] for a setting outside its range.
+    pub fn new(config: SvmConfig, seed: u64) -> Result<Self> {
+        let positive = |x: f64| x > 0.0 && x.is_finite();
+        let costs = &config.costs;
+        let checks = [
+            (
+                "eval.svm.costs",
+                format!("{costs:?}"),
+                !costs.is_empty() && costs.iter().all(|cost| positive(*cost)),
+                "one or more numbers above 0",
+            ),
+            (
+                "eval.svm.folds",
+                config.folds.to_string(),
+                config.folds >= 2,
+                "at least 2",
+            ),
+            (
+                "eval.svm.positive_weight",
+                config.positive_weight.to_string(),
+                positive(config.positive_weight),
+                "a number above 0",
+            ),
+            (
+                "eval.svm.tolerance",
+                config.tolerance.to_string(),
+                positive(config.tolerance),
+                "a number above 0",
+            ),
+            (
+                "eval.svm.max_passes",
+                config.max_passes.to_string(),
+                config.max_passes > 0,
+                "at least 1",
+            ),
+        ];
+        for (key, found, fine, expected) in checks {
+            if !fine {
+                return Err(EvalError::Setting {
+                    key,
+                    found,
+                    expected,
+                });
+            }
+        }
+        Ok(Self { config, seed })
+    }
+
+    /// Trains on `train` and ranks `test`; the presences are those of the same packs. Calls
+    /// `progress` with the machines done (one for each class and layer) and those in all.
+    ///
+    /// In training an image with but difficult objects of a class counts as without it; in the test
+    /// it is left out for that class.
+    ///
+    /// # Errors
+    /// [`EvalError::Layers`] or [`EvalError::Shape`] if the sets cannot be compared or a presence
+    /// is of another set; [`EvalError::NoPositives`] for a class with fewer training images than
+    /// folds, or without a test image.
+    pub fn evaluate(
+        &self,
+        (train, train_presence): (&FeatureSet, &Presence),
+        (test, test_presence): (&FeatureSet, &Presence),
+        progress: &mut dyn FnMut(usize, usize),
+    ) -> Result<SvmReport> {
+        same_layers(train, test)?;
+        let names = train.class_names();
+        train_presence.check("training", train, self.config.folds)?;
+        test_presence.check("test", test, 1)?;
+        let total = names.len() * train.layers().len();
+        let mut done = 0;
+        let mut layers = BTreeMap::new();
+        for (train, test) in train.layers().iter().zip(test.layers()) {
+            let (learn, judge) = (normalised(train), normalised(test));
+            let mut layer = SvmLayer {
+                map: 0.0,
+                per_class: BTreeMap::new(),
+                costs: BTreeMap::new(),
+                dim: train.dim(),
+                unfinished: 0,
+            };
+            for (class, name) in names.iter().enumerate() {
+                let positive: Vec<bool> = train_presence.of(class).map(|p| p == 1).collect();
+                let problem = Problem {
+                    rows: &learn,
+                    dim: train.dim(),
+                    positive: &positive,
+                };
+                let cost = self.choose_cost(&problem);
+                let every: Vec<u32> = (0..train.rows() as u32).collect();
+                let machine = self.solver(cost).train(&problem, &every);
+                layer.unfinished += usize::from(!machine.finished);
+                let ranked: Vec<(f64, bool)> = test_presence
+                    .of(class)
+                    .zip(judge.chunks_exact(train.dim()))
+                    .filter(|(presence, _)| *presence >= 0)
+                    .map(|(presence, row)| (machine.score(row), presence == 1))
+                    .collect();
+                let precision = 100.0 * envelope(ranked);
+                layer.map += precision / names.len() as f64;
+                layer.per_class.insert(name.clone(), precision);
+                layer.costs.insert(name.clone(), cost);
+                done += 1;
+                progress(done, total);
+            }
+            layers.insert(train.layer(), layer);
+        }
+        let best = layers
+            .iter()
+            .map(|(layer, found)| SvmBest {
+                layer: *layer,
+                map: found.map,
+            })
+            .reduce(|best, next| if next.map > best.map { next } else { best });
+        let best = best.ok_or_else(|| EvalError::Layers {
+            train: train.describe(),
+            test: test.describe(),
+        })?;
+        Ok(SvmReport {
+            map: best.map,
+            per_class: layers
+                .get(&best.layer)
+                .map(|layer| layer.per_class.clone())
+                .unwrap_or_default(),
+            layers,
+            best,
+        })
+    }
+
+    /// The cost with the best mean average precision over the folds; of equal ones the first.
+    fn choose_cost(&self, problem: &Problem<'_>) -> f64 {
+        let config = &self.config;
+        let folds = stratified(problem.positive, config.folds);
+        let tasks: Vec<(usize, usize)> = (0..config.costs.len())
+            .flat_map(|cost| (0..config.folds).map(move |fold| (cost, fold)))
+            .collect();
+        let precisions: Vec<f64> = tasks
+            .par_iter()
+            .map(|&(cost, fold)| {
+                let split = |inside: bool| -> Vec<u32> {
+                    let rows = (0u32..).zip(&folds);
+                    rows.filter(|(_, f)| (**f == fold) == inside)
+                        .map(|(row, _)| row)
+                        .collect()
+                };
+                let machine = self
+                    .solver(config.costs[cost])
+                    .train(problem, &split(false));
+                let ranked = split(true).into_iter().map(|row| {
+                    let row = row as usize;
+                    (machine.score(problem.row(row)), problem.positive[row])
+                });
+                stepwise(ranked.collect())
+            })
+            .collect();
+        let means = precisions
+            .chunks_exact(config.folds)
+            .map(|fold| fold.iter().sum::<f64>() / config.folds as f64);
+        let scored = config.costs.iter().copied().zip(means);
+        let better = |best: (f64, f64), next: (f64, f64)| if next.1 > best.1 { next } else { best };
+        scored.reduce(better).map_or(1.0, |(cost, _)| cost)
+    }
+
+    fn solver(&self, cost: f64) -> Solver {
+        Solver {
+            cost,
+            positive_weight: self.config.positive_weight,
+            tolerance: self.config.tolerance,
+            max_passes: self.config.max_passes,
+            seed: self.seed,
+        }
+    }
+}
+
+/// x / (|x| + 1e-5), row by row: VISSL's `normalize`.
+fn normalised(features: &LayerFeatures) -> Vec<f32> {
+    let mut values = features.values().to_vec();
+    values.par_chunks_mut(features.dim()).for_each(|row| {
+        let squares: f64 = row.iter().map(|x| f64::from(*x).powi(2)).sum();
+        let scale = 1.0 / (squares.sqrt() + 1e-5);
+        row.iter_mut()
+            .for_each(|x| *x = (f64::from(*x) * scale) as f32);
+    });
+    values
+}

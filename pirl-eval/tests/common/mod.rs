@@ -1,0 +1,68 @@
+//! Packs of tiny images and a tiny network.
+#![allow(dead_code)] // each test file uses its share
+
+use std::fs;
+use std::path::Path;
+
+use candle_core::Device;
+use pirl_data::{EvalView, ImageFolder, Pack, PackOptions, pack};
+use pirl_model::{Arch, ModelConfig, ResNet, Stem};
+
+/// Side of the images.
+pub const SIDE: u32 = 16;
+
+/// Packs `count` images in turn of `classes` (or flat and unlabelled), their pixels by `pixels`,
+/// which is told the image's number.
+pub fn packed_with(
+    folder: &Path,
+    name: &str,
+    classes: &[&str],
+    count: u32,
+    pixels: impl Fn(u32) -> Vec<u8>,
+) -> Pack {
+    let images = folder.join(format!("{name}-images"));
+    for i in 0..count {
+        let class = classes
+            .get(i as usize % classes.len().max(1))
+            .unwrap_or(&"");
+        let to = images.join(class);
+        fs::create_dir_all(&to).unwrap();
+        let image = image::RgbImage::from_raw(SIDE, SIDE, pixels(i)).unwrap();
+        image.save(to.join(format!("{i:03}.png"))).unwrap();
+    }
+    let output = folder.join(name);
+    let source = ImageFolder::open(&images).unwrap();
+    pack(&source, &output, &PackOptions::default(), &mut |_, _| {}).unwrap();
+    Pack::open(&output).unwrap()
+}
+
+/// A pack of `count` images of the formula.
+pub fn packed(folder: &Path, name: &str, classes: &[&str], count: u32, seed: u32) -> Pack {
+    packed_with(folder, name, classes, count, |i| {
+        let pixels = benches::fill(seed + i, (SIDE * SIDE * 3) as usize);
+        pixels.iter().map(|x| (x * 127.0 + 128.0) as u8).collect()
+    })
+}
+
+pub fn config() -> ModelConfig {
+    ModelConfig {
+        arch: Arch::Resnet18,
+        width: 0.25,
+        stem: Stem::Small,
+        ..Default::default()
+    }
+}
+
+pub fn network(seed: u64) -> ResNet {
+    ResNet::new(&config(), seed, &Device::Cpu).unwrap()
+}
+
+pub fn view() -> EvalView {
+    EvalView {
+        resize: SIDE as usize,
+        crop: SIDE as usize,
+        stretch: false,
+        mean: [0.5; 3],
+        std: [0.25; 3],
+    }
+}

@@ -1,0 +1,225 @@
+//! Few labels, and fine-tuning on them.
+
+mod common;
+
+use common::{SIDE, network, packed, packed_with, view};
+use pirl_data::{DataConfig, ImageView, Pack, ViewConfig};
+use pirl_eval::{EvalError, Finetune, FinetuneConfig, LabelSubset};
+use pirl_model::{Backbone, ResNet};
+use tempfile::tempdir;
+
+const CLASSES: [&str; 3] = ["a", "b", "c"];
+
+#[test]
+fn a_subset_is_balanced_seeded_and_comes_back_from_its_list() {
+    let folder = tempdir().unwrap();
+    let pack = packed(folder.path(), "set", &CLASSES, 90, 1);
+    let subset = LabelSubset::balanced(&pack, 0.1, 7).unwrap();
+    assert_eq!((subset.indices().len(), subset.fraction()), (9, 0.1));
+    assert!(subset.indices().is_sorted_by(|a, b| a < b));
+    let chosen = subset.of(&pack).unwrap();
+    let labels = chosen.labels().unwrap();
+    for class in 0..3 {
+        assert_eq!(labels.iter().filter(|label| **label == class).count(), 3);
+    }
+    for (place, index) in subset.indices().iter().enumerate() {
+        assert_eq!(chosen.bytes(place), pack.bytes(*index as usize));
+    }
+    assert_eq!(subset, LabelSubset::balanced(&pack, 0.1, 7).unwrap());
+    assert_ne!(subset, LabelSubset::balanced(&pack, 0.1, 8).unwrap());
+    assert_eq!(
+        LabelSubset::parse(&subset.to_text(), &pack).unwrap(),
+        subset
+    );
+
+    let few = LabelSubset::balanced(&pack, 1e-9, 7).unwrap();
+    assert_eq!(few.indices().len(), 3);
+    let all = LabelSubset::balanced(&pack, 1.0, 7).unwrap();
+    assert_eq!(all.of(&pack).unwrap().fingerprint(), pack.fingerprint());
+}
+
+#[test]
+fn lists_and_fractions_that_cannot_be_used_are_refused() {
+    let folder = tempdir().unwrap();
+    let pack = packed(folder.path(), "set", &CLASSES, 9, 1);
+    for fraction in [0.0, -0.5, 1.5, f64::NAN] {
+        let error = LabelSubset::balanced(&pack, fraction, 0).unwrap_err();
+        assert!(error.to_string().contains("label_fraction"), "{error}");
+    }
+    let other = packed(folder.path(), "other", &CLASSES, 9, 50);
+    let foreign = LabelSubset::balanced(&other, 0.4, 0).unwrap().to_text();
+    for (text, wanted) in [
+        ("1\nx\n", "line 2: \"x\""),
+        (
+            "# note\n9\n",
+            "line 2: \"9\" is no number of an image, 0 to 8",
+        ),
+        ("-1\n", "line 1"),
+        ("3\n4\n3\n", "line 3: image 3 comes twice"),
+        ("# nothing\n\n", "no image"),
+        (foreign.as_str(), "line 1: the list is of the pack"),
+    ] {
+        let error = LabelSubset::parse(text, &pack).unwrap_err().to_string();
+        assert!(error.contains(wanted), "{error}");
+    }
+    let parsed = LabelSubset::parse("# mine\n4 # a comment\n\n2\n", &pack).unwrap();
+    assert_eq!(parsed.indices(), [2, 4]);
+    let flat = packed(folder.path(), "flat", &[], 9, 1);
+    assert!(matches!(
+        LabelSubset::balanced(&flat, 0.5, 0),
+        Err(EvalError::Unlabelled { index: 0, .. })
+    ));
+}
+
+/// Classes that differ in their brightest channel.
+fn coloured(folder: &std::path::Path, name: &str, count: u32) -> Pack {
+    packed_with(folder, name, &CLASSES, count, |i| {
+        let noise = benches::fill(i + 1, (SIDE * SIDE * 3) as usize);
+        let shade = |(at, x): (usize, &f32)| {
+            let own = at % 3 == i as usize % 3;
+            (x * 60.0 + if own { 160.0 } else { 90.0 }) as u8
+        };
+        noise.iter().enumerate().map(shade).collect()
+    })
+}
+
+fn finetune<'a>(backbone: &'a ResNet, pack: &Pack, config: &FinetuneConfig) -> Finetune<'a> {
+    let data = DataConfig {
+        image_size: SIDE as usize,
+        mean: [0.5; 3],
+        std: [0.25; 3],
+        ..Default::default()
+    };
+    let augment = ViewConfig {
+        scale: [0.5, 1.0],
+        jitter_probability: 0.0,
+        photometric: 0.0,
+        gray: 0.0,
+        ..Default::default()
+    };
+    let image_view = ImageView::new(&data, &augment).unwrap();
+    Finetune::new(
+        config,
+        backbone,
+        &common::config(),
+        pack.clone(),
+        image_view,
+        1,
+        5,
+    )
+    .unwrap()
+}
+
+fn quick() -> FinetuneConfig {
+    FinetuneConfig {
+        epochs: 6,
+        batch_size: 8,
+        lr: 0.05,
+        milestones: vec![4],
+        label_fraction: 0.5,
+        ..Default::default()
+    }
+}
+
+#[test]
+fn fine_tuning_learns_what_the_labels_say() {
+    let folder = tempdir().unwrap();
+    let (train, test) = (
+        coloured(folder.path(), "train", 48),
+        coloured(folder.path(), "test", 30),
+    );
+    let backbone = network(1);
+    let before = backbone.parameters().var().to_vec1::<f32>().unwrap();
+    let mut tuner = finetune(&backbone, &train, &quick());
+    assert_eq!((tuner.steps(), tuner.steps_per_epoch()), (36, 6));
+    let mut losses = Vec::new();
+    let mut pause = |done, loss| {
+        losses.push((done, loss));
+        false
+    };
+    tuner.train(&mut pause).unwrap();
+    assert_eq!((losses.len(), losses[35].0), (36, 36));
+    assert!((losses[0].1 - 3f64.ln()).abs() < 0.5, "{losses:?}");
+    assert!(losses[35].1 < 0.2, "{losses:?}");
+    let after = backbone.parameters().var().to_vec1::<f32>().unwrap();
+    assert!(
+        before.iter().zip(&after).filter(|(a, b)| a != b).count() > before.len() / 2,
+        "the whole network learns"
+    );
+
+    let mut told = Vec::new();
+    let mut progress = |done, total| told.push((done, total));
+    let report = tuner
+        .evaluate(&test, &view(), 16, 1, &mut progress)
+        .unwrap();
+    assert!(report.top1 > 95.0, "{report:?}");
+    assert_eq!((report.top5, report.steps), (100.0, 36));
+    assert_eq!((report.label_fraction, report.labelled_images), (0.5, 48));
+    assert_eq!(told, [(16, 30), (30, 30)]);
+}
+
+#[test]
+fn a_resumed_fine_tuning_is_the_very_same() {
+    let folder = tempdir().unwrap();
+    let train = coloured(folder.path(), "train", 24);
+    let weights = |backbone: &ResNet| backbone.parameters().var().to_vec1::<f32>().unwrap();
+    let whole = {
+        let backbone = network(1);
+        let mut tuner = finetune(&backbone, &train, &quick());
+        tuner.train(&mut |_, _| false).unwrap();
+        weights(&backbone)
+    };
+    let saved = folder.path().join("saved");
+    std::fs::create_dir(&saved).unwrap();
+    {
+        let backbone = network(1);
+        let mut tuner = finetune(&backbone, &train, &quick());
+        tuner.train(&mut |done, _| done == 7).unwrap(); // within an epoch
+        assert_eq!(tuner.done(), 7);
+        tuner.save(&saved).unwrap();
+    }
+    let backbone = network(2);
+    let mut tuner = finetune(&backbone, &train, &quick());
+    assert!(matches!(
+        tuner.restore(&saved, 100),
+        Err(EvalError::Checkpoint { .. })
+    ));
+    tuner.restore(&saved, 7).unwrap();
+    tuner.train(&mut |_, _| false).unwrap();
+    assert_eq!(weights(&backbone), whole);
+}
+
+#[test]
+fn settings_that_cannot_work_are_named() {
+    let folder = tempdir().unwrap();
+    let train = coloured(folder.path(), "train", 6);
+    let backbone = network(1);
+    let refused = |config: FinetuneConfig| {
+        let data = DataConfig {
+            image_size: 16,
+            ..Default::default()
+        };
+        let image_view = ImageView::new(&data, &ViewConfig::default()).unwrap();
+        let made = Finetune::new(
+            &config,
+            &backbone,
+            &common::config(),
+            train.clone(),
+            image_view,
+            1,
+            0,
+        );
+        made.err().unwrap().to_string()
+    };
+    let message = refused(quick());
+    assert!(
+        message.contains("eval.finetune.batch_size = 8 of 6 images"),
+        "{message}"
+    );
+    let message = refused(FinetuneConfig {
+        epochs: 0,
+        batch_size: 2,
+        ..quick()
+    });
+    assert!(message.contains("eval.finetune.epochs"), "{message}");
+}
