@@ -1,5 +1,10 @@
 //! The colour operations of Pillow's `ImageEnhance` and torchvision's `ColorJitter`.
 
+#![allow(
+    clippy::needless_range_loop,
+    reason = "one index over several arrays is what becomes vector code"
+)]
+
 use crate::Image;
 
 use super::lanes::{Block, Change, LANES, Visit, change, to_byte, vectorised, visit};

@@ -4,6 +4,11 @@
 //! last bit count. The arithmetic here is `f32` throughout, for twice the lanes, in an order that
 //! gives the same bytes: a test compares all colours and all HSV values.
 
+#![allow(
+    clippy::needless_range_loop,
+    reason = "one index over several arrays is what becomes vector code"
+)]
+
 use crate::Image;
 
 use super::color::is_gray;

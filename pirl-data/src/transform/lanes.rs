@@ -1,5 +1,10 @@
 //! Pixels in vectors: plain loops over blocks of 32 pixels, channels apart.
 
+#![allow(
+    clippy::needless_range_loop,
+    reason = "one index over several arrays is what becomes vector code"
+)]
+
 /// Pixels in a block: as many as bytes in a vector of AVX2.
 pub(super) const LANES: usize = 32;
 

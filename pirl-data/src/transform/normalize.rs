@@ -1,5 +1,10 @@
 //! From 8-bit pixels to normalised numbers, channels apart.
 
+#![allow(
+    clippy::needless_range_loop,
+    reason = "one index over several arrays is what becomes vector code"
+)]
+
 use crate::Image;
 
 use super::lanes::{Block, LANES, Visit, vectorised, visit};

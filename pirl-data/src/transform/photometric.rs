@@ -1,5 +1,10 @@
 //! The photometric operations of Pillow's `ImageOps` and `ImageEnhance.Sharpness`.
 
+#![allow(
+    clippy::needless_range_loop,
+    reason = "one index over several arrays is what becomes vector code"
+)]
+
 use crate::Image;
 
 use super::color::blend;
