@@ -42,6 +42,8 @@ pub(crate) enum DataCommand {
     Inspect(InspectArgs),
     /// Draw images, their crops and their shuffled patches as training sees them
     Preview(PreviewArgs),
+    /// Measure how fast the images of a pack become batches
+    Bench(DataBenchArgs),
     /// Compose scenes of the items of a pack, a detection data set in VOC's layout
     Compose(ComposeArgs),
 }
@@ -163,6 +165,31 @@ pub(crate) struct ComposeArgs {
     /// Seed of everything random
     #[arg(long, default_value_t = 0)]
     pub(crate) seed: u64,
+    /// Print one JSON object on standard output
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DataBenchArgs {
+    /// A shard, or the stem of a set of shards
+    pub(crate) pack: PathBuf,
+    /// Recipe whose batches are made
+    #[arg(
+        long,
+        value_name = "NAME|FILE.toml",
+        default_value = "imagenet-resnet50-jigsaw"
+    )]
+    pub(crate) recipe: String,
+    /// Change a setting of the recipe; may be repeated
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub(crate) settings: Vec<Setting>,
+    /// Threads, instead of the recipe's; 0 for one a core
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(0..=4096))]
+    pub(crate) workers: Option<u32>,
+    /// How long to measure, after the first batch
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) seconds: u32,
     /// Print one JSON object on standard output
     #[arg(long)]
     pub(crate) json: bool,

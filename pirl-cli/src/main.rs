@@ -53,6 +53,7 @@ fn run(command: Command) -> Result<()> {
         Command::Data(DataCommand::Pack(args)) => commands::data::pack(&args),
         Command::Data(DataCommand::Inspect(args)) => commands::data::inspect(&args),
         Command::Data(DataCommand::Preview(args)) => commands::preview::run(&args),
+        Command::Data(DataCommand::Bench(args)) => commands::bench::run(&args),
         Command::Data(DataCommand::Compose(args)) => commands::compose::run(&args),
         Command::Pretrain(args) => commands::pretrain::run(&args),
         Command::Eval(EvalCommand::Linear(args)) => commands::eval::linear(&args),

@@ -124,6 +124,8 @@ pub(crate) struct LoaderTable {
     pub(crate) workers: usize,
     /// Batches made ahead of the step that needs them.
     pub(crate) look_ahead: usize,
+    /// MiB that these hold together, at most, unless a single one is larger.
+    pub(crate) look_ahead_mib: usize,
     pub(crate) on_corrupt: OnCorrupt,
 }
 
@@ -212,6 +214,7 @@ impl Default for Recipe {
             loader: LoaderTable {
                 workers: 0,
                 look_ahead: 4,
+                look_ahead_mib: 1024,
                 on_corrupt: OnCorrupt::Skip,
             },
             log: LogConfig { every: 10 },
@@ -321,6 +324,7 @@ impl Recipe {
             ("bank.dim", self.bank.dim),
             ("train.batch_size", self.train.batch_size),
             ("loader.look_ahead", self.loader.look_ahead),
+            ("loader.look_ahead_mib", self.loader.look_ahead_mib),
             ("log.every", self.log.every as usize),
             ("checkpoint.keep", self.checkpoint.keep),
             ("eval.batch_size", self.eval.batch_size),

@@ -28,18 +28,25 @@ pub(crate) fn sniff(bytes: &[u8]) -> Option<Encoding> {
 ///
 /// A damaged or truncated image is an error here, never a picture with a grey lower half.
 pub(crate) fn decode(bytes: &[u8], encoding: Encoding) -> Result<Image, String> {
+    let mut image = Image::empty();
+    decode_into(bytes, encoding, &mut image)?;
+    Ok(image)
+}
+
+/// The same, into an image whose buffer is reused; after an error its content is of no use.
+pub(crate) fn decode_into(bytes: &[u8], encoding: Encoding, out: &mut Image) -> Result<(), String> {
     match encoding {
-        Encoding::Jpeg => decode_jpeg(bytes),
-        Encoding::Png => decode_png(bytes),
+        Encoding::Jpeg => decode_jpeg(bytes, out),
+        Encoding::Png => decode_png(bytes, out),
         Encoding::Mixed => match sniff(bytes) {
-            Some(encoding) => decode(bytes, encoding),
+            Some(encoding) => decode_into(bytes, encoding, out),
             None => Err("neither JPEG nor PNG".to_owned()),
         },
         Encoding::Raw {
             height,
             width,
             channels,
-        } => decode_raw(bytes, height as usize, width as usize, channels),
+        } => decode_raw(bytes, height as usize, width as usize, channels, out),
     }
 }
 
@@ -75,7 +82,7 @@ fn jpeg_options() -> DecoderOptions {
         .jpeg_set_out_colorspace(ColorSpace::RGB)
 }
 
-fn decode_jpeg(bytes: &[u8]) -> Result<Image, String> {
+fn decode_jpeg(bytes: &[u8], out: &mut Image) -> Result<(), String> {
     jpeg_is_whole(bytes)?;
     let options = jpeg_options();
     let mut decoder = JpegDecoder::new_with_options(ZCursor::new(bytes), options);
@@ -87,10 +94,13 @@ fn decode_jpeg(bytes: &[u8]) -> Result<Image, String> {
     let grey = decoder.input_colorspace() == Some(ColorSpace::Luma);
     if grey {
         decoder.set_options(options.jpeg_set_out_colorspace(ColorSpace::Luma));
+        let pixels = decoder.decode().map_err(|error| error.to_string())?;
+        return fill_grey(out, width, height, &pixels);
     }
-    let pixels = decoder.decode().map_err(|error| error.to_string())?;
-    let pixels = if grey { repeat_grey(&pixels) } else { pixels };
-    Image::new(width, height, pixels).map_err(|error| error.to_string())
+    make_room(out, width, height);
+    decoder
+        .decode_into(&mut out.pixels)
+        .map_err(|error| error.to_string())
 }
 
 /// Walks the markers up to the end-of-image one, which a truncated file lacks.
@@ -124,7 +134,7 @@ fn jpeg_is_whole(bytes: &[u8]) -> Result<(), String> {
     }
 }
 
-fn decode_png(bytes: &[u8]) -> Result<Image, String> {
+fn decode_png(bytes: &[u8], out: &mut Image) -> Result<(), String> {
     let decoder = image::codecs::png::PngDecoder::new(Cursor::new(bytes))
         .map_err(|error| error.to_string())?;
     let (width, height) = decoder.dimensions();
@@ -134,17 +144,29 @@ fn decode_png(bytes: &[u8]) -> Result<Image, String> {
         .map_err(|error| error.to_string())?
         .into_rgb8()
         .into_raw();
-    Image::new(width, height, pixels).map_err(|error| error.to_string())
+    *out = Image::new(width, height, pixels).map_err(|error| error.to_string())?;
+    Ok(())
 }
 
-fn decode_raw(bytes: &[u8], height: usize, width: usize, channels: u32) -> Result<Image, String> {
+fn decode_raw(
+    bytes: &[u8],
+    height: usize,
+    width: usize,
+    channels: u32,
+    out: &mut Image,
+) -> Result<(), String> {
     check_size(width, height)?;
-    let pixels = match channels {
-        1 => repeat_grey(bytes),
-        3 => bytes.to_vec(),
-        _ => return Err(format!("{channels} channels, expected 1 or 3")),
-    };
-    Image::new(width, height, pixels).map_err(|error| error.to_string())
+    match channels {
+        1 => fill_grey(out, width, height, bytes),
+        3 => {
+            out.width = width;
+            out.height = height;
+            out.pixels.clear();
+            out.pixels.extend_from_slice(bytes);
+            out.check().map_err(|error| error.to_string())
+        }
+        _ => Err(format!("{channels} channels, expected 1 or 3")),
+    }
 }
 
 fn check_size(width: usize, height: usize) -> Result<(), String> {
@@ -156,6 +178,24 @@ fn check_size(width: usize, height: usize) -> Result<(), String> {
     }
 }
 
-fn repeat_grey(grey: &[u8]) -> Vec<u8> {
-    grey.iter().flat_map(|value| [*value; 3]).collect()
+/// Gives `out` room for so many pixels.
+fn make_room(out: &mut Image, width: usize, height: usize) {
+    out.width = width;
+    out.height = height;
+    out.pixels.resize(width * height * 3, 0);
+}
+
+/// Repeats each value in three channels.
+fn fill_grey(out: &mut Image, width: usize, height: usize, grey: &[u8]) -> Result<(), String> {
+    if grey.len() != width * height {
+        return Err(format!(
+            "{} bytes of {width} x {height} grey pixels",
+            grey.len()
+        ));
+    }
+    make_room(out, width, height);
+    for (pixel, value) in out.pixels.chunks_exact_mut(3).zip(grey) {
+        pixel.fill(*value);
+    }
+    Ok(())
 }

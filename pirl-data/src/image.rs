@@ -28,6 +28,15 @@ impl Image {
         Ok(image)
     }
 
+    /// An image of no pixels, to be filled.
+    pub(crate) fn empty() -> Self {
+        Self {
+            width: 0,
+            height: 0,
+            pixels: Vec::new(),
+        }
+    }
+
     /// The fields are public, so they need not agree: operations that rely on it ask first.
     pub(crate) fn check(&self) -> Result<(), DataError> {
         let (width, height, found) = (self.width, self.height, self.pixels.len());

@@ -85,6 +85,7 @@ mod preview;
 mod random;
 mod scene;
 mod source;
+mod stages;
 pub mod transform;
 
 pub use config::{DataConfig, PretextConfig, PretextKind, ViewConfig};
@@ -99,4 +100,5 @@ pub use scene::{SceneConfig, SceneReport, compose_scenes};
 pub use source::{
     Cifar, Encoding, Idx, ImageFolder, List, RawSample, Source, Split, Voc, fetch_fashion_mnist,
 };
+pub use stages::Stages;
 pub use transform::{EvalBatches, EvalView, ImageView, Scratch, eval_batches};

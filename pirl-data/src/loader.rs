@@ -21,8 +21,12 @@ use rayon::prelude::*;
 
 use crate::pretext::Pretext;
 use crate::random::{Use, shuffle, stream};
+use crate::stages::{Stage, StageTotals};
 use crate::transform::{ImageView, Scratch, thread_pool};
-use crate::{DataError, Pack};
+use crate::{DataError, Image, Pack, Stages};
+
+/// A page of memory, at least.
+const PAGE: usize = 4096;
 
 /// Batches made at the same time.
 const LANES: usize = 2;
@@ -43,9 +47,10 @@ pub struct LoaderConfig {
     pub batch_size: usize,
     /// Threads; 0 for one a core.
     pub workers: usize,
-    /// Batches made ahead of the one in use: the bound on memory. At least 1; for 1 there are 2, one
-    /// in each lane.
+    /// Batches made ahead of the one in use. At least 1; for 1 there are 2, one in each lane.
     pub look_ahead: usize,
+    /// MiB that those batches hold together, at most, unless a single one is larger. At least 1.
+    pub look_ahead_mib: usize,
     /// Seed of the order and of every sample.
     pub seed: u64,
     /// What to do with a sample that cannot be decoded.
@@ -53,12 +58,13 @@ pub struct LoaderConfig {
 }
 
 impl Default for LoaderConfig {
-    /// Batches of 256, a thread a core, 4 ahead, seed 0, corrupt samples skipped.
+    /// Batches of 256, a thread a core, 4 ahead and 1 GiB at most, seed 0, corrupt samples skipped.
     fn default() -> Self {
         Self {
             batch_size: 256,
             workers: 0,
             look_ahead: 4,
+            look_ahead_mib: 1024,
             seed: 0,
             on_corrupt: OnCorrupt::Skip,
         }
@@ -85,6 +91,7 @@ pub struct Batch {
 pub struct Loader {
     work: Arc<Work>,
     look_ahead: usize,
+    lanes: usize,
 }
 
 impl fmt::Debug for Loader {
@@ -120,6 +127,12 @@ impl Loader {
                 reason: "at least 1 batch must be made ahead".into(),
             });
         }
+        if config.look_ahead_mib == 0 {
+            return Err(DataError::Setting {
+                key: "loader.look_ahead_mib",
+                reason: "at least 1 MiB must be allowed".into(),
+            });
+        }
         // Indices travel as u32, as the rows of the bank do.
         if u32::try_from(pack.len()).is_err() {
             return Err(DataError::Setting {
@@ -129,8 +142,11 @@ impl Loader {
         }
         // A task without views (NPID) needs no transformed batch.
         let pretext = pretext.filter(|pretext| pretext.views() > 0);
+        let batch = batch_bytes(&view, pretext.as_deref(), config.batch_size);
+        let fit = (config.look_ahead_mib.saturating_mul(1 << 20) / batch).max(1);
         Ok(Self {
-            look_ahead: config.look_ahead,
+            look_ahead: config.look_ahead.min(fit),
+            lanes: LANES.min(fit),
             work: Arc::new(Work {
                 pool: thread_pool("pirl-loader", config.workers)?,
                 pack,
@@ -139,6 +155,7 @@ impl Loader {
                 batch_size: config.batch_size,
                 seed: config.seed,
                 on_corrupt: config.on_corrupt,
+                totals: StageTotals::default(),
             }),
         })
     }
@@ -146,6 +163,16 @@ impl Loader {
     /// Whole batches in the pack; what is left over waits for the next epoch's order.
     pub fn steps_per_epoch(&self) -> usize {
         self.work.pack.len() / self.work.batch_size
+    }
+
+    /// Measures, from now on, on what the threads spend their time.
+    pub fn measure(&self) {
+        self.work.totals.run();
+    }
+
+    /// What was measured since [`Loader::measure`]; all zero without it.
+    pub fn stages(&self) -> Stages {
+        self.work.totals.stages()
     }
 
     /// The batches of `epoch` from its step `start_step` on: those that a whole epoch would yield
@@ -157,9 +184,10 @@ impl Loader {
         let order = Arc::new(self.work.order(epoch));
         let stop = Arc::new(AtomicBool::new(false));
         let mut lanes = Vec::with_capacity(LANES);
-        for lane in 0..LANES.min(steps.saturating_sub(start_step)) {
+        let count = self.lanes.min(steps.saturating_sub(start_step));
+        for lane in 0..count {
             // Each lane holds one batch in the making and its share of those ahead.
-            let ahead = (self.look_ahead + LANES - 1 - lane) / LANES;
+            let ahead = (self.look_ahead + self.lanes - 1 - lane) / self.lanes;
             let (sender, receiver) = bounded(ahead.saturating_sub(1));
             let task = Lane {
                 work: Arc::clone(&self.work),
@@ -167,6 +195,7 @@ impl Loader {
                 stop: Arc::clone(&stop),
                 epoch,
                 steps: (start_step + lane, steps),
+                stride: self.lanes,
                 sender,
             };
             let thread = Builder::new()
@@ -271,9 +300,10 @@ struct Work {
     batch_size: usize,
     seed: u64,
     on_corrupt: OnCorrupt,
+    totals: StageTotals,
 }
 
-/// Every other batch of an epoch.
+/// Every so many batches of an epoch, one.
 struct Lane {
     work: Arc<Work>,
     order: Arc<Vec<u32>>,
@@ -281,12 +311,16 @@ struct Lane {
     epoch: u64,
     /// From this step to before that one.
     steps: (usize, usize),
+    /// From one batch to the next.
+    stride: usize,
     sender: Sender<Result<Batch, DataError>>,
 }
 
 impl Lane {
     fn run(self) {
-        for step in (self.steps.0..self.steps.1).step_by(LANES) {
+        self.call_for(self.steps.0);
+        for step in (self.steps.0..self.steps.1).step_by(self.stride) {
+            self.call_for(step + self.stride);
             let batch = catch_unwind(AssertUnwindSafe(|| {
                 self.work.batch(&Turn {
                     order: &self.order,
@@ -307,11 +341,43 @@ impl Lane {
             }
         }
     }
+
+    /// Has the samples of a step read from the disk, before its turn.
+    fn call_for(&self, step: usize) {
+        let size = self.work.batch_size;
+        for index in self.order.iter().skip(step.saturating_mul(size)).take(size) {
+            self.work.pack.will_need(*index as usize);
+        }
+    }
 }
 
 thread_local! {
     /// A worker's room to work in, kept from sample to sample.
-    static SCRATCH: RefCell<Scratch> = RefCell::default();
+    static ROOM: RefCell<Room> = RefCell::default();
+}
+
+/// A decoded sample, and what making views of it needs.
+struct Room {
+    decoded: Image,
+    scratch: Scratch,
+}
+
+impl Default for Room {
+    fn default() -> Self {
+        Self {
+            decoded: Image::empty(),
+            scratch: Scratch::default(),
+        }
+    }
+}
+
+/// Bytes of a batch's numbers.
+fn batch_bytes(view: &ImageView, pretext: Option<&dyn Pretext>, batch_size: usize) -> usize {
+    let squares = |views: usize, side: usize| views.saturating_mul(side * side);
+    let image = squares(1, view.size());
+    let views = pretext.map_or(0, |pretext| squares(pretext.views(), pretext.view_size()));
+    let numbers = image.saturating_add(views).saturating_mul(3);
+    numbers.saturating_mul(batch_size * size_of::<f32>()).max(1)
 }
 
 /// What a worker finds out about a sample beside its pixels.
@@ -427,14 +493,26 @@ impl Work {
         transformed: &mut [f32],
     ) -> Result<u32, DataError> {
         let views = || {
-            let decoded = self.pack.decode(index as usize)?;
-            let mut rng = stream(self.seed, Use::Sample, epoch, index.into());
-            SCRATCH.with_borrow_mut(|scratch| {
-                self.view.apply(&decoded, &mut rng, scratch, image)?;
-                match &self.pretext {
-                    Some(pretext) => pretext.apply(&decoded, &mut rng, scratch, transformed),
-                    None => Ok(0),
+            ROOM.with_borrow_mut(|Room { decoded, scratch }| {
+                if self.totals.running() {
+                    scratch.watch.start();
+                    let bytes = self.pack.bytes(index as usize).unwrap_or_default();
+                    // The first touch of a page waits for it.
+                    std::hint::black_box(bytes.iter().step_by(PAGE).fold(0, |a, b| a ^ b));
+                    scratch.watch.lap(Stage::Read);
                 }
+                self.pack.decode_into(index as usize, decoded)?;
+                scratch.watch.lap(Stage::Decode);
+                let mut rng = stream(self.seed, Use::Sample, epoch, index.into());
+                self.view.apply(decoded, &mut rng, scratch, image)?;
+                let target = match &self.pretext {
+                    Some(pretext) => pretext.apply(decoded, &mut rng, scratch, transformed)?,
+                    None => 0,
+                };
+                if self.totals.running() {
+                    self.totals.add(&mut scratch.watch);
+                }
+                Ok(target)
             })
         };
         catch_unwind(AssertUnwindSafe(views)).unwrap_or_else(|panic| {

@@ -65,6 +65,7 @@ fn config(batch_size: usize, workers: usize, look_ahead: usize) -> LoaderConfig 
         batch_size,
         workers,
         look_ahead,
+        look_ahead_mib: 1024,
         seed: 11,
         on_corrupt: OnCorrupt::Fail,
     }

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
-pub(crate) use plan::Plan;
+pub(crate) use plan::{Plan, loader, pretext};
 pub(crate) use step::{Learner, Losses};
 
 use crate::checkpoint::{Checkpoints, State};

@@ -45,25 +45,7 @@ impl Plan {
         }
         let pack = Arc::new(pack);
         let pretext = pretext(&recipe)?;
-        let workers = match recipe.loader.workers {
-            0 => std::thread::available_parallelism().map_or(1, usize::from),
-            workers => workers,
-        };
-        let loader = Loader::new(
-            Arc::clone(&pack),
-            ImageView::new(&recipe.data, &recipe.transform.image)?,
-            pretext.clone(),
-            LoaderConfig {
-                batch_size: recipe.train.batch_size,
-                workers,
-                look_ahead: recipe.loader.look_ahead,
-                seed: recipe.seed,
-                on_corrupt: match recipe.loader.on_corrupt {
-                    OnCorrupt::Skip => pirl_data::OnCorrupt::Skip,
-                    OnCorrupt::Fail => pirl_data::OnCorrupt::Fail,
-                },
-            },
-        )?;
+        let loader = loader(&recipe, &pack, pretext.clone())?;
         let steps_per_epoch = loader.steps_per_epoch() as u64;
         let schedule = Schedule::new(
             &recipe.schedule,
@@ -99,8 +81,36 @@ impl Plan {
     }
 }
 
+/// What makes the batches of `recipe` from `pack`.
+pub(crate) fn loader(
+    recipe: &Recipe,
+    pack: &Arc<Pack>,
+    pretext: Option<Arc<dyn Pretext>>,
+) -> Result<Loader> {
+    let workers = match recipe.loader.workers {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        workers => workers,
+    };
+    Ok(Loader::new(
+        Arc::clone(pack),
+        ImageView::new(&recipe.data, &recipe.transform.image)?,
+        pretext,
+        LoaderConfig {
+            batch_size: recipe.train.batch_size,
+            workers,
+            look_ahead: recipe.loader.look_ahead,
+            look_ahead_mib: recipe.loader.look_ahead_mib,
+            seed: recipe.seed,
+            on_corrupt: match recipe.loader.on_corrupt {
+                OnCorrupt::Skip => pirl_data::OnCorrupt::Skip,
+                OnCorrupt::Fail => pirl_data::OnCorrupt::Fail,
+            },
+        },
+    )?)
+}
+
 /// The transformation, unless the recipe has no use for one.
-fn pretext(recipe: &Recipe) -> Result<Option<Arc<dyn Pretext>>> {
+pub(crate) fn pretext(recipe: &Recipe) -> Result<Option<Arc<dyn Pretext>>> {
     let covariant = recipe.loss.kind == LossKind::Covariant;
     let none = recipe.pretext.kind == pirl_data::PretextKind::None;
     if recipe.loss.kind == LossKind::Supervised {

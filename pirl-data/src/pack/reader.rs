@@ -192,7 +192,20 @@ impl Pack {
     /// # Errors
     /// [`DataError::Decode`] when the bytes are damaged, [`DataError::Index`] past the end.
     pub fn decode(&self, index: usize) -> Result<Image, DataError> {
-        self.decoded(index, crate::decode::decode)
+        let mut image = Image::empty();
+        self.decode_into(index, &mut image)?;
+        Ok(image)
+    }
+
+    /// The same as [`Pack::decode`], into an image whose buffer is reused. After an error its
+    /// content is of no use.
+    ///
+    /// # Errors
+    /// As [`Pack::decode`].
+    pub fn decode_into(&self, index: usize, image: &mut Image) -> Result<(), DataError> {
+        self.decoded(index, |bytes, encoding| {
+            crate::decode::decode_into(bytes, encoding, image)
+        })
     }
 
     /// Width and height of sample `index`, from its header alone.
@@ -206,7 +219,7 @@ impl Pack {
     fn decoded<T>(
         &self,
         index: usize,
-        decode: fn(&[u8], Encoding) -> Result<T, String>,
+        decode: impl FnOnce(&[u8], Encoding) -> Result<T, String>,
     ) -> Result<T, DataError> {
         let bytes = self.bytes(index).ok_or(DataError::Index {
             index,
@@ -216,6 +229,13 @@ impl Pack {
             name: format!("sample {index} of {}", self.name().display()),
             reason,
         })
+    }
+
+    /// Tells the system that sample `index` is about to be read, so that the disk can begin.
+    pub(crate) fn will_need(&self, index: usize) {
+        if let Some((shard, sample)) = self.locate(index) {
+            shard.will_need(sample);
+        }
     }
 
     /// `count` samples drawn without replacement and without regard to class, in the order of the

@@ -12,6 +12,9 @@ use super::schema::{self, Description, Extent};
 use crate::objects::is_box;
 use crate::{DataError, Encoding, Objects};
 
+/// Samples of at least so many bytes are called for ahead of their use.
+const WILL_NEED: usize = 16 << 10;
+
 /// One file. The ranges are of bytes in `map` and were checked against its length.
 #[derive(Debug)]
 pub(super) struct Shard {
@@ -125,6 +128,21 @@ impl Shard {
     pub(super) fn sample(&self, index: usize) -> Option<&[u8]> {
         let range = span(slice(&self.map, &self.offsets), index)?;
         slice(&self.map, &self.bytes).get(range)
+    }
+
+    /// Has the system read a sample; small ones are left to its own reading ahead.
+    pub(super) fn will_need(&self, index: usize) {
+        let Some(sample) = self.sample(index) else {
+            return;
+        };
+        // Advice alone: where it is not taken, the bytes are read when they are touched.
+        #[cfg(unix)]
+        if sample.len() >= WILL_NEED {
+            let start = sample.as_ptr().addr() - self.map.as_ptr().addr();
+            let _ = self
+                .map
+                .advise_range(memmap2::Advice::WillNeed, start, sample.len());
+        }
     }
 
     pub(super) fn label(&self, index: usize) -> Option<u32> {

@@ -5,6 +5,7 @@ use rand::Rng;
 use super::Pretext;
 use crate::config::{DataConfig, PretextConfig, ViewConfig};
 use crate::random::{below, shuffle};
+use crate::stages::Stage;
 use crate::transform::{
     Augment, Normalize, RandomResizedCrop, Scratch, check_output, cut, quarter_turns,
 };
@@ -114,6 +115,7 @@ impl Pretext for Jigsaw {
             part,
             spare,
             order,
+            watch,
         } = scratch;
         if self.turned {
             image.check()?;
@@ -122,11 +124,14 @@ impl Pretext for Jigsaw {
         } else {
             cut(&self.crop, image, self.crop_size, rng, resizer, whole)?;
         }
+        watch.lap(Stage::Resample);
         let label = self.draw_order(rng, order);
         for (cell, out) in order.iter().zip(out.chunks_exact_mut(patch_len)) {
             self.cut_patch(whole, *cell, rng, part);
             self.augment.apply(part, rng, spare);
+            watch.lap(Stage::Photometric);
             self.normalize.write(part, out);
+            watch.lap(Stage::Write);
         }
         Ok(label)
     }

@@ -4,6 +4,7 @@ use rand::Rng;
 
 use super::Pretext;
 use crate::random::below;
+use crate::stages::Stage;
 use crate::transform::{ImageView, Scratch, check_output, quarter_turns};
 use crate::{DataError, Image};
 
@@ -45,7 +46,9 @@ impl Pretext for Rotation {
         self.view.draw(image, rng, scratch)?;
         let turns = below(rng, TURNS) as u32;
         quarter_turns(&scratch.crop, turns, &mut scratch.part);
+        scratch.watch.lap(Stage::Photometric);
         self.view.normalize().write(&scratch.part, out);
+        scratch.watch.lap(Stage::Write);
         Ok(turns)
     }
 }

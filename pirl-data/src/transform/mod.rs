@@ -18,6 +18,7 @@ mod color;
 mod crop;
 mod eval_view;
 mod hue;
+mod lanes;
 mod normalize;
 mod orient;
 mod photometric;

@@ -1,8 +1,14 @@
 //! The photometric operations of Pillow's `ImageOps` and `ImageEnhance.Sharpness`.
 
+#![allow(
+    clippy::needless_range_loop,
+    reason = "one index over several arrays is what becomes vector code"
+)]
+
 use crate::Image;
 
 use super::color::blend;
+use super::lanes::vectorised;
 
 /// Keeps the `bits` highest bits of every value; 8 and more change nothing.
 pub fn posterize(image: &mut Image, bits: u32) {
@@ -87,24 +93,31 @@ pub fn sharpness(image: &mut Image, factor: f32, spare: &mut Vec<u8>) {
     }
     spare.clear();
     spare.extend_from_slice(&image.pixels);
-    for (y, out) in image.pixels.chunks_exact_mut(row).enumerate() {
-        if y == 0 || y + 1 >= height {
-            continue;
-        }
-        let window = &spare[(y - 1) * row..(y + 2) * row];
-        let inner = row - 6;
+    let inside = image.pixels.chunks_exact_mut(row).skip(1).take(height - 2);
+    for (out, window) in inside.zip(spare.windows(3 * row).step_by(row)) {
+        sharpen_row(window, row, factor, &mut out[3..row - 3]);
+    }
+}
+
+vectorised! {
+    /// The inner pixels of a row, of the rows around it: three of `row` bytes.
+    fn sharpen_row(window: &[u8], row: usize, factor: f32, out: &mut [u8]) {
+        let inner = out.len();
         // Nine slices of one length: a bound that the compiler can see once.
-        let tap = |line: usize, shift: usize| &window[line * row + shift..][..inner];
-        let (a, b, c) = (tap(0, 0), tap(0, 3), tap(0, 6));
-        let (d, e, f) = (tap(1, 0), tap(1, 3), tap(1, 6));
-        let (g, h, i) = (tap(2, 0), tap(2, 3), tap(2, 6));
-        for (x, value) in out[3..][..inner].iter_mut().enumerate() {
-            let ring = [a, b, c, d, f, g, h, i].map(|tap| u16::from(tap[x]));
-            let sum = ring.iter().sum::<u16>() + 5 * u16::from(e[x]);
+        let (above, rest) = window.split_at(row);
+        let (middle, below) = rest.split_at(row);
+        let (a, b, c) = (&above[..inner], &above[3..][..inner], &above[6..][..inner]);
+        let (d, e, f) = (&middle[..inner], &middle[3..][..inner], &middle[6..][..inner]);
+        let (g, h, i) = (&below[..inner], &below[3..][..inner], &below[6..][..inner]);
+        for x in 0..inner {
+            let up = u16::from(a[x]) + u16::from(b[x]) + u16::from(c[x]);
+            let down = u16::from(g[x]) + u16::from(h[x]) + u16::from(i[x]);
+            let sides = u16::from(d[x]) + u16::from(f[x]);
+            let sum = up + down + sides + 5 * u16::from(e[x]);
             // sum / 13 rounded, which has no ties: 5042 / 2^16 is 1 / 13 closely enough for all
             // sums up to 255 * 13.
-            let smooth = ((u32::from(sum + 6) * 5042) >> 16) as u8;
-            *value = blend(smooth, *value, factor);
+            let smooth = (u32::from(sum + 6) * 5042) >> 16;
+            out[x] = blend(smooth as f32, out[x], factor);
         }
     }
 }

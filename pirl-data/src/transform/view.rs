@@ -4,6 +4,7 @@ use rand::Rng;
 
 use super::{Augment, Crop, Normalize, RandomResizedCrop, Resizer, resize};
 use crate::config::{DataConfig, Table, ViewConfig};
+use crate::stages::{Stage, Stopwatch};
 use crate::{DataError, Image};
 
 /// Buffers that making a view works in. Keep one for each thread: nothing is allocated once they
@@ -18,21 +19,18 @@ pub struct Scratch {
     /// What an operation needs beside the image it works on.
     pub(crate) spare: Vec<u8>,
     pub(crate) order: Vec<usize>,
+    pub(crate) watch: Stopwatch,
 }
 
 impl Default for Scratch {
     fn default() -> Self {
-        let empty = Image {
-            width: 0,
-            height: 0,
-            pixels: Vec::new(),
-        };
         Self {
             resizer: Resizer::default(),
-            crop: empty.clone(),
-            part: empty,
+            crop: Image::empty(),
+            part: Image::empty(),
             spare: Vec::new(),
             order: Vec::new(),
+            watch: Stopwatch::default(),
         }
     }
 }
@@ -98,6 +96,7 @@ impl ImageView {
         check_output(out, 3 * self.size * self.size)?;
         self.draw(image, rng, scratch)?;
         self.normalize.write(&scratch.crop, out);
+        scratch.watch.lap(Stage::Write);
         Ok(())
     }
 
@@ -116,8 +115,10 @@ impl ImageView {
             &mut scratch.resizer,
             &mut scratch.crop,
         )?;
+        scratch.watch.lap(Stage::Resample);
         self.augment
             .apply(&mut scratch.crop, rng, &mut scratch.spare);
+        scratch.watch.lap(Stage::Photometric);
         Ok(())
     }
 }

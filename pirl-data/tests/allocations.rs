@@ -1,0 +1,110 @@
+//! What making a sample allocates once its buffers have grown: no pixels.
+
+mod common;
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use common::{Samples, jpeg, picture};
+use pirl_data::{
+    DataConfig, Encoding, Image, ImageView, Pack, PackOptions, PretextConfig, Scratch, ViewConfig,
+    build_pretext, pack, transform,
+};
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+
+/// The system's allocator, which remembers how many requests there were and the largest.
+struct Watched;
+
+static REQUESTS: AtomicUsize = AtomicUsize::new(0);
+static LARGEST: AtomicUsize = AtomicUsize::new(0);
+
+// SAFETY: every call goes on to the system's allocator as it came.
+unsafe impl GlobalAlloc for Watched {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        REQUESTS.fetch_add(1, Ordering::SeqCst);
+        LARGEST.fetch_max(layout.size(), Ordering::SeqCst);
+        // SAFETY: the caller keeps `alloc`'s contract.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: the caller keeps `dealloc`'s contract; the block is the system's.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Watched = Watched;
+
+/// Requests made by `work`, and the largest, in bytes.
+fn watch(work: impl FnOnce()) -> (usize, usize) {
+    REQUESTS.store(0, Ordering::SeqCst);
+    LARGEST.store(0, Ordering::SeqCst);
+    work();
+    (
+        REQUESTS.load(Ordering::SeqCst),
+        LARGEST.load(Ordering::SeqCst),
+    )
+}
+
+// One test, so that no other thread allocates beside it.
+#[test]
+fn a_sample_in_the_steady_state_allocates_no_pixels() {
+    let mut image = picture(224, 224);
+    let mut spare = Vec::new();
+    let mut operations = |image: &mut Image| {
+        transform::brightness(image, 1.2);
+        transform::contrast(image, 0.8);
+        transform::saturation(image, 1.3);
+        transform::hue(image, 0.1);
+        transform::posterize(image, 6);
+        transform::sharpness(image, 1.4, &mut spare);
+        transform::solarize(image, 200);
+        transform::autocontrast(image);
+        transform::flip(image);
+        transform::grayscale(image);
+    };
+    operations(&mut image);
+    let mut image = picture(224, 224);
+    let (requests, _) = watch(|| operations(&mut image));
+    assert_eq!(requests, 0);
+
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("photographs");
+    let (width, height) = (500, 375);
+    let source = Samples {
+        samples: vec![(jpeg(&picture(width, height)), Encoding::Jpeg, None)],
+        class_names: Vec::new(),
+        objects: None,
+        first: 0,
+    };
+    pack(&source, &path, &PackOptions::default(), &mut |_, _| {}).unwrap();
+    let pack = Pack::open(&path).unwrap();
+    let data = DataConfig::default();
+    let view = ImageView::new(&data, &ViewConfig::default()).unwrap();
+    let jigsaw = PretextConfig::default();
+    let jigsaw = build_pretext(&jigsaw, &data, &ViewConfig::patch(), 0).unwrap();
+    let mut decoded = pack.decode(0).unwrap();
+    let mut scratch = Scratch::default();
+    let mut seen = vec![0.0; 3 * 224 * 224];
+    let mut patches = vec![0.0; 9 * 3 * 64 * 64];
+    let mut rng = ChaCha8Rng::seed_from_u64(0);
+    let mut views = |decoded: &Image| {
+        view.apply(decoded, &mut rng, &mut scratch, &mut seen)
+            .unwrap();
+        jigsaw
+            .apply(decoded, &mut rng, &mut scratch, &mut patches)
+            .unwrap();
+    };
+    // Crops of all sizes, so that every buffer has grown.
+    (0..200).for_each(|_| views(&decoded));
+    // fast_image_resize makes its tables of weights anew: a few numbers for each row and column.
+    let (requests, largest) = watch(|| views(&decoded));
+    assert!(largest < 32 << 10, "{requests} requests, {largest} bytes");
+    // zune-jpeg makes its tables and rows anew, but not the image.
+    let (requests, largest) = watch(|| pack.decode_into(0, &mut decoded).unwrap());
+    let pixels = width * height * 3;
+    assert!(largest < pixels / 2, "{requests} requests, {largest} bytes");
+    eprintln!("decoding: {requests} requests, {largest} bytes at most");
+}
