@@ -4,6 +4,7 @@ pub(crate) mod compose;
 pub(crate) mod data;
 pub(crate) mod eval;
 pub(crate) mod export;
+pub(crate) mod inspect;
 pub(crate) mod pretrain;
 pub(crate) mod preview;
 pub(crate) mod recipes;
