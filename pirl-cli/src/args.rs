@@ -121,6 +121,9 @@ pub(crate) enum Format {
 pub(crate) struct InspectArgs {
     /// A shard, or the stem of a set of shards
     pub(crate) pack: PathBuf,
+    /// Decode every image and compare checksums; fail when anything is damaged
+    #[arg(long)]
+    pub(crate) verify: bool,
     /// Print one JSON object on standard output
     #[arg(long)]
     pub(crate) json: bool,

@@ -51,7 +51,7 @@ fn run(command: Command) -> Result<()> {
     match command {
         Command::Data(DataCommand::Fetch(args)) => commands::data::fetch(&args),
         Command::Data(DataCommand::Pack(args)) => commands::data::pack(&args),
-        Command::Data(DataCommand::Inspect(args)) => commands::data::inspect(&args),
+        Command::Data(DataCommand::Inspect(args)) => commands::inspect::run(&args),
         Command::Data(DataCommand::Preview(args)) => commands::preview::run(&args),
         Command::Data(DataCommand::Bench(args)) => commands::bench::run(&args),
         Command::Data(DataCommand::Compose(args)) => commands::compose::run(&args),

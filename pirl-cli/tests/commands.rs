@@ -60,6 +60,23 @@ fn a_pack_is_described() {
         serde_json::json!({ "0": 4, "1": 3 })
     );
     assert_eq!(described["encoding"], "png");
+    assert!(described["verified"].is_null());
+    let verified = &bench.json(&["data", "inspect", "pack", "--verify"])["verified"];
+    assert_eq!(verified["fingerprint"], described["fingerprint"]);
+    assert_eq!(verified["encodings"], serde_json::json!({ "png": 7 }));
+    assert_eq!(verified["shorter_sides"], serde_json::json!({ "16": 7 }));
+    let mut bytes = fs::read(bench.path("pack.safetensors")).unwrap();
+    let png = bytes
+        .windows(4)
+        .position(|window| window == b"IDAT")
+        .unwrap();
+    bytes[png + 9] ^= 0xFF;
+    fs::write(bench.path("damaged.safetensors"), bytes).unwrap();
+    let message = bench.fails(&["data", "inspect", "damaged", "--verify"]);
+    assert!(
+        message.contains("sample 0") && message.contains("bytes have changed"),
+        "{message}"
+    );
     bench
         .pirl(&["data", "inspect", "pack.safetensors"])
         .success();

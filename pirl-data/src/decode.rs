@@ -2,12 +2,13 @@
 
 use std::io::Cursor;
 
-use image::ImageDecoder;
+use image::{DynamicImage, ImageDecoder};
 use zune_jpeg::JpegDecoder;
 use zune_jpeg::zune_core::bytestream::ZCursor;
 use zune_jpeg::zune_core::colorspace::ColorSpace;
 use zune_jpeg::zune_core::options::DecoderOptions;
 
+use crate::orientation::{make_upright, upright_size};
 use crate::{Encoding, Image};
 
 /// Images with more pixels than this are refused before anything is allocated for them.
@@ -24,7 +25,18 @@ pub(crate) fn sniff(bytes: &[u8]) -> Option<Encoding> {
     }
 }
 
-/// Decodes to 8-bit RGB: grey is repeated, 16 bits become 8, alpha is dropped.
+/// The encoding of a sample in a pack of `encoding`; damaged bytes stay [`Encoding::Mixed`].
+pub(crate) fn of_sample(bytes: &[u8], encoding: Encoding) -> Encoding {
+    match encoding {
+        Encoding::Mixed => sniff(bytes).unwrap_or(Encoding::Mixed),
+        encoding => encoding,
+    }
+}
+
+/// Decodes to 8-bit RGB as Pillow's `ImageOps.exif_transpose(image).convert("RGB")` does: grey is
+/// repeated, palettes are looked up, alpha is dropped, CMYK is converted without a colour profile,
+/// and an orientation in the Exif data is applied. Of 16 bits the upper 8 are kept, in grey images
+/// too, which Pillow would clip at 255.
 ///
 /// A damaged or truncated image is an error here, never a picture with a grey lower half.
 pub(crate) fn decode(bytes: &[u8], encoding: Encoding) -> Result<Image, String> {
@@ -50,20 +62,23 @@ pub(crate) fn decode_into(bytes: &[u8], encoding: Encoding, out: &mut Image) -> 
     }
 }
 
-/// Width and height, read from the header alone.
+/// Width and height of the decoded image, read from the header alone.
 pub(crate) fn size(bytes: &[u8], encoding: Encoding) -> Result<(usize, usize), String> {
     match encoding {
         Encoding::Jpeg => {
             let mut decoder = JpegDecoder::new_with_options(ZCursor::new(bytes), jpeg_options());
             let headers = decoder.decode_headers();
             headers.map_err(|error| error.to_string())?;
-            Ok(decoder.dimensions().ok_or("no size in its header")?)
+            let size = decoder.dimensions().ok_or("no size in its header")?;
+            Ok(upright_size(size, decoder.exif().map(Vec::as_slice)))
         }
         Encoding::Png => {
-            let decoder = image::codecs::png::PngDecoder::new(Cursor::new(bytes))
+            let mut decoder = image::codecs::png::PngDecoder::new(Cursor::new(bytes))
                 .map_err(|error| error.to_string())?;
             let (width, height) = decoder.dimensions();
-            Ok((width as usize, height as usize))
+            let exif = decoder.exif_metadata().unwrap_or_default();
+            let size = (width as usize, height as usize);
+            Ok(upright_size(size, exif.as_deref()))
         }
         Encoding::Mixed => match sniff(bytes) {
             Some(encoding) => size(bytes, encoding),
@@ -95,12 +110,15 @@ fn decode_jpeg(bytes: &[u8], out: &mut Image) -> Result<(), String> {
     if grey {
         decoder.set_options(options.jpeg_set_out_colorspace(ColorSpace::Luma));
         let pixels = decoder.decode().map_err(|error| error.to_string())?;
-        return fill_grey(out, width, height, &pixels);
+        fill_grey(out, width, height, &pixels)?;
+    } else {
+        make_room(out, width, height);
+        decoder
+            .decode_into(&mut out.pixels)
+            .map_err(|error| error.to_string())?;
     }
-    make_room(out, width, height);
-    decoder
-        .decode_into(&mut out.pixels)
-        .map_err(|error| error.to_string())
+    make_upright(out, decoder.exif().map(Vec::as_slice));
+    Ok(())
 }
 
 /// Walks the markers up to the end-of-image one, which a truncated file lacks.
@@ -135,16 +153,26 @@ fn jpeg_is_whole(bytes: &[u8]) -> Result<(), String> {
 }
 
 fn decode_png(bytes: &[u8], out: &mut Image) -> Result<(), String> {
-    let decoder = image::codecs::png::PngDecoder::new(Cursor::new(bytes))
+    let mut decoder = image::codecs::png::PngDecoder::new(Cursor::new(bytes))
         .map_err(|error| error.to_string())?;
     let (width, height) = decoder.dimensions();
     let (width, height) = (width as usize, height as usize);
     check_size(width, height)?;
-    let pixels = image::DynamicImage::from_decoder(decoder)
-        .map_err(|error| error.to_string())?
-        .into_rgb8()
-        .into_raw();
+    // Exif that cannot be read is none, as in a JPEG.
+    let exif = decoder.exif_metadata().unwrap_or_default();
+    let image = DynamicImage::from_decoder(decoder).map_err(|error| error.to_string())?;
+    let pixels = match image {
+        DynamicImage::ImageLuma16(_)
+        | DynamicImage::ImageLumaA16(_)
+        | DynamicImage::ImageRgb16(_)
+        | DynamicImage::ImageRgba16(_) => {
+            let deep = image.into_rgb16().into_raw();
+            deep.into_iter().map(|value| (value >> 8) as u8).collect()
+        }
+        _ => image.into_rgb8().into_raw(),
+    };
     *out = Image::new(width, height, pixels).map_err(|error| error.to_string())?;
+    make_upright(out, exif.as_deref());
     Ok(())
 }
 

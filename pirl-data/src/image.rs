@@ -1,4 +1,4 @@
-use crate::DataError;
+use crate::{DataError, Encoding};
 
 /// A decoded image: 8-bit RGB, rows from top to bottom.
 ///
@@ -35,6 +35,18 @@ impl Image {
             height: 0,
             pixels: Vec::new(),
         }
+    }
+
+    /// Decodes a JPEG or PNG file to 8-bit RGB, upright.
+    ///
+    /// # Errors
+    /// [`DataError::Decode`] when the bytes are damaged or of another format, or have more than
+    /// 100 million pixels.
+    pub fn decode(bytes: &[u8]) -> Result<Self, DataError> {
+        crate::decode::decode(bytes, Encoding::Mixed).map_err(|reason| DataError::Decode {
+            name: format!("an image of {} bytes", bytes.len()),
+            reason,
+        })
     }
 
     /// The fields are public, so they need not agree: operations that rely on it ask first.

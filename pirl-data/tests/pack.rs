@@ -574,3 +574,47 @@ fn subsets_are_seeded_ordered_and_have_their_own_fingerprint() {
         whole.fingerprint()
     );
 }
+
+#[test]
+fn verifying_decodes_all_and_finds_a_changed_byte() {
+    let images = mixed_folder();
+    let source = ImageFolder::open(images.path()).unwrap();
+    let dir = TempDir::new().unwrap();
+    let options = PackOptions {
+        shard_bytes: 20_000,
+        ..PackOptions::default()
+    };
+    let report = write(&source, &dir.path().join("set"), &options);
+    let open = || Pack::open(dir.path().join("set")).unwrap();
+    let verify = || open().verify(&mut |_, _| {}, &|| false).unwrap();
+    let found = verify();
+    assert!(found.broken.is_empty());
+    assert_eq!(found.fingerprint, report.fingerprint);
+    assert_eq!(found.encodings["jpeg"] + found.encodings["png"], 52);
+    assert_eq!(found.encodings["png"], 10);
+    assert_eq!(found.shorter_sides.values().sum::<usize>(), 52);
+    assert_eq!(found.side_range, (20, 49));
+    assert_eq!(
+        found.shorter_sides.keys().copied().collect::<Vec<_>>(),
+        [16, 32]
+    );
+
+    // One byte in the middle of one sample's data.
+    let path = &report.shards[1];
+    let mut bytes = fs::read(path).unwrap();
+    let (header, metadata) = SafeTensors::read_metadata(&bytes).unwrap();
+    let samples = metadata.info("bytes").unwrap().data_offsets;
+    let at = 8 + header + (samples.0 + samples.1) / 2;
+    bytes[at] ^= 0x10;
+    fs::write(path, bytes).unwrap();
+    assert_ne!(verify().fingerprint, report.fingerprint);
+    assert!(
+        open()
+            .subset(5, 0)
+            .unwrap()
+            .verify(&mut |_, _| {}, &|| false)
+            .is_err()
+    );
+    let stopped = open().verify(&mut |_, _| {}, &|| true);
+    assert!(matches!(stopped, Err(DataError::Stopped { .. })));
+}

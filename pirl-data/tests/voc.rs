@@ -327,3 +327,21 @@ fn samples_that_cannot_stand_in_one_pack() {
         assert!(error.to_string().contains(expected), "{error}");
     }
 }
+
+#[test]
+fn verifying_finds_objects_that_leave_their_image() {
+    let dir = TempDir::new().unwrap();
+    let path = with_objects(dir.path());
+    let verify = || Pack::open(&path).unwrap().verify(&mut |_, _| {}, &|| false);
+    assert!(verify().unwrap().broken.is_empty());
+    let mut file = fs::read(&path).unwrap();
+    let (header, metadata) = SafeTensors::read_metadata(&file).unwrap();
+    let at = 8 + header + metadata.info("boxes").unwrap().data_offsets.0 + 16 + 8;
+    file[at..at + 4].copy_from_slice(&2.5_f32.to_le_bytes());
+    fs::write(&path, file).unwrap();
+    let found = verify().unwrap();
+    assert_eq!(found.broken.len(), 1);
+    assert_eq!(found.broken[0].name, "sample 1");
+    assert!(found.broken[0].reason.contains("object 1"), "{found:?}");
+    assert_ne!(found.fingerprint, Pack::open(&path).unwrap().fingerprint());
+}

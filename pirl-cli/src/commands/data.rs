@@ -1,16 +1,15 @@
-//! `pirl data fetch`, `pack` and `inspect`.
+//! `pirl data fetch` and `pack`.
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use pirl_data::{
-    Cifar, DataError, Idx, ImageFolder, List, Pack, PackOptions, PackReport, Source, Split, Voc,
+    Cifar, DataError, Idx, ImageFolder, List, PackOptions, PackReport, Source, Split, Voc,
     fetch_fashion_mnist,
 };
 use serde_json::json;
 
-use crate::args::{DataSet, FetchArgs, Format, InspectArgs, PackArgs};
+use crate::args::{DataSet, FetchArgs, Format, PackArgs};
 use crate::interrupt::{Interrupt, Interrupted};
 use crate::output::{print, print_json};
 use crate::progress::Progress;
@@ -142,109 +141,6 @@ fn shown(paths: &[PathBuf]) -> String {
     paths.join(", ")
 }
 
-pub(crate) fn inspect(args: &InspectArgs) -> Result<()> {
-    let pack = Pack::open(&args.pack)?;
-    let images = pack.labels().map(|labels| counts(labels.into_iter()));
-    let objects = pack.has_objects().then(|| ObjectCounts::of(&pack));
-    let bytes = bytes_of(pack.paths())?;
-    if args.json {
-        return print_json(&json!({
-            "images": pack.len(),
-            "labelled": images.is_some(),
-            "classes": pack.class_names(),
-            "images_per_class": images,
-            "objects": objects.as_ref().map(|objects| objects.total),
-            "objects_per_class": objects.as_ref().map(|objects| &objects.per_class),
-            "difficult_per_class": objects.as_ref().map(|objects| &objects.difficult),
-            "encoding": pack.encoding().to_string(),
-            "source": pack.source(),
-            "fingerprint": pack.fingerprint(),
-            "shards": pack.paths(),
-            "bytes": bytes,
-        }));
-    }
-    let mut text = format!(
-        "images       {}\nencoding     {}\nsource       {}\nfingerprint  {}\nshards       {} ({})\n",
-        pack.len(),
-        pack.encoding(),
-        pack.source(),
-        pack.fingerprint(),
-        pack.paths().len(),
-        mebibytes(bytes)
-    );
-    let per_class = |of: &dyn Fn(u32) -> String| -> String {
-        let names = pack.class_names().iter().enumerate();
-        names
-            .map(|(label, name)| format!("\n  {label:>4}  {name}  {}", of(label as u32)))
-            .collect()
-    };
-    let count = |counts: &BTreeMap<u32, usize>, label| counts.get(&label).copied().unwrap_or(0);
-    let classes = pack.class_names().len();
-    text.push_str(&match (images, objects) {
-        (Some(images), _) => format!(
-            "classes      {classes}{}",
-            per_class(&|label| count(&images, label).to_string())
-        ),
-        (None, Some(objects)) => format!(
-            "objects      {}\nclasses      {classes} (objects, difficult ones among them){}",
-            objects.total,
-            per_class(&|label| format!(
-                "{} {}",
-                count(&objects.per_class, label),
-                count(&objects.difficult, label)
-            ))
-        ),
-        (None, None) => "labels       none".to_owned(),
-    });
-    print(&text)
-}
-
-/// What is annotated in a pack.
-struct ObjectCounts {
-    total: usize,
-    per_class: BTreeMap<u32, usize>,
-    /// Those hard to recognise, which `per_class` counts too.
-    difficult: BTreeMap<u32, usize>,
-}
-
-impl ObjectCounts {
-    fn of(pack: &Pack) -> Self {
-        let objects = || (0..pack.len()).filter_map(|index| pack.objects(index));
-        let labels = |only_difficult: bool| {
-            objects().flat_map(move |objects| {
-                let wanted = objects.iter().filter(|object| object.2 || !only_difficult);
-                wanted.map(|object| object.1).collect::<Vec<_>>()
-            })
-        };
-        Self {
-            total: objects().map(|objects| objects.len()).sum(),
-            per_class: counts(labels(false)),
-            difficult: counts(labels(true)),
-        }
-    }
-}
-
-fn counts(labels: impl Iterator<Item = u32>) -> BTreeMap<u32, usize> {
-    let mut counts = BTreeMap::new();
-    for label in labels {
-        *counts.entry(label).or_default() += 1;
-    }
-    counts
-}
-
-fn bytes_of(paths: &[impl AsRef<Path>]) -> Result<u64> {
-    paths
-        .iter()
-        .map(AsRef::as_ref)
-        .map(|path| {
-            let metadata = std::fs::metadata(path);
-            Ok(metadata
-                .with_context(|| format!("cannot read {}", path.display()))?
-                .len())
-        })
-        .sum()
-}
-
-fn mebibytes(bytes: u64) -> String {
+pub(super) fn mebibytes(bytes: u64) -> String {
     format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
 }

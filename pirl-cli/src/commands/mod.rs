@@ -6,6 +6,7 @@ pub(crate) mod data;
 pub(crate) mod detect;
 pub(crate) mod eval;
 pub(crate) mod export;
+pub(crate) mod inspect;
 pub(crate) mod pretrain;
 pub(crate) mod preview;
 pub(crate) mod recipes;

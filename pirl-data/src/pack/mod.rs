@@ -8,11 +8,13 @@ mod reader;
 mod run;
 mod schema;
 mod shard;
+mod verify;
 mod writer;
 
 pub use options::{PackOptions, PackReport, Skipped};
 pub use reader::Pack;
 pub use run::pack;
+pub use verify::Verification;
 
 /// Temporary files are made for their owner alone; what they are renamed to is for everyone the
 /// folder lets in.

@@ -176,7 +176,7 @@ impl Pack {
     /// 32 hexadecimal digits that depend on the class names and on the encoding, label,
     /// objects and bytes of every sample, and not on how they are cut into shards.
     ///
-    /// It was computed while packing, and is not checked against the samples here.
+    /// It was computed while packing; [`Pack::verify`] compares it with the samples.
     pub fn fingerprint(&self) -> &str {
         &self.fingerprint
     }
@@ -297,6 +297,10 @@ impl Pack {
             chosen: Some(chosen.into()),
             fingerprint: format!("{:032x}", xxh3_128(&identity)),
         })
+    }
+
+    pub(super) fn is_subset(&self) -> bool {
+        self.chosen.is_some()
     }
 
     fn name(&self) -> &Path {

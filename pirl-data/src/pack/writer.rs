@@ -99,10 +99,7 @@ impl Writer {
             let annotated = shard.has_objects();
             for index in 0..shard.samples() {
                 let bytes = shard.sample(index).unwrap_or_default();
-                let encoding = match description.encoding {
-                    Encoding::Mixed => crate::decode::sniff(bytes).unwrap_or(Encoding::Mixed),
-                    encoding => encoding,
-                };
+                let encoding = crate::decode::of_sample(bytes, description.encoding);
                 let (label, objects) = (shard.label(index), shard.objects(index));
                 self.fingerprint
                     .sample(encoding, label, objects.as_ref(), bytes);

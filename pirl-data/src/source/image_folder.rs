@@ -11,7 +11,7 @@ use crate::DataError;
 /// and everything below it belongs to it; a class may have no images. A folder with an image at its
 /// top is not labelled, and [`ImageFolder::unlabelled`] reads any tree so. Files are found by
 /// their extension (`.jpg`, `.jpeg`, `.png` in any case) and ordered by path; names that begin with
-/// a dot are passed over, links are followed. The EXIF orientation is not applied.
+/// a dot are passed over, links are followed.
 #[derive(Clone, Debug)]
 pub struct ImageFolder {
     root: PathBuf,

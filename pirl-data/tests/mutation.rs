@@ -1,0 +1,201 @@
+//! Damaged files: whatever the bytes, no panic, no hang, and no memory that the bytes do not justify.
+//!
+//! The mutations are seeded. `PIRL_MUTATIONS` sets how many there are of each kind, by default
+//! 10,000 packs, 10,000 images and 2,000 files of each other format.
+
+mod common;
+#[path = "../fuzz/parsers.rs"]
+mod parsers;
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::fs;
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use common::{Samples, jpeg, list_dir, picture, png};
+use pirl_data::{Encoding, Objects, PackOptions, Source, pack};
+use rand::{Rng, RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use tempfile::TempDir;
+
+/// A hundred million pixels, the most an image may have, take 300 MB; decoders hold them once more
+/// on the way, or as much as the PNG decoder's own limit of 512 MiB.
+const MEMORY: usize = 1 << 30;
+/// Ten times what the largest allowed image takes on a busy machine.
+const TIME: Duration = Duration::from_secs(60);
+
+/// Bytes in use, and the most since the last look.
+struct Counting;
+static USED: AtomicUsize = AtomicUsize::new(0);
+static PEAK: AtomicUsize = AtomicUsize::new(0);
+
+// SAFETY: both methods pass on to the system's allocator, with the arguments that the caller
+// promises are right for them; counting allocates nothing.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        let used = USED.fetch_add(layout.size(), Ordering::Relaxed) + layout.size();
+        PEAK.fetch_max(used, Ordering::Relaxed);
+        // SAFETY: see above.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        USED.fetch_sub(layout.size(), Ordering::Relaxed);
+        // SAFETY: see above.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// How many mutations of each kind.
+fn mutations(default: usize) -> usize {
+    let wanted = std::env::var("PIRL_MUTATIONS").ok();
+    wanted.map_or(default, |count| count.parse().expect("a number"))
+}
+
+/// Changes a file in one to four ways.
+fn mutate(rng: &mut ChaCha8Rng, files: &[Vec<u8>]) -> Vec<u8> {
+    let mut bytes = files[rng.random_range(0..files.len())].clone();
+    for _ in 0..rng.random_range(1..=4) {
+        if bytes.is_empty() {
+            break;
+        }
+        let at = rng.random_range(0..bytes.len());
+        let end = (at + rng.random_range(1..=16_usize)).min(bytes.len());
+        match rng.random_range(0..9) {
+            0 => bytes[at] ^= 1 << rng.random_range(0..8),
+            1 => bytes[at] = rng.random(),
+            2 => bytes[at] = [0, 1, 0x7F, 0x80, 0xFE, 0xFF][rng.random_range(0..6)],
+            3 => bytes[at..end].fill(0xFF),
+            4 => rng.fill_bytes(&mut bytes[at..end]),
+            5 => bytes.truncate(at),
+            6 => drop(bytes.drain(at..end)),
+            7 => {
+                let part = bytes[at..end].to_vec();
+                bytes.splice(at..at, part);
+            }
+            // A number in text stays one: a header with another length or offset.
+            _ => {
+                let digits = bytes.iter().enumerate().filter(|(_, b)| b.is_ascii_digit());
+                let places: Vec<usize> = digits.map(|(place, _)| place).collect();
+                if let Some(place) = places.get(at % places.len().max(1)) {
+                    bytes[*place] = b'0' + rng.random_range(0..10_u8);
+                }
+            }
+        }
+    }
+    bytes
+}
+
+/// Runs a parser on mutations of `files`, and looks at its time and memory.
+fn survive(
+    name: &str,
+    files: &[Vec<u8>],
+    count: usize,
+    seed: u64,
+    parse: impl Fn(&mut ChaCha8Rng, Vec<u8>),
+) {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    for number in 0..count {
+        let bytes = mutate(&mut rng, files);
+        let before = USED.load(Ordering::Relaxed);
+        PEAK.store(before, Ordering::Relaxed);
+        let started = Instant::now();
+        parse(&mut rng, bytes);
+        let taken = PEAK.load(Ordering::Relaxed).saturating_sub(before);
+        let time = started.elapsed();
+        assert!(taken < MEMORY, "{name} {number} took {taken} bytes");
+        assert!(time < TIME, "{name} {number} took {time:?}");
+    }
+}
+
+/// Corrects the checksums of a PNG, without which most damage goes no further than those.
+fn mend(png: &mut [u8]) {
+    let mut at = 8;
+    while let Some(length) = png.get(at..at + 4) {
+        let length = u32::from_be_bytes(length.try_into().unwrap()) as usize;
+        let Some(end) = (at + 8)
+            .checked_add(length)
+            .filter(|end| end + 4 <= png.len())
+        else {
+            return;
+        };
+        let mut crc = flate2::Crc::new();
+        crc.update(&png[at + 4..end]);
+        png[end..end + 4].copy_from_slice(&crc.sum().to_be_bytes());
+        at = end + 4;
+    }
+}
+
+/// The files in a folder with this ending.
+fn files(folder: &Path, ending: &str) -> Vec<Vec<u8>> {
+    let names = list_dir(folder).into_iter();
+    let names = names.filter(|name| name.ends_with(ending));
+    names
+        .map(|name| fs::read(folder.join(name)).unwrap())
+        .collect()
+}
+
+/// Packs of every kind: raw and labelled, encoded, with objects.
+fn packs() -> Vec<Vec<u8>> {
+    let dir = TempDir::new().unwrap();
+    let write = |name: &str, source: &dyn Source| {
+        let output = dir.path().join(name);
+        pack(source, &output, &PackOptions::default(), &mut |_, _| {}).unwrap();
+    };
+    write("raw", &Samples::raw(5, 3));
+    let mut encoded = Samples::raw(2, 0);
+    encoded.samples[0] = (jpeg(&picture(9, 7)), Encoding::Jpeg, None);
+    encoded.samples[1] = (png(&picture(9, 7)), Encoding::Png, None);
+    write("mixed", &encoded);
+    let mut annotated = Samples::raw(3, 2);
+    annotated
+        .samples
+        .iter_mut()
+        .for_each(|sample| sample.2 = None);
+    let mut objects = Objects::default();
+    objects.push([0.0, 0.0, 2.0, 1.0], 1, true);
+    objects.push([0.5, 0.0, 2.0, 2.0], 0, false);
+    annotated.objects = Some(vec![objects.clone(), Objects::default(), objects]);
+    write("objects", &annotated);
+    files(dir.path(), ".safetensors")
+}
+
+// One test, for the memory is counted for the whole process.
+#[test]
+fn no_file_is_trusted() {
+    let many = mutations(10_000);
+    survive("pack", &packs(), many, 1, |_, bytes| parsers::pack(&bytes));
+
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/decode");
+    let images = [files(&golden, ".jpg"), files(&golden, ".png")].concat();
+    assert!(images.len() > 30);
+    survive("image", &images, many, 2, |rng, mut bytes| {
+        if bytes.starts_with(b"\x89PNG") && rng.random() {
+            mend(&mut bytes);
+        }
+        parsers::image(&bytes);
+    });
+
+    let few = mutations(2_000);
+    let annotation = "<annotation><object><name>dog</name><difficult>0</difficult><bndbox>\
+        <xmin>48</xmin><ymin>240.5</ymin><xmax>195</xmax><ymax>371</ymax></bndbox></object>\
+        <object><name>cat</name><part><name>head</name></part><bndbox><xmin>1</xmin><ymin>2</ymin>\
+        <xmax>3</xmax><ymax>4</ymax></bndbox></object></annotation>";
+    let text = vec![annotation.as_bytes().to_vec()];
+    survive("voc", &text, few, 3, |_, bytes| parsers::voc(&bytes));
+    let list = b"a/1.jpg\t3\nb/2.jpg\t0\n# more\na b.jpg\t11\n".to_vec();
+    let names = b"a/1.jpg\tdog\nb/2.jpg\tcat\n".to_vec();
+    survive("list", &[list, names], few, 4, |_, bytes| {
+        parsers::list(&bytes)
+    });
+    let idx = [&b"\0\0\x08\x03\0\0\0\x01\0\0\0\x02\0\0\0\x03"[..], &[7; 6]].concat();
+    survive("idx", &[idx], few, 5, |_, bytes| parsers::idx(&bytes));
+    let record = [vec![3; 3073], vec![9; 3073]].concat();
+    survive("cifar", &[record], few, 6, |_, bytes| {
+        parsers::cifar(&bytes)
+    });
+}
