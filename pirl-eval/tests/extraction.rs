@@ -3,10 +3,9 @@
 mod common;
 
 use std::fs;
-use std::path::Path;
 
-use candle_core::{Device, Tensor};
-use common::{SIDE, network, packed, view};
+use candle_core::Tensor;
+use common::{network, packed, view};
 use pirl_data::{
     DataError, Encoding, Objects, Pack, PackOptions, RawSample, Source, eval_batches, pack,
 };
@@ -14,7 +13,7 @@ use pirl_eval::{
     EvalError, Extraction, FeatureCache, FeatureSet, LayerFeatures, Pool, Presence, check_packs,
     extract_features, feature_bytes, recompute_batch_norm, weights_fingerprint,
 };
-use pirl_model::{Arch, Backbone, Layer, Mode, ModelConfig, ResNet, Stem};
+use pirl_model::{Backbone, Layer, Mode, ResNet};
 
 fn extraction(batch_size: usize) -> Extraction {
     Extraction {
@@ -188,8 +187,8 @@ fn the_size_of_features_is_known_before_they_are_read() {
 #[test]
 fn presence_is_told_from_objects_and_from_labels() {
     let folder = tempfile::tempdir().unwrap();
-    let pack = packed(folder.path(), "labelled", &["a", "b"], 5, 1);
-    let presence = Presence::of_pack(&pack, "training").unwrap();
+    let labelled = packed(folder.path(), "labelled", &["a", "b"], 5, 1);
+    let presence = Presence::of_pack(&labelled, "training").unwrap();
     assert_eq!(presence.of(0).collect::<Vec<_>>(), [1, 1, 1, 0, 0]);
     assert_eq!(presence.of(1).collect::<Vec<_>>(), [0, 0, 0, 1, 1]);
     let flat = packed(folder.path(), "flat", &[], 2, 1);

@@ -9,11 +9,11 @@ use pirl_data::{EvalView, ImageFolder, Pack, PackOptions, pack};
 use pirl_model::{Arch, ModelConfig, ResNet, Stem};
 
 /// Side of the images.
-pub const SIDE: u32 = 16;
+pub(crate) const SIDE: u32 = 16;
 
 /// Packs `count` images in turn of `classes` (or flat and unlabelled), their pixels by `pixels`,
 /// which is told the image's number.
-pub fn packed_with(
+pub(crate) fn packed_with(
     folder: &Path,
     name: &str,
     classes: &[&str],
@@ -37,14 +37,14 @@ pub fn packed_with(
 }
 
 /// A pack of `count` images of the formula.
-pub fn packed(folder: &Path, name: &str, classes: &[&str], count: u32, seed: u32) -> Pack {
+pub(crate) fn packed(folder: &Path, name: &str, classes: &[&str], count: u32, seed: u32) -> Pack {
     packed_with(folder, name, classes, count, |i| {
         let pixels = benches::fill(seed + i, (SIDE * SIDE * 3) as usize);
         pixels.iter().map(|x| (x * 127.0 + 128.0) as u8).collect()
     })
 }
 
-pub fn config() -> ModelConfig {
+pub(crate) fn config() -> ModelConfig {
     ModelConfig {
         arch: Arch::Resnet18,
         width: 0.25,
@@ -53,11 +53,11 @@ pub fn config() -> ModelConfig {
     }
 }
 
-pub fn network(seed: u64) -> ResNet {
+pub(crate) fn network(seed: u64) -> ResNet {
     ResNet::new(&config(), seed, &Device::Cpu).unwrap()
 }
 
-pub fn view() -> EvalView {
+pub(crate) fn view() -> EvalView {
     EvalView {
         resize: SIDE as usize,
         crop: SIDE as usize,
