@@ -1,10 +1,12 @@
 //! Files that are whole or absent.
 
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::{self, Cursor, Write};
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use image::{ImageFormat, RgbImage};
+use pirl_data::Image;
 
 /// Writes `bytes` beside `path`, syncs them and renames them to it, so that whatever stood there
 /// stays whole until the new content is on the disk.
@@ -23,6 +25,18 @@ pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
         sync_folder(folder)
     };
     write().with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// Writes a picture as PNG, whole or not at all.
+pub(crate) fn write_png(path: &Path, image: Image) -> Result<()> {
+    let (width, height) = (u32::try_from(image.width)?, u32::try_from(image.height)?);
+    let picture = RgbImage::from_raw(width, height, image.pixels)
+        .context("the picture's pixels do not fill it")?;
+    let mut png = Cursor::new(Vec::new());
+    picture
+        .write_to(&mut png, ImageFormat::Png)
+        .context("encoding a picture as PNG")?;
+    write_whole(path, png.get_ref())
 }
 
 /// Makes a rename or a new file inside `folder` last.

@@ -95,6 +95,14 @@ fn a_detector_is_trained_tested_and_resumed() {
     let found = fs::read(bench.path("whole/detections.json")).unwrap();
     assert!(serde_json::from_slice::<Value>(&found).unwrap().is_array());
 
+    for (picture, least) in [("detections.png", 320), ("precision_recall.png", 480)] {
+        let picture = image::open(bench.path("whole").join(picture)).unwrap();
+        assert!(
+            picture.width() >= least && picture.height() >= 200,
+            "{picture:?}"
+        );
+    }
+
     let whole = rows(&bench, "whole");
     let steps: Vec<_> = whole
         .iter()

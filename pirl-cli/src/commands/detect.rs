@@ -5,10 +5,10 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::Device;
-use pirl_data::{Objects, Pack};
+use pirl_data::{Image, Objects, Pack};
 use pirl_eval::detect::{
-    DetectStep, DetectTrainer, Detection, VocReport, check_detection_packs, coco_metrics,
-    voc_metrics,
+    DetectStep, DetectTrainer, Detection, DetectionPanel, VocReport, check_detection_packs,
+    coco_metrics, detection_sheet, precision_recall_chart, voc_metrics,
 };
 use pirl_eval::weights_fingerprint;
 use serde::{Deserialize, Serialize};
@@ -16,7 +16,7 @@ use serde_json::{Map, Value, json};
 
 use crate::args::DetectArgs;
 use crate::checkpoint::{Checkpoints, MODEL, OPTIMIZER, State};
-use crate::files::write_whole;
+use crate::files::{write_png, write_whole};
 use crate::interrupt::{Interrupt, Interrupted};
 use crate::metrics::{Logged, Metrics};
 use crate::output::{print, print_json};
@@ -227,8 +227,37 @@ impl Run<'_> {
             let found = serde_json::to_string(&self.coco_results(&report.detections))
                 .context("writing the detections as JSON")?;
             write_whole(&folder.path().join("detections.json"), found.as_bytes())?;
+            let curves = folder.path().join("precision_recall.png");
+            write_png(&curves, precision_recall_chart(&report.voc))?;
+            let sheet = self.sheet(&report.detections)?;
+            write_png(&folder.path().join("detections.png"), sheet)?;
         }
         Ok(report)
+    }
+
+    /// Test images, evenly over the set, with their objects and what was found with some confidence.
+    fn sheet(&self, detections: &[Vec<Detection>]) -> Result<Image> {
+        const SHOWN: usize = 24;
+        const LEAST_SCORE: f32 = 0.5;
+        let count = self.test.len().min(SHOWN);
+        let shown: Vec<(Image, Objects, &[Detection])> = (0..count)
+            .map(|place| {
+                let index = place * self.test.len() / count;
+                let objects = self.test.objects(index).unwrap_or_default();
+                let found = detections.get(index).map_or(&[][..], Vec::as_slice);
+                Ok((self.test.decode(index)?, objects, found))
+            })
+            .collect::<Result<_>>()?;
+        let panels: Vec<DetectionPanel> = shown
+            .iter()
+            .map(|(image, objects, detections)| DetectionPanel {
+                image,
+                objects,
+                detections,
+            })
+            .collect();
+        let names = self.test.class_names();
+        Ok(detection_sheet(&panels, names, LEAST_SCORE)?)
     }
 
     /// Runs the detector over the test set.

@@ -1,9 +1,6 @@
 //! `pirl data preview`
 
-use std::io::Cursor;
-
-use anyhow::{Context, Result};
-use image::{ImageFormat, RgbImage};
+use anyhow::Result;
 use pirl_data::{ImageView, Pack, build_pretext, preview_sheet};
 
 use crate::args::PreviewArgs;
@@ -23,14 +20,8 @@ pub(crate) fn run(args: &PreviewArgs) -> Result<()> {
     )?;
     let count = (args.count as usize).min(pack.len());
     let sheet = preview_sheet(&pack, &view, Some(&*pretext), count, recipe.seed)?;
-    let (width, height) = (u32::try_from(sheet.width)?, u32::try_from(sheet.height)?);
-    let picture = RgbImage::from_raw(width, height, sheet.pixels)
-        .context("the sheet's pixels do not fill it")?;
-    let mut png = Cursor::new(Vec::new());
-    picture
-        .write_to(&mut png, ImageFormat::Png)
-        .context("encoding the sheet as PNG")?;
-    files::write_whole(&args.output, png.get_ref())?;
+    let (width, height) = (sheet.width, sheet.height);
+    files::write_png(&args.output, sheet)?;
     print(&format!(
         "{}: {count} images, {width} x {height} pixels",
         args.output.display()
