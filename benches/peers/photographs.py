@@ -1,4 +1,4 @@
-"""JPEGs like ImageNet's (500 x 375, about 110 KB), cut from the photographs of a Debian package.
+"""JPEGs like ImageNet's (500 x 375, about 70 KB), cut from the photographs of a Debian package.
 
     python photographs.py [--count 512]        (needs Pillow, apt-get and dpkg-deb; no root)
 
