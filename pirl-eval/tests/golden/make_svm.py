@@ -23,7 +23,7 @@ def envelope(scores, positive):
     return float(precision[hits].sum() / hits.sum())
 
 
-def protocol(x, y, x_test, y_test, costs=COSTS):
+def protocol(x, y, x_test, y_test, costs=COSTS, max_iter=2000):
     """x: (n, d); y: (n, classes) of 1, 0 and -1. Returns (average precision, cost) of each class."""
     x, x_test = (f / (np.linalg.norm(f, axis=1, keepdims=True) + 1e-5) for f in (x, x_test))
     result = []
@@ -31,7 +31,7 @@ def protocol(x, y, x_test, y_test, costs=COSTS):
         positive = y[:, c] == 1
         machine = lambda cost: LinearSVC(
             C=cost, class_weight={1: 2, 0: 1}, intercept_scaling=1.0, penalty="l2",
-            loss="squared_hinge", tol=1e-4, dual=True, max_iter=2000, random_state=0,
+            loss="squared_hinge", tol=1e-4, dual=True, max_iter=max_iter, random_state=0,
         )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
@@ -61,7 +61,9 @@ if __name__ == "__main__":
         y[np.abs(score - 0.7) < 0.05] = -1  # difficult objects alone
         return x, y
 
-    found = protocol(*split(61, TRAIN), *split(71, TEST))
+    # The published 2000 passes leave C = 1000 far from its optimum here, and what it then reaches
+    # depends on the order of the samples: only finished machines can be compared.
+    found = protocol(*split(61, TRAIN), *split(71, TEST), max_iter=200_000)
     result = {"precision": [round(p, 4) for p, _ in found], "cost": [c for _, c in found]}
     (here / "svm.json").write_text(json.dumps(result) + "\n")
     print(result)
