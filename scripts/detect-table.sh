@@ -8,9 +8,10 @@
 # FOLDER (default: runs) gets the data, the runs and the results; pre-training runs that
 # scripts/table.sh left there are used. Seeds are 0 to N - 1 (default: 3), of pre-training and of the
 # detector; each method is pre-trained anew for each. Training scenes are 2000 unless told otherwise,
-# test scenes 500. Without recipes: PIRL (jigsaw), NPID, and the covariant baselines. `--set` reaches
-# the detector alone, as in --set eval.detect.steps=600. PIRL_DATA names the folder of the packs where
-# it is not FOLDER. Started again it goes on where it stopped.
+# test scenes 500. Without recipes: PIRL (jigsaw), NPID, covariant jigsaw, PIRL (rotation) and
+# training with labels. `--set` reaches the detector alone, as in --set eval.detect.steps=600.
+# PIRL_DATA names the folder of the packs where it is not FOLDER. Started again it goes on where it
+# stopped.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -31,7 +32,8 @@ while [ $# -gt 0 ]; do
   esac
 done
 [ ${#recipes[@]} -gt 0 ] ||
-  recipes=(fashion-mnist fashion-mnist-npid fashion-mnist-jigsaw-covariant fashion-mnist-rotation)
+  recipes=(fashion-mnist fashion-mnist-npid fashion-mnist-jigsaw-covariant fashion-mnist-rotation
+    supervised-fashion-mnist)
 data=${PIRL_DATA:-$out}
 pirl=${CARGO_TARGET_DIR:-target}/release/pirl
 detector=fashion-mnist-scenes
@@ -113,7 +115,7 @@ label() {
     *rotation-covariant) echo "Rotation, covariant" ;;
     *rotation) echo "PIRL, rotation" ;;
     *npid) echo "NPID" ;;
-    *supervised) echo "Supervised" ;;
+    supervised-*) echo "Supervised" ;;
     *) echo "PIRL, jigsaw" ;;
   esac
 }

@@ -6,7 +6,7 @@
 #   scripts/table.sh [--output FOLDER] [--seed S] [--probes-only] [RECIPE...]
 #
 # FOLDER (default: runs) gets the data, the runs and the results. Without recipes: PIRL (jigsaw),
-# NPID, and the covariant baselines. PIRL_DATA names the folder of the packs where it is not FOLDER.
+# NPID, covariant jigsaw, PIRL (rotation) and training with labels. PIRL_DATA names the folder of the packs where it is not FOLDER.
 # Started again it goes on where it stopped: a finished stage is not repeated.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -25,7 +25,8 @@ while [ $# -gt 0 ]; do
   esac
 done
 [ ${#recipes[@]} -gt 0 ] ||
-  recipes=(fashion-mnist fashion-mnist-npid fashion-mnist-jigsaw-covariant fashion-mnist-rotation)
+  recipes=(fashion-mnist fashion-mnist-npid fashion-mnist-jigsaw-covariant fashion-mnist-rotation
+    supervised-fashion-mnist)
 data=${PIRL_DATA:-$out}
 pirl=${CARGO_TARGET_DIR:-target}/release/pirl
 suffix=${seed[1]:+-seed${seed[1]}}
@@ -114,6 +115,7 @@ label() {
     *rotation-covariant) echo "Rotation, covariant" ;;
     *rotation) echo "PIRL, rotation" ;;
     *npid) echo "NPID" ;;
+    supervised-*) echo "Supervised" ;;
     *-long) echo "PIRL, jigsaw, longer" ;;
     *) echo "PIRL, jigsaw" ;;
   esac

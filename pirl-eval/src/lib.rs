@@ -1,11 +1,12 @@
-//! Probes of frozen features, fine-tuning and detection's metrics: what did a backbone learn?
+//! Probes of frozen features, fine-tuning and Faster R-CNN: what did a backbone learn?
 //!
 //! The features of a labelled training and a labelled test pack are extracted once
 //! ([`extract_features`]) and every [`Probe`] then works on the two [`FeatureSet`]s:
 //! [`LinearProbe`] trains softmax classifiers on each layer, [`Knn`] lets the nearest training
 //! images vote. Neither changes the backbone, so a probe measures the representation alone. [`Svm`]
 //! does the same for images that show several classes, whose [`Presence`] it is given beside them.
-//! [`Finetune`] trains the backbone too, on all labels or on a [`LabelSubset`].
+//! [`Finetune`] trains the backbone too, on all labels or on a [`LabelSubset`], and [`detect`] makes
+//! it the trunk of a detector.
 //!
 //! ```
 //! use pirl_eval::{FeatureSet, Knn, KnnConfig, LayerFeatures, LinearConfig, LinearProbe, Probe};

@@ -7,7 +7,7 @@ use pirl_model::{
     Mode, OptimConfig, OptimKind, Optimizer, ResNet, load_state_dict, save_state_dict, save_tensors,
 };
 
-use super::boxes::clip;
+use super::boxes::{clip, is_larger_than};
 use super::config::DetectConfig;
 use super::data::{Draw, Input, Order};
 use super::detection::Detection;
@@ -197,7 +197,13 @@ impl<'a> DetectTrainer<'a> {
                 Detection { bbox, ..found }
             };
             for found in self.detector.detect(&batch)? {
-                all.push(found.into_iter().map(in_stored).collect());
+                let found = found.into_iter().map(in_stored);
+                // Scaled and clipped, a box may have lost its area, as in detectron2.
+                all.push(
+                    found
+                        .filter(|found| is_larger_than(found.bbox, 0.0))
+                        .collect(),
+                );
             }
             progress(index + 1, test.len());
         }
