@@ -243,7 +243,7 @@ pub(crate) enum EvalCommand {
 #[derive(Debug, Args)]
 pub(crate) struct DetectArgs {
     /// A run, a file of weights, or `random` for the untrained network of the recipe
-    #[arg(long, value_name = "RUN|FILE|random")]
+    #[arg(long, value_name = "RUN|FILE.safetensors|FILE.pth|random")]
     pub(crate) weights: String,
     /// Images with annotated objects to learn from
     #[arg(long, value_name = "PACK")]

@@ -111,10 +111,7 @@ impl Learner {
                 for part in &parts {
                     let view = part.transformed(&self.device)?;
                     let logits = embed(&self.backbone, head, &view, Mode::Train)?;
-                    let loss = cross_entropy(&logits, part.targets)?;
-                    total += part.weight * scalar(&loss)?;
-                    self.optimizer
-                        .accumulate(&(loss * part.weight)?.backward()?)?;
+                    total += classify(&mut self.optimizer, &logits, part.targets, part.weight)?;
                 }
                 let losses = Losses {
                     total: total as f32,
@@ -134,10 +131,7 @@ impl Learner {
                     let logits = embed(&self.backbone, &task.classifier, &view, Mode::Train)?;
                     let labels = &labels[part.places.clone()];
                     right += hits(&logits, labels)?;
-                    let loss = cross_entropy(&logits, labels)?;
-                    total += part.weight * scalar(&loss)?;
-                    self.optimizer
-                        .accumulate(&(loss * part.weight)?.backward()?)?;
+                    total += classify(&mut self.optimizer, &logits, labels, part.weight)?;
                 }
                 let losses = Losses {
                     total: total as f32,
@@ -340,6 +334,18 @@ impl Losses {
 
 fn scalar(loss: &Tensor) -> Result<f64> {
     Ok(loss.to_dtype(DType::F64)?.to_scalar::<f64>()?)
+}
+
+/// Accumulates the gradient of a part's cross-entropy; its share of the batch's loss.
+fn classify(
+    optimizer: &mut Optimizer,
+    logits: &Tensor,
+    classes: &[u32],
+    weight: f64,
+) -> Result<f64> {
+    let loss = (cross_entropy(logits, classes)? * weight)?;
+    optimizer.accumulate(&loss.backward()?)?;
+    scalar(&loss)
 }
 
 #[cfg(test)]
