@@ -6,12 +6,12 @@
 #   scripts/detect-table.sh [--output FOLDER] [--seeds N] [--scenes N] [--set KEY=VALUE]... [RECIPE...]
 #
 # FOLDER (default: runs) gets the data, the runs and the results; pre-training runs that
-# scripts/table.sh left there are used. Seeds are 0 to N - 1 (default: 3), of pre-training and of the
-# detector; each method is pre-trained anew for each. Training scenes are 2000 unless told otherwise,
-# test scenes 500. Without recipes: PIRL (jigsaw), NPID, covariant jigsaw, PIRL (rotation) and
-# training with labels. `--set` reaches the detector alone, as in --set eval.detect.steps=600.
-# PIRL_DATA names the folder of the packs where it is not FOLDER. Started again it goes on where it
-# stopped.
+# scripts/table.sh left there are used. Each method is pre-trained once, with seed 0; seeds 0 to N - 1
+# (default: 3) are the detector's (its heads, the order of the images, what it samples) and the
+# untrained network's. Training scenes are 2000 unless told otherwise, test scenes 500. Without
+# recipes: PIRL (jigsaw), NPID, covariant jigsaw, PIRL (rotation) and training with labels. `--set`
+# reaches the detector alone, as in --set eval.detect.steps=600. PIRL_DATA names the folder of the
+# packs where it is not FOLDER. Started again it goes on where it stopped.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -31,25 +31,12 @@ while [ $# -gt 0 ]; do
     *) recipes+=("$1"); shift ;;
   esac
 done
-[ ${#recipes[@]} -gt 0 ] ||
-  recipes=(fashion-mnist fashion-mnist-npid fashion-mnist-jigsaw-covariant fashion-mnist-rotation
-    supervised-fashion-mnist)
-data=${PIRL_DATA:-$out}
-pirl=${CARGO_TARGET_DIR:-target}/release/pirl
+. scripts/common.sh
+[ ${#recipes[@]} -gt 0 ] || recipes=("${every_recipe[@]}")
 detector=fashion-mnist-scenes
-
-say() { printf '\n== %s\n' "$*" >&2; }
-
-[ -x "$pirl" ] || cargo build --release --locked -p pirl-cli
-mkdir -p "$out" "$data"
+prepare
 
 for split in train test; do
-  if [ ! -e "$data/$split.safetensors" ]; then
-    say "packing Fashion-MNIST, $split"
-    "$pirl" data fetch fashion-mnist --output "$data/fashion-mnist" >&2
-    "$pirl" data pack --format mnist --input "$data/fashion-mnist" --split "$split" \
-      --output "$data/$split" >&2
-  fi
   count=500
   [ "$split" = test ] || count=$scenes
   [ -e "$out/scenes-$split-$count.safetensors" ] && continue
@@ -74,20 +61,11 @@ detect() {
     --out "$folder" "${resume[@]}" >&2
 }
 
+for recipe in "${recipes[@]}"; do pretrain "$recipe" "$out/$recipe-run"; done
 for ((seed = 0; seed < seeds; seed++)); do
   detect "untrained$(suffix "$seed")" random "$seed"
   for recipe in "${recipes[@]}"; do
-    name=$recipe$(suffix "$seed")
-    run=$out/$name-run
-    if [ ! -e "$run/done" ]; then
-      say "pre-training, recipe $recipe, seed $seed"
-      resume=()
-      [ ! -d "$run" ] || resume=(--resume)
-      "$pirl" pretrain --recipe "$recipe" --data "$data/train" --out "$run" "${resume[@]}" \
-        --seed "$seed" >&2
-      touch "$run/done"
-    fi
-    detect "$name" "$run" "$seed"
+    detect "$recipe$(suffix "$seed")" "$out/$recipe-run" "$seed"
   done
 done
 
@@ -107,17 +85,6 @@ row() {
             printf "%.1f ± %.1f", m, sqrt(v > 0 ? v : 0) }') |"
   done
   printf '| %s |%s\n' "$1" "$cells"
-}
-
-label() {
-  case $1 in
-    *jigsaw-covariant) echo "Jigsaw, covariant" ;;
-    *rotation-covariant) echo "Rotation, covariant" ;;
-    *rotation) echo "PIRL, rotation" ;;
-    *npid) echo "NPID" ;;
-    supervised-*) echo "Supervised" ;;
-    *) echo "PIRL, jigsaw" ;;
-  esac
 }
 
 echo "| Faster R-CNN on scenes, $seeds seeds, % | AP | AP50 | AP75 |"

@@ -6,8 +6,9 @@
 #   scripts/table.sh [--output FOLDER] [--seed S] [--probes-only] [RECIPE...]
 #
 # FOLDER (default: runs) gets the data, the runs and the results. Without recipes: PIRL (jigsaw),
-# NPID, covariant jigsaw, PIRL (rotation) and training with labels. PIRL_DATA names the folder of the packs where it is not FOLDER.
-# Started again it goes on where it stopped: a finished stage is not repeated.
+# NPID, covariant jigsaw, PIRL (rotation) and training with labels. PIRL_DATA names the folder of the
+# packs where it is not FOLDER. Started again it goes on where it stopped: a finished stage is not
+# repeated.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -24,25 +25,10 @@ while [ $# -gt 0 ]; do
     *) recipes+=("$1"); shift ;;
   esac
 done
-[ ${#recipes[@]} -gt 0 ] ||
-  recipes=(fashion-mnist fashion-mnist-npid fashion-mnist-jigsaw-covariant fashion-mnist-rotation
-    supervised-fashion-mnist)
-data=${PIRL_DATA:-$out}
-pirl=${CARGO_TARGET_DIR:-target}/release/pirl
 suffix=${seed[1]:+-seed${seed[1]}}
-
-say() { printf '\n== %s\n' "$*" >&2; }
-
-[ -x "$pirl" ] || cargo build --release --locked -p pirl-cli
-mkdir -p "$out" "$data"
-
-for split in train test; do
-  [ -e "$data/$split.safetensors" ] && continue
-  say "packing Fashion-MNIST, $split"
-  "$pirl" data fetch fashion-mnist --output "$data/fashion-mnist" >&2
-  "$pirl" data pack --format mnist --input "$data/fashion-mnist" --split "$split" \
-    --output "$data/$split" >&2
-done
+. scripts/common.sh
+[ ${#recipes[@]} -gt 0 ] || recipes=("${every_recipe[@]}")
+prepare
 
 # evaluate NAME WEIGHTS RECIPE [OPTION...]: the probes, whose features are read once and shared, and
 # fine-tuning, for which every network gets the labels that the first one drew.
@@ -74,13 +60,7 @@ evaluate() {
 
 for recipe in "${recipes[@]}"; do
   run=$out/$recipe$suffix-run
-  if [ ! -e "$run/done" ]; then
-    say "pre-training, recipe $recipe"
-    resume=()
-    [ ! -d "$run" ] || resume=(--resume)
-    "$pirl" pretrain --recipe "$recipe" --data "$data/train" --out "$run" "${resume[@]}" "${seed[@]}" >&2
-    touch "$run/done"
-  fi
+  pretrain "$recipe" "$run" "${seed[@]}"
   evaluate "$recipe$suffix" "$run" "$recipe" "${seed[@]}"
 done
 evaluate "untrained$suffix" random "${recipes[0]}" "${seed[@]}"
@@ -107,18 +87,6 @@ row() {
     cells+=" $(number "$out/$name-$percent/result.json" top1) |"
   done
   printf '| %s |%s\n' "$label" "$cells"
-}
-
-label() {
-  case $1 in
-    *jigsaw-covariant) echo "Jigsaw, covariant" ;;
-    *rotation-covariant) echo "Rotation, covariant" ;;
-    *rotation) echo "PIRL, rotation" ;;
-    *npid) echo "NPID" ;;
-    supervised-*) echo "Supervised" ;;
-    *-long) echo "PIRL, jigsaw, longer" ;;
-    *) echo "PIRL, jigsaw" ;;
-  esac
 }
 
 head="| Fashion-MNIST, top-1 in % | linear: res2 | res3 | res4 | res5 | k-NN |"

@@ -96,7 +96,7 @@ def main():
         layouts = ["contiguous", "channels_last"] if kind in ("step", "op") else ["contiguous"]
         command = lambda layout: [python, str(HERE / "pirl_torch.py"), kind, name, layout, precision, str(args.threads)]
         workers = {layout: Worker(*command(layout)) for layout in layouts}
-        seconds = {layout: min(w.ask("run") for _ in range(2)) for layout, w in workers.items()}
+        seconds = {layout: worker.ask("run") for layout, worker in workers.items()}
         best = min(seconds, key=seconds.get)
         for layout, worker in workers.items():
             if layout != best:
