@@ -17,7 +17,11 @@ pub(crate) fn parse(name: &str) -> Result<Device> {
     };
     match number {
         Some(_) if !candle_core::utils::cuda_is_available() => {
-            bail!("--device {name}: this program was built without CUDA; use --device cpu")
+            bail!(
+                "--device {name}: this program was built without CUDA; use --device cpu, or build \
+                 it with `cargo build --release -p pirl-cli --features cuda`, which needs NVIDIA's \
+                 CUDA toolkit (`--features cudnn`: cuDNN as well)"
+            )
         }
         Some(number) => Device::new_cuda(number).with_context(|| format!("--device {name}")),
         None => bail!("--device {name}: expected cpu or cuda:N"),
@@ -34,6 +38,15 @@ mod tests {
         for wrong in ["gpu", "cuda:x", "cuda0", ""] {
             let error = format!("{:#}", parse(wrong).unwrap_err());
             assert!(error.contains("expected cpu or cuda:N"), "{error}");
+        }
+    }
+
+    #[test]
+    #[cfg(not(feature = "cuda"))]
+    fn without_cuda_the_message_says_what_to_build() {
+        for name in ["cuda", "cuda:0", "cuda:3"] {
+            let error = format!("{:#}", parse(name).unwrap_err());
+            assert!(error.contains("--features cuda"), "{error}");
         }
     }
 }
