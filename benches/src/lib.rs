@@ -1,13 +1,20 @@
-//! Inputs that golden tests, benches and their PyTorch twins share.
+//! Inputs that golden tests, benches and their PyTorch twins share, and CUDA kernels on a CPU.
 //!
 //! [`formula`] is a hash of a seed and an index, so that a golden file need not store its inputs:
 //! `benches/formula.py` computes the same numbers in NumPy. The benches themselves are under
 //! `benches/benches`, one file for each crate.
 //!
+//! [`Kernels`] compiles a `.cu` file as C and runs its threads in turn, so that a machine without a
+//! GPU tests what a GPU would run.
+//!
 //! ```
 //! assert_eq!(benches::fill(3, 4)[2], benches::formula(3, 2));
 //! assert!(benches::fill(7, 1000).iter().all(|x| (-1.0..1.0).contains(x)));
 //! ```
+
+mod cuda;
+
+pub use cuda::{Buffer, Dim3, Kernels, Stored};
 
 /// Entry `i` of the pseudo-random sequence `seed`: uniform in `[-1, 1)`, exact in `f32`.
 pub fn formula(seed: u32, i: u32) -> f32 {
