@@ -19,9 +19,9 @@ use half::bf16;
 use learner::{Case, Learner};
 use pirl_bank::{Drawn, MemoryBank, NegativeSampler, SharedSampler};
 use pirl_loss::{ContrastiveLoss, Negatives, Paper, total_loss};
-use pirl_model::Precision;
 use pirl_model::ops::Element;
 use pirl_model::ops::conv2d::{self, ConvShape};
+use pirl_model::{Backbone, Mode, ModelConfig, Precision, ResNet};
 use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
 use serde::Deserialize;
 
@@ -69,6 +69,7 @@ fn case(kind: &str, name: &str, precision: Precision) -> Box<dyn FnMut()> {
             let mut learner = Learner::new(&cases::<Case>(kind)[name], precision);
             Box::new(move || learner.step())
         }
+        "features" => features(&cases(kind)[name], precision),
         "loss" => loss(&cases(kind)[name]),
         "bank" => bank(&cases(kind)[name]),
         "op" => match precision {
@@ -78,6 +79,31 @@ fn case(kind: &str, name: &str, precision: Precision) -> Box<dyn FnMut()> {
         "detect" => cases::<regions::Case>(kind)[name].runner(),
         _ => panic!("no kind {kind}"),
     }
+}
+
+#[derive(Deserialize)]
+struct FeaturesCase {
+    depth: usize,
+    width: f64,
+    batch: usize,
+    image: usize,
+}
+
+/// Features of a batch by a frozen network.
+fn features(case: &FeaturesCase, precision: Precision) -> Box<dyn FnMut()> {
+    let config = ModelConfig {
+        arch: learner::arch(case.depth),
+        width: case.width,
+        ..ModelConfig::default()
+    };
+    let backbone = ResNet::new(&config, 0, &CPU).unwrap();
+    let backbone = backbone.with_precision(precision).unwrap();
+    let shape = (case.batch, 3, case.image, case.image);
+    let images = benches::fill(1, case.batch * 3 * case.image * case.image);
+    let images = Tensor::from_vec(images, shape, &CPU).unwrap();
+    Box::new(move || {
+        black_box(backbone.forward(&images, Mode::Eval).unwrap());
+    })
 }
 
 fn unit(rows: usize, dim: usize, seed: u64) -> Tensor {

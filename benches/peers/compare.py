@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Times the PIRL step, the loss, the bank, single convolutions and the ops of detection against
-PyTorch's and torchvision's, in turn: A B A B.
+"""Times the PIRL step, feature extraction, the loss, the bank, single convolutions and the ops of
+detection against PyTorch's and torchvision's, in turn: A B A B.
 
     python3 benches/peers/compare.py                     # everything, as one Markdown table
     python3 benches/peers/compare.py step loss --pairs 9
@@ -9,8 +9,9 @@ PyTorch's and torchvision's, in turn: A B A B.
 Both sides are warm processes of their own that do one run when told to, so that a pair is seconds
 apart whatever the machine does meanwhile. A ratio is PyTorch's time by ours, of one pair: above 1 we
 are faster; the table has the median and, in brackets, the least and the greatest. PyTorch runs in the
-faster of its two layouts, and in bf16 under autocast. Steps and ops in bf16 run in turn with ours in
-f32 too: the last column is that time by ours in bf16. Loss and bank are f32.
+faster of its two layouts, and in bf16 under autocast. Steps, features and ops in bf16 run in turn with
+ours in f32 too: the last column is that time by ours in bf16. Loss and bank are f32. Features come from
+PyTorch under inference_mode, each batch norm folded into the convolution before it.
 
 PyTorch comes from PyPI into a virtual environment beside the build (target/peers); set PEERS_PYTHON to
 use the interpreter of another. Needs cargo and python3 with venv.
@@ -27,6 +28,8 @@ import time
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 CASES = json.loads((HERE / "cases.json").read_text())
+# Kinds that come in two layouts and two precisions.
+NETWORKS = ("step", "features", "op")
 
 
 def interpreter():
@@ -84,7 +87,7 @@ def main():
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--match", default="", help="only cases whose name contains this")
     parser.add_argument("--precisions", nargs="+", default=["f32", "bf16"], choices=["f32", "bf16"],
-                        help="of steps and ops")
+                        help="of steps, features and ops")
     args = parser.parse_args()
     python, peer = interpreter(), build()
 
@@ -93,7 +96,7 @@ def main():
 
     def theirs(kind, name, precision):
         """PyTorch in its faster layout, warm."""
-        layouts = ["contiguous", "channels_last"] if kind in ("step", "op") else ["contiguous"]
+        layouts = ["contiguous", "channels_last"] if kind in NETWORKS else ["contiguous"]
         command = lambda layout: [python, str(HERE / "pirl_torch.py"), kind, name, layout, precision, str(args.threads)]
         workers = {layout: Worker(*command(layout)) for layout in layouts}
         seconds = {layout: worker.ask("run") for layout, worker in workers.items()}
@@ -111,7 +114,7 @@ def main():
     print(row(columns))
     print(row("---" for _ in columns), flush=True)
     for kind in args.kinds:
-        precisions = args.precisions if kind in ("step", "op") else ["f32"]
+        precisions = args.precisions if kind in NETWORKS else ["f32"]
         for name in (name for name in CASES[kind] if args.match in name):
             for precision in precisions:
                 b, a = theirs(kind, name, precision), ours(kind, name, precision)

@@ -1,4 +1,4 @@
-"""One PIRL step, the loss, the bank and single ops in PyTorch: the peer that compare.py times.
+"""One PIRL step, feature extraction, the loss, the bank and single ops in PyTorch: the peer that compare.py times.
 
 Speaks lines: says `ready` once warmed up, answers `run` with the seconds of one run and `peak` with
 the most memory this process ever held, in MiB.
@@ -15,6 +15,7 @@ import time
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from formula import fill  # noqa: E402
@@ -109,6 +110,26 @@ def step_case(name, layout, bf16):
     return run
 
 
+def features_case(name, layout, bf16):
+    """Features of a batch by a frozen network, batch norm folded into the convolutions."""
+    case = CASES["features"][name]
+    trunk = resnet(case["depth"], case["width"])[0].eval()
+    for part in [trunk, *(m for m in trunk.modules() if isinstance(m, nn.Sequential) and m is not trunk)]:
+        for i, layer in enumerate(part):
+            if isinstance(layer, nn.BatchNorm2d):
+                part[i - 1] = fuse_conv_bn_eval(part[i - 1], layer)
+                part[i] = nn.Identity()
+    form = torch.channels_last if layout == "channels_last" else torch.contiguous_format
+    trunk = trunk.to(memory_format=form)
+    images = torch.randn(case["batch"], 3, case["image"], case["image"])
+
+    def run():
+        with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+            trunk(images.contiguous(memory_format=form))
+
+    return run
+
+
 def loss_case(name):
     """Both branches of the paper's loss, forward and backward."""
     case = CASES["loss"][name]
@@ -194,6 +215,7 @@ def main():
     torch.manual_seed(1)
     run = {
         "step": lambda: step_case(case, layout, bf16),
+        "features": lambda: features_case(case, layout, bf16),
         "loss": lambda: loss_case(case),
         "bank": lambda: bank_case(case),
         "op": lambda: op_case(case, layout, bf16),

@@ -7,6 +7,9 @@ use crate::error::{EvalError, Result};
 use crate::feature_set::{FeatureSet, LayerFeatures};
 use crate::pool::Pool;
 
+/// Pixels in a forward pass, at most: 32 images of ImageNet's size.
+const PIXELS: usize = 32 * 224 * 224;
+
 /// How features are read.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Extraction {
@@ -16,7 +19,8 @@ pub struct Extraction {
     pub layers: Vec<Layer>,
     /// How maps become vectors.
     pub pool: Pool,
-    /// Images in a forward pass; 256 by default.
+    /// Images decoded together; 256 by default. A forward pass takes as many of them as are 32 of
+    /// 224 x 224 pixels, so that large maps are pooled before the next are made.
     pub batch_size: usize,
     /// Threads that decode; 0 for one a core.
     pub workers: usize,
@@ -36,8 +40,8 @@ impl Extraction {
 }
 
 /// Reads the features of every image of `pack` in its order, the backbone in evaluation mode, and
-/// calls `progress` with the images done and the images in all. Memory holds one batch of images and
-/// maps, and the pooled features.
+/// calls `progress` with the images done and the images in all. Memory holds one batch of images, the
+/// maps of a part of it, and the pooled features.
 ///
 /// # Errors
 /// [`EvalError::Data`] for an image that cannot be decoded; [`EvalError::Model`];
@@ -65,18 +69,23 @@ pub fn extract_features(
     for batch in batches {
         let (images, batch_labels) = batch?;
         labels.extend(batch_labels);
-        let maps = backbone.feature_maps(&images.to_device(&device)?)?;
-        for (layer, cells, values) in &mut found {
-            let Some((_, map)) = maps.iter().find(|(other, _)| other == layer) else {
-                return Err(EvalError::Shape {
-                    what: "the backbone's layers".to_owned(),
-                    expected: layer.to_string(),
-                    found: "a backbone without it".to_owned(),
-                });
-            };
-            let (rows, cells_now) = extraction.pool.apply(*layer, map)?;
-            *cells = cells_now;
-            values.extend(rows);
+        let (rows, _, height, width) = images.dims4()?;
+        let part = (PIXELS / (height * width).max(1)).max(1);
+        for start in (0..rows).step_by(part) {
+            let images = images.narrow(0, start, part.min(rows - start))?;
+            let maps = backbone.feature_maps(&images.to_device(&device)?, &extraction.layers)?;
+            for (layer, cells, values) in &mut found {
+                let Some((_, map)) = maps.iter().find(|(other, _)| other == layer) else {
+                    return Err(EvalError::Shape {
+                        what: "the backbone's layers".to_owned(),
+                        expected: layer.to_string(),
+                        found: "a backbone without it".to_owned(),
+                    });
+                };
+                let (rows, cells_now) = extraction.pool.apply(*layer, map)?;
+                *cells = cells_now;
+                values.extend(rows);
+            }
         }
         progress(labels.len(), total);
     }

@@ -22,10 +22,8 @@ pub fn feature_bytes(
     let device = backbone.parameters().var().device();
     let black = Tensor::zeros((1, 3, side, side), DType::F32, device)?;
     let mut numbers = 0;
-    for (layer, map) in backbone.feature_maps(&black)? {
-        if extraction.layers.contains(&layer) {
-            numbers += extraction.pool.apply(layer, &map)?.0.len();
-        }
+    for (layer, map) in backbone.feature_maps(&black, &extraction.layers)? {
+        numbers += extraction.pool.apply(layer, &map)?.0.len();
     }
     Ok((numbers * size_of::<f32>()) as u64 * images as u64)
 }

@@ -166,8 +166,7 @@ impl Unit {
         residual: Option<&E::Value>,
         relu: bool,
     ) -> Result<E::Value> {
-        let x = engine.conv2d(&self.conv, x)?;
-        engine.batch_norm(&self.norm, &x, residual, relu)
+        engine.conv_norm(&self.conv, &self.norm, x, residual, relu)
     }
 }
 

@@ -77,12 +77,12 @@ pub trait Backbone: Send + Sync {
     /// are asked of a single value.
     fn forward(&self, images: &Tensor, mode: Mode) -> Result<Tensor>;
 
-    /// The maps of every [`Layer`] in evaluation mode, without gradient: `(b, c, h, w)` tensors,
-    /// which may be strided views.
+    /// The maps of `layers` in evaluation mode, without gradient, from the image upwards:
+    /// `(b, c, h, w)` tensors, which may be strided views.
     ///
     /// # Errors
     /// As [`Backbone::forward`].
-    fn feature_maps(&self, images: &Tensor) -> Result<Vec<(Layer, Tensor)>>;
+    fn feature_maps(&self, images: &Tensor, layers: &[Layer]) -> Result<Vec<(Layer, Tensor)>>;
 
     /// The trainable parameters.
     fn parameters(&self) -> &ParamSet;
@@ -168,9 +168,9 @@ impl Backbone for ResNet {
         self.traced.forward(images, mode)
     }
 
-    fn feature_maps(&self, images: &Tensor) -> Result<Vec<(Layer, Tensor)>> {
+    fn feature_maps(&self, images: &Tensor, layers: &[Layer]) -> Result<Vec<(Layer, Tensor)>> {
         self.check(images)?;
-        self.traced.maps(images)
+        self.traced.maps(images, layers)
     }
 
     fn parameters(&self) -> &ParamSet {

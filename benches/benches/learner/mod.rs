@@ -27,6 +27,14 @@ pub(crate) struct Case {
     bank: usize,
 }
 
+/// The ResNet of `depth` layers.
+pub(crate) fn arch(depth: usize) -> Arch {
+    match depth {
+        18 => Arch::Resnet18,
+        _ => Arch::Resnet50,
+    }
+}
+
 /// Everything a step needs, its batch included.
 pub(crate) struct Learner {
     backbone: ResNet,
@@ -44,10 +52,7 @@ pub(crate) struct Learner {
 impl Learner {
     pub(crate) fn new(case: &Case, precision: Precision) -> Self {
         let config = &ModelConfig {
-            arch: match case.depth {
-                18 => Arch::Resnet18,
-                _ => Arch::Resnet50,
-            },
+            arch: arch(case.depth),
             width: case.width,
             ..ModelConfig::default()
         };

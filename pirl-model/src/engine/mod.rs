@@ -1,7 +1,8 @@
 //! Networks are written once, over [`Engine`]; what runs them is chosen at run time.
 //!
 //! [`Tape`](tape::Forward) is the fast path of CPUs: plain buffers, the kernels of [`crate::ops`],
-//! and a backward pass of its own, so that a whole network is a single node of Candle's graph.
+//! and a backward pass of its own, so that a whole network is a single node of Candle's graph. In
+//! evaluations, which record nothing, it folds each batch norm into the convolution before it.
 //! [`Reference`](reference::Reference) builds the same network from Candle's differentiable ops, on
 //! any device.
 
@@ -21,8 +22,15 @@ pub(crate) trait Engine {
     /// A batch of maps `(n, c, h, w)` or of vectors `(n, c)`, in the engine's own layout.
     type Value: Clone;
 
-    /// Convolution without bias.
-    fn conv2d(&mut self, layer: &Conv, x: &Self::Value) -> Result<Self::Value>;
+    /// A convolution, then [`Engine::batch_norm`] of it.
+    fn conv_norm(
+        &mut self,
+        conv: &Conv,
+        norm: &Norm,
+        x: &Self::Value,
+        residual: Option<&Self::Value>,
+        relu: bool,
+    ) -> Result<Self::Value>;
     /// Batch norm, then `residual` added, then ReLU if asked.
     fn batch_norm(
         &mut self,

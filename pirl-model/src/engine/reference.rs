@@ -43,9 +43,17 @@ impl<'a> Reference<'a> {
 impl Engine for Reference<'_> {
     type Value = Tensor;
 
-    fn conv2d(&mut self, layer: &Conv, x: &Tensor) -> Result<Tensor> {
-        let weight = self.param(layer.weight)?;
-        Ok(reference::conv2d(x, &weight, layer.stride, layer.padding)?)
+    fn conv_norm(
+        &mut self,
+        conv: &Conv,
+        norm: &Norm,
+        x: &Tensor,
+        residual: Option<&Tensor>,
+        relu: bool,
+    ) -> Result<Tensor> {
+        let weight = self.param(conv.weight)?;
+        let x = reference::conv2d(x, &weight, conv.stride, conv.padding)?;
+        self.batch_norm(norm, &x, residual, relu)
     }
 
     fn batch_norm(

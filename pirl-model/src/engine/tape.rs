@@ -16,7 +16,7 @@ use super::buffer::{Arena, Buffer};
 use super::{Conv, Engine, Linear, Norm};
 use crate::error::{ModelError, Result};
 use crate::mode::Mode;
-use crate::ops::batch_norm::{self, BatchStats};
+use crate::ops::batch_norm::{self, Affine, BatchStats};
 use crate::ops::conv2d::{self, ConvShape};
 use crate::ops::element::{self, Element};
 use crate::ops::pool::{self, PoolShape};
@@ -168,29 +168,53 @@ impl<'a, T: Element> Forward<'a, T> {
 impl<T: Element> Engine for Forward<'_, T> {
     type Value = Value<T>;
 
-    fn conv2d(&mut self, layer: &Conv, x: &Value<T>) -> Result<Value<T>> {
+    fn conv_norm(
+        &mut self,
+        conv: &Conv,
+        norm: &Norm,
+        x: &Value<T>,
+        residual: Option<&Value<T>>,
+        relu: bool,
+    ) -> Result<Value<T>> {
         let shape = ConvShape {
             n: x.n,
             h: x.h,
             w: x.w,
-            c_in: layer.c_in,
-            c_out: layer.c_out,
-            kernel: layer.kernel,
-            stride: layer.stride,
-            padding: layer.padding,
+            c_in: conv.c_in,
+            c_out: conv.c_out,
+            kernel: conv.kernel,
+            stride: conv.stride,
+            padding: conv.padding,
         };
-        let weight = self.range(layer.weight);
+        let weight = self.range(conv.weight);
         let mut data = self.arena.take(shape.out_len());
-        conv2d::forward(&shape, &x.data, &self.flat[weight.clone()], &mut data);
         let (h, w) = shape.out_hw();
-        let out = self.value(x.n, h, w, layer.c_out, data);
+        if self.mode == Mode::Eval {
+            let (gamma, beta) = (self.range(norm.weight), self.range(norm.bias));
+            let affine = self.buffers.with(norm.stats, |stats| {
+                let (gamma, beta) = (&self.flat[gamma], &self.flat[beta]);
+                Affine::of_batch_norm(gamma, beta, &stats.mean, &stats.var, Norm::EPS)
+            });
+            conv2d::forward_affine(
+                &shape,
+                &x.data,
+                &self.flat[weight],
+                &affine,
+                residual.map(|residual| &residual.data[..]),
+                relu,
+                &mut data,
+            );
+            return Ok(self.value(x.n, h, w, conv.c_out, data));
+        }
+        conv2d::forward(&shape, &x.data, &self.flat[weight.clone()], &mut data);
+        let out = self.value(x.n, h, w, conv.c_out, data);
         self.record(|| Node::Conv {
             shape,
             weight,
             x: x.clone(),
             out: out.id,
         });
-        Ok(out)
+        self.batch_norm(norm, &out, residual, relu)
     }
 
     fn batch_norm(

@@ -111,14 +111,18 @@ impl<N: Network> Traced<N> {
         }
     }
 
-    /// The maps the network shows on its way, in evaluation mode, as NCHW tensors (on a CPU, views
-    /// of NHWC memory). `x`: `(n, c, h, w)`.
-    pub(crate) fn maps(&self, x: &Tensor) -> Result<Vec<(Layer, Tensor)>> {
+    /// The maps of `layers` that the network shows on its way, in evaluation mode, as NCHW tensors
+    /// (on a CPU, views of NHWC memory). `x`: `(n, c, h, w)`.
+    pub(crate) fn maps(&self, x: &Tensor, layers: &[Layer]) -> Result<Vec<(Layer, Tensor)>> {
         let x = x.to_dtype(DType::F32)?.contiguous()?.detach();
         let mut maps = Vec::new();
         if !self.fast {
             let mut engine = Reference::new(&self.params, &self.buffers, Mode::Eval);
-            let show = &mut |layer, map: &Tensor| maps.push((layer, map.clone()));
+            let show = &mut |layer, map: &Tensor| {
+                if layers.contains(&layer) {
+                    maps.push((layer, map.clone()));
+                }
+            };
             self.network.forward(&mut engine, &x, show)?;
             return Ok(maps);
         }
@@ -136,7 +140,11 @@ impl<N: Network> Traced<N> {
             Forward::<f32>::new(&self.params, flat, &self.buffers, Mode::Eval, &self.arena);
         let input = engine.input(x, dims);
         let mut values = Vec::new();
-        let show = &mut |layer, value: &tape::Value<f32>| values.push((layer, value.clone()));
+        let show = &mut |layer, value: &tape::Value<f32>| {
+            if layers.contains(&layer) {
+                values.push((layer, value.clone()));
+            }
+        };
         self.network.forward(&mut engine, &input, show)?;
         for (layer, value) in values {
             let shape = (value.n, value.h, value.w, value.c);

@@ -20,6 +20,44 @@ pub struct BatchStats {
     pub inv_std: Vec<f32>,
 }
 
+/// Batch norm by given statistics, as a line for each channel: `x * scale + shift`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Affine {
+    /// The factor of each channel.
+    pub scale: Vec<f32>,
+    /// What is added to each channel.
+    pub shift: Vec<f32>,
+}
+
+impl Affine {
+    /// `(x - running_mean) / sqrt(running_var + eps) * gamma + beta`.
+    ///
+    /// # Panics
+    /// If the lengths disagree.
+    pub fn of_batch_norm(
+        gamma: &[f32],
+        beta: &[f32],
+        running_mean: &[f32],
+        running_var: &[f32],
+        eps: f32,
+    ) -> Self {
+        let inv_std = inverse_deviation(running_var, eps);
+        Self::new(gamma, beta, running_mean, &inv_std)
+    }
+
+    fn new(gamma: &[f32], beta: &[f32], mean: &[f32], inv_std: &[f32]) -> Self {
+        let c = gamma.len();
+        assert_eq!(
+            (beta.len(), mean.len(), inv_std.len()),
+            (c, c, c),
+            "channels of a batch norm"
+        );
+        let scale: Vec<f32> = gamma.iter().zip(inv_std).map(|(g, i)| g * i).collect();
+        let shift = (0..c).map(|i| beta[i] - mean[i] * scale[i]).collect();
+        Self { scale, shift }
+    }
+}
+
 /// Normalises by the statistics of the batch itself, which it returns.
 ///
 /// `x`, `residual`, `out`: `(rows, c)`; `gamma`, `beta`: `(c)`. `out` is overwritten. Without rows
@@ -39,17 +77,8 @@ pub fn forward_train<T: Element>(
     out: &mut [T],
 ) -> BatchStats {
     let stats = statistics(x, c, eps);
-    normalise(
-        x,
-        c,
-        gamma,
-        beta,
-        &stats.mean,
-        &stats.inv_std,
-        residual,
-        relu,
-        out,
-    );
+    let affine = Affine::new(gamma, beta, &stats.mean, &stats.inv_std);
+    normalise(x, c, &affine, residual, relu, out);
     stats
 }
 
@@ -72,18 +101,8 @@ pub fn forward_eval<T: Element>(
     relu: bool,
     out: &mut [T],
 ) {
-    let inv_std = inverse_deviation(running_var, eps);
-    normalise(
-        x,
-        c,
-        gamma,
-        beta,
-        running_mean,
-        &inv_std,
-        residual,
-        relu,
-        out,
-    );
+    let affine = Affine::of_batch_norm(gamma, beta, running_mean, running_var, eps);
+    normalise(x, c, &affine, residual, relu, out);
 }
 
 /// The gradients of [`forward_train`]: the statistics depend on `x`, so `dx` is centred.
@@ -354,23 +373,15 @@ vectorised! {
     }
 }
 
-#[expect(clippy::too_many_arguments, reason = "a kernel over plain slices")]
 fn normalise<T: Element>(
     x: &[T],
     c: usize,
-    gamma: &[f32],
-    beta: &[f32],
-    mean: &[f32],
-    inv_std: &[f32],
+    affine: &Affine,
     residual: Option<&[T]>,
     relu: bool,
     out: &mut [T],
 ) {
-    assert_eq!(
-        (gamma.len(), beta.len(), mean.len()),
-        (c, c, c),
-        "channels of a batch norm"
-    );
+    assert_eq!(affine.scale.len(), c, "channels of a batch norm");
     assert_eq!(x.len(), out.len(), "input and output of a batch norm");
     assert!(
         residual.is_none_or(|r| r.len() == x.len()),
@@ -380,9 +391,7 @@ fn normalise<T: Element>(
         return;
     }
     let cut = Cut::new(c);
-    let scale: Vec<f32> = gamma.iter().zip(inv_std).map(|(g, i)| g * i).collect();
-    let shift: Vec<f32> = (0..c).map(|i| beta[i] - mean[i] * scale[i]).collect();
-    let (scale, shift) = (cut.tile(&scale), cut.tile(&shift));
+    let (scale, shift) = (cut.tile(&affine.scale), cut.tile(&affine.shift));
     out.par_chunks_mut(cut.task)
         .enumerate()
         .for_each(|(task, out)| {

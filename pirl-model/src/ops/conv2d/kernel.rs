@@ -13,7 +13,7 @@ use super::simd::{Lanes, Product, Register};
 use crate::ops::Element;
 
 /// The most destination channels a panel has, over all instruction sets.
-const MAX_PANEL: usize = 32;
+pub(super) const MAX_PANEL: usize = 32;
 
 /// The kernels of one instruction set, and the layouts they read.
 pub(super) trait Kernel {

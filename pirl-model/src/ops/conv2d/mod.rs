@@ -20,6 +20,9 @@ pub(crate) mod simd;
 mod tests;
 mod weight_gradient;
 
+use std::ops::Range;
+use std::slice;
+
 use kernel::Kernel;
 use lane::{Lane, lanes};
 use plan::Plan;
@@ -27,7 +30,9 @@ use rayon::prelude::*;
 use simd::Isa;
 
 use super::Element;
+use super::batch_norm::Affine;
 use super::element::narrow;
+use super::vectorised::vectorised;
 
 /// The sizes of one square-kernel, ungrouped, undilated convolution.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,7 +124,41 @@ use on_kernel;
 /// If a slice's length differs from what `s` says, or the stride is 0.
 pub fn forward<T: Element>(s: &ConvShape, x: &[T], weight: &[f32], out: &mut [T]) {
     check(s, x.len(), weight.len(), out.len());
-    on_kernel!(Isa::best::<T>(), K => forward_on::<K, T>(s, x, weight, out));
+    on_kernel!(Isa::best::<T>(), K => forward_on::<K, T>(s, x, weight, None, None, out));
+}
+
+/// `out = x * weight * scale + shift + residual`, then its positive part if `relu`: a convolution in
+/// evaluation, with the batch norm that follows it folded in and the rest done while the output is
+/// near the processor.
+///
+/// `affine`: a scale and a shift for each output channel; `residual`: as `out`. Otherwise as
+/// [`forward`]. The scale is multiplied into the weight, which rounds otherwise than batch norm does.
+///
+/// # Panics
+/// If a slice's length differs from what `s` says, or the stride is 0.
+pub fn forward_affine<T: Element>(
+    s: &ConvShape,
+    x: &[T],
+    weight: &[f32],
+    affine: &Affine,
+    residual: Option<&[T]>,
+    relu: bool,
+    out: &mut [T],
+) {
+    check(s, x.len(), weight.len(), out.len());
+    let channels = (affine.scale.len(), affine.shift.len());
+    assert_eq!(channels, (s.c_out, s.c_out), "scales and shifts of {s:?}");
+    assert!(
+        residual.is_none_or(|residual| residual.len() == out.len()),
+        "length of a residual of {s:?}"
+    );
+    let finish = Finish {
+        shift: &affine.shift,
+        residual,
+        relu,
+    };
+    let scale = Some(&affine.scale[..]);
+    on_kernel!(Isa::best::<T>(), K => forward_on::<K, T>(s, x, weight, scale, Some(&finish), out));
 }
 
 /// The gradient of [`forward`] with respect to `x`, from `dy`, that of the output.
@@ -144,22 +183,34 @@ pub fn backward_weight<T: Element>(s: &ConvShape, x: &[T], dy: &[T], dw: &mut [f
     on_kernel!(Isa::best::<T>(), K => weight_gradient::compute::<K, T>(s, x, dy, dw));
 }
 
-/// The lengths have been checked.
-fn forward_on<K: Kernel, T: Element>(s: &ConvShape, x: &[T], weight: &[f32], out: &mut [T]) {
+/// The lengths have been checked. Each output channel of the weight is multiplied by its `scale`.
+fn forward_on<K: Kernel, T: Element>(
+    s: &ConvShape,
+    x: &[T],
+    weight: &[f32],
+    scale: Option<&[f32]>,
+    finish: Option<&Finish<'_, T>>,
+    out: &mut [T],
+) {
     let taps = s.kernel * s.kernel;
     let (each, lanes) = (K::Lane::NUMBERS, lanes::<K::Lane>(s.c_in));
     let packed = pack::<K>(taps * lanes, s.c_out, |panel, first, columns| {
         let rows = s.c_in * taps;
         let of_panel = &weight[first * rows..][..columns * rows];
+        let mut scales = [1.0; kernel::MAX_PANEL];
+        if let Some(scale) = scale {
+            scales[..columns].copy_from_slice(&scale[first..][..columns]);
+        }
         for (i, tap) in (0..s.c_in).flat_map(|i| (0..taps).map(move |tap| (i, tap))) {
             let to = &mut panel[(tap * lanes + i / each) * K::WIDTH..][..columns];
-            for (o, to) in to.iter_mut().enumerate() {
-                to.put(i % each, rounded::<T>(of_panel[o * rows + i * taps + tap]));
+            for (o, (to, scale)) in to.iter_mut().zip(scales).enumerate() {
+                let weight = scale * of_panel[o * rows + i * taps + tap];
+                to.put(i % each, rounded::<T>(weight));
             }
         }
     });
     let plan = Plan::forward(&ConvShape { c_in: lanes, ..*s });
-    product::<K, T>(&plan, (x, s.c_in), &packed, (out, s.c_out));
+    product::<K, T>(&plan, (x, s.c_in), &packed, (out, s.c_out), finish);
 }
 
 /// The lengths have been checked.
@@ -183,7 +234,7 @@ fn backward_input_on<K: Kernel, T: Element>(s: &ConvShape, weight: &[f32], dy: &
         }
     });
     let plan = Plan::backward(&ConvShape { c_out: lanes, ..*s });
-    product::<K, T>(&plan, (dy, s.c_out), &packed, (dx, s.c_in));
+    product::<K, T>(&plan, (dy, s.c_out), &packed, (dx, s.c_in), None);
 }
 
 /// A weight as products with activations of type `T` take it.
@@ -230,13 +281,65 @@ const TASKS: usize = 16;
 /// while all pixels of a group pass.
 const DEPTH: usize = 320;
 
-/// `out = gathered x * packed weight`; `x` and `out` come with their channels, `plan` counts the
-/// source in lanes.
+/// What follows the products of a forward pass, on sums that are complete.
+struct Finish<'a, T> {
+    /// Of each channel.
+    shift: &'a [f32],
+    /// As long as the output.
+    residual: Option<&'a [T]>,
+    relu: bool,
+}
+
+impl<T: Element> Finish<'_, T> {
+    /// Of `columns` of the pixel whose channels begin at `pixel` of the output.
+    fn apply(&self, pixel: usize, columns: Range<usize>, sums: &mut [f32]) {
+        let shift = &self.shift[columns.clone()];
+        match self.residual {
+            Some(residual) => {
+                let residual = &residual[pixel + columns.start..][..columns.len()];
+                shift_with(sums, shift, residual, self.relu);
+            }
+            None => shift_by(sums, shift, self.relu),
+        }
+    }
+}
+
+/// What a ReLU lifts everything to; a NaN is not below it, so it stays.
+#[inline(always)]
+fn floor(relu: bool) -> f32 {
+    if relu { 0.0 } else { f32::NEG_INFINITY }
+}
+
+vectorised! {
+    /// `sums + shift`, or its positive part.
+    fn shift_by(sums: &mut [f32], shift: &[f32], relu: bool) {
+        let floor = floor(relu);
+        for (sum, shift) in sums.iter_mut().zip(shift) {
+            let y = *sum + shift;
+            *sum = if y < floor { floor } else { y };
+        }
+    }
+}
+
+vectorised! {
+    /// `sums + shift + residual`, or its positive part.
+    fn shift_with<T: Element>(sums: &mut [f32], shift: &[f32], residual: &[T], relu: bool) {
+        let floor = floor(relu);
+        for ((sum, shift), residual) in sums.iter_mut().zip(shift).zip(residual) {
+            let y = *sum + shift + residual.to_f32();
+            *sum = if y < floor { floor } else { y };
+        }
+    }
+}
+
+/// `out = gathered x * packed weight`, then `finish`; `x` and `out` come with their channels, `plan`
+/// counts the source in lanes.
 fn product<K: Kernel, T: Element>(
     plan: &Plan,
     (x, x_channels): (&[T], usize),
     packed: &[K::Lane],
     (out, channels): (&mut [T], usize),
+    finish: Option<&Finish<'_, T>>,
 ) {
     let panels = channels.div_ceil(K::WIDTH);
     let groups = plan.groups();
@@ -256,6 +359,7 @@ fn product<K: Kernel, T: Element>(
             // tasks access one number of `out`.
             let out = unsafe { out.pointer().add(destination.start * channels) };
             let columns = panels.start * K::WIDTH..channels.min(panels.end * K::WIDTH);
+            // The group's sums at `sums`, laid out as `out` is.
             let sum = |sums: *mut f32| {
                 plan.visit(group, |segments, rows| {
                     for (depth, segments) in plan::cut(segments, DEPTH).iter().enumerate() {
@@ -280,6 +384,15 @@ fn product<K: Kernel, T: Element>(
                         }
                     }
                 });
+                let Some(finish) = finish else { return };
+                for pixel in 0..destination.len() {
+                    let first = pixel * channels + columns.start;
+                    // SAFETY: this task's columns of one of the group's pixels, as above; the
+                    // kernel wrote them all.
+                    let sums = unsafe { slice::from_raw_parts_mut(sums.add(first), columns.len()) };
+                    let pixel = (destination.start + pixel) * channels;
+                    finish.apply(pixel, columns.clone(), sums);
+                }
             };
             if !T::BF16 {
                 return sum(out.cast());
@@ -290,7 +403,7 @@ fn product<K: Kernel, T: Element>(
                     // SAFETY: this task's columns of one of the group's pixels, as above.
                     let out = unsafe {
                         let first = out.add(pixel * channels + columns.start);
-                        std::slice::from_raw_parts_mut(first, columns.len())
+                        slice::from_raw_parts_mut(first, columns.len())
                     };
                     narrow(&sums[columns.clone()], out);
                 }

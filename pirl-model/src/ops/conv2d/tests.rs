@@ -77,13 +77,41 @@ fn check_shape_in<T: Element>(s: ConvShape) {
     let weight = wide(&stored(2, s.weight_len()));
     let want = oracle(&s, &wide(&x), &weight, &wide(&dy), false);
     let size = oracle(&s, &wide(&x), &weight, &wide(&dy), true);
+    // Powers of two, so that scaled weights are not rounded.
+    let scale = |channel: usize| [0.5, -2.0, 1.0][channel % 3];
+    let scales: Vec<f32> = (0..s.c_out).map(scale).collect();
+    let (shift, residual) = (fill(4, s.c_out), stored(5, s.out_len()));
+    let finish = Finish {
+        shift: &shift,
+        residual: (s.n == 2).then_some(&residual[..]),
+        relu: s.n < 3,
+    };
+    let finished = |sums: &[f64], magnitude: bool| -> Vec<f64> {
+        let parts = sums.iter().enumerate().map(|(i, &sum)| {
+            let channel = i % s.c_out;
+            let scaled = sum * f64::from(scale(channel));
+            let added = finish.residual.map_or(0.0, |x| f64::from(x[i].to_f32()));
+            let parts = [scaled, f64::from(shift[channel]), added];
+            match magnitude {
+                true => parts.iter().map(|x| x.abs()).sum(),
+                false if finish.relu => parts.iter().sum::<f64>().max(0.0),
+                false => parts.iter().sum(),
+            }
+        });
+        parts.collect()
+    };
+    let (finished, finished_size) = (finished(&want.out, false), finished(&size.out, true));
+    let scale = Some(&scales[..]);
     let nan = T::from_f32(f32::NAN);
     for isa in Isa::available::<T>() {
         let what = |of: &str| format!("{isa:?} {of} of {s:?}");
         // Outputs start as NaN, so that an entry left unwritten shows.
         let mut out = vec![nan; s.out_len()];
-        on_kernel!(isa, K => forward_on::<K, T>(&s, &x, &weight, &mut out));
+        on_kernel!(isa, K => forward_on::<K, T>(&s, &x, &weight, None, None, &mut out));
         assert_close(&what("output"), &out, &want.out, &size.out);
+        out.fill(nan);
+        on_kernel!(isa, K => forward_on::<K, T>(&s, &x, &weight, scale, Some(&finish), &mut out));
+        assert_close(&what("finished output"), &out, &finished, &finished_size);
         let mut dx = vec![nan; s.in_len()];
         on_kernel!(isa, K => backward_input_on::<K, T>(&s, &weight, &dy, &mut dx));
         assert_close(&what("dx"), &dx, &want.dx, &size.dx);
@@ -116,6 +144,27 @@ fn every_kernel_stride_padding_and_small_size() {
             }
         }
     }
+}
+
+#[test]
+fn a_rectified_nan_stays_one() {
+    let s = ConvShape {
+        n: 1,
+        h: 1,
+        w: 2,
+        c_in: 1,
+        c_out: 1,
+        kernel: 1,
+        stride: 1,
+        padding: 0,
+    };
+    let affine = Affine {
+        scale: vec![1.0],
+        shift: vec![0.5],
+    };
+    let mut out = [7.0; 2];
+    forward_affine(&s, &[f32::NAN, -1.0], &[1.0], &affine, None, true, &mut out);
+    assert!(out[0].is_nan() && out[1] == 0.0, "{out:?}");
 }
 
 #[test]
