@@ -1,9 +1,13 @@
-//! Value and gradient of a loss in one pass over tiles of logits, on a CPU in `f32`.
+//! Value and gradient of a loss in one pass over tiles of logits, in `f32`: here on a CPU, and with
+//! the feature `cuda` in `cuda` on a CUDA device.
 //!
 //! A tile is a few images by all negatives. One matrix product makes its logits, each row is
 //! reduced and turned into the coefficients `dL/dz` in place, and a second product of coefficients
 //! and negatives is the gradient, `dL/dv = (1 / (B tau)) (dL/dz_p m_p + sum_n dL/dz_n m_n)`.
 //! A tile depends on its own images alone, so the result does not depend on the threads.
+
+#[cfg(feature = "cuda")]
+mod cuda;
 
 use std::sync::Mutex;
 
@@ -23,7 +27,8 @@ const SCRATCH: usize = 48 << 20;
 
 /// Whether this module computes the loss of `query`.
 pub(crate) fn runs_on(query: &Tensor) -> bool {
-    query.device().is_cpu() && query.dtype() == DType::F32
+    let device = query.device();
+    query.dtype() == DType::F32 && (device.is_cpu() || (cfg!(feature = "cuda") && device.is_cuda()))
 }
 
 /// The mean loss, with its gradient if `query` is tracked. The arguments are checked.
@@ -35,6 +40,10 @@ pub(crate) fn forward(
     sizes: Sizes,
     temperature: f64,
 ) -> Result<Tensor, LossError> {
+    #[cfg(feature = "cuda")]
+    if query.device().is_cuda() {
+        return cuda::forward(kind, query, positive, negatives, sizes, temperature);
+    }
     let mut losses = vec![0f64; sizes.batch];
     let tracked = query.track_op();
     let mut gradient = vec![0f32; if tracked { sizes.batch * sizes.dim } else { 0 }];
@@ -69,6 +78,10 @@ pub(crate) fn log_mean_exp(
     sizes: Sizes,
     temperature: f64,
 ) -> Result<f64, LossError> {
+    #[cfg(feature = "cuda")]
+    if query.device().is_cuda() {
+        return cuda::log_mean_exp(query, positive, negatives, sizes, temperature);
+    }
     let mut sums = vec![0f64; sizes.batch];
     with_input(query, positive, negatives, sizes, temperature, |input| {
         let tiles = sums.chunks_mut(input.tile).collect();
@@ -80,11 +93,16 @@ pub(crate) fn log_mean_exp(
             }
         });
     })?;
+    Ok(log_mean(sums, negatives, sizes))
+}
+
+/// From `ln sum exp(z)` of each image to `ln mean exp(z)` over all.
+fn log_mean(sums: Vec<f64>, negatives: &Negatives, sizes: Sizes) -> f64 {
     let count: usize = (0..sizes.batch)
         .map(|image| 1 + negatives.valid(sizes, image))
         .sum();
     let total = sums.into_iter().fold(f64::NEG_INFINITY, ln_add_exp);
-    Ok(total - (count as f64).ln())
+    total - (count as f64).ln()
 }
 
 /// A value computed beforehand, and its gradient: the op only puts them into Candle's graph.

@@ -9,9 +9,10 @@
 //! - [`cross_entropy`] is the loss of the covariant baselines, which predict the transformation
 //!   instead, and of training with labels.
 //!
-//! On a CPU in `f32` each loss is one fused Candle op: tiles of logits from one matrix product, the
-//! closed-form gradient computed with the value, a second product; never a batch x negatives x
-//! dimension gather. Elsewhere [`mod@reference`], made of Candle's own operations, takes its place.
+//! In `f32` on a CPU, and with the feature `cuda` on a GPU, each loss is one fused Candle op: tiles of
+//! logits from one matrix product, the closed-form gradient computed with the value, a second
+//! product; never a batch x negatives x dimension gather. Elsewhere [`mod@reference`], made of
+//! Candle's own operations, takes its place.
 //!
 //! ```
 //! use candle_core::{Device, Tensor, Var};

@@ -33,6 +33,8 @@
 
 mod c4;
 mod config;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod engine;
 mod error;
 mod heads;

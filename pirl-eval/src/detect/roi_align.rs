@@ -1,11 +1,15 @@
 //! ROIAlign: the features under a box, resampled to a fixed size (He et al., arXiv:1703.06870).
 
 mod axis;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod kernels;
 mod reference;
 
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{
-    CpuStorage, CustomOp1, DType, Layout, Result, Shape, Storage, Tensor, WithDType, bail,
+    CpuStorage, CustomOp1, DType, Device, Layout, Result, Shape, Storage, Tensor, WithDType, bail,
 };
 
 use super::boxes::BBox;
@@ -62,15 +66,23 @@ impl Default for RoiAlignConfig {
 ///
 /// Equals torchvision's `roi_align` to rounding: a sample farther than one cell out of the map is 0,
 /// one nearer is taken at its border, an inverted or empty region has no adaptive samples and is 0.
-/// On a device other than a CPU, or in another type than `f32` and `f64`, [`roi_align_reference`]
-/// runs. The result does not depend on the number of threads.
+/// Runs on a CPU in `f32` and `f64`, where the result does not depend on the number of threads, and
+/// with the feature `cuda` on a CUDA device in `f32`, `bf16` and `f16`; elsewhere
+/// [`roi_align_reference`] does.
 ///
 /// # Errors
 /// If `features` has not four dimensions or a map without cells, a region names an image beyond `n`
 /// or has a corner more than a million cells away, an output size is 0, or the scale is not positive.
 pub fn roi_align(features: &Tensor, rois: &[Roi], config: &RoiAlignConfig) -> Result<Tensor> {
     let shape = check(features, rois, config)?;
-    let fast = matches!(features.dtype(), DType::F32 | DType::F64) && features.device().is_cpu();
+    let fast = match features.device() {
+        Device::Cpu => matches!(features.dtype(), DType::F32 | DType::F64),
+        Device::Cuda(_) => {
+            let float = matches!(features.dtype(), DType::F32 | DType::BF16 | DType::F16);
+            cfg!(feature = "cuda") && float && features.elem_count() > 0
+        }
+        Device::Metal(_) => false,
+    };
     if !fast || rois.is_empty() {
         return roi_align_reference(features, rois, config);
     }
@@ -179,7 +191,16 @@ impl CustomOp1 for Op {
         Ok((out, self.out_shape()))
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, storage: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
+        Ok((cuda::forward(self, storage, layout)?, self.out_shape()))
+    }
+
     fn bwd(&self, features: &Tensor, _out: &Tensor, d_out: &Tensor) -> Result<Option<Tensor>> {
+        #[cfg(feature = "cuda")]
+        if features.device().is_cuda() {
+            return cuda::backward(self, features, d_out).map(Some);
+        }
         let gradient = match features.dtype() {
             DType::F32 => self.backward::<f32>(features, d_out)?,
             DType::F64 => self.backward::<f64>(features, d_out)?,

@@ -4,6 +4,9 @@
 //! bound by memory traffic, so one pass does them all: `out = relu(gamma * xhat + beta + residual)`.
 //! Training reads its input twice, once for the statistics and once to apply them.
 
+#[cfg(feature = "cuda")]
+pub(super) mod cuda;
+
 use rayon::prelude::*;
 
 use super::Element;

@@ -1,9 +1,13 @@
 //! The fast ops as differentiable functions on Candle tensors.
 
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{
-    CpuStorage, CustomOp1, CustomOp2, DType, Layout, Result, Shape, Storage, Tensor, bail,
+    CpuStorage, CustomOp1, CustomOp2, DType, Device, Layout, Result, Shape, Storage, Tensor, bail,
 };
 
+#[cfg(feature = "cuda")]
+use super::batch_norm::{self, cuda::BatchNorm};
 use super::conv2d::{self as kernels, ConvShape};
 use super::pool::{self, PoolShape};
 use super::reference;
@@ -15,7 +19,8 @@ use super::reference;
 /// `oh = (h + 2 padding - k) / stride + 1`, rounded down. The result is a view of channels-last
 /// memory, and an `x` that is such a view too is read without a copy.
 ///
-/// On a device other than a CPU, or in another type than `f32`, [`reference::conv2d`] runs.
+/// Runs on a CPU in `f32`, and with the feature `cudnn` on a CUDA device in `f32`, `bf16` or `f16`;
+/// elsewhere [`reference::conv2d`] does.
 ///
 /// # Errors
 /// If the shapes do not fit, the kernel is not square or larger than the padded input, or the
@@ -34,7 +39,8 @@ pub fn conv2d(x: &Tensor, weight: &Tensor, stride: usize, padding: usize) -> Res
     if kernel > h + 2 * padding || kernel > w + 2 * padding {
         bail!("a {kernel}x{kernel} kernel does not fit into {h}x{w} padded by {padding}");
     }
-    if !runs_fast(x) || !runs_fast(weight) {
+    let fast = runs_fast(x, cfg!(feature = "cudnn")) && x.dtype() == weight.dtype();
+    if !fast || (x.device().is_cuda() && x.elem_count() == 0) {
         return reference::conv2d(x, weight, stride, padding);
     }
     let shape = ConvShape {
@@ -47,8 +53,13 @@ pub fn conv2d(x: &Tensor, weight: &Tensor, stride: usize, padding: usize) -> Res
         stride,
         padding,
     };
+    // cuDNN wants weights with their channels last, too.
+    let weight = match weight.device() {
+        Device::Cuda(_) => channels_last(weight)?,
+        _ => weight.contiguous()?,
+    };
     channels_last(x)?
-        .apply_op2(&weight.contiguous()?, Convolution(shape))?
+        .apply_op2(&weight, Convolution(shape))?
         .permute((0, 3, 1, 2))
 }
 
@@ -58,7 +69,8 @@ pub fn conv2d(x: &Tensor, weight: &Tensor, stride: usize, padding: usize) -> Res
 /// `x`: `(n, c, h, w)`; returns `(n, c, oh, ow)`, sized and laid out as by [`conv2d()`]. Of equal
 /// maxima the first in row order receives the gradient; a NaN under a window is its maximum.
 ///
-/// On a device other than a CPU, or in another type than `f32`, [`reference::max_pool2d`] runs.
+/// Runs on a CPU in `f32`, and with the feature `cuda` on a CUDA device in `f32`, `bf16` or `f16`;
+/// elsewhere [`reference::max_pool2d`] does.
 ///
 /// # Errors
 /// If the window or stride is 0, the window does not fit into the padded input, or the padding
@@ -76,7 +88,7 @@ pub fn max_pool2d(x: &Tensor, kernel: usize, stride: usize, padding: usize) -> R
     if h * w > u32::MAX as usize {
         bail!("max-pool indexes pixels by 32 bits, an image of {h}x{w} has too many");
     }
-    if !runs_fast(x) {
+    if !runs_fast(x, cfg!(feature = "cuda")) || (x.device().is_cuda() && x.elem_count() == 0) {
         return reference::max_pool2d(x, kernel, stride, padding);
     }
     let shape = PoolShape {
@@ -93,8 +105,98 @@ pub fn max_pool2d(x: &Tensor, kernel: usize, stride: usize, padding: usize) -> R
         .permute((0, 3, 1, 2))
 }
 
-fn runs_fast(x: &Tensor) -> bool {
-    x.device().is_cpu() && x.dtype() == DType::F32
+/// Batch norm of `x` by the batch's own statistics, then the residual, then ReLU; differentiable in
+/// `x`, `gamma`, `beta` and the residual.
+///
+/// # Shapes
+/// As [`reference::batch_norm_train`], with the same results; mean and variance carry no gradient.
+/// The output is a view of channels-last memory, and an `x` that is such a view is read without a
+/// copy.
+///
+/// With the feature `cuda` runs on a CUDA device in `f32`, `bf16` or `f16` (`gamma`, `beta` and the
+/// statistics are `f32`); elsewhere [`reference::batch_norm_train`] does.
+///
+/// # Errors
+/// If the shapes do not fit each other.
+pub fn batch_norm_train(
+    x: &Tensor,
+    gamma: &Tensor,
+    beta: &Tensor,
+    eps: f64,
+    residual: Option<&Tensor>,
+    relu: bool,
+) -> Result<(Tensor, Tensor, Tensor)> {
+    #[cfg(feature = "cuda")]
+    if x.device().is_cuda() && x.elem_count() > 0 {
+        let x = channels_last(x)?;
+        let [mean, var, inv_std] = batch_norm::cuda::statistics(&x, eps as f32)?;
+        let op = BatchNorm {
+            mean: mean.clone(),
+            inv_std,
+            of_batch: true,
+            relu,
+        };
+        return Ok((normalise(&x, gamma, beta, residual, op)?, mean, var));
+    }
+    reference::batch_norm_train(x, gamma, beta, eps, residual, relu)
+}
+
+/// Batch norm of `x` by given statistics, then the residual, then ReLU; differentiable in `x`,
+/// `gamma`, `beta` and the residual.
+///
+/// # Shapes
+/// As [`reference::batch_norm_eval`]; where it runs, and the layout, as [`batch_norm_train`].
+///
+/// # Errors
+/// If the shapes do not fit each other.
+#[expect(clippy::too_many_arguments, reason = "the twin of the reference")]
+pub fn batch_norm_eval(
+    x: &Tensor,
+    gamma: &Tensor,
+    beta: &Tensor,
+    mean: &Tensor,
+    var: &Tensor,
+    eps: f64,
+    residual: Option<&Tensor>,
+    relu: bool,
+) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if x.device().is_cuda() && x.elem_count() > 0 {
+        let op = BatchNorm {
+            mean: mean.detach(),
+            inv_std: (var.detach() + eps)?.sqrt()?.recip()?,
+            of_batch: false,
+            relu,
+        };
+        return normalise(&channels_last(x)?, gamma, beta, residual, op);
+    }
+    reference::batch_norm_eval(x, gamma, beta, mean, var, eps, residual, relu)
+}
+
+/// `x` is NHWC, the result a view of such memory.
+#[cfg(feature = "cuda")]
+fn normalise(
+    x: &Tensor,
+    gamma: &Tensor,
+    beta: &Tensor,
+    residual: Option<&Tensor>,
+    op: BatchNorm,
+) -> Result<Tensor> {
+    let affine = Tensor::cat(&[gamma, beta], 0)?;
+    let out = match residual {
+        Some(residual) => x.apply_op3(&affine, &channels_last(residual)?, op)?,
+        None => x.apply_op2(&affine, op)?,
+    };
+    out.permute((0, 3, 1, 2))
+}
+
+/// Whether an op of this crate can run on `x`; `on_cuda`: whether there is one for CUDA devices.
+fn runs_fast(x: &Tensor, on_cuda: bool) -> bool {
+    match x.device() {
+        Device::Cpu => x.dtype() == DType::F32,
+        Device::Cuda(_) => on_cuda && matches!(x.dtype(), DType::F32 | DType::BF16 | DType::F16),
+        Device::Metal(_) => false,
+    }
 }
 
 fn channels_last(x: &Tensor) -> Result<Tensor> {
@@ -122,7 +224,7 @@ fn with_numbers<T>(x: &Tensor, f: impl FnOnce(&[f32]) -> T) -> Result<T> {
     }
 }
 
-/// NHWC input, PyTorch's weight, NHWC output.
+/// NHWC input and output; on a CPU PyTorch's weight, on a CUDA device with its channels last.
 struct Convolution(ConvShape);
 
 impl CustomOp2 for Convolution {
@@ -149,6 +251,20 @@ impl CustomOp2 for Convolution {
         Ok((CpuStorage::F32(out), (s.n, oh, ow, s.c_out).into()))
     }
 
+    #[cfg(feature = "cudnn")]
+    fn cuda_fwd(
+        &self,
+        x: &CudaStorage,
+        x_layout: &Layout,
+        weight: &CudaStorage,
+        weight_layout: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        let s = &self.0;
+        let out = kernels::cudnn::forward(s, (x, x_layout), (weight, weight_layout))?;
+        let (oh, ow) = s.out_hw();
+        Ok((out, (s.n, oh, ow, s.c_out).into()))
+    }
+
     fn bwd(
         &self,
         x: &Tensor,
@@ -157,6 +273,16 @@ impl CustomOp2 for Convolution {
         dy: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let s = &self.0;
+        #[cfg(feature = "cudnn")]
+        if x.device().is_cuda() {
+            use kernels::cudnn::{backward_input, backward_weight};
+            let wanted = |of: &Tensor, gradient: fn(_, _, _, _) -> _| {
+                of.track_op()
+                    .then(|| gradient(s, x, weight, dy))
+                    .transpose()
+            };
+            return Ok((wanted(x, backward_input)?, wanted(weight, backward_weight)?));
+        }
         let gradient = |of: &Tensor, compute: &dyn Fn(&mut [f32]) -> Result<()>| {
             if !of.track_op() {
                 return Ok(None);
@@ -196,9 +322,21 @@ impl CustomOp1 for MaxPool {
         Ok((CpuStorage::F32(out), (s.n, oh, ow, s.c).into()))
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, x: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
+        let s = &self.0;
+        let (oh, ow) = s.out_hw();
+        let out = pool::cuda::max_forward(s, x, layout)?;
+        Ok((out, (s.n, oh, ow, s.c).into()))
+    }
+
     /// Finds the winners again: cheaper than keeping them beside every forward pass.
     fn bwd(&self, x: &Tensor, _out: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
         let s = &self.0;
+        #[cfg(feature = "cuda")]
+        if x.device().is_cuda() {
+            return pool::cuda::max_backward(s, x, dy).map(Some);
+        }
         let mut dx = vec![0f32; s.in_len()];
         with_numbers(x, |x| {
             with_numbers(dy, |dy| {

@@ -5,12 +5,16 @@
 //!
 //! * as kernels on slices ([`conv2d`](mod@conv2d), [`batch_norm`], [`pool`], [`linear`], [`relu`]),
 //!   which the fast engine strings together without a tensor in between;
-//! * as a differentiable function on Candle tensors ([`conv2d()`], [`max_pool2d`]), for code that
-//!   composes ops freely;
+//! * as a differentiable function on Candle tensors ([`conv2d()`], [`max_pool2d`],
+//!   [`batch_norm_train`], [`batch_norm_eval`]), for code that composes ops freely;
 //! * as a plain [`reference`](mod@reference) made only of Candle's own differentiable ops, which
 //!   tests compare with and which devices without a fast path run.
 //!
-//! Kernels work on NHWC activations (channels last), stored as any [`Element`], and PyTorch's weight
+//! On a CUDA device the functions on tensors run kernels of their own, the `.cu` files beside each op,
+//! with the feature `cuda`, and convolution is cuDNN's with the feature `cudnn`. Tests run these
+//! kernels on a CPU; nothing of this crate has been run on a GPU yet.
+//!
+//! Kernels on slices work on NHWC activations (channels last), stored as any [`Element`], and PyTorch's weight
 //! layouts in `f32`; they compute in `f32` and round what they store. They run on
 //! Rayon's pool, and cut and sum their work the same way whatever the number of threads, so their
 //! results are reproducible to the bit on one kind of CPU. Slices of a wrong length are the
@@ -26,5 +30,5 @@ pub mod reference;
 pub mod relu;
 mod vectorised;
 
-pub use candle::{conv2d, max_pool2d};
+pub use candle::{batch_norm_eval, batch_norm_train, conv2d, max_pool2d};
 pub use element::Element;

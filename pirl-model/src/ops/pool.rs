@@ -1,5 +1,8 @@
 //! Max-pooling over padded windows and the global average pool.
 
+#[cfg(feature = "cuda")]
+pub(super) mod cuda;
+
 use rayon::prelude::*;
 
 use super::Element;

@@ -11,6 +11,8 @@
 //! and sums are rounded once. Where the processor multiplies pairs of `bf16`, see `lane`, it is given
 //! them; elsewhere a part of the input is widened to `f32` at a time, for the same kernels as `f32`.
 
+#[cfg(feature = "cudnn")]
+pub(super) mod cudnn;
 mod kernel;
 mod lane;
 mod plan;
@@ -35,7 +37,7 @@ use super::element::narrow;
 use super::vectorised::vectorised;
 
 /// The sizes of one square-kernel, ungrouped, undilated convolution.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ConvShape {
     /// Images in the batch.
     pub n: usize,
