@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use pirl_model::Layer;
 use serde::Serialize;
 
 use crate::commands::eval::Dataset;
@@ -26,6 +27,9 @@ pub(crate) enum Command {
     /// Judge a backbone by what a simple classifier makes of its features
     #[command(subcommand)]
     Eval(EvalCommand),
+    /// Look at what a backbone's features are near to, and at what moves them
+    #[command(subcommand)]
+    Analyze(AnalyzeCommand),
     /// Write a backbone's weights for another program
     Export(ExportArgs),
     /// List the recipes, or print one as TOML
@@ -329,6 +333,78 @@ pub(crate) struct FinetuneArgs {
     /// Go on from the newest checkpoint in --out
     #[arg(long)]
     pub(crate) resume: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum AnalyzeCommand {
+    /// Draw images beside those whose features are nearest
+    Neighbours(NeighboursArgs),
+    /// Measure how far crops, colours and the pretext task's transformation move the features
+    Invariance(InvarianceArgs),
+}
+
+/// What every analysis takes.
+#[derive(Debug, Args)]
+pub(crate) struct AnalyzeArgs {
+    /// Images to look at, labelled or not
+    #[arg(long, value_name = "PACK")]
+    pub(crate) data: PathBuf,
+    /// Folder for the picture and result.json
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: PathBuf,
+    /// The network's recipe, where --weights is not a run; a file's network is told from its tensors
+    #[arg(long, value_name = "NAME|FILE.toml")]
+    pub(crate) recipe: Option<String>,
+    /// Change a setting of the recipe; may be repeated
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub(crate) settings: Vec<Setting>,
+    /// cpu or cuda:N
+    #[arg(long, default_value = "cpu")]
+    pub(crate) device: String,
+    /// Seed of everything random, instead of the recipe's
+    #[arg(long, value_parser = clap::value_parser!(u64).range(0..=i64::MAX as u64))]
+    pub(crate) seed: Option<u64>,
+    /// Print one JSON object on standard output
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct NeighboursArgs {
+    /// A run, a file of weights, or `random` for the untrained network of the recipe
+    #[arg(long, value_name = "RUN|FILE.safetensors|FILE.pth|random")]
+    pub(crate) weights: String,
+    #[command(flatten)]
+    pub(crate) analyze: AnalyzeArgs,
+    /// Images to choose the neighbours from, instead of those of --data
+    #[arg(long, value_name = "PACK")]
+    pub(crate) gallery: Option<PathBuf>,
+    /// Where features are read, averaged over the map
+    #[arg(long, value_name = "LAYER", default_value = "res5")]
+    pub(crate) layer: Layer,
+    /// Images whose neighbours are drawn
+    #[arg(long, value_name = "COUNT", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub(crate) queries: u32,
+    /// Neighbours of each
+    #[arg(long, value_name = "COUNT", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=256))]
+    pub(crate) neighbours: u32,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InvarianceArgs {
+    /// A run, a file of weights, or `random`; may be repeated, to compare. Of a run the recipe is
+    /// its own; the transformations are those of the first recipe
+    #[arg(
+        long,
+        value_name = "RUN|FILE.safetensors|FILE.pth|random",
+        required = true
+    )]
+    pub(crate) weights: Vec<String>,
+    #[command(flatten)]
+    pub(crate) analyze: AnalyzeArgs,
+    /// Images to measure, drawn from the pack
+    #[arg(long, value_name = "COUNT", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(2..))]
+    pub(crate) images: u32,
 }
 
 #[derive(Debug, Args)]

@@ -27,7 +27,7 @@ use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
-use crate::args::{Cli, Command, DataCommand, EvalCommand};
+use crate::args::{AnalyzeCommand, Cli, Command, DataCommand, EvalCommand};
 use crate::interrupt::Interrupted;
 
 fn main() -> ExitCode {
@@ -61,6 +61,8 @@ fn run(command: Command) -> Result<()> {
         Command::Eval(EvalCommand::Detect(args)) => commands::detect::run(&args),
         Command::Eval(EvalCommand::Svm(args)) => commands::eval::svm(&args),
         Command::Eval(EvalCommand::Finetune(args)) => commands::eval::finetune(&args),
+        Command::Analyze(AnalyzeCommand::Neighbours(args)) => commands::analyze::neighbours(&args),
+        Command::Analyze(AnalyzeCommand::Invariance(args)) => commands::analyze::invariance(&args),
         Command::Export(args) => commands::export::run(&args),
         Command::Recipes(args) => commands::recipes::run(&args),
     }

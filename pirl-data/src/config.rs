@@ -103,6 +103,17 @@ impl ViewConfig {
         }
     }
 
+    /// The same crops and flips, in the colours the image has.
+    pub fn without_colors(&self) -> Self {
+        Self {
+            jitter_probability: 0.0,
+            photometric: 0.0,
+            gray: 0.0,
+            blur_probability: 0.0,
+            ..self.clone()
+        }
+    }
+
     /// Errors name the keys of `[transform.image]` or of `[transform.patch]`.
     pub(crate) fn check(&self, table: Table) -> Result<(), DataError> {
         macro_rules! key {

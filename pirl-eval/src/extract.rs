@@ -7,8 +7,11 @@ use crate::error::{EvalError, Result};
 use crate::feature_set::{FeatureSet, LayerFeatures};
 use crate::pool::Pool;
 
-/// Pixels in a forward pass, at most: 32 images of ImageNet's size.
-const PIXELS: usize = 32 * 224 * 224;
+/// Images of `pixels` pixels in a forward pass, at most: 32 of ImageNet's size.
+pub(crate) fn images_in_pass(pixels: usize) -> usize {
+    const PIXELS: usize = 32 * 224 * 224;
+    (PIXELS / pixels.max(1)).max(1)
+}
 
 /// How features are read.
 #[derive(Clone, Debug, PartialEq)]
@@ -70,7 +73,7 @@ pub fn extract_features(
         let (images, batch_labels) = batch?;
         labels.extend(batch_labels);
         let (rows, _, height, width) = images.dims4()?;
-        let part = (PIXELS / (height * width).max(1)).max(1);
+        let part = images_in_pass(height * width);
         for start in (0..rows).step_by(part) {
             let images = images.narrow(0, start, part.min(rows - start))?;
             let maps = backbone.feature_maps(&images.to_device(&device)?, &extraction.layers)?;

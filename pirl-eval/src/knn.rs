@@ -1,10 +1,8 @@
 //! Weighted nearest neighbours: a training image votes for its class with `exp(cosine / tau)`.
 //!
 //! VISSL's `vissl/utils/knn_utils.py`, after Wu et al. (arXiv:1805.01978), on features divided by
-//! their L2 norm. The product of all test with all training features is never whole in memory: it
-//! is made tile by tile, and each test image keeps only its nearest candidates.
+//! their L2 norm.
 
-use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
 use pirl_model::Layer;
@@ -13,15 +11,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{EvalError, Result};
 use crate::feature_set::{FeatureSet, LayerFeatures};
-use crate::matrix::times_transposed;
+use crate::nearest::{Candidate, QUERIES, nearest, normalised};
 use crate::probe::{Best, Labels, Probe, comparable, percent};
-
-/// Test images whose similarities are computed together by one thread.
-const QUERIES: usize = 64;
-/// Training images in a tile.
-const TILE: usize = 1024;
-/// Shorter vectors are divided by this instead of their norm, as in PyTorch's `normalize`.
-const MIN_NORM: f64 = 1e-12;
 
 /// `[eval.knn]`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -118,7 +109,7 @@ impl Knn {
         predicted
     }
 
-    fn vote(&self, neighbours: &[Neighbour], labels: &Labels) -> u32 {
+    fn vote(&self, neighbours: &[Candidate], labels: &Labels) -> u32 {
         let mut votes = vec![0f64; labels.classes];
         for neighbour in neighbours {
             // Cosines are at most 1, so this cannot overflow before temperatures of 1/700.
@@ -190,121 +181,9 @@ impl Probe for Knn {
     }
 }
 
-/// A training image and its cosine to the query.
-#[derive(Clone, Copy)]
-struct Neighbour {
-    similarity: f32,
-    index: u32,
-}
-
-impl Neighbour {
-    /// Nearer first; a total order, so the choice of neighbours has no ties.
-    fn nearer(&self, other: &Self) -> Ordering {
-        other
-            .similarity
-            .total_cmp(&self.similarity)
-            .then(self.index.cmp(&other.index))
-    }
-}
-
-/// The `k` nearest seen so far of one query, gathered lazily: candidates pile up to twice `k`, then
-/// the farther half goes.
-struct Nearest {
-    k: usize,
-    candidates: Vec<Neighbour>,
-    /// Similarity of the k-th nearest when the pile was last cut.
-    bound: f32,
-}
-
-impl Nearest {
-    fn new(k: usize) -> Self {
-        Self {
-            k,
-            candidates: Vec::with_capacity(2 * k),
-            bound: f32::NEG_INFINITY,
-        }
-    }
-
-    fn offer(&mut self, similarities: &[f32], first: usize) {
-        for (offset, &similarity) in similarities.iter().enumerate() {
-            // Indices only rise, so a later equal of the bound is the farther of the two.
-            if similarity > self.bound || self.candidates.len() < self.k {
-                self.candidates.push(Neighbour {
-                    similarity,
-                    index: (first + offset) as u32,
-                });
-                if self.candidates.len() >= 2 * self.k {
-                    self.cut();
-                }
-            }
-        }
-    }
-
-    fn cut(&mut self) {
-        if self.candidates.len() > self.k {
-            self.candidates
-                .select_nth_unstable_by(self.k - 1, Neighbour::nearer);
-            self.candidates.truncate(self.k);
-        }
-        if let Some(last) = self.candidates.iter().max_by(|a, b| a.nearer(b)) {
-            self.bound = last.similarity;
-        }
-    }
-
-    fn finish(mut self) -> Vec<Neighbour> {
-        self.cut();
-        self.candidates.sort_unstable_by(Neighbour::nearer);
-        self.candidates
-    }
-}
-
-/// The `k` nearest rows of `bank` for every row of `block`, nearest first.
-fn nearest(block: &[f32], bank: &[f32], dim: usize, k: usize) -> Vec<Vec<Neighbour>> {
-    let queries = block.len() / dim;
-    let mut nearest: Vec<Nearest> = (0..queries).map(|_| Nearest::new(k)).collect();
-    let mut similarities = vec![0f32; queries * TILE];
-    for (number, tile) in bank.chunks(TILE * dim).enumerate() {
-        let columns = tile.len() / dim;
-        let similarities = &mut similarities[..queries * columns];
-        times_transposed((queries, columns, dim), block, tile, similarities);
-        for (nearest, row) in nearest.iter_mut().zip(similarities.chunks_exact(columns)) {
-            nearest.offer(row, number * TILE);
-        }
-    }
-    nearest.into_iter().map(Nearest::finish).collect()
-}
-
-/// The rows divided by their L2 norms.
-fn normalised(features: &LayerFeatures) -> Vec<f32> {
-    let mut values = features.values().to_vec();
-    values.par_chunks_mut(features.dim()).for_each(|row| {
-        let squares: f64 = row.iter().map(|value| f64::from(*value).powi(2)).sum();
-        let norm = squares.sqrt().max(MIN_NORM);
-        row.iter_mut()
-            .for_each(|value| *value = (f64::from(*value) / norm) as f32);
-    });
-    values
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_nearest_are_exact_with_ties_in_the_order_of_the_bank() {
-        // Similarities on a coarse grid, so most are tied; more than one tile; k across the ties.
-        let bank: Vec<f32> = benches::fill(3, 2 * TILE + 1)
-            .iter()
-            .map(|x| (x * 4.0).round() / 4.0)
-            .collect();
-        for k in [1, 7, 200, bank.len()] {
-            let found = &nearest(&[1.0], &bank, 1, k)[0];
-            let mut expected: Vec<usize> = (0..bank.len()).collect();
-            expected.sort_by(|a, b| bank[*b].total_cmp(&bank[*a]).then(a.cmp(b)));
-            let found: Vec<usize> = found.iter().map(|n| n.index as usize).collect();
-            assert_eq!(found, expected[..k], "k = {k}");
-        }
-    }
 
     #[test]
     fn settings_out_of_range_are_named() {

@@ -8,6 +8,9 @@
 //! [`Finetune`] trains the backbone too, on all labels or on a [`LabelSubset`], and [`detect`] makes
 //! it the trunk of a detector.
 //!
+//! Two analyses are there to look at: [`nearest_neighbours`] of images, and by [`invariance()`] how far
+//! a change of an image moves its features.
+//!
 //! ```
 //! use pirl_eval::{FeatureSet, Knn, KnnConfig, LayerFeatures, LinearConfig, LinearProbe, Probe};
 //! use pirl_model::Layer;
@@ -32,14 +35,18 @@
 mod accuracy;
 mod cache;
 pub mod detect;
+mod draw;
 mod error;
 mod extract;
 mod feature_set;
 mod finetune;
+mod invariance;
 mod knn;
 mod label_subset;
 mod linear;
 mod matrix;
+mod nearest;
+mod neighbours;
 mod pool;
 mod presence;
 mod probe;
@@ -51,9 +58,11 @@ pub use error::{EvalError, Result};
 pub use extract::{Extraction, extract_features, recompute_batch_norm};
 pub use feature_set::{FeatureSet, LayerFeatures};
 pub use finetune::{Finetune, FinetuneConfig, FinetuneReport};
+pub use invariance::{ANOTHER_IMAGE, Change, Distances, invariance, invariance_chart};
 pub use knn::{Accuracy, Knn, KnnConfig, KnnReport};
 pub use label_subset::LabelSubset;
 pub use linear::{LayerReport, LinearConfig, LinearProbe, LinearReport, RateReport, Select};
+pub use neighbours::{Neighbour, nearest_neighbours, neighbour_sheet};
 pub use pool::Pool;
 pub use presence::Presence;
 pub use probe::{Best, Probe, check_packs};

@@ -1,5 +1,6 @@
 //! One module a command.
 
+pub(crate) mod analyze;
 pub(crate) mod bench;
 pub(crate) mod compose;
 pub(crate) mod data;

@@ -42,6 +42,15 @@ impl EvalView {
         self.write(&Normalize::new(self.mean, self.std), image, scratch, out)
     }
 
+    /// The view before it is normalised.
+    ///
+    /// # Errors
+    /// As [`EvalView::apply`].
+    pub fn pixels(&self, image: &Image, scratch: &mut Scratch) -> Result<Image, DataError> {
+        self.check()?;
+        Ok(self.cut(image, scratch)?.clone())
+    }
+
     fn check(&self) -> Result<(), DataError> {
         if self.resize > 0 {
             side("eval.resize", self.resize)?;
@@ -58,6 +67,11 @@ impl EvalView {
         out: &mut [f32],
     ) -> Result<(), DataError> {
         check_output(out, 3 * self.crop * self.crop)?;
+        normalize.write(self.cut(image, scratch)?, out);
+        Ok(())
+    }
+
+    fn cut<'a>(&self, image: &'a Image, scratch: &'a mut Scratch) -> Result<&'a Image, DataError> {
         image.check()?;
         let shorter = image.width.min(image.height);
         let image = if self.resize == 0 || self.resize == shorter {
@@ -77,8 +91,7 @@ impl EvalView {
             &scratch.crop
         };
         if (image.width, image.height) == (self.crop, self.crop) {
-            normalize.write(image, out);
-            return Ok(());
+            return Ok(image);
         }
         if self.stretch {
             resize(
@@ -92,8 +105,7 @@ impl EvalView {
         } else {
             centre(image, self.crop, &mut scratch.part);
         }
-        normalize.write(&scratch.part, out);
-        Ok(())
+        Ok(&scratch.part)
     }
 }
 

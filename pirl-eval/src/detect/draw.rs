@@ -1,15 +1,11 @@
 //! What a detector found, to look at: boxes on images, and curves of precision and recall.
 
-mod canvas;
-
-use image::RgbImage;
-use image::imageops::{FilterType, resize};
 use pirl_data::{Image, Objects};
 
 use super::detection::{Detection, check};
 use super::voc_metrics::VocReport;
+use crate::draw::{Canvas, Chart, INK, LETTER, PAPER, color, fit};
 use crate::error::{EvalError, Result};
-use canvas::{Canvas, GRID, INK, LETTER, PAPER, color};
 
 /// Longer side of an image on a sheet, pixels.
 const PANEL: usize = 320;
@@ -63,7 +59,7 @@ pub fn detection_sheet(
 }
 
 fn draw(panel: &DetectionPanel<'_>, classes: &[String], least_score: f32) -> Result<Image> {
-    let (image, scale) = fit(panel.image)?;
+    let (image, scale) = fit(panel.image, PANEL)?;
     let mut canvas = Canvas::new(image.width, image.height);
     canvas.paste((0, 0), &image);
     let scaled = |bounds: [f32; 4]| bounds.map(|x| f64::from(x) * scale);
@@ -94,82 +90,28 @@ fn clamp(bounds: [f64; 4]) -> [f64; 4] {
     bounds.map(|x| x.clamp(-8.0, far))
 }
 
-/// The image resized to the panel, and by how much.
-fn fit(image: &Image) -> Result<(Image, f64)> {
-    let image = Image::new(image.width, image.height, image.pixels.clone())?;
-    let scale = PANEL as f64 / image.width.max(image.height) as f64;
-    let scaled = |side: usize| ((side as f64 * scale).round() as usize).clamp(1, PANEL);
-    let (width, height) = (scaled(image.width), scaled(image.height));
-    let whole = RgbImage::from_raw(image.width as u32, image.height as u32, image.pixels);
-    let resized = whole.map(|whole| {
-        let filter = FilterType::Triangle;
-        resize(&whole, width as u32, height as u32, filter).into_raw()
-    });
-    Ok((
-        Image::new(width, height, resized.unwrap_or_default())?,
-        scale,
-    ))
-}
-
-/// Side of the plot of a chart, pixels.
-const PLOT: usize = 480;
-const MARGIN: usize = 48;
-/// Distance between the lines of the legend, pixels.
-const LINE: usize = 14;
-
 /// The precision at each recall of every class, at the IoU threshold 0.50, with its average
 /// precision.
 pub fn precision_recall_chart(report: &VocReport) -> Image {
     let names = report.per_class.keys().map(|name| name.chars().count());
-    let legend = (names.max().unwrap_or(0).max(LETTER) + 12) * LETTER;
-    let height = PLOT.max(LINE * (report.per_class.len() + 2)) + 2 * MARGIN;
-    let mut canvas = Canvas::new(MARGIN + PLOT + legend + MARGIN / 2, height);
-    let left = |recall: f64| MARGIN as f64 + recall * PLOT as f64;
-    let top = |precision: f64| (MARGIN + PLOT) as f64 - precision * PLOT as f64;
-    for tenth in 0..=10u32 {
-        let at = f64::from(tenth) / 10.0;
-        canvas.line((left(at), top(0.0)), (left(at), top(1.0)), 1, GRID);
-        canvas.line((left(0.0), top(at)), (left(1.0), top(at)), 1, GRID);
-        if tenth % 2 == 0 {
-            let number = format!("{at:.1}");
-            let half = (3 * LETTER / 2) as i64;
-            canvas.text((left(at) as i64 - half, top(0.0) as i64 + 6), &number, INK);
-            canvas.text((MARGIN as i64 - 30, top(at) as i64 - 4), &number, INK);
-        }
-    }
-    canvas.text(
-        ((MARGIN + PLOT / 2 - 24) as i64, top(0.0) as i64 + 22),
-        "recall",
-        INK,
-    );
-    canvas.text((8, MARGIN as i64 - 24), "precision", INK);
-    let column = (MARGIN + PLOT + 12) as i64;
-    let mean = format!("{:5.1} AP50, mean", report.ap50);
-    canvas.text((column + 14, MARGIN as i64), &mean, INK);
+    let letters = names.max().unwrap_or(0).max(LETTER) + 8;
+    let lines = report.per_class.len() + 2;
+    let mut chart = Chart::new(("recall", "precision"), (1.0, 1.0), (lines, letters));
+    chart.legend(&format!("{:5.1} AP50, mean", report.ap50), None);
     for (index, (name, class)) in report.per_class.iter().enumerate() {
         let hue = color(index);
-        let row = (MARGIN + LINE * (index + 2)) as i64;
-        canvas.fill((column, row), (LETTER, LETTER), hue);
-        canvas.text(
-            (column + 14, row),
-            &format!("{:5.1} {name}", class.ap50),
-            INK,
-        );
+        chart.legend(&format!("{:5.1} {name}", class.ap50), Some(hue));
         let points = class.curve.recall.iter().zip(&class.curve.precision);
-        let mut before: Option<(f64, f64)> = None;
-        for (&recall, &precision) in points {
-            let here = (left(recall), top(precision));
-            canvas.line(before.unwrap_or(here), here, 2, hue);
-            before = Some(here);
-        }
+        chart.curve(points.map(|(&recall, &precision)| (recall, precision)), hue);
     }
-    canvas.into_image()
+    chart.into_image()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::detect::{DetectMetric, voc_metrics};
+    use crate::draw::{MARGIN, PLOT};
 
     fn grey(width: usize, height: usize) -> Image {
         Image::new(width, height, vec![120; 3 * width * height]).unwrap()

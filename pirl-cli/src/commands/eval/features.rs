@@ -4,15 +4,16 @@ use anyhow::{Context, Result};
 use pirl_data::Pack;
 use pirl_eval::{
     EvalError, Extraction, FeatureCache, FeatureSet, Knn, KnnReport, LayerReport, LinearProbe,
-    LinearReport, Probe, check_room, extract_features, feature_bytes, recompute_batch_norm,
-    weights_fingerprint,
+    LinearReport, Probe, check_room, extract_features, feature_bytes, weights_fingerprint,
 };
+use pirl_model::ResNet;
 use serde_json::{Value, json};
 
 use super::published::Protocol;
 use super::{Task, finish};
 use crate::args::ProbeArgs;
 use crate::progress::Progress;
+use crate::recipe::Recipe;
 
 /// Stream of the images that batch-norm statistics are recomputed on, apart from the probes' own.
 const BATCH_NORM_SEED: u64 = 0x6270;
@@ -42,31 +43,37 @@ pub(crate) fn knn(args: &ProbeArgs) -> Result<()> {
     })
 }
 
+/// How a recipe reads features.
+pub(crate) fn extraction(recipe: &Recipe) -> Extraction {
+    let eval = &recipe.eval;
+    Extraction {
+        pool: eval.pool,
+        layers: eval.layers.clone(),
+        batch_size: eval.batch_size,
+        workers: recipe.loader.workers,
+        ..Extraction::new(recipe.eval_view())
+    }
+}
+
+/// Recomputes batch-norm statistics on images of `pack` if the recipe asks for it, and says on how
+/// many.
+pub(crate) fn recompute_batch_norm(
+    backbone: &ResNet,
+    recipe: &Recipe,
+    pack: &Pack,
+    extraction: &Extraction,
+) -> Result<usize> {
+    let images = recipe.eval.precise_batch_norm;
+    if images == 0 {
+        return Ok(0);
+    }
+    eprintln!("recomputing batch-norm statistics on plain training images");
+    let seed = recipe.seed ^ BATCH_NORM_SEED;
+    pirl_eval::recompute_batch_norm(backbone, pack, extraction, images, seed)
+        .context("recomputing batch-norm statistics (eval.precise_batch_norm)")
+}
+
 impl Task {
-    /// How the recipe reads features.
-    pub(super) fn extraction(&self) -> Extraction {
-        let eval = &self.recipe.eval;
-        Extraction {
-            pool: eval.pool,
-            layers: eval.layers.clone(),
-            batch_size: eval.batch_size,
-            workers: self.recipe.loader.workers,
-            ..Extraction::new(self.recipe.eval_view())
-        }
-    }
-
-    /// Recomputes batch-norm statistics if the recipe asks for it, and says on how many images.
-    pub(super) fn recompute_batch_norm(&self, extraction: &Extraction) -> Result<usize> {
-        let images = self.recipe.eval.precise_batch_norm;
-        if images == 0 {
-            return Ok(0);
-        }
-        eprintln!("recomputing batch-norm statistics on plain training images");
-        let seed = self.recipe.seed ^ BATCH_NORM_SEED;
-        recompute_batch_norm(&self.backbone, &self.train, extraction, images, seed)
-            .context("recomputing batch-norm statistics (eval.precise_batch_norm)")
-    }
-
     /// Reads the features and runs the probe. Returns its report, and the facts that it rests on.
     fn run<P: Probe>(
         self,
@@ -76,8 +83,9 @@ impl Task {
         unit: &'static str,
         settings: Value,
     ) -> Result<(P::Report, Value)> {
-        let extraction = self.extraction();
-        let recomputed = self.recompute_batch_norm(&extraction)?;
+        let extraction = extraction(&self.recipe);
+        let recomputed =
+            recompute_batch_norm(&self.backbone, &self.recipe, &self.train, &extraction)?;
         let train = self.features(args, &self.train, &extraction, "reading training features")?;
         let test = self.features(args, &self.test, &extraction, "reading test features")?;
         let mut progress = None;

@@ -90,13 +90,10 @@ fn train_view(task: &Task) -> Result<ImageView> {
     let config = ViewConfig {
         scale: eval.crop_scale,
         flip: eval.flip,
-        jitter_probability: 0.0,
-        photometric: 0.0,
-        gray: 0.0,
-        blur_probability: 0.0,
         ..ViewConfig::default()
     };
-    Ok(ImageView::new(&task.recipe.data, &config)?)
+    let view = ImageView::new(&task.recipe.data, &config.without_colors())?;
+    Ok(view)
 }
 
 /// What is kept in `--out` on the way.

@@ -21,7 +21,7 @@ use crate::output::{print, print_json};
 use crate::recipe::Recipe;
 use crate::{device, weights};
 
-pub(crate) use features::{knn, linear};
+pub(crate) use features::{extraction, knn, linear, recompute_batch_norm};
 pub(crate) use finetune::finetune;
 pub(crate) use published::Dataset;
 pub(crate) use svm::svm;
@@ -69,11 +69,10 @@ impl Task {
 
     /// What every result rests on.
     fn facts(&self, args: &EvalArgs, settings: Value) -> Value {
-        let pack = |path: &Path, pack: &Pack| json!({ "path": path, "images": pack.len(), "fingerprint": pack.fingerprint() });
         json!({
             "weights": { "path": self.origin, "fingerprint": self.weights },
-            "train": pack(&args.train, &self.train),
-            "test": pack(&args.test, &self.test),
+            "train": describe_pack(&args.train, &self.train),
+            "test": describe_pack(&args.test, &self.test),
             "seed": self.recipe.seed,
             "view": {
                 "resize": self.recipe.eval.resize,
@@ -82,6 +81,11 @@ impl Task {
             "settings": settings,
         })
     }
+}
+
+/// A pack, for a result.
+pub(crate) fn describe_pack(path: &Path, pack: &Pack) -> Value {
+    json!({ "path": path, "images": pack.len(), "fingerprint": pack.fingerprint() })
 }
 
 /// Writes and prints a report with the facts it rests on, and the published figures, if the data

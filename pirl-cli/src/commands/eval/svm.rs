@@ -4,6 +4,7 @@ use anyhow::Result;
 use pirl_eval::{Presence, Svm, SvmReport};
 use serde_json::json;
 
+use super::features::{extraction, recompute_batch_norm};
 use super::published::Protocol;
 use super::{Task, finish};
 use crate::args::ProbeArgs;
@@ -14,9 +15,9 @@ pub(crate) fn svm(args: &ProbeArgs) -> Result<()> {
     let config = &task.recipe.eval.svm;
     let svm = Svm::new(config.clone(), task.recipe.seed)?;
     let (train_presence, test_presence) = Presence::of_packs(&task.train, &task.test)?;
-    let mut extraction = task.extraction();
+    let mut extraction = extraction(&task.recipe);
     extraction.view.stretch = true; // the whole image counts: an object may stand at its edge
-    let recomputed = task.recompute_batch_norm(&extraction)?;
+    let recomputed = recompute_batch_norm(&task.backbone, &task.recipe, &task.train, &extraction)?;
     let train = task.features(args, &task.train, &extraction, "reading training features")?;
     let test = task.features(args, &task.test, &extraction, "reading test features")?;
     let machines = train.layers().len() * train.class_names().len();

@@ -3,16 +3,15 @@
 use font8x8::UnicodeFonts;
 use pirl_data::Image;
 
-pub(super) type Color = [u8; 3];
+pub(crate) type Color = [u8; 3];
 
-pub(super) const PAPER: Color = [255; 3];
-pub(super) const INK: Color = [40; 3];
-pub(super) const GRID: Color = [220; 3];
+pub(crate) const PAPER: Color = [255; 3];
+pub(crate) const INK: Color = [40; 3];
 /// Side of a letter, pixels.
-pub(super) const LETTER: usize = 8;
+pub(crate) const LETTER: usize = 8;
 
 /// Colours that differ to most eyes, one after another.
-pub(super) fn color(index: usize) -> Color {
+pub(crate) fn color(index: usize) -> Color {
     const COLORS: [Color; 10] = [
         [31, 119, 180],
         [214, 96, 20],
@@ -29,11 +28,11 @@ pub(super) fn color(index: usize) -> Color {
 }
 
 /// An image to draw on; what lies outside it is left out.
-pub(super) struct Canvas(Image);
+pub(crate) struct Canvas(Image);
 
 impl Canvas {
     /// Blank paper of at least a pixel.
-    pub(super) fn new(width: usize, height: usize) -> Self {
+    pub(crate) fn new(width: usize, height: usize) -> Self {
         let (width, height) = (width.max(1), height.max(1));
         Self(Image {
             width,
@@ -42,7 +41,7 @@ impl Canvas {
         })
     }
 
-    pub(super) fn into_image(self) -> Image {
+    pub(crate) fn into_image(self) -> Image {
         self.0
     }
 
@@ -57,7 +56,7 @@ impl Canvas {
         }
     }
 
-    pub(super) fn fill(&mut self, (x, y): (i64, i64), (w, h): (usize, usize), color: Color) {
+    pub(crate) fn fill(&mut self, (x, y): (i64, i64), (w, h): (usize, usize), color: Color) {
         for y in y..y + h as i64 {
             for x in x..x + w as i64 {
                 self.dot(x, y, color);
@@ -66,7 +65,7 @@ impl Canvas {
     }
 
     /// A straight line, `width` pixels thick.
-    pub(super) fn line(&mut self, from: (f64, f64), to: (f64, f64), width: usize, color: Color) {
+    pub(crate) fn line(&mut self, from: (f64, f64), to: (f64, f64), width: usize, color: Color) {
         let (dx, dy) = (to.0 - from.0, to.1 - from.1);
         let steps = dx.abs().max(dy.abs()).ceil().max(1.0) as usize;
         for step in 0..=steps {
@@ -78,7 +77,7 @@ impl Canvas {
     }
 
     /// The outline of a box; of `dash` pixels every other is drawn, all of them for 0.
-    pub(super) fn outline(&mut self, bounds: [f64; 4], width: usize, dash: usize, color: Color) {
+    pub(crate) fn outline(&mut self, bounds: [f64; 4], width: usize, dash: usize, color: Color) {
         let [x0, y0, x1, y1] = bounds.map(|x| x.round() as i64);
         let far = width as i64 - 1;
         let drawn = |at: i64| dash == 0 || (at / dash as i64) % 2 == 0;
@@ -93,7 +92,7 @@ impl Canvas {
     }
 
     /// Words whose upper left corner is at `(x, y)`; letters beyond Latin's are question marks.
-    pub(super) fn text(&mut self, (x, y): (i64, i64), text: &str, color: Color) {
+    pub(crate) fn text(&mut self, (x, y): (i64, i64), text: &str, color: Color) {
         for (place, letter) in text.chars().enumerate() {
             let glyph = font8x8::BASIC_FONTS
                 .get(letter)
@@ -109,14 +108,14 @@ impl Canvas {
     }
 
     /// Words in `PAPER` on a ground of `color`.
-    pub(super) fn tag(&mut self, (x, y): (i64, i64), text: &str, color: Color) {
+    pub(crate) fn tag(&mut self, (x, y): (i64, i64), text: &str, color: Color) {
         let width = text.chars().count() * LETTER + 2;
         self.fill((x, y), (width, LETTER + 2), color);
         self.text((x + 1, y + 1), text, PAPER);
     }
 
     /// Copies `image` to where its upper left corner is at `(x, y)`.
-    pub(super) fn paste(&mut self, (x, y): (i64, i64), image: &Image) {
+    pub(crate) fn paste(&mut self, (x, y): (i64, i64), image: &Image) {
         for row in 0..image.height {
             for column in 0..image.width {
                 if let Some(pixel) = image.pixel(column, row) {

@@ -1,0 +1,69 @@
+//! `pirl analyze`: what a backbone's features are near to, and what moves them.
+
+mod invariance;
+mod neighbours;
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use pirl_data::Pack;
+use pirl_eval::weights_fingerprint;
+use pirl_model::ResNet;
+use serde_json::{Value, json};
+
+use super::eval::{extraction, recompute_batch_norm};
+use crate::args::AnalyzeArgs;
+use crate::files::write_whole;
+use crate::output::{print, print_json};
+use crate::recipe::Recipe;
+use crate::{device, weights};
+
+pub(crate) use invariance::invariance;
+pub(crate) use neighbours::neighbours;
+
+/// A backbone, ready to be looked at.
+struct Network {
+    backbone: ResNet,
+    recipe: Recipe,
+    /// Where it is from and what was done to it, for the result.
+    facts: Value,
+}
+
+impl Network {
+    /// The weights, their batch-norm statistics recomputed on `pack` if the recipe asks for it.
+    fn load(name: &str, args: &AnalyzeArgs, pack: &Pack) -> Result<Self> {
+        let device = device::parse(&args.device)?;
+        let recipe = args.recipe.as_deref();
+        let loaded = weights::load(name, recipe, &args.settings, args.seed, &device)?;
+        let fingerprint = weights_fingerprint(&loaded.backbone)?;
+        let (backbone, recipe) = (loaded.backbone, loaded.recipe);
+        let images = recompute_batch_norm(&backbone, &recipe, pack, &extraction(&recipe))?;
+        Ok(Self {
+            facts: json!({
+                "path": loaded.origin,
+                "fingerprint": fingerprint,
+                "precise_batch_norm": { "used": images > 0, "images": images },
+            }),
+            backbone,
+            recipe,
+        })
+    }
+}
+
+fn make_folder(out: &Path) -> Result<()> {
+    fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))
+}
+
+/// Writes the result into `--out` and prints it, or `text`.
+fn finish(args: &AnalyzeArgs, result: &Value, text: &str) -> Result<()> {
+    let json = serde_json::to_string_pretty(result).context("writing the result as JSON")?;
+    write_whole(
+        &args.out.join("result.json"),
+        format!("{json}\n").as_bytes(),
+    )?;
+    if args.json {
+        return print_json(result);
+    }
+    print(text)
+}

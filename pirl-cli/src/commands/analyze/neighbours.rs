@@ -1,0 +1,120 @@
+//! `pirl analyze neighbours`: images, and those whose features are nearest.
+
+use anyhow::{Result, ensure};
+use pirl_data::Pack;
+use pirl_eval::{
+    Extraction, FeatureSet, Pool, check_room, extract_features, feature_bytes, nearest_neighbours,
+    neighbour_sheet,
+};
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+use serde_json::{Value, json};
+
+use super::{Network, finish, make_folder};
+use crate::args::NeighboursArgs;
+use crate::commands::eval::{describe_pack, extraction};
+use crate::files::write_png;
+use crate::progress::Progress;
+
+const SHEET: &str = "neighbours.png";
+
+pub(crate) fn neighbours(args: &NeighboursArgs) -> Result<()> {
+    let pack = Pack::open(&args.analyze.data)?;
+    let gallery = args.gallery.as_ref().map(Pack::open).transpose()?;
+    let searched = gallery.as_ref().unwrap_or(&pack);
+    let k = args.neighbours as usize;
+    let others = searched.len() - usize::from(gallery.is_none());
+    ensure!(
+        k <= others,
+        "--neighbours {k}: there are only {others} images to choose from; ask for fewer"
+    );
+    make_folder(&args.analyze.out)?;
+    let network = Network::load(&args.weights, &args.analyze, searched)?;
+    let queries = draw(pack.len(), args.queries as usize, network.recipe.seed);
+
+    let found = {
+        let bank = features(&network, args, searched, "reading the gallery")?;
+        let of_queries = features(&network, args, &pack.select(&queries)?, "reading queries")?;
+        let own = gallery.is_none().then_some(&queries[..]);
+        let [bank, of_queries] = [&bank, &of_queries].map(|set| &set.layers()[0]);
+        nearest_neighbours(of_queries, bank, k, own)?
+    };
+    let sheet = args.analyze.out.join(SHEET);
+    write_png(&sheet, neighbour_sheet(&pack, &queries, searched, &found)?)?;
+
+    let class = |pack: &Pack, index: usize| {
+        let label = pack.label(index)?;
+        pack.class_names().get(label as usize).cloned()
+    };
+    let (mut same, mut labelled) = (0u32, 0u32);
+    let rows: Vec<Value> = queries
+        .iter()
+        .zip(&found)
+        .map(|(&query, found)| {
+            let own = class(&pack, query as usize);
+            let neighbours = found.iter().map(|neighbour| {
+                let other = class(searched, neighbour.index);
+                if own.is_some() && other.is_some() {
+                    labelled += 1;
+                    same += u32::from(own == other);
+                }
+                json!({ "index": neighbour.index, "class": other, "cosine": neighbour.cosine })
+            });
+            let neighbours: Vec<Value> = neighbours.collect();
+            json!({ "index": query, "class": own, "neighbours": neighbours })
+        })
+        .collect();
+    let same_class = (labelled > 0).then(|| 100.0 * f64::from(same) / f64::from(labelled));
+    let result = json!({
+        "layer": args.layer,
+        "neighbours": k,
+        "same_class": same_class,
+        "queries": rows,
+        "sheet": SHEET,
+        "weights": network.facts,
+        "data": describe_pack(&args.analyze.data, &pack),
+        "gallery": args.gallery.as_deref().map(|path| describe_pack(path, searched)),
+        "seed": network.recipe.seed,
+    });
+    let agreement = same_class.map_or(String::new(), |share| {
+        format!("; {share:.1}% of the neighbours are of the query's class")
+    });
+    let text = format!(
+        "{}: {} images, {k} neighbours of each at {}{agreement}",
+        sheet.display(),
+        queries.len(),
+        args.layer
+    );
+    finish(&args.analyze, &result, &text)
+}
+
+/// The numbers of `count` of `len` images, or of all, ascending.
+fn draw(len: usize, count: usize, seed: u64) -> Vec<u32> {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let drawn = rand::seq::index::sample(&mut rng, len, count.min(len));
+    let mut drawn: Vec<u32> = drawn.into_iter().map(|index| index as u32).collect();
+    drawn.sort_unstable();
+    drawn
+}
+
+/// The averages of the layer's maps, of every image of `pack`.
+fn features(
+    network: &Network,
+    args: &NeighboursArgs,
+    pack: &Pack,
+    what: &'static str,
+) -> Result<FeatureSet> {
+    let extraction = Extraction {
+        layers: vec![args.layer],
+        pool: Pool::Average,
+        ..extraction(&network.recipe)
+    };
+    let backbone = &network.backbone;
+    check_room(feature_bytes(backbone, &extraction, pack.len())?, None)?;
+    let mut progress = Progress::new(what, "images", pack.len() as u64, 0);
+    let features = extract_features(backbone, pack, &extraction, &mut |done, _| {
+        progress.at(done as u64, String::new);
+    })?;
+    progress.finish();
+    Ok(features)
+}

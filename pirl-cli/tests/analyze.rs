@@ -1,0 +1,114 @@
+//! `pirl analyze`: pictures and figures of what a backbone learned.
+
+mod common;
+
+use std::fs;
+
+use common::Bench;
+
+const NEIGHBOURS: [&str; 8] = [
+    "analyze",
+    "neighbours",
+    "--recipe",
+    "tiny.toml",
+    "--data",
+    "pack",
+    "--out",
+    "found",
+];
+
+fn neighbours<'a>(more: &[&'a str]) -> Vec<&'a str> {
+    [&NEIGHBOURS[..], more].concat()
+}
+
+#[test]
+fn neighbours_are_drawn_and_listed() {
+    let bench = Bench::new();
+    bench.pack("pack", 30);
+    let random = ["--weights", "random", "--queries", "4", "--neighbours", "3"];
+    let result = bench.json(&neighbours(&random));
+    let queries = result["queries"].as_array().unwrap();
+    assert_eq!(queries.len(), 4);
+    for query in queries {
+        let others = query["neighbours"].as_array().unwrap();
+        assert_eq!(others.len(), 3);
+        assert!(others.iter().all(|other| other["index"] != query["index"]));
+        let cosines: Vec<f64> = others
+            .iter()
+            .map(|o| o["cosine"].as_f64().unwrap())
+            .collect();
+        assert!(cosines.is_sorted_by(|a, b| a >= b), "{cosines:?}");
+        assert!(["bars", "rings"].contains(&query["class"].as_str().unwrap()));
+    }
+    assert!(result["same_class"].is_number() && result["weights"]["fingerprint"].is_string());
+    assert_eq!(
+        (&result["layer"], &result["gallery"]),
+        (&"res5".into(), &().into())
+    );
+    let sheet = image::open(bench.path("found/neighbours.png")).unwrap();
+    assert_eq!((sheet.width(), sheet.height()), (4 * 118 + 6, 4 * 140 - 6));
+    let written = fs::read(bench.path("found/result.json")).unwrap();
+    let written: serde_json::Value = serde_json::from_slice(&written).unwrap();
+    assert_eq!(written, result);
+
+    // In a gallery that is the very same pack, each image finds itself.
+    let itself = [&random[..], &["--gallery", "pack", "--layer", "res3"]].concat();
+    let result = bench.json(&neighbours(&itself));
+    for query in result["queries"].as_array().unwrap() {
+        assert_eq!(query["neighbours"][0]["index"], query["index"]);
+    }
+    assert_eq!(result["layer"], "res3");
+}
+
+#[test]
+fn neighbours_that_cannot_be_are_explained() {
+    let bench = Bench::new();
+    bench.pack("pack", 4);
+    let message = bench.fails(&neighbours(&["--weights", "random", "--neighbours", "4"]));
+    assert!(message.contains("only 3 images"), "{message}");
+    let message = bench.fails(&neighbours(&["--weights", "absent", "--neighbours", "2"]));
+    assert!(message.contains("absent"), "{message}");
+    let layer = neighbours(&["--weights", "random", "--layer", "res9"]);
+    bench.pirl(&layer).code(2);
+    assert!(!bench.path("found/result.json").exists());
+}
+
+#[test]
+fn networks_are_compared_by_what_moves_their_features() {
+    let bench = Bench::new();
+    bench.pack("pack", 30);
+    bench
+        .pirl(&bench.pretrain("run", &["--set", "train.steps=2"]))
+        .success();
+    let common = ["analyze", "invariance", "--data", "pack", "--out", "moved"];
+    let both = [
+        "--weights",
+        "run",
+        "--weights",
+        "random",
+        "--recipe",
+        "tiny.toml",
+    ];
+    let result = bench.json(&[&common[..], &both, &["--images", "12"]].concat());
+    let rows = result["weights"].as_array().unwrap();
+    assert_eq!((rows.len(), &result["images"]), (2, &12.into()));
+    for row in rows {
+        let distances = row["distances"].as_object().unwrap();
+        let names: Vec<&str> = distances.keys().map(String::as_str).collect();
+        assert_eq!(names, ["another image", "crop", "jigsaw", "photometric"]);
+        for found in distances.values() {
+            let quantiles = found["quantiles"].as_object().unwrap();
+            let quantiles: Vec<f64> = quantiles.values().map(|x| x.as_f64().unwrap()).collect();
+            assert_eq!(quantiles.len(), 5);
+            assert!(quantiles.is_sorted() && found["mean"].is_number());
+        }
+    }
+    assert_ne!(rows[0]["fingerprint"], rows[1]["fingerprint"]);
+    assert!(image::open(bench.path("moved/invariance.png")).is_ok());
+
+    let turned = ["--weights", "run", "--set", "pretext.kind=rotation"];
+    let result = bench.json(&[&common[..], &turned].concat());
+    assert!(result["weights"][0]["distances"]["rotation"]["mean"].is_number());
+    assert_eq!(result["images"], 30, "no more than there are");
+    bench.pirl(&common).code(2);
+}

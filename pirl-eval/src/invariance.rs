@@ -1,0 +1,413 @@
+//! How far a change of an image moves its representation.
+//!
+//! The figure of the paper (arXiv:1912.01991, section 4.4): the L2 distance between the unit-norm
+//! features of an image and of its transformed copy, over many images. PIRL asks for it to be small
+//! for its pretext task. Features here are the backbone's (res5, averaged), of which any weights have
+//! some, and not the heads' embeddings; those of several views, such as patches, are averaged first.
+//! The distance between two different images stands beside them: small distances mean something only
+//! next to it.
+
+use std::collections::BTreeMap;
+
+use candle_core::Tensor;
+use pirl_data::{DataConfig, EvalView, Image, ImageView, Pack, Pretext, Scratch, ViewConfig};
+use pirl_model::{Backbone, Layer, Mode};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use rayon::prelude::*;
+use serde::Serialize;
+
+use crate::draw::{Canvas, Chart, LETTER, color};
+use crate::error::{EvalError, Result};
+use crate::extract::images_in_pass;
+use crate::nearest::normalise;
+
+/// The name of the distance between two different images.
+pub const ANOTHER_IMAGE: &str = "another image";
+
+/// A change of images, by name.
+pub struct Change {
+    /// What reports and charts call it.
+    pub name: String,
+    /// Makes the changed views.
+    pub views: Box<dyn Pretext>,
+}
+
+/// One view of an image that is not a pretext task's.
+struct Single {
+    /// What is looked at: the plain view, or the whole image.
+    of: Option<EvalView>,
+    view: ImageView,
+}
+
+impl Change {
+    /// The plain view `view` in the colours of `config`, nothing moved: jitter, photometric set, grey
+    /// and blur, each with its probability.
+    ///
+    /// # Errors
+    /// [`EvalError::Data`] names the key whose value cannot work.
+    pub fn photometric(view: EvalView, data: &DataConfig, config: &ViewConfig) -> Result<Self> {
+        let still = ViewConfig {
+            scale: [1.0; 2],
+            ratio: [1.0; 2],
+            flip: 0.0,
+            ..config.clone()
+        };
+        Ok(Self {
+            name: "photometric".to_owned(),
+            views: Box::new(Single {
+                of: Some(view),
+                view: ImageView::new(data, &still)?,
+            }),
+        })
+    }
+
+    /// A random crop of `config`, mirrored or not, in the colours it had.
+    ///
+    /// # Errors
+    /// [`EvalError::Data`] names the key whose value cannot work.
+    pub fn crop(data: &DataConfig, config: &ViewConfig) -> Result<Self> {
+        Ok(Self {
+            name: "crop".to_owned(),
+            views: Box::new(Single {
+                of: None,
+                view: ImageView::new(data, &config.without_colors())?,
+            }),
+        })
+    }
+}
+
+impl Pretext for Single {
+    fn views(&self) -> usize {
+        1
+    }
+
+    fn view_size(&self) -> usize {
+        self.view.size()
+    }
+
+    fn labels(&self) -> usize {
+        0
+    }
+
+    fn apply(
+        &self,
+        image: &Image,
+        rng: &mut dyn Rng,
+        scratch: &mut Scratch,
+        out: &mut [f32],
+    ) -> std::result::Result<u32, pirl_data::DataError> {
+        match &self.of {
+            Some(plain) => {
+                let image = plain.pixels(image, scratch)?;
+                self.view.apply(&image, rng, scratch, out)?;
+            }
+            None => self.view.apply(image, rng, scratch, out)?,
+        }
+        Ok(0)
+    }
+}
+
+/// The L2 distances that a change makes, between 0 and 2 (of features that are nowhere negative, at
+/// most the root of 2).
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Distances {
+    /// Their mean.
+    pub mean: f64,
+    /// Their standard deviation.
+    pub std: f64,
+    /// By share of the images below: 0.05, 0.25, 0.5, 0.75 and 0.95; linear between distances.
+    pub quantiles: BTreeMap<String, f64>,
+    /// One for each image, in the order of the pack.
+    #[serde(skip)]
+    pub values: Vec<f64>,
+}
+
+impl Distances {
+    fn new(values: Vec<f64>) -> Self {
+        let count = values.len().max(1) as f64;
+        let mean = values.iter().sum::<f64>() / count;
+        let variance = values.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / count;
+        let mut sorted = values.clone();
+        sorted.sort_unstable_by(f64::total_cmp);
+        let quantile = |share: f64| {
+            let at = share * sorted.len().saturating_sub(1) as f64;
+            let entry = |at: f64| sorted.get(at as usize).copied().unwrap_or_default();
+            let (low, high) = (entry(at.floor()), entry(at.ceil()));
+            low + (high - low) * at.fract()
+        };
+        Self {
+            mean,
+            std: variance.sqrt(),
+            quantiles: [0.05, 0.25, 0.5, 0.75, 0.95]
+                .map(|share| (share.to_string(), quantile(share)))
+                .into(),
+            values,
+        }
+    }
+}
+
+/// Streams of the draws.
+const CHANGE: u64 = 0x696e_7661;
+
+/// For each of `changes`, and for [`ANOTHER_IMAGE`] (the next of the pack), the distances between the
+/// features of the plain view `view` of every image of `pack` and of its change.
+///
+/// All chance comes from `seed`, the change's place among `changes` and the image's in the pack.
+/// `progress` is called with the images done and the images in all.
+///
+/// # Errors
+/// [`EvalError::Setting`] for fewer than 2 images, a change without views or two of one name;
+/// [`EvalError::Data`], [`EvalError::Model`], [`EvalError::NotFinite`].
+pub fn invariance(
+    backbone: &dyn Backbone,
+    pack: &Pack,
+    view: &EvalView,
+    changes: &[Change],
+    seed: u64,
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<BTreeMap<String, Distances>> {
+    check(pack, changes)?;
+    let total = pack.len();
+    let pixels = |change: &Change| change.views.views() * change.views.view_size().pow(2);
+    let most = changes.iter().map(pixels).max().unwrap_or(0);
+    let part = images_in_pass(most.max(view.crop.pow(2)));
+    let mut plain: Vec<f32> = Vec::new();
+    let mut distances = vec![Vec::with_capacity(total); changes.len()];
+    for start in (0..total).step_by(part) {
+        let images = start..(start + part).min(total);
+        let views = images
+            .clone()
+            .into_par_iter()
+            .map_init(Scratch::default, |scratch, index| {
+                views(pack, view, changes, (seed, index), scratch)
+            });
+        let views: Vec<Vec<Vec<f32>>> = views.collect::<Result<_>>()?;
+        let own = features(backbone, start, &views, 0, (1, view.crop))?;
+        let dim = backbone.feature_dim();
+        for (number, change) in changes.iter().enumerate() {
+            let shape = (change.views.views(), change.views.view_size());
+            let changed = features(backbone, start, &views, number + 1, shape)?;
+            let pairs = own.chunks_exact(dim).zip(changed.chunks_exact(dim));
+            distances[number].extend(pairs.map(|(a, b)| distance(a, b)));
+        }
+        plain.extend(own);
+        progress(images.end, total);
+    }
+    let rows: Vec<&[f32]> = plain.chunks_exact(backbone.feature_dim()).collect();
+    let next = rows.iter().cycle().skip(1);
+    let others = rows.iter().zip(next).map(|(a, b)| distance(a, b)).collect();
+    let names = changes.iter().map(|change| change.name.clone());
+    let all = names
+        .zip(distances)
+        .chain([(ANOTHER_IMAGE.to_owned(), others)]);
+    Ok(all
+        .map(|(name, values)| (name, Distances::new(values)))
+        .collect())
+}
+
+fn check(pack: &Pack, changes: &[Change]) -> Result<()> {
+    let wrong = |key, found, expected| EvalError::Setting {
+        key,
+        found,
+        expected,
+    };
+    if pack.len() < 2 {
+        let found = pack.len().to_string();
+        return Err(wrong("images", found, "at least 2, to compare with"));
+    }
+    for (number, change) in changes.iter().enumerate() {
+        let taken = |other: &Change| other.name == change.name;
+        if change.name == ANOTHER_IMAGE || changes[..number].iter().any(taken) {
+            let found = change.name.clone();
+            return Err(wrong("changes", found, "names that differ"));
+        }
+        if change.views.views() == 0 {
+            let found = format!("{}, which makes no view", change.name);
+            return Err(wrong("changes", found, "at least a view of each"));
+        }
+    }
+    Ok(())
+}
+
+/// Of an image, the plain view and those of each change.
+fn views(
+    pack: &Pack,
+    view: &EvalView,
+    changes: &[Change],
+    (seed, index): (u64, usize),
+    scratch: &mut Scratch,
+) -> Result<Vec<Vec<f32>>> {
+    let image = pack.decode(index)?;
+    let mut plain = vec![0.0; 3 * view.crop * view.crop];
+    view.apply(&image, scratch, &mut plain)?;
+    let mut all = vec![plain];
+    for (number, change) in changes.iter().enumerate() {
+        let words = [seed, CHANGE, number as u64, index as u64];
+        let mut key = [0; 32];
+        for (bytes, word) in key.chunks_exact_mut(8).zip(words) {
+            bytes.copy_from_slice(&word.to_le_bytes());
+        }
+        let mut rng = ChaCha8Rng::from_seed(key);
+        let side = change.views.view_size();
+        let mut out = vec![0.0; change.views.views() * 3 * side * side];
+        change.views.apply(&image, &mut rng, scratch, &mut out)?;
+        all.push(out);
+    }
+    Ok(all)
+}
+
+/// The unit-norm features of kind `kind` of each image's views, `count` of `side` pixels that are
+/// averaged. `first` is the number of the first image.
+fn features(
+    backbone: &dyn Backbone,
+    first: usize,
+    views: &[Vec<Vec<f32>>],
+    kind: usize,
+    (count, side): (usize, usize),
+) -> Result<Vec<f32>> {
+    let pixels = views.iter().flat_map(|views| &views[kind]).copied();
+    let shape = (views.len() * count, 3, side, side);
+    let device = backbone.parameters().var().device();
+    let images = Tensor::from_vec(pixels.collect::<Vec<f32>>(), shape, device)?;
+    let found = backbone.forward(&images, Mode::Eval)?;
+    let found = found.flatten_all()?.to_vec1::<f32>()?;
+    let dim = backbone.feature_dim();
+    if let Some(at) = found.iter().position(|value| !value.is_finite()) {
+        return Err(EvalError::NotFinite {
+            layer: Layer::Res5,
+            row: first + at / dim / count,
+            column: at % dim,
+            value: found[at],
+        });
+    }
+    let mut rows = Vec::with_capacity(views.len() * dim);
+    for of_image in found.chunks_exact(count * dim) {
+        let start = rows.len();
+        rows.extend_from_slice(&of_image[..dim]);
+        let row = &mut rows[start..];
+        for other in of_image[dim..].chunks_exact(dim) {
+            row.iter_mut().zip(other).for_each(|(sum, x)| *sum += x);
+        }
+        normalise(row);
+    }
+    Ok(rows)
+}
+
+fn distance(a: &[f32], b: &[f32]) -> f64 {
+    let squares = a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2));
+    squares.sum::<f64>().sqrt()
+}
+
+/// Bars of a histogram.
+const BINS: usize = 40;
+
+/// A chart for each change, with the distribution that each of `reports` (weights by name) has of its
+/// distances; two charts in a row, on the same axes.
+///
+/// # Errors
+/// [`EvalError::Setting`] without reports.
+pub fn invariance_chart(reports: &[(String, BTreeMap<String, Distances>)]) -> Result<Image> {
+    let Some((_, first)) = reports.first() else {
+        return Err(EvalError::Setting {
+            key: "weights",
+            found: "none".to_owned(),
+            expected: "at least one report to draw",
+        });
+    };
+    let values = reports.iter().flat_map(|(_, changes)| changes.values());
+    let farthest = values.flat_map(|distances| &distances.values);
+    let farthest = farthest.fold(0.0f64, |most, &x| most.max(x));
+    // A tenth more than any distance is a bin of its own, which closes the curve.
+    let width = ((farthest * 10.0).floor() + 1.0) / 10.0;
+    let histograms: Vec<Vec<Vec<f64>>> = first
+        .keys()
+        .map(|name| {
+            let of = |(_, changes): &(_, BTreeMap<String, Distances>)| {
+                histogram(changes.get(name), width)
+            };
+            reports.iter().map(of).collect()
+        })
+        .collect();
+    let shares = histograms.iter().flatten().flatten();
+    let highest = shares.fold(0.0f64, |most, &x| most.max(x));
+    let highest = ((highest * 10.0).floor() + 1.0) / 10.0;
+    let names = reports.iter().map(|(name, _)| name.chars().count());
+    let letters = names.max().unwrap_or(0) + 8;
+    let charts: Vec<Image> = first
+        .keys()
+        .zip(&histograms)
+        .map(|(name, histograms)| {
+            let across = format!("L2 distance: {name}");
+            let most = (width, highest);
+            let mut chart = Chart::new(
+                (&across, "share of images"),
+                most,
+                (reports.len() + 2, letters),
+            );
+            chart.legend("mean", None);
+            for (number, (weights, changes)) in reports.iter().enumerate() {
+                let hue = color(number);
+                let mean = changes.get(name).map_or(f64::NAN, |found| found.mean);
+                chart.legend(&format!("{mean:.3} {weights}"), Some(hue));
+                chart.curve(outline(&histograms[number], width), hue);
+            }
+            chart.into_image()
+        })
+        .collect();
+    let (wide, high) = (charts[0].width, charts[0].height);
+    let columns = charts.len().min(2);
+    let rows = charts.len().div_ceil(columns);
+    let mut sheet = Canvas::new(columns * wide, rows * (high + LETTER));
+    for (place, chart) in charts.iter().enumerate() {
+        let (column, row) = (place % columns, place / columns);
+        let at = ((column * wide) as i64, (row * (high + LETTER)) as i64);
+        sheet.paste(at, chart);
+    }
+    Ok(sheet.into_image())
+}
+
+/// The share of the distances in each of the bins of `0..width`.
+fn histogram(distances: Option<&Distances>, width: f64) -> Vec<f64> {
+    let values = distances.map_or(&[][..], |distances| &distances.values);
+    let mut bins = vec![0.0; BINS];
+    for value in values {
+        let bin = (value / width * BINS as f64) as usize;
+        bins[bin.min(BINS - 1)] += 1.0 / values.len() as f64;
+    }
+    bins
+}
+
+/// The bins as steps.
+fn outline(bins: &[f64], width: f64) -> Vec<(f64, f64)> {
+    let edge = |bin: usize| bin as f64 * width / BINS as f64;
+    let steps = bins
+        .iter()
+        .enumerate()
+        .flat_map(|(bin, share)| [(edge(bin), *share), (edge(bin + 1), *share)]);
+    steps.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantiles_are_those_of_numpy() {
+        // numpy.quantile([3, 1, 2, 10], [0.05, 0.25, 0.5, 0.75, 0.95])
+        let found = Distances::new(vec![3.0, 1.0, 2.0, 10.0]);
+        let expected = [1.15, 1.75, 2.5, 4.75, 8.95];
+        for ((share, found), expected) in found.quantiles.iter().zip(expected) {
+            assert!((found - expected).abs() < 1e-9, "{share}: {found}");
+        }
+        assert_eq!((found.mean, found.std), (4.0, 12.5f64.sqrt()));
+    }
+
+    #[test]
+    fn a_histogram_counts_every_distance() {
+        let distances = Distances::new(vec![0.0, 0.01, 1.0, 1.39]);
+        let bins = histogram(Some(&distances), 1.4);
+        assert_eq!((bins[0], bins[BINS - 1]), (0.5, 0.25));
+        assert!((bins.iter().sum::<f64>() - 1.0).abs() < 1e-12);
+    }
+}

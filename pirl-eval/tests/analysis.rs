@@ -1,0 +1,247 @@
+//! What a backbone's features are near to, and what moves them.
+
+mod common;
+
+use candle_core::Tensor;
+use common::{SIDE, network, packed, packed_with, view};
+use pirl_data::{
+    DataConfig, DataError, EvalView, Image, Pack, Pretext, Scratch, ViewConfig, eval_batches,
+};
+use pirl_eval::{
+    ANOTHER_IMAGE, Change, EvalError, LayerFeatures, invariance, invariance_chart,
+    nearest_neighbours, neighbour_sheet,
+};
+use pirl_model::{Backbone, Layer, Mode};
+
+fn features(rows: usize, dim: usize, seed: u32) -> LayerFeatures {
+    let values = benches::fill(seed, rows * dim);
+    LayerFeatures::new(Layer::Res5, rows, dim, values).unwrap()
+}
+
+/// All cosines in `f64`, the nearest first.
+fn brute_force(query: &[f32], gallery: &LayerFeatures) -> Vec<(usize, f64)> {
+    let dot = |a: &[f32], b: &[f32]| -> f64 {
+        let products = a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b));
+        products.sum()
+    };
+    let mut all: Vec<(usize, f64)> = gallery
+        .values()
+        .chunks(gallery.dim())
+        .map(|row| dot(query, row) / (dot(query, query) * dot(row, row)).sqrt())
+        .enumerate()
+        .collect();
+    all.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+    all
+}
+
+#[test]
+fn neighbours_are_those_of_a_brute_force_search() {
+    let (queries, gallery) = (features(70, 9, 1), features(1500, 9, 2));
+    let found = nearest_neighbours(&queries, &gallery, 6, None).unwrap();
+    for (query, found) in queries.values().chunks(9).zip(&found) {
+        for (found, (index, cosine)) in found.iter().zip(brute_force(query, &gallery)) {
+            assert_eq!(found.index, index);
+            assert!((f64::from(found.cosine) - cosine).abs() < 1e-6);
+        }
+        assert_eq!(found.len(), 6);
+    }
+}
+
+#[test]
+fn a_query_is_not_its_own_neighbour_and_of_equals_the_first_comes_first() {
+    // Rows 0 to 3 are all the same.
+    let mut values = [[1.0, 2.0]; 4].concat();
+    values.extend([2.0, 1.0, -1.0, 0.0]);
+    let all = LayerFeatures::new(Layer::Res4, 6, 2, values).unwrap();
+    let query = LayerFeatures::new(Layer::Res4, 2, 2, vec![1.0, 2.0, 2.0, 1.0]).unwrap();
+    let found = nearest_neighbours(&query, &all, 4, Some(&[2, 4])).unwrap();
+    let indices = |row: usize| -> Vec<usize> { found[row].iter().map(|n| n.index).collect() };
+    assert_eq!(indices(0), [0, 1, 3, 4]);
+    assert_eq!(indices(1), [0, 1, 2, 3]);
+    let with_itself = nearest_neighbours(&query, &all, 6, None).unwrap();
+    assert_eq!(with_itself[1][0].index, 4);
+
+    let error = nearest_neighbours(&query, &all, 6, Some(&[2, 4])).unwrap_err();
+    assert!(error.to_string().contains("6 of 5 images"), "{error}");
+    for k in [0, 7] {
+        assert!(nearest_neighbours(&query, &all, k, None).is_err());
+    }
+    assert!(nearest_neighbours(&query, &all, 1, Some(&[2])).is_err());
+    let other = features(2, 3, 1);
+    let error = nearest_neighbours(&other, &all, 1, None).unwrap_err();
+    assert!(matches!(error, EvalError::Layers { .. }), "{error}");
+}
+
+#[test]
+fn a_sheet_shows_each_query_and_its_neighbours() {
+    let folder = tempfile::tempdir().unwrap();
+    let plain = |i: u32| vec![(10 * i) as u8; (SIDE * SIDE * 3) as usize];
+    let pack = packed_with(folder.path(), "a", &["cat", "dog"], 6, plain);
+    let shade = |index: usize| pack.decode(index).unwrap().pixels[0];
+    let gallery = features(6, 4, 1);
+    let queries = LayerFeatures::new(Layer::Res5, 2, 4, gallery.values()[..8].to_vec()).unwrap();
+    let found = nearest_neighbours(&queries, &gallery, 3, Some(&[0, 1])).unwrap();
+    let sheet = neighbour_sheet(&pack, &[0, 1], &pack, &found).unwrap();
+    for (row, neighbours) in found.iter().enumerate() {
+        let shown = [row].into_iter().chain(neighbours.iter().map(|n| n.index));
+        for (column, index) in shown.enumerate() {
+            // Panels of 112 pixels, 6 apart, neighbours another 12; 22 for words.
+            let left = column * 118 + if column > 0 { 12 } else { 0 };
+            let pixel = sheet.pixel(left + 56, row * 140 + 56);
+            assert_eq!(pixel, Some([shade(index); 3]), "row {row}, column {column}");
+        }
+    }
+    assert_eq!((sheet.width, sheet.height), (4 * 118 + 6, 2 * 140 - 6));
+    assert!(neighbour_sheet(&pack, &[0], &pack, &found).is_err());
+    assert!(neighbour_sheet(&pack, &[], &pack, &[]).is_err());
+    assert!(neighbour_sheet(&pack, &[0, 9], &pack, &found).is_err());
+}
+
+/// The plain view as often as `1` says: no change at all.
+struct Identity(EvalView, usize);
+
+impl Pretext for Identity {
+    fn views(&self) -> usize {
+        self.1
+    }
+
+    fn view_size(&self) -> usize {
+        self.0.crop
+    }
+
+    fn labels(&self) -> usize {
+        0
+    }
+
+    fn apply(
+        &self,
+        image: &Image,
+        _: &mut dyn rand::Rng,
+        scratch: &mut Scratch,
+        out: &mut [f32],
+    ) -> Result<u32, DataError> {
+        for view in out.chunks_mut(out.len() / self.1) {
+            self.0.apply(image, scratch, view)?;
+        }
+        Ok(0)
+    }
+}
+
+fn change(name: &str, views: usize) -> Change {
+    Change {
+        name: name.to_owned(),
+        views: Box::new(Identity(view(), views)),
+    }
+}
+
+fn data() -> DataConfig {
+    DataConfig {
+        image_size: SIDE as usize,
+        mean: view().mean,
+        std: view().std,
+        ..DataConfig::default()
+    }
+}
+
+#[test]
+fn what_changes_nothing_has_distance_0() {
+    let folder = tempfile::tempdir().unwrap();
+    let pack = packed(folder.path(), "a", &["x", "y"], 7, 1);
+    let still = ViewConfig {
+        scale: [1.0; 2],
+        ratio: [1.0; 2],
+        flip: 0.0,
+        ..ViewConfig::default().without_colors()
+    };
+    let changes = [
+        change("identity", 1),
+        Change::photometric(view(), &data(), &still).unwrap(),
+        Change::crop(&data(), &still).unwrap(),
+        change("several", 4),
+    ];
+    let mut told = Vec::new();
+    let report = invariance(
+        &network(3),
+        &pack,
+        &view(),
+        &changes,
+        5,
+        &mut |done, total| {
+            told.push((done, total));
+        },
+    );
+    let report = report.unwrap();
+    for name in ["identity", "photometric", "crop"] {
+        assert_eq!(report[name].values, [0.0; 7], "{name}");
+    }
+    // Four times a number by four is exact but for the sums on the way.
+    assert!(report["several"].values.iter().all(|x| *x < 1e-6));
+    assert_eq!(told.last(), Some(&(7, 7)));
+    assert!(report[ANOTHER_IMAGE].values.iter().all(|x| *x > 0.0));
+}
+
+/// Unit-norm features of the plain views, straight from the backbone.
+fn unit_features(backbone: &dyn Backbone, pack: &Pack) -> Vec<Vec<f64>> {
+    let mut batches = eval_batches(pack, &view(), pack.len(), 1).unwrap();
+    let images: Tensor = batches.next().unwrap().unwrap().0;
+    let rows = backbone.forward(&images, Mode::Eval).unwrap();
+    let rows = rows.to_vec2::<f32>().unwrap().into_iter().map(|row| {
+        let row: Vec<f64> = row.into_iter().map(f64::from).collect();
+        let norm = row.iter().map(|x| x * x).sum::<f64>().sqrt();
+        row.iter().map(|x| x / norm).collect()
+    });
+    rows.collect()
+}
+
+#[test]
+fn distances_are_between_unit_features_and_the_same_for_any_number_of_threads() {
+    let folder = tempfile::tempdir().unwrap();
+    let pack = packed(folder.path(), "a", &["x", "y"], 9, 1);
+    let backbone = network(3);
+    let changes = || {
+        [
+            Change::crop(&data(), &ViewConfig::default()).unwrap(),
+            Change::photometric(view(), &data(), &ViewConfig::default()).unwrap(),
+        ]
+    };
+    let measure = |threads: usize, seed: u64| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
+        let run = || invariance(&backbone, &pack, &view(), &changes(), seed, &mut |_, _| {});
+        pool.build().unwrap().install(run).unwrap()
+    };
+    let report = measure(1, 5);
+    assert_eq!(measure(4, 5), report);
+    assert_ne!(measure(1, 6)["crop"], report["crop"]);
+    for name in ["crop", "photometric"] {
+        let found = &report[name];
+        assert!(found.mean > 0.0 && found.values.iter().all(|x| *x <= 2f64.sqrt()));
+    }
+    let units = unit_features(&backbone, &pack);
+    let next = units.iter().cycle().skip(1);
+    for ((a, b), found) in units.iter().zip(next).zip(&report[ANOTHER_IMAGE].values) {
+        let squares = a.iter().zip(b).map(|(a, b)| (a - b).powi(2));
+        assert!((squares.sum::<f64>().sqrt() - found).abs() < 1e-5);
+    }
+    let chart = invariance_chart(&[("a".to_owned(), report.clone()), ("b".to_owned(), report)]);
+    let chart = chart.unwrap();
+    // The second curve lies over the first, which has its square in the legend.
+    for hue in [[31, 119, 180], [214, 96, 20]] {
+        assert!(chart.pixels.chunks(3).any(|pixel| pixel == hue), "{hue:?}");
+    }
+    assert!(invariance_chart(&[]).is_err());
+}
+
+#[test]
+fn too_few_images_and_changes_of_one_name_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let pack = packed(folder.path(), "a", &["x"], 3, 1);
+    let refused = |pack: &Pack, changes: &[Change]| {
+        let found = invariance(&network(3), pack, &view(), changes, 0, &mut |_, _| {});
+        matches!(found, Err(EvalError::Setting { .. }))
+    };
+    assert!(refused(&pack.select(&[1]).unwrap(), &[]));
+    assert!(refused(&pack, &[change("a", 1), change("a", 1)]));
+    assert!(refused(&pack, &[change(ANOTHER_IMAGE, 1)]));
+    assert!(refused(&pack, &[change("none", 0)]));
+    assert!(!refused(&pack, &[]));
+}
