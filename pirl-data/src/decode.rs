@@ -2,11 +2,11 @@
 
 use std::io::Cursor;
 
-use image::{DynamicImage, ImageDecoder};
-use zune_jpeg::JpegDecoder;
+use image::{ColorType, DynamicImage, ImageDecoder, ImageError};
 use zune_jpeg::zune_core::bytestream::ZCursor;
 use zune_jpeg::zune_core::colorspace::ColorSpace;
 use zune_jpeg::zune_core::options::DecoderOptions;
+use zune_jpeg::{JpegDecoder, SampleRatios};
 
 use crate::orientation::{make_upright, upright_size};
 use crate::{Encoding, Image};
@@ -62,6 +62,22 @@ pub(crate) fn decode_into(bytes: &[u8], encoding: Encoding, out: &mut Image) -> 
     }
 }
 
+/// Width and height of the image that [`decode`] would make of these bytes, or its error, sooner:
+/// colours that nobody looks at are not made. What is left in `out` is of no use.
+pub(crate) fn check(
+    bytes: &[u8],
+    encoding: Encoding,
+    out: &mut Image,
+) -> Result<(usize, usize), String> {
+    match (encoding, sniff(bytes)) {
+        (Encoding::Jpeg, _) | (Encoding::Mixed, Some(Encoding::Jpeg)) => check_jpeg(bytes, out),
+        _ => {
+            decode_into(bytes, encoding, out)?;
+            Ok((out.width, out.height))
+        }
+    }
+}
+
 /// Width and height of the decoded image, read from the header alone.
 pub(crate) fn size(bytes: &[u8], encoding: Encoding) -> Result<(usize, usize), String> {
     match encoding {
@@ -97,28 +113,65 @@ fn jpeg_options() -> DecoderOptions {
         .jpeg_set_out_colorspace(ColorSpace::RGB)
 }
 
-fn decode_jpeg(bytes: &[u8], out: &mut Image) -> Result<(), String> {
+type Decoder<'a> = JpegDecoder<ZCursor<&'a [u8]>>;
+
+/// A decoder that has read the header of a whole file, and the image's width and height.
+fn open_jpeg(bytes: &[u8]) -> Result<(Decoder<'_>, usize, usize), String> {
     jpeg_is_whole(bytes)?;
-    let options = jpeg_options();
-    let mut decoder = JpegDecoder::new_with_options(ZCursor::new(bytes), options);
+    let mut decoder = JpegDecoder::new_with_options(ZCursor::new(bytes), jpeg_options());
     decoder
         .decode_headers()
         .map_err(|error| error.to_string())?;
     let (width, height) = decoder.dimensions().ok_or("no size in its header")?;
     check_size(width, height)?;
-    let grey = decoder.input_colorspace() == Some(ColorSpace::Luma);
-    if grey {
-        decoder.set_options(options.jpeg_set_out_colorspace(ColorSpace::Luma));
-        let pixels = decoder.decode().map_err(|error| error.to_string())?;
-        fill_grey(out, width, height, &pixels)?;
+    Ok((decoder, width, height))
+}
+
+fn decode_jpeg(bytes: &[u8], out: &mut Image) -> Result<(), String> {
+    let (mut decoder, width, height) = open_jpeg(bytes)?;
+    make_room(out, width, height);
+    if decoder.input_colorspace() == Some(ColorSpace::Luma) {
+        decode_luma(&mut decoder, out)?;
+        spread_grey(out);
     } else {
-        make_room(out, width, height);
         decoder
             .decode_into(&mut out.pixels)
             .map_err(|error| error.to_string())?;
     }
     make_upright(out, decoder.exif().map(Vec::as_slice));
     Ok(())
+}
+
+/// All of the entropy-coded data is read, which is where damage shows; of a colour image in one of
+/// the usual samplings only the brightness is computed from it.
+fn check_jpeg(bytes: &[u8], out: &mut Image) -> Result<(usize, usize), String> {
+    let (mut decoder, width, height) = open_jpeg(bytes)?;
+    let usual = decoder.info().is_some_and(|info| {
+        let sampling = info.sample_ratio;
+        matches!(
+            sampling,
+            SampleRatios::None | SampleRatios::H | SampleRatios::HV
+        )
+    });
+    make_room(out, width, height);
+    if usual && decoder.input_colorspace() == Some(ColorSpace::YCbCr) {
+        decode_luma(&mut decoder, out)?;
+    } else {
+        decoder
+            .decode_into(&mut out.pixels)
+            .map_err(|error| error.to_string())?;
+    }
+    let exif = decoder.exif().map(Vec::as_slice);
+    Ok(upright_size((width, height), exif))
+}
+
+/// Decodes the brightness alone into the first third of `out`.
+fn decode_luma(decoder: &mut Decoder<'_>, out: &mut Image) -> Result<(), String> {
+    decoder.set_options(jpeg_options().jpeg_set_out_colorspace(ColorSpace::Luma));
+    let area = out.width * out.height;
+    decoder
+        .decode_into(&mut out.pixels[..area])
+        .map_err(|error| error.to_string())
 }
 
 /// Walks the markers up to the end-of-image one, which a truncated file lacks.
@@ -133,9 +186,12 @@ fn jpeg_is_whole(bytes: &[u8]) -> Result<(), String> {
     };
     let mut rest = bytes.get(2..).ok_or_else(truncated)?;
     loop {
-        let marker_at = rest
-            .windows(2)
-            .position(|pair| pair[0] == 0xFF && !matches!(pair[1], 0x00 | 0xFF | 0xD0..=0xD7))
+        let is_marker = |at: &usize| {
+            let next = rest.get(at + 1);
+            next.is_some_and(|next| !matches!(next, 0x00 | 0xFF | 0xD0..=0xD7))
+        };
+        let marker_at = memchr::memchr_iter(0xFF, rest)
+            .find(is_marker)
             .ok_or_else(truncated)?;
         let marker = rest.get(marker_at + 1).ok_or_else(truncated)?;
         rest = rest.get(marker_at + 2..).ok_or_else(truncated)?;
@@ -160,18 +216,33 @@ fn decode_png(bytes: &[u8], out: &mut Image) -> Result<(), String> {
     check_size(width, height)?;
     // Exif that cannot be read is none, as in a JPEG.
     let exif = decoder.exif_metadata().unwrap_or_default();
-    let image = DynamicImage::from_decoder(decoder).map_err(|error| error.to_string())?;
-    let pixels = match image {
-        DynamicImage::ImageLuma16(_)
-        | DynamicImage::ImageLumaA16(_)
-        | DynamicImage::ImageRgb16(_)
-        | DynamicImage::ImageRgba16(_) => {
-            let deep = image.into_rgb16().into_raw();
-            deep.into_iter().map(|value| (value >> 8) as u8).collect()
+    let failed = |error: ImageError| error.to_string();
+    let bytes = decoder.total_bytes();
+    make_room(out, width, height);
+    match decoder.color_type() {
+        ColorType::Rgb8 if bytes == out.pixels.len() as u64 => {
+            decoder.read_image(&mut out.pixels).map_err(failed)?;
         }
-        _ => image.into_rgb8().into_raw(),
-    };
-    *out = Image::new(width, height, pixels).map_err(|error| error.to_string())?;
+        ColorType::L8 if bytes == (width * height) as u64 => {
+            let grey = &mut out.pixels[..width * height];
+            decoder.read_image(grey).map_err(failed)?;
+            spread_grey(out);
+        }
+        _ => {
+            let image = DynamicImage::from_decoder(decoder).map_err(failed)?;
+            out.pixels = match image {
+                DynamicImage::ImageLuma16(_)
+                | DynamicImage::ImageLumaA16(_)
+                | DynamicImage::ImageRgb16(_)
+                | DynamicImage::ImageRgba16(_) => {
+                    let deep = image.into_rgb16().into_raw();
+                    deep.into_iter().map(|value| (value >> 8) as u8).collect()
+                }
+                _ => image.into_rgb8().into_raw(),
+            };
+            out.check().map_err(|error| error.to_string())?;
+        }
+    }
     make_upright(out, exif.as_deref());
     Ok(())
 }
@@ -226,4 +297,13 @@ fn fill_grey(out: &mut Image, width: usize, height: usize, grey: &[u8]) -> Resul
         pixel.fill(*value);
     }
     Ok(())
+}
+
+/// The same where the values are the first third of the image.
+fn spread_grey(out: &mut Image) {
+    // From the end: no value is overwritten before it is read.
+    for place in (0..out.pixels.len() / 3).rev() {
+        let value = out.pixels[place];
+        out.pixels[place * 3..place * 3 + 3].fill(value);
+    }
 }

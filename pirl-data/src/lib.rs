@@ -71,10 +71,11 @@
 //! [`compose_scenes`] makes a detection data set out of a pack of single items.
 //!
 //! [`EvalView`] and [`eval_batches`] show images without chance; the operations are in
-//! [`transform`].
+//! [`transform`]. [`preview_sheet`] shows what training sees to people, with the means of [`draw`].
 
 mod config;
 mod decode;
+pub mod draw;
 mod error;
 mod image;
 mod loader;

@@ -1,18 +1,32 @@
-//! A contact sheet: images, their views and their shuffled patches, to look at.
+//! A contact sheet: images, where their views come from, and the views, to look at.
 
+use crate::draw::{Canvas, Color, INK, caption, color, contact_sheet, enlarge, fit};
 use crate::pretext::Pretext;
-use crate::random::{Use, below, stream};
-use crate::transform::{Crop, ImageView, Resizer, Scratch, resize};
+use crate::random::{Use, stream};
+use crate::transform::{Crop, ImageView, Scratch, Trace};
 use crate::{DataError, Image, Pack};
 
-/// Side of a panel at least, in pixels: small views are enlarged by a whole factor.
-const PANEL: usize = 192;
-/// Pixels between panels, and between patches.
-const GAP: usize = 4;
-const PAPER: u8 = 255;
+/// Longer side of a panel, pixels, at most: smaller pictures are enlarged by the whole factor that
+/// fits, larger ones are shrunk.
+const PANEL: usize = 256;
+/// Pixels between panels.
+const GAP: usize = 6;
+/// Pixels between rows.
+const ROW_GAP: usize = 14;
+/// Pixels between patches.
+const PATCH_GAP: usize = 2;
 
-/// Draws `count` images of `pack`, a row for each: the image itself, a view of it as the network
-/// sees it, and the views of the pretext task in the order the network gets them.
+/// Draws `count` images of `pack`, or all where there are fewer, a row for each, as the first epoch
+/// of training with `seed` sees them:
+///
+/// - the image, with outlines where its two crops were taken;
+/// - the view I, as the network gets it;
+/// - of a jigsaw: the resized crop with outlines where its patches were cut, the patches in their
+///   places, and the patches in the order the network gets them, under the numbers of their places;
+/// - of a rotation: the view before it was turned, and turned as the network gets it.
+///
+/// Of a [`Pretext`] made elsewhere than by [`build_pretext`](crate::build_pretext) only the views
+/// are known, and shown in order.
 ///
 /// # Errors
 /// [`DataError::Setting`] when `count` is 0; otherwise what decoding and the transforms report.
@@ -23,95 +37,351 @@ pub fn preview_sheet(
     count: usize,
     seed: u64,
 ) -> Result<Image, DataError> {
-    if count == 0 || pack.is_empty() {
+    if count == 0 {
         return Err(DataError::Setting {
             key: "count",
             reason: "a sheet shows at least 1 image".into(),
         });
     }
     let pretext = pretext.filter(|pretext| pretext.views() > 0);
-    let mut rng = stream(seed, Use::Preview, 0, 0);
-    let mut scratch = Scratch::default();
+    let mut drawing = stream(seed, Use::Preview, 0, 0);
+    let count = count.min(pack.len());
+    let shown = rand::seq::index::sample(&mut drawing, pack.len(), count);
     let mut rows = Vec::with_capacity(count);
-    for _ in 0..count {
-        let image = pack.decode(below(&mut rng, pack.len()))?;
-        let size = view.size();
-        let mut seen = vec![0.0; 3 * size * size];
-        view.apply(&image, &mut rng, &mut scratch, &mut seen)?;
-        let mut row = vec![
-            fit(&image)?,
-            enlarge(&view.normalize().restore(&seen, size)),
-        ];
-        if let Some(pretext) = pretext {
-            let side = pretext.view_size();
-            let mut views = vec![0.0; pretext.views() * 3 * side * side];
-            pretext.apply(&image, &mut rng, &mut scratch, &mut views)?;
-            let patches: Vec<Image> = views
-                .chunks_exact(3 * side * side)
-                .map(|patch| view.normalize().restore(patch, side))
-                .collect();
-            row.push(enlarge(&tile(&patches, patches.len().isqrt())));
-        }
-        rows.push(tile(&row, row.len()));
+    for index in shown {
+        let panels = panels(pack, index, view, pretext, seed)?;
+        let row = contact_sheet(&panels, panels.len(), GAP);
+        rows.push(caption(&row, &about(pack, index)?, INK));
     }
-    Ok(tile(&rows, 1))
+    Ok(contact_sheet(&rows, 1, ROW_GAP))
 }
 
-/// The image within a panel, its sides in proportion.
-fn fit(image: &Image) -> Result<Image, DataError> {
+/// What is known of a sample.
+fn about(pack: &Pack, index: usize) -> Result<String, DataError> {
+    let (width, height) = pack.image_size(index)?;
+    let mut about = format!("sample {index}, {width} x {height}");
+    if let Some(label) = pack.label(index) {
+        let name = pack.class_names().get(label as usize);
+        about += &format!(", class {label} {}", name.map_or("", String::as_str));
+    }
+    if let Some(objects) = pack.objects(index) {
+        about += &format!(", {} objects", objects.len());
+    }
+    Ok(about)
+}
+
+/// The pictures of one sample.
+fn panels(
+    pack: &Pack,
+    index: usize,
+    view: &ImageView,
+    pretext: Option<&dyn Pretext>,
+    seed: u64,
+) -> Result<Vec<Image>, DataError> {
+    const VIEW: usize = 0;
+    const COPY: usize = 1;
+    let image = pack.decode(index)?;
+    // The numbers of the loader: see `Loader`.
+    let mut rng = stream(seed, Use::Sample, 0, index as u64);
+    let mut scratch = Scratch::default();
+    let mut seen = vec![0.0; 3 * view.size() * view.size()];
+    view.apply(&image, &mut rng, &mut scratch, &mut seen)?;
+    let restore = |numbers: &[f32], side: usize| view.normalize().restore(numbers, side);
+
+    let (shown, scale) = panel(&image)?;
+    let mut original = Canvas::on(shown)?;
+    let mut panels = Vec::new();
+    if let Some(crop) = scratch.trace.crop {
+        outline(&mut original, crop, scale, color(VIEW));
+        let title = format!("I, of {} x {}", crop.width, crop.height);
+        let (seen, _) = panel(&restore(&seen, view.size()))?;
+        panels.push(caption(&seen, &title, color(VIEW)));
+    }
+    if let Some(pretext) = pretext {
+        scratch.trace = Trace::default();
+        scratch.order.clear();
+        let side = pretext.view_size();
+        let mut numbers = vec![0.0; pretext.views() * 3 * side * side];
+        let label = pretext.apply(&image, &mut rng, &mut scratch, &mut numbers)?;
+        let views = numbers.chunks_exact(3 * side * side);
+        let views: Vec<Image> = views.map(|view| restore(view, side)).collect();
+        if let Some(crop) = scratch.trace.crop {
+            let turns = scratch.trace.turned_before;
+            let crop = crop.turned_back(turns, image.width, image.height);
+            outline(&mut original, crop, scale, color(COPY));
+            panels.push(source(&scratch, crop)?);
+        }
+        let mut title = "I^t".to_owned();
+        if pretext.labels() > 0 {
+            title += &format!(", label {label}");
+        }
+        let shown = if scratch.order.len() == views.len() {
+            let patches = patches(&views, &scratch.order)?;
+            let mut in_place: Vec<_> = scratch.order.iter().zip(&patches).collect();
+            in_place.sort_by_key(|(cell, _)| **cell);
+            let in_place: Vec<Image> = in_place.into_iter().map(|(_, p)| p.clone()).collect();
+            panels.push(mosaic(&in_place, "patches in place", INK));
+            patches
+        } else {
+            if views.len() == 1 {
+                title += &format!(", turned {}", degrees(scratch.trace.turned_after));
+            }
+            let shown = views.iter().map(|view| Ok(panel(view)?.0));
+            shown.collect::<Result<_, DataError>>()?
+        };
+        panels.push(mosaic(&shown, &title, color(COPY)));
+    }
+    panels.insert(0, caption(&original.into_image(), "image", INK));
+    Ok(panels)
+}
+
+/// What the views of the transformed copy were made of: a jigsaw's crop, or a view not yet turned.
+fn source(scratch: &Scratch, crop: Crop) -> Result<Image, DataError> {
+    let trace = &scratch.trace;
+    let (shown, scale) = panel(&scratch.crop)?;
+    let mut canvas = Canvas::on(shown)?;
+    let what = if trace.corners.is_empty() {
+        "not turned"
+    } else {
+        "crop"
+    };
+    let mut title = format!("{what}, of {} x {}", crop.width, crop.height);
+    if trace.turned_before > 0 {
+        title += &format!(", turned {}", degrees(trace.turned_before));
+    }
+    for (cell, &[left, top]) in scratch.order.iter().zip(&trace.corners) {
+        let side = scratch.part.width;
+        let patch = Crop {
+            left,
+            top,
+            width: side,
+            height: side,
+        };
+        outline(&mut canvas, patch, scale, color(*cell));
+        let corner = [left, top].map(|at| (at as f64 * scale) as i64);
+        canvas.tag(
+            (corner[0], corner[1]),
+            &(cell + 1).to_string(),
+            color(*cell),
+        );
+    }
+    Ok(caption(&canvas.into_image(), &title, color(1)))
+}
+
+/// Each patch under the number of its place in the crop, from 1.
+fn patches(views: &[Image], order: &[usize]) -> Result<Vec<Image>, DataError> {
+    let grid = views.len().isqrt().max(1);
+    let numbered = |(view, &cell): (&Image, &usize)| {
+        let patch = enlarge(view, PANEL / (grid * view.width.max(1)))?;
+        Ok(caption(&patch, &(cell + 1).to_string(), color(cell)))
+    };
+    views.iter().zip(order).map(numbered).collect()
+}
+
+fn mosaic(views: &[Image], title: &str, color: Color) -> Image {
+    let columns = views.len().isqrt();
+    caption(&contact_sheet(views, columns, PATCH_GAP), title, color)
+}
+
+/// The image in the size of a panel, and how much larger it is there.
+fn panel(image: &Image) -> Result<(Image, f64), DataError> {
     let longer = image.width.max(image.height);
-    let scaled = |side: usize| (side * PANEL / longer).max(1);
-    let mut out = image.clone();
-    resize(
-        &mut Resizer::default(),
-        image,
-        Crop::whole(image),
-        scaled(image.width),
-        scaled(image.height),
-        &mut out,
-    )?;
-    Ok(out)
-}
-
-/// Repeats pixels until the panel is large enough to look at.
-fn enlarge(image: &Image) -> Image {
-    let factor = PANEL.div_ceil(image.width.max(image.height));
-    let (width, height) = (image.width * factor, image.height * factor);
-    let mut pixels = Vec::with_capacity(width * height * 3);
-    for row in image.pixels.chunks_exact(image.width * 3) {
-        let wide: Vec<u8> = row
-            .chunks_exact(3)
-            .flat_map(|pixel| pixel.repeat(factor))
-            .collect();
-        pixels.extend(wide.repeat(factor));
-    }
-    Image {
-        width,
-        height,
-        pixels,
+    match PANEL / longer.max(1) {
+        0 => fit(image, PANEL),
+        factor => Ok((enlarge(image, factor)?, factor as f64)),
     }
 }
 
-/// Sets images on paper, `columns` in a row, each in a place as large as the largest.
-fn tile(images: &[Image], columns: usize) -> Image {
-    let columns = columns.max(1);
-    let rows = images.len().div_ceil(columns);
-    let wide = images.iter().map(|image| image.width).max().unwrap_or(1);
-    let high = images.iter().map(|image| image.height).max().unwrap_or(1);
-    let width = columns * (wide + GAP) - GAP;
-    let height = rows * (high + GAP) - GAP;
-    let mut pixels = vec![PAPER; width * height * 3];
-    for (place, image) in images.iter().enumerate() {
-        let left = place % columns * (wide + GAP);
-        let top = place / columns * (high + GAP);
-        let sheet = pixels.chunks_exact_mut(width * 3).skip(top);
-        for (to, from) in sheet.zip(image.pixels.chunks_exact(image.width * 3)) {
-            to[left * 3..(left + image.width) * 3].copy_from_slice(from);
+fn outline(canvas: &mut Canvas, place: Crop, scale: f64, color: Color) {
+    let edges = [
+        place.left,
+        place.top,
+        place.left + place.width,
+        place.top + place.height,
+    ];
+    canvas.outline(edges.map(|edge| edge as f64 * scale), 2, 0, color);
+}
+
+fn degrees(turns: u32) -> String {
+    format!("{}\u{b0}", 90 * turns)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{DataConfig, ImageFolder, PackOptions, PretextConfig, PretextKind, ViewConfig};
+    use crate::{build_pretext, pack};
+
+    /// Rows of a caption above a panel.
+    const TITLE: usize = 12;
+
+    /// A pack of one image that fills a panel, whose red tells the column and green the row.
+    fn coded() -> (tempfile::TempDir, Pack) {
+        let folder = tempfile::tempdir().unwrap();
+        let images = folder.path().join("images");
+        std::fs::create_dir(&images).unwrap();
+        let coded = |x: u32, y: u32| image::Rgb([x as u8, y as u8, 0]);
+        let coded = image::RgbImage::from_fn(256, 200, coded);
+        coded.save(images.join("1.png")).unwrap();
+        let path = folder.path().join("coded");
+        let source = ImageFolder::open(&images).unwrap();
+        pack(&source, &path, &PackOptions::default(), &mut |_, _| {}).unwrap();
+        (folder, Pack::open(path).unwrap())
+    }
+
+    /// Crops, and nothing else.
+    fn plain(of: &ViewConfig) -> ViewConfig {
+        ViewConfig {
+            scale: [0.2, 0.8],
+            flip: 0.0,
+            jitter_probability: 0.0,
+            photometric: 0.0,
+            gray: 0.0,
+            blur_probability: 0.0,
+            ..of.clone()
         }
     }
-    Image {
-        width,
-        height,
-        pixels,
+
+    fn panels_of(pack: &Pack, kind: PretextKind, seed: u64) -> Vec<Image> {
+        let data = DataConfig {
+            image_size: 64,
+            patch_size: 16,
+            ..DataConfig::default()
+        };
+        let view = ImageView::new(&data, &plain(&ViewConfig::default())).unwrap();
+        let config = PretextConfig {
+            kind,
+            crop_size: 64,
+            ..PretextConfig::default()
+        };
+        let patch = plain(&ViewConfig::patch());
+        let pretext = build_pretext(&config, &data, &patch, 0).unwrap();
+        panels(pack, 0, &view, Some(&*pretext), seed).unwrap()
+    }
+
+    /// Pixels of a panel, without its title.
+    fn pixels(panel: &Image) -> impl Iterator<Item = (usize, usize, [u8; 3])> {
+        let rows = TITLE..panel.height;
+        let places = rows.flat_map(move |y| (0..panel.width).map(move |x| (x, y)));
+        places.map(|(x, y)| (x, y - TITLE, panel.pixel(x, y).unwrap()))
+    }
+
+    /// Left, top, right and bottom of what is drawn in a colour.
+    fn drawn(panel: &Image, color: Color) -> [f64; 4] {
+        let found = pixels(panel).filter(|(_, _, pixel)| *pixel == color);
+        around(found.map(|(x, y, _)| (x, y)))
+    }
+
+    /// The same of the places that a picture's colours tell.
+    fn shown(panel: &Image) -> [f64; 4] {
+        let coded = pixels(panel).filter(|(_, _, [_, _, blue])| *blue == 0);
+        around(coded.map(|(_, _, [x, y, _])| (x.into(), y.into())))
+    }
+
+    fn around(places: impl Iterator<Item = (usize, usize)>) -> [f64; 4] {
+        let mut bounds = [usize::MAX, usize::MAX, 0, 0];
+        for (x, y) in places {
+            let [left, top, right, bottom] = bounds;
+            bounds = [left.min(x), top.min(y), right.max(x + 1), bottom.max(y + 1)];
+        }
+        bounds.map(|edge| edge as f64)
+    }
+
+    fn near(a: [f64; 4], b: [f64; 4], by: f64) {
+        let off = a.iter().zip(&b).map(|(a, b)| (a - b).abs());
+        assert!(off.fold(0.0, f64::max) <= by, "{a:?}, {b:?}");
+    }
+
+    #[test]
+    fn outlines_are_where_the_crops_were_taken() {
+        let (_folder, pack) = coded();
+        for seed in 0..6 {
+            for kind in [
+                PretextKind::Jigsaw,
+                PretextKind::Rotation,
+                PretextKind::JigsawRotation,
+            ] {
+                let panels = panels_of(&pack, kind, seed);
+                // A pixel of a view covers up to four of the image.
+                near(drawn(&panels[0], color(1)), shown(&panels[2]), 4.0);
+                // The second outline may cover parts of the first.
+                let [left, top, right, bottom] = drawn(&panels[0], color(0));
+                let [x0, y0, x1, y1] = shown(&panels[1]);
+                assert!(left >= x0 - 4.0 && top >= y0 - 4.0, "{kind:?} {seed}");
+                assert!(right <= x1 + 4.0 && bottom <= y1 + 4.0, "{kind:?} {seed}");
+            }
+            let view = ImageView::new(&DataConfig::default(), &plain(&ViewConfig::default()));
+            let alone = panels_of_view(&pack, &view.unwrap(), seed);
+            near(drawn(&alone[0], color(0)), shown(&alone[1]), 2.0);
+        }
+    }
+
+    fn panels_of_view(pack: &Pack, view: &ImageView, seed: u64) -> Vec<Image> {
+        panels(pack, 0, view, None, seed).unwrap()
+    }
+
+    #[test]
+    fn patches_lie_where_they_were_cut() {
+        let (_folder, pack) = coded();
+        for seed in 0..6 {
+            let panels = panels_of(&pack, PretextKind::Jigsaw, seed);
+            let [_, _, crop, in_place, shuffled] = panels.as_slice() else {
+                panic!("{} panels", panels.len());
+            };
+            let (wide, high) = (80, 80 + TITLE); // 16 pixels five times, and a number
+            let tile = |panel: &Image, place: usize| {
+                let left = place % 3 * (wide + PATCH_GAP);
+                let top = TITLE + place / 3 * (high + PATCH_GAP);
+                let mut tile = Canvas::new(wide, high);
+                tile.paste((-(left as i64), -(top as i64)), panel);
+                tile.into_image()
+            };
+            let mut moved = 0;
+            for cell in 0..9 {
+                let patch = tile(in_place, cell);
+                // Where the outline of the patch is on the crop, four times as large there.
+                let [left, top, right, bottom] = drawn(crop, color(cell));
+                assert_eq!((right - left, bottom - top), (64.0, 64.0), "{cell}");
+                let inside = pixels(crop).filter(|&(x, y, [_, _, blue])| {
+                    let (x, y) = (x as f64, y as f64);
+                    let within = (left..right).contains(&x) && (top..bottom).contains(&y);
+                    within && blue == 0
+                });
+                let inside = around(inside.map(|(_, _, [x, y, _])| (x.into(), y.into())));
+                near(shown(&patch), inside, 4.0);
+                let places = (0..9).filter(|&place| tile(shuffled, place) == patch);
+                let places: Vec<usize> = places.collect();
+                assert_eq!(places.len(), 1, "patch {cell}");
+                moved += usize::from(places != [cell]);
+            }
+            assert!(moved > 1);
+        }
+    }
+
+    #[test]
+    fn a_turned_view_is_the_view_beside_it_turned() {
+        let (_folder, pack) = coded();
+        let mut turned = Vec::new();
+        for seed in 0..12 {
+            let panels = panels_of(&pack, PretextKind::Rotation, seed);
+            let [_, _, before, after] = panels.as_slice() else {
+                panic!("{} panels", panels.len());
+            };
+            let picture = |panel: &Image| {
+                let mut picture = Canvas::new(panel.width, panel.height - TITLE);
+                picture.paste((0, -(TITLE as i64)), panel);
+                picture.into_image()
+            };
+            let (before, after) = (picture(before), picture(after));
+            let mut image = Image::empty();
+            let matches = (0..4).find(|&turns| {
+                crate::transform::quarter_turns(&before, turns, &mut image);
+                image == after
+            });
+            turned.push(matches.unwrap());
+        }
+        turned.sort_unstable();
+        turned.dedup();
+        assert_eq!(turned, [0, 1, 2, 3]);
     }
 }

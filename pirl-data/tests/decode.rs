@@ -2,9 +2,11 @@
 
 mod common;
 
-use common::{Samples, jpeg, picture, png};
+use common::{Samples, jpeg, list_dir, picture, png};
 use image::{DynamicImage, ImageFormat};
 use pirl_data::{Encoding, Image, Pack, PackOptions, pack};
+use rand::{Rng, RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
 use std::io::Cursor;
 use tempfile::TempDir;
 
@@ -159,4 +161,49 @@ fn crc32(bytes: &[u8]) -> u32 {
     let mut crc = flate2::Crc::new();
     crc.update(bytes);
     crc.sum()
+}
+
+/// Packing as they are checks images sooner than it could decode them; it must find the same.
+#[test]
+fn what_is_packed_decodes_and_what_is_skipped_does_not() {
+    let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/decode");
+    let names = list_dir(golden.as_ref()).into_iter();
+    let jpegs: Vec<Vec<u8>> = names
+        .filter(|name| name.ends_with(".jpg"))
+        .map(|name| std::fs::read(format!("{golden}/{name}")).unwrap())
+        .collect();
+    assert!(jpegs.len() > 10);
+    let mut rng = ChaCha8Rng::seed_from_u64(7);
+    let damaged = |number: usize| {
+        let mut bytes = jpegs[number % jpegs.len()].clone();
+        for _ in 0..number / jpegs.len() % 4 {
+            let at = rng.random_range(0..bytes.len());
+            match rng.random_range(0..5) {
+                0 | 1 => bytes[at] ^= 1 << rng.random_range(0..8),
+                2 => bytes[at] = [0, 1, 0x7F, 0xFF][rng.random_range(0..4)],
+                3 => bytes.truncate(at.max(4)),
+                _ => {
+                    let end = (at + 8).min(bytes.len());
+                    rng.fill_bytes(&mut bytes[at..end]);
+                }
+            }
+        }
+        (bytes, Encoding::Jpeg, None)
+    };
+    let source = Samples {
+        samples: (0..4000).map(damaged).collect(),
+        class_names: Vec::new(),
+        objects: None,
+        first: 0,
+    };
+    let dir = TempDir::new().unwrap();
+    let output = dir.path().join("many");
+    let report = pack(&source, &output, &PackOptions::default(), &mut |_, _| {}).unwrap();
+    let skipped: Vec<&str> = report.skipped.iter().map(|s| s.name.as_str()).collect();
+    let broken: Vec<String> = (0..source.samples.len())
+        .filter(|&index| Image::decode(&source.samples[index].0).is_err())
+        .map(|index| format!("sample {index}"))
+        .collect();
+    assert_eq!(skipped, broken);
+    assert!(broken.len() > 500 && report.packed > 1000);
 }

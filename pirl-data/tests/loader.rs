@@ -369,24 +369,31 @@ fn evaluation_shows_all_images_in_order() {
 }
 
 #[test]
-fn the_preview_shows_a_row_for_each_image() {
+fn the_preview_shows_a_row_for_each_image_as_the_first_epoch_sees_it() {
     let folder = TempDir::new().unwrap();
-    let pack = Pack::open(packed(&folder)).unwrap();
-    let sheet = preview_sheet(&pack, &view(), Some(&*jigsaw()), 3, 1).unwrap();
-    assert_eq!(sheet.pixels.len(), sheet.width * sheet.height * 3);
-    assert!(
-        sheet.width > 3 * 190 && sheet.height > 3 * 190,
-        "{} x {}",
-        sheet.width,
-        sheet.height
-    );
-    assert_eq!(
-        sheet,
-        preview_sheet(&pack, &view(), Some(&*jigsaw()), 3, 1).unwrap()
-    );
-    assert_ne!(
-        sheet,
-        preview_sheet(&pack, &view(), Some(&*jigsaw()), 3, 2).unwrap()
-    );
+    let path = packed(&folder);
+    let pack = Pack::open(&path).unwrap();
+    let sheet = |count, seed| preview_sheet(&pack, &view(), Some(&*jigsaw()), count, seed).unwrap();
+    let (one, three, all) = (sheet(1, 1), sheet(3, 1), sheet(1000, 11));
+    assert!(one.width > 5 * 200 && one.height > 200);
+    assert!(three.height >= 3 * one.height && all.height >= IMAGES * one.height);
+    assert_eq!(three, sheet(3, 1));
+    assert_ne!(three, sheet(3, 2));
     assert!(preview_sheet(&pack, &view(), None, 0, 1).is_err());
+
+    // The first row of each image of the first epoch, every pixel as often as it is enlarged.
+    let (mean, std) = (data().mean, data().std);
+    for batch in loader(&path, config(4, 1, 1)).epoch(0, 0) {
+        let images = batch.unwrap().images;
+        for place in 0..4 {
+            let image = images.get(place).unwrap().to_vec3::<f32>().unwrap();
+            let mut row = Vec::new();
+            for x in 0..20 {
+                let value = |c: usize| ((image[c][0][x] * std[c] + mean[c]) * 255.0).round() as u8;
+                row.extend([value(0), value(1), value(2)].repeat(256 / 20));
+            }
+            let mut rows = all.pixels.windows(row.len()).step_by(3);
+            assert!(rows.any(|shown| shown == row));
+        }
+    }
 }

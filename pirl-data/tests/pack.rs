@@ -8,7 +8,9 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use common::{Samples, jpeg, list_dir, picture, png};
-use pirl_data::{DataError, Encoding, ImageFolder, Pack, PackOptions, PackReport, Source, pack};
+use pirl_data::{
+    DataError, Encoding, Image, ImageFolder, Pack, PackOptions, PackReport, Source, pack,
+};
 use proptest::prelude::*;
 use safetensors::SafeTensors;
 use tempfile::TempDir;
@@ -485,6 +487,37 @@ fn quality_encodes_every_jpeg_again() {
     };
     let output = dir.path().join("wrong");
     assert!(pack(&source, &output, &wrong, &mut |_, _| {}).is_err());
+}
+
+#[test]
+fn colours_at_half_the_resolution_are_averages() {
+    // Red and blue columns in turn: of every other column alone, all would be red.
+    let columns = (0..64 * 64).flat_map(|at| {
+        if at % 2 == 0 {
+            [200, 0, 0]
+        } else {
+            [0, 0, 200]
+        }
+    });
+    let stripes = Image::new(64, 64, columns.collect()).unwrap();
+    let images = TempDir::new().unwrap();
+    fs::write(images.path().join("a.jpg"), jpeg(&stripes)).unwrap();
+    let dir = TempDir::new().unwrap();
+    let options = PackOptions {
+        quality: Some(100),
+        ..PackOptions::default()
+    };
+    let source = ImageFolder::open(images.path()).unwrap();
+    write(&source, &dir.path().join("set"), &options);
+    let found = Pack::open(dir.path().join("set"))
+        .unwrap()
+        .decode(0)
+        .unwrap();
+    for channel in [0, 2] {
+        let values = found.pixels.iter().skip(channel).step_by(3);
+        let mean = values.map(|value| f64::from(*value)).sum::<f64>() / 4096.0;
+        assert!((85.0..115.0).contains(&mean), "{channel}: {mean}");
+    }
 }
 
 #[test]

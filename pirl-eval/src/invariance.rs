@@ -10,6 +10,7 @@
 use std::collections::BTreeMap;
 
 use candle_core::Tensor;
+use pirl_data::draw::{Canvas, LETTER, color};
 use pirl_data::{DataConfig, EvalView, Image, ImageView, Pack, Pretext, Scratch, ViewConfig};
 use pirl_model::{Backbone, Layer, Mode};
 use rand::{Rng, SeedableRng};
@@ -17,7 +18,7 @@ use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 use serde::Serialize;
 
-use crate::draw::{Canvas, Chart, LETTER, color};
+use crate::chart::Chart;
 use crate::error::{EvalError, Result};
 use crate::extract::images_in_pass;
 use crate::nearest::normalise;

@@ -34,8 +34,8 @@
 
 mod accuracy;
 mod cache;
+mod chart;
 pub mod detect;
-mod draw;
 mod error;
 mod extract;
 mod feature_set;

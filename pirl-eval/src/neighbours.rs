@@ -1,10 +1,10 @@
 //! Retrieval to look at: images and those whose features are nearest.
 
+use pirl_data::draw::{Canvas, Color, INK, LETTER, fit};
 use pirl_data::{Image, Pack};
 use rayon::prelude::*;
 use serde::Serialize;
 
-use crate::draw::{Canvas, Color, INK, LETTER, fit};
 use crate::error::{EvalError, Result};
 use crate::feature_set::LayerFeatures;
 use crate::nearest::{QUERIES, nearest, normalised};

@@ -15,8 +15,9 @@ pub struct PackOptions {
     /// Shrink images whose shorter side exceeds this many pixels, antialiased, and encode them
     /// again (JPEG of [`quality`](Self::quality), PNG lossless); default `None`: no image changes.
     pub resize_shorter: Option<u32>,
-    /// Encode every JPEG again with this quality, 1 to 100; default `None`: only those that shrink
-    /// are, with quality 95, and the bytes of all others are kept as they are.
+    /// Encode every JPEG again with this quality, 1 to 100, and with colours at half the resolution,
+    /// as Pillow does; default `None`: only those that shrink are, with quality 95, and the bytes of
+    /// all others are kept as they are.
     pub quality: Option<u8>,
     /// Fail at the first image that does not decode, or object whose annotation is broken, rather
     /// than skip it; default false.

@@ -3,6 +3,8 @@
 use std::borrow::Cow;
 
 use image::ImageEncoder;
+use image::codecs::png::PngEncoder;
+use jpeg_encoder::{ChromaSubsamplingMethod, ColorType, Encoder, SamplingFactor};
 
 use super::{PackOptions, Skipped};
 use crate::objects::within;
@@ -18,42 +20,48 @@ pub(super) struct Prepared<'a> {
     pub(super) left_out: Vec<Skipped>,
 }
 
-/// Reads a sample, decodes it, and shrinks it if asked; its boxes go with it.
+/// What preparing works in; one for each thread, so that pixels are allocated once.
+#[derive(Debug)]
+pub(super) struct Room {
+    decoded: Image,
+    small: Image,
+    resizer: Resizer,
+}
+
+impl Default for Room {
+    fn default() -> Self {
+        Self {
+            decoded: Image::empty(),
+            small: Image::empty(),
+            resizer: Resizer::default(),
+        }
+    }
+}
+
+/// Reads a sample and decodes it, shrinks it and encodes it again if asked; its boxes go with it.
 pub(super) fn prepare<'a>(
     source: &'a dyn Source,
     index: usize,
     options: &PackOptions,
+    room: &mut Room,
 ) -> Result<Prepared<'a>, DataError> {
     let mut sample = source.read(index)?;
-    let decode_error = |reason| DataError::Decode {
-        name: sample.name.clone(),
-        reason,
-    };
-    let image = crate::decode::decode(&sample.bytes, sample.encoding).map_err(decode_error)?;
-    if let Encoding::Raw { .. } = sample.encoding
-        && (options.resize_shorter.is_some() || options.quality.is_some())
-    {
+    let changes = options.resize_shorter.is_some() || options.quality.is_some();
+    if matches!(sample.encoding, Encoding::Raw { .. }) && changes {
         return Err(DataError::Setting {
             key: "resize_shorter, quality",
             reason: "this source has raw images of one size, which are packed as they are"
                 .to_owned(),
         });
     }
-    let shorter = image.width.min(image.height);
-    let small = match options.resize_shorter {
-        Some(target) if shorter > target as usize => {
-            Some(shrink(&image, target as usize, shorter).map_err(decode_error)?)
-        }
-        _ => None,
-    };
-    let again = options.quality.is_some() && sample.encoding == Encoding::Jpeg;
-    if small.is_some() || again {
-        let quality = options.quality.unwrap_or(JPEG_QUALITY);
-        let image = small.as_ref().unwrap_or(&image);
-        let bytes = encode(image, sample.encoding, quality).map_err(decode_error)?;
+    let changed = change(&sample, options, room).map_err(|reason| DataError::Decode {
+        name: sample.name.clone(),
+        reason,
+    })?;
+    let Changed { from, size, bytes } = changed;
+    if let Some(bytes) = bytes {
         sample.bytes = Cow::Owned(bytes);
     }
-    let size = small.map_or((image.width, image.height), |s| (s.width, s.height));
     let mut left_out = Vec::new();
     if let Some(objects) = &mut sample.objects {
         if objects.labels.len() != objects.len() || objects.difficult.len() != objects.len() {
@@ -62,7 +70,7 @@ pub(super) fn prepare<'a>(
                 reason: "its objects are not as many boxes, labels and flags".to_owned(),
             });
         }
-        (*objects, left_out) = fit(objects, &image, size, |bounds, label| {
+        (*objects, left_out) = fit(objects, from, size, |bounds, label| {
             let class = source.class_names().get(label as usize);
             let class = class.map_or("object", String::as_str);
             format!("{}, {class} at {bounds:?}", sample.name)
@@ -71,19 +79,68 @@ pub(super) fn prepare<'a>(
     Ok(Prepared { sample, left_out })
 }
 
-/// The objects whose boxes fit the image, scaled to `size`, and the others by `name`.
+/// What became of an image.
+struct Changed {
+    /// Width and height it had.
+    from: (usize, usize),
+    /// Width and height it has.
+    size: (usize, usize),
+    /// How it is packed; `None`: as it is.
+    bytes: Option<Vec<u8>>,
+}
+
+/// Shrinks an image and encodes it again, where the options ask for either; else makes sure that it
+/// decodes.
+fn change(sample: &RawSample, options: &PackOptions, room: &mut Room) -> Result<Changed, String> {
+    let (bytes, encoding) = (&sample.bytes, sample.encoding);
+    let again = options.quality.is_some() && encoding == Encoding::Jpeg;
+    let Room {
+        decoded,
+        small,
+        resizer,
+    } = room;
+    if options.resize_shorter.is_none() && !again {
+        let size = crate::decode::check(bytes, encoding, decoded)?;
+        return Ok(Changed {
+            from: size,
+            size,
+            bytes: None,
+        });
+    }
+    crate::decode::decode_into(bytes, encoding, decoded)?;
+    let from = (decoded.width, decoded.height);
+    let shorter = from.0.min(from.1);
+    let mut image = &*decoded;
+    if let Some(target) = options.resize_shorter.map(|target| target as usize)
+        && shorter > target
+    {
+        shrink(decoded, target, resizer, small)?;
+        image = small;
+    }
+    let changed = again || (image.width, image.height) != from;
+    let quality = options.quality.unwrap_or(JPEG_QUALITY);
+    let bytes = changed.then(|| encode(image, encoding, quality));
+    Ok(Changed {
+        from,
+        size: (image.width, image.height),
+        bytes: bytes.transpose()?,
+    })
+}
+
+/// The objects whose boxes fit an image of the size `from`, scaled to `size`, and the others by
+/// `name`.
 fn fit(
     objects: &Objects,
-    image: &Image,
+    from: (usize, usize),
     size: (usize, usize),
     name: impl Fn([f32; 4], u32) -> String,
 ) -> (Objects, Vec<Skipped>) {
-    let x = size.0 as f32 / image.width as f32;
-    let y = size.1 as f32 / image.height as f32;
+    let x = size.0 as f32 / from.0 as f32;
+    let y = size.1 as f32 / from.1 as f32;
     let mut kept = Objects::default();
     let mut left_out = Vec::new();
     for (bounds, label, difficult) in objects.iter() {
-        let scaled = within(bounds, image.width, image.height)
+        let scaled = within(bounds, from.0, from.1)
             .map(|[xmin, ymin, xmax, ymax]| [xmin * x, ymin * y, xmax * x, ymax * y])
             .and_then(|scaled| within(scaled, size.0, size.1));
         match scaled {
@@ -97,47 +154,41 @@ fn fit(
     (kept, left_out)
 }
 
-/// Shrinks so that the `shorter` side becomes `target`; the other is rounded down, as torchvision's
+/// Shrinks so that the shorter side becomes `target`; the other is rounded down, as torchvision's
 /// `Resize` does.
-fn shrink(image: &Image, target: usize, shorter: usize) -> Result<Image, String> {
-    let scaled = |side: usize| side * target / shorter;
-    let (width, height) = (scaled(image.width), scaled(image.height));
-    let mut small = Image {
-        width,
-        height,
-        pixels: Vec::new(),
-    };
-    let resizer = &mut Resizer::default();
-    resize(
-        resizer,
-        image,
-        Crop::whole(image),
-        width,
-        height,
-        &mut small,
-    )
-    .map_err(|error| error.to_string())?;
-    Ok(small)
+fn shrink(
+    image: &Image,
+    target: usize,
+    resizer: &mut Resizer,
+    small: &mut Image,
+) -> Result<(), String> {
+    let shorter = image.width.min(image.height);
+    let [width, height] = [image.width, image.height].map(|side| side * target / shorter);
+    resize(resizer, image, Crop::whole(image), width, height, small)
+        .map_err(|error| error.to_string())
 }
 
+/// PNG as PNG, all else as JPEG of this quality, its colours at half the resolution as Pillow's and
+/// libjpeg's defaults have it.
 fn encode(image: &Image, encoding: Encoding, quality: u8) -> Result<Vec<u8>, String> {
-    let mut bytes = Vec::new();
-    let (width, height) = (image.width as u32, image.height as u32);
-    let color = image::ExtendedColorType::Rgb8;
-    match encoding {
-        Encoding::Png => image::codecs::png::PngEncoder::new(&mut bytes).write_image(
-            &image.pixels,
-            width,
-            height,
-            color,
-        ),
-        _ => image::codecs::jpeg::JpegEncoder::new_with_quality(&mut bytes, quality).write_image(
-            &image.pixels,
-            width,
-            height,
-            color,
-        ),
+    if encoding == Encoding::Png {
+        let mut bytes = Vec::new();
+        let (width, height) = (image.width as u32, image.height as u32);
+        PngEncoder::new(&mut bytes)
+            .write_image(&image.pixels, width, height, image::ExtendedColorType::Rgb8)
+            .map_err(|error| error.to_string())?;
+        return Ok(bytes);
     }
-    .map_err(|error| error.to_string())?;
+    let side = |side: usize| {
+        u16::try_from(side).map_err(|_| format!("{side} pixels a side, more than a JPEG can have"))
+    };
+    let (width, height) = (side(image.width)?, side(image.height)?);
+    let mut bytes = Vec::with_capacity(image.pixels.len() / 4);
+    let mut encoder = Encoder::new(&mut bytes, quality);
+    encoder.set_sampling_factor(SamplingFactor::R_4_2_0);
+    encoder.set_chroma_subsampling_method(ChromaSubsamplingMethod::Average);
+    encoder
+        .encode(&image.pixels, width, height, ColorType::Rgb)
+        .map_err(|error| error.to_string())?;
     Ok(bytes)
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
-use super::prepare::{Prepared, prepare};
+use super::prepare::{Prepared, Room, prepare};
 use super::writer::Writer;
 use super::{PackOptions, PackReport, Skipped};
 use crate::{DataError, Source};
@@ -94,9 +94,10 @@ fn in_order<'a>(
         for _ in 0..threads {
             let tasks = tasks.clone();
             scope.spawn(move || {
+                let mut room = Room::default();
                 for (index, reply) in tasks {
                     // Nobody listens any more when an earlier sample has ended the work.
-                    let _ = reply.send(prepare(source, index, options));
+                    let _ = reply.send(prepare(source, index, options, &mut room));
                 }
             });
         }

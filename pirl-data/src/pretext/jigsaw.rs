@@ -65,8 +65,14 @@ impl Jigsaw {
         label as u32
     }
 
-    /// The patch of a cell: VISSL draws its offset from `0..cell - patch_size`.
-    fn cut_patch(&self, whole: &Image, cell: usize, rng: &mut dyn Rng, patch: &mut Image) {
+    /// The patch of a cell, and its left and top: VISSL draws its offset from `0..cell - patch_size`.
+    fn cut_patch(
+        &self,
+        whole: &Image,
+        cell: usize,
+        rng: &mut dyn Rng,
+        patch: &mut Image,
+    ) -> [usize; 2] {
         let room = (self.cell - self.patch_size).max(1);
         let top = cell / self.grid * self.cell + below(rng, room);
         let left = cell % self.grid * self.cell + below(rng, room);
@@ -84,6 +90,7 @@ impl Jigsaw {
                 .pixels
                 .extend_from_slice(&row[left * 3..(left + side) * 3]);
         }
+        [left, top]
     }
 }
 
@@ -115,19 +122,24 @@ impl Pretext for Jigsaw {
             part,
             spare,
             order,
+            trace,
             watch,
         } = scratch;
-        if self.turned {
+        let from = if self.turned {
             image.check()?;
-            quarter_turns(image, below(rng, 4) as u32, part);
-            cut(&self.crop, part, self.crop_size, rng, resizer, whole)?;
+            trace.turned_before = below(rng, 4) as u32;
+            quarter_turns(image, trace.turned_before, part);
+            &*part
         } else {
-            cut(&self.crop, image, self.crop_size, rng, resizer, whole)?;
-        }
+            image
+        };
+        let place = cut(&self.crop, from, self.crop_size, rng, resizer, whole)?;
+        trace.crop = Some(place);
+        trace.corners.clear();
         watch.lap(Stage::Resample);
         let label = self.draw_order(rng, order);
         for (cell, out) in order.iter().zip(out.chunks_exact_mut(patch_len)) {
-            self.cut_patch(whole, *cell, rng, part);
+            trace.corners.push(self.cut_patch(whole, *cell, rng, part));
             self.augment.apply(part, rng, spare);
             watch.lap(Stage::Photometric);
             self.normalize.write(part, out);

@@ -46,6 +46,7 @@ impl Pretext for Rotation {
         self.view.draw(image, rng, scratch)?;
         let turns = below(rng, TURNS) as u32;
         quarter_turns(&scratch.crop, turns, &mut scratch.part);
+        scratch.trace.turned_after = turns;
         scratch.watch.lap(Stage::Photometric);
         self.view.normalize().write(&scratch.part, out);
         scratch.watch.lap(Stage::Write);

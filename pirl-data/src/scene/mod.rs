@@ -4,7 +4,7 @@
 //! several scales, over each other and among clutter, are a detection task that a CPU can learn, and
 //! in the folder layout of VOC they take the very path that a real set takes.
 
-mod canvas;
+mod composition;
 mod item;
 mod voc;
 
@@ -17,7 +17,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::random::{Use, below, stream, uniform};
 use crate::{DataError, Pack};
 
-use canvas::Canvas;
+use composition::Composition;
 use item::Item;
 use voc::{Folder, Placed};
 
@@ -138,9 +138,9 @@ pub fn compose_scenes(
             .into_par_iter()
             .map(|index| {
                 let mut rng = stream(config.seed, Use::Scene, set, index as u64);
-                let (canvas, placed) = compose(pack, config, &mut rng)?;
+                let (scene, placed) = compose(pack, config, &mut rng)?;
                 let name = format!("{split}_{index:06}");
-                folder.write(&name, canvas, &placed)?;
+                folder.write(&name, scene, &placed)?;
                 Ok((name, placed))
             })
             .collect::<Result<_, DataError>>()?;
@@ -161,15 +161,15 @@ fn compose(
     pack: &Pack,
     config: &SceneConfig,
     rng: &mut dyn Rng,
-) -> Result<(Canvas, Vec<Placed>), DataError> {
+) -> Result<(Composition, Vec<Placed>), DataError> {
     /// Places tried for an item.
     const TRIES: usize = 30;
     let mut side = || config.sides[below(rng, config.sides.len())];
-    let mut canvas = Canvas::new(side(), side(), rng);
+    let mut scene = Composition::new(side(), side(), rng);
     for _ in 0..rng.random_range(4..=10) {
         let fragment = Item::draw(pack, rng)?.fragment(rng)?;
-        let (x, y) = canvas.place_anywhere(fragment.size(), rng);
-        canvas.paint(&fragment, (x, y));
+        let (x, y) = scene.place_anywhere(fragment.size(), rng);
+        scene.paint(&fragment, (x, y));
     }
     let [least, most] = config.items;
     let mut labels = Vec::new();
@@ -178,15 +178,15 @@ fn compose(
         let longer = uniform(rng, config.item_side.map(|side| (side as f64).ln())).exp();
         let item = item.scaled(longer.round() as usize, uniform(rng, [0.7, 1.25]))?;
         for _ in 0..TRIES {
-            let place = canvas.place(item.size(), rng);
-            if canvas.least_visible_with(&item, place) >= config.visible_at_least {
-                canvas.own(&item, place);
+            let place = scene.place(item.size(), rng);
+            if scene.least_visible_with(&item, place) >= config.visible_at_least {
+                scene.own(&item, place);
                 labels.push(item.label());
                 break;
             }
         }
     }
-    let placed = canvas
+    let placed = scene
         .owners()
         .into_iter()
         .zip(labels)
@@ -197,5 +197,5 @@ fn compose(
             difficult: owner.visible < config.difficult_below,
         });
     let placed = placed.collect();
-    Ok((canvas, placed))
+    Ok((scene, placed))
 }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use image::ExtendedColorType;
 use image::codecs::jpeg::JpegEncoder;
 
-use super::canvas::Canvas;
+use super::composition::Composition;
 use crate::DataError;
 
 const JPEG_QUALITY: u8 = 92;
@@ -79,10 +79,10 @@ impl<'a> Folder<'a> {
     pub(super) fn write(
         &self,
         name: &str,
-        canvas: Canvas,
+        scene: Composition,
         placed: &[Placed],
     ) -> Result<(), DataError> {
-        let image = canvas.into_image();
+        let image = scene.into_image();
         let (width, height) = (image.width, image.height);
         let path = self.path.join("JPEGImages").join(format!("{name}.jpg"));
         let mut jpeg = Vec::new();

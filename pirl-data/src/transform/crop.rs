@@ -28,6 +28,30 @@ impl Crop {
             height: image.height,
         }
     }
+
+    /// The same pixels, of a crop of an image of `width` x `height` turned counter-clockwise by
+    /// `turns` quarters, in the image as it was.
+    pub(crate) fn turned_back(self, turns: u32, width: usize, height: usize) -> Self {
+        let (left, top) = match turns % 4 {
+            0 => (self.left, self.top),
+            1 => (width - self.top - self.height, self.left),
+            2 => (
+                width - self.left - self.width,
+                height - self.top - self.height,
+            ),
+            _ => (self.top, height - self.left - self.width),
+        };
+        let (width, height) = match turns % 2 {
+            0 => (self.width, self.height),
+            _ => (self.height, self.width),
+        };
+        Self {
+            left,
+            top,
+            width,
+            height,
+        }
+    }
 }
 
 /// Tries at a crop that fits before the central one is taken (`torchvision.transforms`).

@@ -36,7 +36,7 @@ pub use resize::{Resizer, resize};
 pub(crate) use augment::Augment;
 pub(crate) use eval_view::thread_pool;
 pub(crate) use normalize::Normalize;
-pub(crate) use view::{check_output, cut};
+pub(crate) use view::{Trace, check_output, cut};
 
 pub use eval_view::{EvalBatches, EvalView, eval_batches};
 pub use view::{ImageView, Scratch};

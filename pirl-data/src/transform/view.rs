@@ -18,8 +18,23 @@ pub struct Scratch {
     pub(crate) part: Image,
     /// What an operation needs beside the image it works on.
     pub(crate) spare: Vec<u8>,
+    /// The cell of the crop that each patch shows.
     pub(crate) order: Vec<usize>,
+    pub(crate) trace: Trace,
     pub(crate) watch: Stopwatch,
+}
+
+/// Where the last view comes from, for those who look at it.
+#[derive(Debug, Default)]
+pub(crate) struct Trace {
+    /// Quarters the image was turned by, counter-clockwise, before it was cropped.
+    pub(crate) turned_before: u32,
+    /// The part of the turned image that was resized to [`Scratch::crop`].
+    pub(crate) crop: Option<Crop>,
+    /// Quarters the resized crop was turned by.
+    pub(crate) turned_after: u32,
+    /// Left and top of each patch in the resized crop.
+    pub(crate) corners: Vec<[usize; 2]>,
 }
 
 impl Default for Scratch {
@@ -30,6 +45,7 @@ impl Default for Scratch {
             part: Image::empty(),
             spare: Vec::new(),
             order: Vec::new(),
+            trace: Trace::default(),
             watch: Stopwatch::default(),
         }
     }
@@ -107,7 +123,7 @@ impl ImageView {
         rng: &mut dyn Rng,
         scratch: &mut Scratch,
     ) -> Result<(), DataError> {
-        cut(
+        let place = cut(
             &self.crop,
             image,
             self.size,
@@ -115,6 +131,7 @@ impl ImageView {
             &mut scratch.resizer,
             &mut scratch.crop,
         )?;
+        scratch.trace.crop = Some(place);
         scratch.watch.lap(Stage::Resample);
         self.augment
             .apply(&mut scratch.crop, rng, &mut scratch.spare);
@@ -123,7 +140,7 @@ impl ImageView {
     }
 }
 
-/// A random resized crop of `image` to a square of `size` pixels, into `out`.
+/// A random resized crop of `image` to a square of `size` pixels, into `out`; tells where it was.
 pub(crate) fn cut(
     crop: &RandomResizedCrop,
     image: &Image,
@@ -131,10 +148,11 @@ pub(crate) fn cut(
     rng: &mut dyn Rng,
     resizer: &mut Resizer,
     out: &mut Image,
-) -> Result<(), DataError> {
+) -> Result<Crop, DataError> {
     image.check()?;
-    let place: Crop = crop.draw(image.width, image.height, rng);
-    resize(resizer, image, place, size, size, out)
+    let place = crop.draw(image.width, image.height, rng);
+    resize(resizer, image, place, size, size, out)?;
+    Ok(place)
 }
 
 pub(crate) fn check_output(out: &[f32], expected: usize) -> Result<(), DataError> {

@@ -1,10 +1,11 @@
 //! What a detector found, to look at: boxes on images, and curves of precision and recall.
 
+use pirl_data::draw::{Canvas, INK, LETTER, PAPER, color, contact_sheet, fit};
 use pirl_data::{Image, Objects};
 
 use super::detection::{Detection, check};
 use super::voc_metrics::VocReport;
-use crate::draw::{Canvas, Chart, INK, LETTER, PAPER, color, fit};
+use crate::chart::Chart;
 use crate::error::{EvalError, Result};
 
 /// Longer side of an image on a sheet, pixels.
@@ -43,25 +44,19 @@ pub fn detection_sheet(
             expected: "at least 1",
         });
     }
-    let columns = panels.len().isqrt().clamp(1, 6);
-    let rows = panels.len().div_ceil(columns);
-    let side = |count: usize| count * (PANEL + GAP) - GAP;
-    let mut sheet = Canvas::new(side(columns), side(rows));
-    for (place, panel) in panels.iter().enumerate() {
+    let mut drawn = Vec::with_capacity(panels.len());
+    for panel in panels {
         let found = panel.detections.to_vec();
         check(&[found], std::slice::from_ref(panel.objects), classes.len())?;
-        let drawn = draw(panel, classes, least_score)?;
-        let (column, row) = (place % columns, place / columns);
-        let at = |count: usize| (count * (PANEL + GAP)) as i64;
-        sheet.paste((at(column), at(row)), &drawn);
+        drawn.push(draw(panel, classes, least_score)?);
     }
-    Ok(sheet.into_image())
+    let columns = panels.len().isqrt().clamp(1, 6);
+    Ok(contact_sheet(&drawn, columns, GAP))
 }
 
 fn draw(panel: &DetectionPanel<'_>, classes: &[String], least_score: f32) -> Result<Image> {
     let (image, scale) = fit(panel.image, PANEL)?;
-    let mut canvas = Canvas::new(image.width, image.height);
-    canvas.paste((0, 0), &image);
+    let mut canvas = Canvas::on(image)?;
     let scaled = |bounds: [f32; 4]| bounds.map(|x| f64::from(x) * scale);
     for (bounds, _, _) in panel.objects.iter() {
         canvas.outline(scaled(bounds), 1, 0, INK);
@@ -110,8 +105,8 @@ pub fn precision_recall_chart(report: &VocReport) -> Image {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::chart::{MARGIN, PLOT};
     use crate::detect::{DetectMetric, voc_metrics};
-    use crate::draw::{MARGIN, PLOT};
 
     fn grey(width: usize, height: usize) -> Image {
         Image::new(width, height, vec![120; 3 * width * height]).unwrap()
@@ -141,7 +136,7 @@ mod tests {
             detections: &detections,
         };
         let sheet = detection_sheet(&[panel; 5], &names(), 0.5).unwrap();
-        assert_eq!((sheet.width, sheet.height), (646, 972)); // 2 by 3 panels
+        assert_eq!((sheet.width, sheet.height), (646, 780)); // 2 by 3 panels
         // Four pixels of the panel to one of the image.
         assert_eq!(sheet.pixel(150, 64), Some(color(1)), "upper edge");
         assert_eq!(sheet.pixel(64, 100), Some(color(1)), "left edge");
@@ -150,7 +145,7 @@ mod tests {
         let edge: Vec<_> = (32..288).filter_map(|x| sheet.pixel(x, 160)).collect();
         assert!(edge.contains(&PAPER) && edge.contains(&INK), "dashes");
         assert_eq!(sheet.pixel(326 + 64, 100), Some(color(1)), "second panel");
-        assert_eq!(sheet.pixel(400, 800), Some(PAPER), "no sixth panel");
+        assert_eq!(sheet.pixel(400, 700), Some(PAPER), "no sixth panel");
     }
 
     #[test]

@@ -1,8 +1,7 @@
 //! Curves between two axes.
 
 use pirl_data::Image;
-
-use super::canvas::{Canvas, Color, INK, LETTER};
+use pirl_data::draw::{Canvas, Color, INK, LETTER};
 
 /// Side of the plot, pixels.
 pub(crate) const PLOT: usize = 480;

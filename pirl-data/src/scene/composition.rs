@@ -10,7 +10,7 @@ use crate::random::{below, uniform};
 const SOLID: f32 = 0.5;
 
 /// A picture and the owners of its pixels.
-pub(super) struct Canvas {
+pub(super) struct Composition {
     image: Image,
     /// The item shown, by number; none where background and clutter are.
     shown: Vec<Option<u32>>,
@@ -26,7 +26,7 @@ pub(super) struct Owner {
     pub(super) visible: f64,
 }
 
-impl Canvas {
+impl Composition {
     /// Grey, brighter to one side, with a little noise.
     pub(super) fn new(width: usize, height: usize, rng: &mut dyn Rng) -> Self {
         let (base, noise) = (uniform(rng, [20.0, 110.0]), uniform(rng, [2.0, 10.0]));

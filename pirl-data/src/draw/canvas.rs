@@ -1,17 +1,21 @@
 //! Lines, boxes and words on an image.
 
 use font8x8::UnicodeFonts;
-use pirl_data::Image;
 
-pub(crate) type Color = [u8; 3];
+use crate::{DataError, Image};
 
-pub(crate) const PAPER: Color = [255; 3];
-pub(crate) const INK: Color = [40; 3];
+/// Red, green and blue.
+pub type Color = [u8; 3];
+
+/// What a canvas is before anything is drawn on it: white.
+pub const PAPER: Color = [255; 3];
+/// Words, and lines of no other meaning: nearly black.
+pub const INK: Color = [40; 3];
 /// Side of a letter, pixels.
-pub(crate) const LETTER: usize = 8;
+pub const LETTER: usize = 8;
 
 /// Colours that differ to most eyes, one after another.
-pub(crate) fn color(index: usize) -> Color {
+pub fn color(index: usize) -> Color {
     const COLORS: [Color; 10] = [
         [31, 119, 180],
         [214, 96, 20],
@@ -27,12 +31,14 @@ pub(crate) fn color(index: usize) -> Color {
     COLORS[index % COLORS.len()]
 }
 
-/// An image to draw on; what lies outside it is left out.
-pub(crate) struct Canvas(Image);
+/// An image to draw on; what lies outside it is left out. Places are columns from the left and rows
+/// from the top, in pixels.
+#[derive(Clone, Debug)]
+pub struct Canvas(Image);
 
 impl Canvas {
     /// Blank paper of at least a pixel.
-    pub(crate) fn new(width: usize, height: usize) -> Self {
+    pub fn new(width: usize, height: usize) -> Self {
         let (width, height) = (width.max(1), height.max(1));
         Self(Image {
             width,
@@ -41,7 +47,17 @@ impl Canvas {
         })
     }
 
-    pub(crate) fn into_image(self) -> Image {
+    /// Draws on `image`.
+    ///
+    /// # Errors
+    /// [`DataError::ImageSize`] when the image's pixels do not fill it.
+    pub fn on(image: Image) -> Result<Self, DataError> {
+        image.check()?;
+        Ok(Self(image))
+    }
+
+    /// What was drawn.
+    pub fn into_image(self) -> Image {
         self.0
     }
 
@@ -56,7 +72,8 @@ impl Canvas {
         }
     }
 
-    pub(crate) fn fill(&mut self, (x, y): (i64, i64), (w, h): (usize, usize), color: Color) {
+    /// A rectangle of `w` x `h` pixels whose upper left corner is at `(x, y)`.
+    pub fn fill(&mut self, (x, y): (i64, i64), (w, h): (usize, usize), color: Color) {
         for y in y..y + h as i64 {
             for x in x..x + w as i64 {
                 self.dot(x, y, color);
@@ -65,7 +82,7 @@ impl Canvas {
     }
 
     /// A straight line, `width` pixels thick.
-    pub(crate) fn line(&mut self, from: (f64, f64), to: (f64, f64), width: usize, color: Color) {
+    pub fn line(&mut self, from: (f64, f64), to: (f64, f64), width: usize, color: Color) {
         let (dx, dy) = (to.0 - from.0, to.1 - from.1);
         let steps = dx.abs().max(dy.abs()).ceil().max(1.0) as usize;
         for step in 0..=steps {
@@ -76,8 +93,9 @@ impl Canvas {
         }
     }
 
-    /// The outline of a box; of `dash` pixels every other is drawn, all of them for 0.
-    pub(crate) fn outline(&mut self, bounds: [f64; 4], width: usize, dash: usize, color: Color) {
+    /// The outline of a box of left, top, right and bottom edges, `width` pixels thick and inside it;
+    /// of `dash` pixels every other is drawn, all of them for 0.
+    pub fn outline(&mut self, bounds: [f64; 4], width: usize, dash: usize, color: Color) {
         let [x0, y0, x1, y1] = bounds.map(|x| x.round() as i64);
         let far = width as i64 - 1;
         let drawn = |at: i64| dash == 0 || (at / dash as i64) % 2 == 0;
@@ -92,7 +110,7 @@ impl Canvas {
     }
 
     /// Words whose upper left corner is at `(x, y)`; letters beyond Latin's are question marks.
-    pub(crate) fn text(&mut self, (x, y): (i64, i64), text: &str, color: Color) {
+    pub fn text(&mut self, (x, y): (i64, i64), text: &str, color: Color) {
         for (place, letter) in text.chars().enumerate() {
             let glyph = font8x8::BASIC_FONTS
                 .get(letter)
@@ -108,14 +126,14 @@ impl Canvas {
     }
 
     /// Words in `PAPER` on a ground of `color`.
-    pub(crate) fn tag(&mut self, (x, y): (i64, i64), text: &str, color: Color) {
+    pub fn tag(&mut self, (x, y): (i64, i64), text: &str, color: Color) {
         let width = text.chars().count() * LETTER + 2;
         self.fill((x, y), (width, LETTER + 2), color);
         self.text((x + 1, y + 1), text, PAPER);
     }
 
     /// Copies `image` to where its upper left corner is at `(x, y)`.
-    pub(crate) fn paste(&mut self, (x, y): (i64, i64), image: &Image) {
+    pub fn paste(&mut self, (x, y): (i64, i64), image: &Image) {
         for row in 0..image.height {
             for column in 0..image.width {
                 if let Some(pixel) = image.pixel(column, row) {
