@@ -388,9 +388,12 @@ fn the_preview_shows_a_row_for_each_image_as_the_first_epoch_sees_it() {
         for place in 0..4 {
             let image = images.get(place).unwrap().to_vec3::<f32>().unwrap();
             let mut row = Vec::new();
+            let value = |c: usize, x: usize| {
+                let number = image[c][0][x] * std[c] + mean[c];
+                (number * 255.0).round() as u8
+            };
             for x in 0..20 {
-                let value = |c: usize| ((image[c][0][x] * std[c] + mean[c]) * 255.0).round() as u8;
-                row.extend([value(0), value(1), value(2)].repeat(256 / 20));
+                row.extend([value(0, x), value(1, x), value(2, x)].repeat(256 / 20));
             }
             let mut rows = all.pixels.windows(row.len()).step_by(3);
             assert!(rows.any(|shown| shown == row));
