@@ -24,6 +24,8 @@ const UNIT_TOLERANCE: f32 = 1e-3;
 pub struct MemoryBank {
     rows: Tensor,
     momentum: f64,
+    /// Whether rows in the CPU's memory are gathered by this crate.
+    fast: bool,
 }
 
 impl MemoryBank {
@@ -67,7 +69,7 @@ impl MemoryBank {
                 }
             });
         let rows = Tensor::from_vec(values, (rows, dim), device)?;
-        Ok(Self { rows, momentum })
+        Ok(Self::from_checked(rows, momentum))
     }
 
     /// A bank that starts from `rows`, `(images, dim)`, `f32`, unit length: for example the
@@ -93,12 +95,23 @@ impl MemoryBank {
         let rows = rows.detach().force_contiguous()?;
         let norms = rows.sqr()?.sum(D::Minus1)?.sqrt()?.to_vec1::<f32>()?;
         check_norms(&norms, "the given rows")?;
-        Ok(Self { rows, momentum })
+        Ok(Self::from_checked(rows, momentum))
     }
 
     /// A bank of contiguous unit rows that nothing else holds.
     pub(crate) fn from_checked(rows: Tensor, momentum: f64) -> Self {
-        Self { rows, momentum }
+        Self {
+            rows,
+            momentum,
+            fast: true,
+        }
+    }
+
+    /// Whether rows in the CPU's memory are gathered by this crate, the default, or by Candle's own
+    /// op, as on other devices. The bits are the same.
+    #[must_use]
+    pub fn fast(self, fast: bool) -> Self {
+        Self { fast, ..self }
     }
 
     /// All rows, `(len, dim)`. The tensor shares the bank's storage and follows its updates.
@@ -134,8 +147,8 @@ impl MemoryBank {
         self.check_indices(indices)?;
         let dim = self.dim();
         let (storage, layout) = self.rows.storage_and_layout();
-        if let (Storage::Cpu(storage), Some((start, end))) =
-            (&*storage, layout.contiguous_offsets())
+        if let (true, Storage::Cpu(storage), Some((start, end))) =
+            (self.fast, &*storage, layout.contiguous_offsets())
             && let Some(rows) = storage.as_slice::<f32>()?.get(start..end)
         {
             let gathered = gather_rows(rows, dim, indices);
@@ -145,6 +158,7 @@ impl MemoryBank {
                 &Device::Cpu,
             )?);
         }
+        drop(storage);
         let indices = Tensor::from_slice(indices, indices.len(), self.rows.device())?;
         Ok(self.rows.index_select(&indices, 0)?)
     }

@@ -62,6 +62,26 @@ fn random_rows_depend_on_the_seed_alone() {
 }
 
 #[test]
+fn candles_own_ops_give_the_same_bits() {
+    let banks = || {
+        [true, false].map(|fast| {
+            MemoryBank::from_rows(unit_rows(4, 40, 6), 0.5)
+                .unwrap()
+                .fast(fast)
+        })
+    };
+    let [mut fast, mut plain] = banks();
+    let indices: Vec<u32> = (0..300).map(|i| i * 7 % 40).collect();
+    let gathered = |bank: &MemoryBank| bank.gather(&indices).unwrap().to_vec2::<f32>().unwrap();
+    assert_eq!(gathered(&fast), gathered(&plain));
+    for bank in [&mut fast, &mut plain] {
+        bank.update(&[39, 0, 7], &unit_rows(5, 3, 6)).unwrap();
+    }
+    assert_eq!(matrix(&fast), matrix(&plain));
+    assert_ne!(matrix(&fast), matrix(&banks()[0]));
+}
+
+#[test]
 fn from_rows_copies() {
     let given = Var::from_tensor(&unit_rows(1, 5, 3)).unwrap();
     let before = given.to_vec2::<f32>().unwrap();

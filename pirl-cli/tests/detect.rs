@@ -151,6 +151,36 @@ fn a_detector_is_trained_tested_and_resumed() {
 }
 
 #[test]
+fn the_reference_ops_have_the_same_losses() {
+    let bench = bench();
+    let settings = ["--set", "log.every=1", "--set", "eval.detect.steps=2"];
+    let losses = |out: &str, more: &[&str]| -> Vec<f64> {
+        bench
+            .pirl(&detect(&[&settings[..], more, &["--out", out]].concat()))
+            .success();
+        let rows = rows(&bench, out);
+        let keys = [
+            "loss_rpn_objectness",
+            "loss_rpn_box",
+            "loss_class",
+            "loss_box",
+        ];
+        let of = |row: &Value| keys.map(|key| row[key].as_f64().unwrap());
+        rows.iter().flat_map(of).collect()
+    };
+    let fast = losses("fast", &[]);
+    let slow = losses("reference", &["--set", "model.ops=reference"]);
+    assert_eq!(fast.len(), 8);
+    for (fast, slow) in fast.iter().zip(&slow) {
+        assert!(
+            (fast - slow).abs() < 1e-4 * slow.max(0.1),
+            "{fast}, reference {slow}"
+        );
+    }
+    assert_ne!(fast, slow, "the same code ran twice");
+}
+
+#[test]
 fn packs_without_objects_and_other_classes_are_refused() {
     let bench = bench();
     let with = |train, test| {

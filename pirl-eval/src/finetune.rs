@@ -166,7 +166,7 @@ impl<'a> Finetune<'a> {
         let trained = vec![backbone.parameters().clone(), head.parameters().clone()];
         let epoch = loader.steps_per_epoch();
         Ok(Self {
-            optimizer: Optimizer::new(&optim, trained)?,
+            optimizer: Optimizer::new(&optim, trained)?.with_ops(model.ops),
             schedule: Schedule::new(&schedule, config.lr, epoch, config.epochs)?,
             steps: epoch * config.epochs,
             label_fraction: config.label_fraction,

@@ -58,6 +58,7 @@ pub trait ContrastiveLoss: fmt::Debug + Send + Sync {
 #[derive(Debug, Clone, Copy)]
 pub struct Paper {
     temperature: f64,
+    fused: bool,
 }
 
 impl Paper {
@@ -68,7 +69,14 @@ impl Paper {
     pub fn new(temperature: f64) -> Result<Self, LossError> {
         Ok(Self {
             temperature: check_temperature(temperature)?,
+            fused: true,
         })
+    }
+
+    /// Whether the fused op runs where it can; true by default. Else [`mod@reference`] does.
+    #[must_use]
+    pub fn fused(self, fused: bool) -> Self {
+        Self { fused, ..self }
     }
 }
 
@@ -80,7 +88,8 @@ impl ContrastiveLoss for Paper {
         negatives: &Negatives,
     ) -> Result<Tensor, LossError> {
         let sizes = negatives.check(query, positive)?;
-        Kind::Paper.forward(query, positive, negatives, sizes, self.temperature)
+        let inputs = (query, positive, negatives);
+        Kind::Paper.forward(inputs, sizes, self.temperature, self.fused)
     }
 }
 
@@ -89,6 +98,7 @@ impl ContrastiveLoss for Paper {
 #[derive(Debug, Clone, Copy)]
 pub struct InfoNce {
     temperature: f64,
+    fused: bool,
 }
 
 impl InfoNce {
@@ -99,7 +109,14 @@ impl InfoNce {
     pub fn new(temperature: f64) -> Result<Self, LossError> {
         Ok(Self {
             temperature: check_temperature(temperature)?,
+            fused: true,
         })
+    }
+
+    /// Whether the fused op runs where it can; true by default. Else [`mod@reference`] does.
+    #[must_use]
+    pub fn fused(self, fused: bool) -> Self {
+        Self { fused, ..self }
     }
 }
 
@@ -111,7 +128,8 @@ impl ContrastiveLoss for InfoNce {
         negatives: &Negatives,
     ) -> Result<Tensor, LossError> {
         let sizes = negatives.check(query, positive)?;
-        Kind::InfoNce.forward(query, positive, negatives, sizes, self.temperature)
+        let inputs = (query, positive, negatives);
+        Kind::InfoNce.forward(inputs, sizes, self.temperature, self.fused)
     }
 }
 
@@ -127,6 +145,7 @@ pub struct Nce {
     temperature: f64,
     dataset_size: usize,
     log_z: Mutex<Option<f64>>,
+    fused: bool,
 }
 
 impl Nce {
@@ -142,7 +161,14 @@ impl Nce {
             temperature: check_temperature(temperature)?,
             dataset_size,
             log_z: Mutex::new(None),
+            fused: true,
         })
+    }
+
+    /// Whether the fused op runs where it can; true by default. Else [`mod@reference`] does.
+    #[must_use]
+    pub fn fused(self, fused: bool) -> Self {
+        Self { fused, ..self }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Option<f64>> {
@@ -166,7 +192,7 @@ impl ContrastiveLoss for Nce {
             match *fixed {
                 Some(log_z) => log_z,
                 None => {
-                    let mean = if fused::runs_on(query) {
+                    let mean = if self.fused && fused::runs_on(query) {
                         fused::log_mean_exp(query, positive, negatives, sizes, self.temperature)?
                     } else {
                         reference::log_mean_exp(query, positive, negatives, self.temperature)?
@@ -179,7 +205,8 @@ impl ContrastiveLoss for Nce {
             log_z,
             dataset_size: self.dataset_size,
         };
-        kind.forward(query, positive, negatives, sizes, self.temperature)
+        let inputs = (query, positive, negatives);
+        kind.forward(inputs, sizes, self.temperature, self.fused)
     }
 
     fn estimates(&self) -> bool {
@@ -213,13 +240,12 @@ pub(crate) enum Kind {
 impl Kind {
     fn forward(
         self,
-        query: &Tensor,
-        positive: &Tensor,
-        negatives: &Negatives,
+        (query, positive, negatives): (&Tensor, &Tensor, &Negatives),
         sizes: Sizes,
         temperature: f64,
+        fused: bool,
     ) -> Result<Tensor, LossError> {
-        if fused::runs_on(query) {
+        if fused && fused::runs_on(query) {
             return fused::forward(self, query, positive, negatives, sizes, temperature);
         }
         match self {

@@ -115,15 +115,7 @@ fn scores(
     let z_n = match negatives {
         Negatives::Shared { rows, own } => {
             let z = query.matmul(&rows.detach().t()?)?;
-            let mut mask = vec![0f32; sizes.batch * sizes.negatives];
-            for (row, own) in mask.chunks_mut(sizes.negatives).zip(own) {
-                if let Some(entry) = own.and_then(|column| row.get_mut(column as usize)) {
-                    *entry = 1.0;
-                }
-            }
-            let mask = Tensor::from_vec(mask, z.shape(), z.device())?.to_dtype(z.dtype())?;
-            // z is bounded, so that adding drowns it: its gradient there is then 0 by the formulas.
-            (z + (mask * MASKED)?)?
+            mask(&z, own)?
         }
         Negatives::PerImage { bank, indices } => {
             let bank = bank.detach();
@@ -139,6 +131,24 @@ fn scores(
         }
     };
     Ok((z_p, z_n, sizes))
+}
+
+/// `z` `(B, N)` with each image's own column, if it was drawn, masked.
+fn mask(z: &Tensor, own: &[Option<u32>]) -> candle_core::Result<Tensor> {
+    let (batch, columns) = z.dims2()?;
+    let places = own.iter().enumerate();
+    let places: Vec<i64> = places
+        .filter_map(|(image, column)| Some((image * columns) as i64 + i64::from((*column)?)))
+        .collect();
+    if places.is_empty() {
+        return Ok(z.clone());
+    }
+    let count = places.len();
+    let masks = Tensor::full(MASKED as f32, count, z.device())?.to_dtype(z.dtype())?;
+    let places = Tensor::from_vec(places, count, z.device())?;
+    // z is bounded, so that adding drowns it: its gradient there is then 0 by the formulas.
+    let z = z.flatten_all()?.index_add(&places, &masks, 0)?;
+    z.reshape((batch, columns))
 }
 
 /// `ln(1 + exp(x))`, exact at either end.

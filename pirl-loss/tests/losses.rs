@@ -79,6 +79,42 @@ proptest! {
 }
 
 #[test]
+fn by_the_reference_a_loss_is_the_same() {
+    let dim = 9;
+    let cases = [
+        Case::shared(5, 40, dim, some_own(5, 40)),
+        Case::shared(3, 20, dim, vec![None; 3]),
+        Case::per_image(4, 30, dim, (0..4 * 11).map(|i| i * 7 % 30).collect()),
+    ];
+    for case in cases {
+        let losses: [(Box<dyn ContrastiveLoss>, Box<dyn ContrastiveLoss>); 3] = [
+            (
+                Box::new(Paper::new(0.1).unwrap()),
+                Box::new(Paper::new(0.1).unwrap().fused(false)),
+            ),
+            (
+                Box::new(Nce::new(0.1, 500).unwrap()),
+                Box::new(Nce::new(0.1, 500).unwrap().fused(false)),
+            ),
+            (
+                Box::new(InfoNce::new(0.1).unwrap()),
+                Box::new(InfoNce::new(0.1).unwrap().fused(false)),
+            ),
+        ];
+        for (fused, plain) in losses {
+            let (value, gradient) = evaluate(fused.as_ref(), &case).unwrap();
+            let (want, want_gradient) = evaluate(plain.as_ref(), &case).unwrap();
+            // Other code computed it, so the last bits differ in some of so many numbers.
+            assert_ne!(gradient, want_gradient, "{fused:?}");
+            assert!((value - want).abs() < 1e-5 * want, "{value}, want {want}");
+            assert!(relative(&gradient, &want_gradient) < 1e-5, "{fused:?}");
+            let states = [fused.state(), plain.state()].map(|state| state.unwrap_or(0.0));
+            assert!((states[0] - states[1]).abs() < 1e-5, "{states:?}");
+        }
+    }
+}
+
+#[test]
 fn masking_a_column_equals_removing_it() {
     let (b, n, dim) = (2, 37, 8);
     let removed = 11;

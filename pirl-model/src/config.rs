@@ -76,7 +76,7 @@ pub enum HeadKind {
     Mlp,
 }
 
-/// Which implementation runs a network.
+/// Which implementation runs a network, its optimiser, and what is computed from its outputs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Ops {
@@ -111,7 +111,7 @@ pub struct ModelConfig {
     pub stem: Stem,
     /// The heads f and g; `linear` by default.
     pub head: HeadKind,
-    /// The engine; `fast` by default.
+    /// What runs it, and what is trained or computed with it; `fast` by default.
     pub ops: Ops,
 }
 

@@ -47,6 +47,12 @@ impl Param {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ParamId(usize);
 
+impl ParamId {
+    pub(crate) fn index(self) -> usize {
+        self.0
+    }
+}
+
 /// The trainable parameters of a module: one flat `f32` [`Var`] and the index of what lies where.
 ///
 /// A clone shares the numbers.

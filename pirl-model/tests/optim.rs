@@ -4,8 +4,8 @@ use std::collections::HashMap;
 
 use candle_core::{Device, Tensor};
 use pirl_model::{
-    Head, ModelConfig, OptimConfig, OptimKind, Optimizer, ProjectionHead, Schedule, ScheduleConfig,
-    ScheduleKind,
+    Head, ModelConfig, Ops, OptimConfig, OptimKind, Optimizer, ProjectionHead, Schedule,
+    ScheduleConfig, ScheduleKind,
 };
 use serde_json::Value;
 
@@ -17,7 +17,7 @@ fn golden(table: &str, name: &str) -> Vec<f64> {
 }
 
 /// The linear layer of `make_optim.py`, and its optimiser.
-fn layer(config: &OptimConfig) -> (ProjectionHead, Optimizer) {
+fn layer(config: &OptimConfig, ops: Ops) -> (ProjectionHead, Optimizer) {
     let head = ProjectionHead::new(&ModelConfig::default(), 6, 4, 0, &CPU).unwrap();
     let set = |name: &str, seed, shape: &[usize]| {
         let values = benches::fill(seed, shape.iter().product());
@@ -27,6 +27,7 @@ fn layer(config: &OptimConfig) -> (ProjectionHead, Optimizer) {
     set("fc.weight", 1, &[4, 6]);
     set("fc.bias", 2, &[4]);
     let optimizer = Optimizer::new(config, vec![head.parameters().clone()]).unwrap();
+    let optimizer = optimizer.with_ops(ops);
     (head, optimizer)
 }
 
@@ -84,31 +85,40 @@ fn ten_steps_equal_pytorchs() {
         ),
     ];
     for (name, config) in cases {
-        let (head, mut optimizer) = layer(&config);
-        for t in 0..10 {
-            step(&head, &mut optimizer, t, config.lr);
-        }
-        for (found, expected) in parameters(&head).iter().zip(golden("optim", name)) {
-            assert!(
-                (f64::from(*found) - expected).abs() < 2e-6,
-                "{name}: {found} {expected}"
-            );
+        for ops in [Ops::Fast, Ops::Reference] {
+            let (head, mut optimizer) = layer(&config, ops);
+            for t in 0..10 {
+                step(&head, &mut optimizer, t, config.lr);
+            }
+            for (found, expected) in parameters(&head).iter().zip(golden("optim", name)) {
+                assert!(
+                    (f64::from(*found) - expected).abs() < 2e-6,
+                    "{name} {ops:?}: {found} {expected}"
+                );
+            }
         }
     }
 }
 
 #[test]
 fn a_loaded_state_continues_bit_for_bit() {
+    for ops in [Ops::Fast, Ops::Reference] {
+        continues_bit_for_bit(ops);
+    }
+}
+
+fn continues_bit_for_bit(ops: Ops) {
     let config = OptimConfig::default();
-    let (head, mut optimizer) = layer(&config);
+    let (head, mut optimizer) = layer(&config, ops);
     for t in 0..10 {
         step(&head, &mut optimizer, t, 0.1);
     }
-    let (resumed, mut first) = layer(&config);
+    let (resumed, mut first) = layer(&config, ops);
     for t in 0..5 {
         step(&resumed, &mut first, t, 0.1);
     }
-    let mut second = Optimizer::new(&config, vec![resumed.parameters().clone()]).unwrap();
+    let second = Optimizer::new(&config, vec![resumed.parameters().clone()]).unwrap();
+    let mut second = second.with_ops(ops);
     second.load_state(&first.state().unwrap()).unwrap();
     for t in 5..10 {
         step(&resumed, &mut second, t, 0.1);
@@ -118,7 +128,7 @@ fn a_loaded_state_continues_bit_for_bit() {
 
 #[test]
 fn a_state_of_another_network_is_refused() {
-    let (_, mut optimizer) = layer(&OptimConfig::default());
+    let (_, mut optimizer) = layer(&OptimConfig::default(), Ops::Fast);
     let error = optimizer
         .load_state(&HashMap::new())
         .unwrap_err()

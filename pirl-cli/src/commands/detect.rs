@@ -4,7 +4,6 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
-use candle_core::Device;
 use pirl_data::{Image, Objects, Pack};
 use pirl_eval::detect::{
     DetectStep, DetectTrainer, Detection, DetectionPanel, VocReport, check_detection_packs,
@@ -16,6 +15,7 @@ use serde_json::{Map, Value, json};
 
 use crate::args::DetectArgs;
 use crate::checkpoint::{Checkpoints, MODEL, OPTIMIZER, State};
+use crate::device;
 use crate::files::{write_png, write_whole};
 use crate::interrupt::{Interrupt, Interrupted};
 use crate::metrics::{Logged, Metrics};
@@ -64,14 +64,9 @@ impl Logged for Row {
 pub(crate) fn run(args: &DetectArgs) -> Result<()> {
     let (train, test) = (Pack::open(&args.train)?, Pack::open(&args.test)?);
     check_detection_packs(&train, &test)?;
+    let device = device::parse(&args.device)?;
     let recipe = args.recipe.as_deref();
-    let loaded = weights::load(
-        &args.weights,
-        recipe,
-        &args.settings,
-        args.seed,
-        &Device::Cpu,
-    )?;
+    let loaded = weights::load(&args.weights, recipe, &args.settings, args.seed, &device)?;
     let Loaded {
         backbone,
         recipe,

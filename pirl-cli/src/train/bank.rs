@@ -4,7 +4,7 @@ use anyhow::{Result, bail};
 use candle_core::Tensor;
 use pirl_bank::MemoryBank;
 use pirl_data::eval_batches;
-use pirl_model::{Backbone, Head, Mode};
+use pirl_model::{Backbone, Head, Mode, Ops};
 
 use super::plan::Plan;
 use super::step::{Learner, Task};
@@ -56,7 +56,9 @@ impl Learner {
             before = Some(batch);
         }
         progress.finish();
-        task.bank = MemoryBank::from_rows(Tensor::cat(&rows, 0)?, task.bank.momentum())?;
+        let fast = self.backbone.config().ops == Ops::Fast;
+        let rows = Tensor::cat(&rows, 0)?;
+        task.bank = MemoryBank::from_rows(rows, task.bank.momentum())?.fast(fast);
         Ok(())
     }
 }

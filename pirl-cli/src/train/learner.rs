@@ -9,7 +9,7 @@ use pirl_bank::{MemoryBank, NegativeSampler, PerImageSampler, SharedSampler};
 use pirl_data::Pack;
 use pirl_loss::{ContrastiveLoss, InfoNce, Nce, Paper};
 use pirl_model::{
-    Backbone, Buffers, ClassifierHead, Head, JigsawHead, Optimizer, ParamSet, ProjectionHead,
+    Backbone, Buffers, ClassifierHead, Head, JigsawHead, Ops, Optimizer, ParamSet, ProjectionHead,
     ResNet, load_state_dict, save_state_dict, save_tensors, strip_prefix,
 };
 
@@ -78,7 +78,7 @@ impl Learner {
                         device,
                     )?)),
                 },
-                loss: contrastive(&recipe.loss, plan.pack.len())?,
+                loss: contrastive(&recipe.loss, plan.pack.len(), recipe.model.ops)?,
                 lambda: recipe.loss.lambda,
                 bank: MemoryBank::random(
                     plan.pack.len(),
@@ -86,7 +86,8 @@ impl Learner {
                     recipe.bank.momentum,
                     Stream::Bank.seed(recipe.seed),
                     device,
-                )?,
+                )?
+                .fast(recipe.model.ops == Ops::Fast),
                 sampler: match recipe.loss.sampling {
                     Sampling::Shared => Box::new(SharedSampler) as Box<dyn NegativeSampler>,
                     Sampling::PerImage => Box::new(PerImageSampler),
@@ -100,7 +101,7 @@ impl Learner {
             .map(|module| module.parameters.clone())
             .collect();
         Ok(Self {
-            optimizer: Optimizer::new(&recipe.optim, trained)?,
+            optimizer: Optimizer::new(&recipe.optim, trained)?.with_ops(recipe.model.ops),
             backbone,
             task,
             micro_batch: recipe.train.micro_batch,
@@ -140,7 +141,9 @@ impl Learner {
         if let Task::Invariant(task) = &mut self.task {
             let (rows, dim, momentum) = (task.bank.len(), task.bank.dim(), task.bank.momentum());
             let bank = MemoryBank::load(folder.join(BANK), rows, dim, momentum)?;
-            task.bank = MemoryBank::from_rows(bank.rows().to_device(&self.device)?, momentum)?;
+            let rows = bank.rows().to_device(&self.device)?;
+            let fast = self.backbone.config().ops == Ops::Fast;
+            task.bank = MemoryBank::from_rows(rows, momentum)?.fast(fast);
             if let Some(state) = loss {
                 task.loss.set_state(state)?;
             }
@@ -189,11 +192,12 @@ fn writing(path: &Path) -> String {
     format!("cannot write {}", path.display())
 }
 
-fn contrastive(config: &LossConfig, images: usize) -> Result<Box<dyn ContrastiveLoss>> {
+fn contrastive(config: &LossConfig, images: usize, ops: Ops) -> Result<Box<dyn ContrastiveLoss>> {
+    let (temperature, fast) = (config.temperature, ops == Ops::Fast);
     Ok(match config.kind {
-        LossKind::Paper => Box::new(Paper::new(config.temperature)?),
-        LossKind::Nce => Box::new(Nce::new(config.temperature, images)?),
-        LossKind::InfoNce => Box::new(InfoNce::new(config.temperature)?),
+        LossKind::Paper => Box::new(Paper::new(temperature)?.fused(fast)),
+        LossKind::Nce => Box::new(Nce::new(temperature, images)?.fused(fast)),
+        LossKind::InfoNce => Box::new(InfoNce::new(temperature)?.fused(fast)),
         LossKind::Covariant | LossKind::Supervised => bail!("this loss compares no embeddings"),
     })
 }

@@ -91,7 +91,7 @@ impl Learner {
                         let share = (loss * (task.lambda * part.weight))?;
                         self.optimizer.accumulate(&share.backward()?)?;
                     }
-                    let view = part.images.to_device(&self.device)?; // I
+                    let view = part.images(&self.device)?; // I
                     let view = embed(&self.backbone, &task.f, &view, Mode::Train)?;
                     let loss = task.loss(&view, &rows, part)?;
                     image += part.weight * scalar(&loss)?;
@@ -127,7 +127,7 @@ impl Learner {
                 let labels = task.labels(batch)?;
                 let (mut total, mut right) = (0.0, 0);
                 for part in &parts {
-                    let view = part.images.to_device(&self.device)?;
+                    let view = part.images(&self.device)?;
                     let logits = embed(&self.backbone, &task.classifier, &view, Mode::Train)?;
                     let labels = &labels[part.places.clone()];
                     right += hits(&logits, labels)?;
@@ -189,8 +189,20 @@ impl<'a> Part<'a> {
     fn transformed(&self, device: &Device) -> Result<Tensor> {
         let views = self.transformed.as_ref();
         let views = views.context("the loader made no transformed views")?;
-        Ok(views.to_device(device)?)
+        to_device(views, device)
     }
+
+    fn images(&self, device: &Device) -> Result<Tensor> {
+        to_device(&self.images, device)
+    }
+}
+
+/// Candle copies the whole storage of a view to another device, so the view gets its own first.
+fn to_device(views: &Tensor, device: &Device) -> Result<Tensor> {
+    if views.device().same_device(device) {
+        return Ok(views.clone());
+    }
+    Ok(views.force_contiguous()?.to_device(device)?)
 }
 
 /// phi, then f, g or a classifier.
@@ -252,7 +264,7 @@ impl Invariant {
                     embed(backbone, g.as_ref(), &view, Mode::Calibrate)?
                 }
                 None => {
-                    let view = part.images.to_device(device)?;
+                    let view = part.images(device)?;
                     embed(backbone, &self.f, &view, Mode::Calibrate)?
                 }
             });

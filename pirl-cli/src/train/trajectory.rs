@@ -102,15 +102,15 @@ pub(super) fn learner(ops: Ops) -> Result<Learner> {
         ..OptimConfig::default()
     };
     let sets = [backbone.parameters(), f.parameters(), g.parameters()];
-    let optimizer = Optimizer::new(&optim, sets.into_iter().cloned().collect())?;
+    let optimizer = Optimizer::new(&optim, sets.into_iter().cloned().collect())?.with_ops(ops);
     Ok(Learner {
         backbone,
         task: Task::Invariant(Invariant {
             f,
             g: Some(Box::new(g)),
-            loss: Box::new(Paper::new(0.1)?),
+            loss: Box::new(Paper::new(0.1)?.fused(ops == Ops::Fast)),
             lambda: 0.5,
-            bank: MemoryBank::from_rows(rows, 0.5)?,
+            bank: MemoryBank::from_rows(rows, 0.5)?.fast(ops == Ops::Fast),
             sampler: Box::new(Scripted::default()),
             negatives: NEGATIVES as usize,
             seed: 0,

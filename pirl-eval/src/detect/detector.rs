@@ -75,7 +75,7 @@ impl Detector {
                 expected: "that of res4: 16 with model.stem = imagenet, 4 with small",
             });
         }
-        let device = backbone.parameters().var().device();
+        let (ops, device) = (backbone.config().ops, backbone.parameters().var().device());
         let rpn_seed = Stream::Rpn.seed(seed);
         let predictor_seed = Stream::Predictor.seed(seed);
         Ok(Self {
@@ -84,9 +84,9 @@ impl Detector {
                 &config.anchors,
                 c4.channels(),
                 rpn_seed,
-                device,
+                (ops, device),
             )?,
-            heads: RoiHeads::new(&config.roi, classes, &c4, predictor_seed, device)?,
+            heads: RoiHeads::new(&config.roi, classes, &c4, predictor_seed, (ops, device))?,
             c4,
             config: config.clone(),
             no_buffers: Buffers::default(),

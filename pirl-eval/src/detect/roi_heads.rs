@@ -1,7 +1,7 @@
 //! What is it, and where exactly? The box head on the regions that the proposal network found.
 
 use candle_core::{Device, Tensor};
-use pirl_model::{C4, Mode, ParamSet};
+use pirl_model::{C4, Mode, Ops, ParamSet};
 use rand::Rng;
 
 use super::box_coder::BoxCoder;
@@ -12,7 +12,7 @@ use super::detection::Detection;
 use super::loss::{Loss, add_cross_entropy, smooth_l1, softmax};
 use super::matcher::Matcher;
 use super::nms::batched_nms;
-use super::roi_align::{Roi, RoiAlignConfig, roi_align};
+use super::roi_align::{Roi, RoiAlignConfig, roi_align, roi_align_reference};
 use super::sample::subsample;
 use crate::error::Result;
 
@@ -25,6 +25,7 @@ pub(super) struct RoiHeads {
     classes: usize,
     params: ParamSet,
     pool: RoiAlignConfig,
+    ops: Ops,
 }
 
 /// Losses of the head.
@@ -51,7 +52,7 @@ impl RoiHeads {
         classes: usize,
         c4: &C4,
         seed: u64,
-        device: &Device,
+        (ops, device): (Ops, &Device),
     ) -> Result<Self> {
         let dim = c4.feature_dim();
         let params: [(&str, &[usize], f64); 4] = [
@@ -70,6 +71,7 @@ impl RoiHeads {
                 sampling_ratio: config.sampling_ratio,
                 aligned: true,
             },
+            ops,
         })
     }
 
@@ -91,6 +93,10 @@ impl RoiHeads {
         rois: &[Roi],
         mode: Mode,
     ) -> Result<(Tensor, Tensor)> {
+        let roi_align = match self.ops {
+            Ops::Fast => roi_align,
+            Ops::Reference => roi_align_reference,
+        };
         let regions = roi_align(features, rois, &self.pool)?;
         let x = c4.region_features(&regions, mode)?;
         let linear = |name: &str| -> Result<Tensor> {

@@ -1,7 +1,7 @@
 //! The region proposal network (Ren et al., arXiv:1506.01497): where may something be?
 
 use candle_core::{Device, Tensor};
-use pirl_model::{ParamSet, ops};
+use pirl_model::{Ops, ParamSet, ops};
 use rand::Rng;
 
 use super::anchors::AnchorConfig;
@@ -22,6 +22,7 @@ pub(super) struct Rpn {
     config: RpnConfig,
     anchors: AnchorConfig,
     params: ParamSet,
+    ops: Ops,
 }
 
 /// What the network says about a batch.
@@ -51,7 +52,7 @@ impl Rpn {
         anchors: &AnchorConfig,
         channels: usize,
         seed: u64,
-        device: &Device,
+        (ops, device): (Ops, &Device),
     ) -> Result<Self> {
         let each = anchors.per_cell();
         let params: [(&str, &[usize], f64); 6] = [
@@ -66,6 +67,7 @@ impl Rpn {
             config: config.clone(),
             anchors: anchors.clone(),
             params: ParamSet::normal(seed, &params, device)?,
+            ops,
         })
     }
 
@@ -77,7 +79,11 @@ impl Rpn {
     pub(super) fn forward(&self, features: &Tensor) -> Result<RpnOutput> {
         let param = |name: &str| self.params.tracked(name);
         let (n, c, h, w) = features.dims4()?;
-        let x = ops::conv2d(features, &param("conv.weight")?, 1, 1)?;
+        let conv2d = match self.ops {
+            Ops::Fast => ops::conv2d,
+            Ops::Reference => ops::reference::conv2d,
+        };
+        let x = conv2d(features, &param("conv.weight")?, 1, 1)?;
         // Channels last, so that a cell's anchors are neighbours.
         let x = x.permute((0, 2, 3, 1))?.reshape((n * h * w, c))?;
         let x = x.broadcast_add(&param("conv.bias")?)?.relu()?;

@@ -81,7 +81,7 @@ impl<'a> DetectTrainer<'a> {
             ..OptimConfig::default()
         };
         Ok(Self {
-            optimizer: Optimizer::new(&optim, detector.trained())?,
+            optimizer: Optimizer::new(&optim, detector.trained())?.with_ops(backbone.config().ops),
             input: Input::new(&config.input, mean, std, detector.c4().stride()),
             detector,
             order: Order::new(train, config.batch_size, seed)?,

@@ -1,4 +1,7 @@
 //! The plain engine: the same networks from Candle's own differentiable ops, on any device.
+//!
+//! Nothing is read back from the device during a pass; the statistics of all its batch norms are
+//! fetched together at the end.
 
 use candle_core::Tensor;
 
@@ -6,38 +9,86 @@ use super::{Conv, Engine, Linear, Norm};
 use crate::error::{ModelError, Result};
 use crate::mode::Mode;
 use crate::ops::reference;
-use crate::params::{Buffers, NormUpdate, ParamId, ParamSet};
+use crate::params::{Buffers, NormId, NormUpdate, Param, ParamId, ParamSet};
 
 /// A forward pass in progress; values are NCHW or `(n, c)` tensors.
 pub(crate) struct Reference<'a> {
-    params: &'a ParamSet,
-    flat: Tensor,
+    set: &'a ParamSet,
+    /// Of the set, in order and flat.
+    params: Vec<Tensor>,
     buffers: &'a Buffers,
     mode: Mode,
-    pub(crate) updates: Vec<NormUpdate>,
+    statistics: Vec<Statistics>,
+}
+
+/// What a batch norm saw.
+struct Statistics {
+    norm: NormId,
+    mean: Tensor,
+    /// Unbiased.
+    var: Tensor,
 }
 
 impl<'a> Reference<'a> {
-    pub(crate) fn new(params: &'a ParamSet, buffers: &'a Buffers, mode: Mode) -> Self {
+    pub(crate) fn new(set: &'a ParamSet, buffers: &'a Buffers, mode: Mode) -> Result<Self> {
         let flat = if mode.records() {
-            params.var().as_tensor().clone()
+            set.var().as_tensor().clone()
         } else {
-            params.var().as_detached_tensor()
+            set.var().as_detached_tensor()
         };
-        Self {
+        let mut params = Vec::with_capacity(set.params().len());
+        split(&flat, set.params(), &mut params)?;
+        Ok(Self {
+            set,
             params,
-            flat,
             buffers,
             mode,
-            updates: Vec::new(),
-        }
+            statistics: Vec::new(),
+        })
     }
 
     fn param(&self, id: ParamId) -> Result<Tensor> {
-        let param = self.params.param(id);
-        let part = self.flat.narrow(0, param.offset, param.elements())?;
-        Ok(part.reshape(param.shape.as_slice())?)
+        let shape = self.set.param(id).shape.as_slice();
+        Ok(self.params[id.index()].reshape(shape)?)
     }
+
+    /// What the pass adds to the running statistics.
+    pub(crate) fn updates(self) -> Result<Vec<NormUpdate>> {
+        if self.statistics.is_empty() {
+            return Ok(Vec::new());
+        }
+        let both = |seen: &Statistics| [seen.mean.detach(), seen.var.detach()];
+        let numbers: Vec<Tensor> = self.statistics.iter().flat_map(both).collect();
+        let numbers = Tensor::cat(&numbers, 0)?.to_vec1::<f32>()?;
+        let mut rest = numbers.as_slice();
+        let updates = self.statistics.iter().map(|seen| {
+            let mut next = || {
+                let (head, tail) = rest.split_at(seen.mean.elem_count());
+                rest = tail;
+                head.to_vec()
+            };
+            NormUpdate {
+                norm: seen.norm,
+                mean: next(),
+                var: next(),
+            }
+        });
+        Ok(updates.collect())
+    }
+}
+
+/// Cuts `flat`, which holds `params` one after the other, into them. It is halved again and again:
+/// the gradient of a part is padded to the size of what it was cut from, and cutting all parts from
+/// the whole would pad each to the size of the whole.
+fn split(flat: &Tensor, params: &[Param], parts: &mut Vec<Tensor>) -> Result<()> {
+    if let [_] | [] = params {
+        parts.extend(params.iter().map(|_| flat.clone()));
+        return Ok(());
+    }
+    let (left, right) = params.split_at(params.len() / 2);
+    let len = right[0].offset - left[0].offset;
+    split(&flat.narrow(0, 0, len)?, left, parts)?;
+    split(&flat.narrow(0, len, flat.dim(0)? - len)?, right, parts)
 }
 
 impl Engine for Reference<'_> {
@@ -86,10 +137,10 @@ impl Engine for Reference<'_> {
                 relu,
             )?;
             let unbiased = (var * (rows as f64 / (rows - 1) as f64))?;
-            self.updates.push(NormUpdate {
+            self.statistics.push(Statistics {
                 norm: layer.stats,
-                mean: mean.flatten_all()?.to_vec1()?,
-                var: unbiased.flatten_all()?.to_vec1()?,
+                mean,
+                var: unbiased,
             });
             out
         } else {

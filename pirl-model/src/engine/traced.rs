@@ -77,9 +77,9 @@ impl<N: Network> Traced<N> {
             }
         } else {
             let x = if mode.records() { x } else { x.detach() };
-            let mut engine = Reference::new(&self.params, &self.buffers, mode);
+            let mut engine = Reference::new(&self.params, &self.buffers, mode)?;
             let out = self.network.forward(&mut engine, &x, &mut |_, _| {})?;
-            (out, engine.updates)
+            (out, engine.updates()?)
         };
         self.buffers.update(&updates, mode == Mode::Calibrate);
         Ok(out)
@@ -117,7 +117,7 @@ impl<N: Network> Traced<N> {
         let x = x.to_dtype(DType::F32)?.contiguous()?.detach();
         let mut maps = Vec::new();
         if !self.fast {
-            let mut engine = Reference::new(&self.params, &self.buffers, Mode::Eval);
+            let mut engine = Reference::new(&self.params, &self.buffers, Mode::Eval)?;
             let show = &mut |layer, map: &Tensor| {
                 if layers.contains(&layer) {
                     maps.push((layer, map.clone()));

@@ -11,6 +11,7 @@ use candle_core::{DType, Storage, Tensor};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use crate::config::Ops;
 use crate::error::{ModelError, Result};
 use crate::params::{Param, ParamSet};
 
@@ -110,6 +111,7 @@ impl OptimConfig {
 pub struct Optimizer {
     config: OptimConfig,
     sets: Vec<Group>,
+    ops: Ops,
 }
 
 struct Group {
@@ -117,6 +119,10 @@ struct Group {
     momentum: Tensor,
     /// The sum of the gradients since the last step.
     gradient: Option<Tensor>,
+    /// Weight decay of each entry, made when it is first needed.
+    decay: Option<Tensor>,
+    /// Factor of each entry's step, unless it changes from step to step; made likewise.
+    scale: Option<Tensor>,
 }
 
 impl Optimizer {
@@ -132,12 +138,21 @@ impl Optimizer {
                 params,
                 momentum,
                 gradient: None,
+                decay: None,
+                scale: None,
             })
         };
         Ok(Self {
             config: config.clone(),
             sets: sets.into_iter().map(group).collect::<Result<_>>()?,
+            ops: Ops::Fast,
         })
+    }
+
+    /// Chooses what computes a step. On devices other than a CPU it is always Candle's ops.
+    #[must_use]
+    pub fn with_ops(self, ops: Ops) -> Self {
+        Self { ops, ..self }
     }
 
     /// Adds the gradients of one backward pass to those of the next step. Gradients are sums, so the
@@ -168,7 +183,7 @@ impl Optimizer {
             let Some(gradient) = group.gradient.take() else {
                 continue;
             };
-            if group.params.var().device().is_cpu() {
+            if self.ops == Ops::Fast && group.params.var().device().is_cpu() {
                 group.step_in_place(&self.config, &gradient, lr)?;
             } else {
                 group.step_by_tensors(&self.config, &gradient, lr)?;
@@ -282,36 +297,68 @@ impl Group {
         Ok(var.inplace_op3(gradient, &self.momentum, &apply)?)
     }
 
-    /// The same step from Candle's ops, for devices whose memory this crate cannot touch.
+    /// The same step from Candle's ops, on the whole set at once and without a number read back, for
+    /// devices whose memory this crate cannot touch.
     fn step_by_tensors(&mut self, config: &OptimConfig, gradient: &Tensor, lr: f64) -> Result<()> {
-        let flat = self.params.var().as_detached_tensor();
-        let (mut values, mut momenta) = (Vec::new(), Vec::new());
-        for param in self.params.params() {
-            let part = |t: &Tensor| t.narrow(0, param.offset, param.elements());
-            let (value, g) = (part(&flat)?, part(gradient)?);
-            let decay = config.decay(param.decay);
-            let mut g = (g + (&value * decay)?)?;
-            if !param.trained {
-                g = g.zeros_like()?;
+        let values = self.params.var().as_detached_tensor();
+        let decay = match self.decay.take() {
+            Some(decay) => decay,
+            None => self.spread(|param| config.decay(param.decay))?,
+        };
+        let direction = (gradient + (&values * &decay)?)?;
+        self.decay = Some(decay);
+        let scale = match self.scale.take() {
+            Some(scale) => scale,
+            None if config.kind == OptimKind::Lars => self.lars_scale(config, gradient)?,
+            None => self.spread(|param| f64::from(u8::from(param.trained)))?,
+        };
+        let direction = (direction * &scale)?;
+        // LARS's is another at every step.
+        self.scale = (config.kind != OptimKind::Lars).then_some(scale);
+        self.momentum = ((&self.momentum * config.momentum)? + &direction)?;
+        let step = if config.nesterov {
+            (direction + (&self.momentum * config.momentum)?)?
+        } else {
+            self.momentum.clone()
+        };
+        Ok(self.params.var().set(&(values - (step * lr)?)?)?)
+    }
+
+    /// A number for each parameter, repeated for each of its entries.
+    fn spread(&self, number: impl Fn(&Param) -> f64) -> Result<Tensor> {
+        let entries = self.params.params().iter();
+        let entries = entries
+            .flat_map(|param| std::iter::repeat_n(number(param) as f32, param.elements()))
+            .collect::<Vec<_>>();
+        let len = entries.len();
+        Ok(Tensor::from_vec(entries, len, self.params.var().device())?)
+    }
+
+    /// [`lars::trust`] of each parameter, repeated for each of its entries.
+    fn lars_scale(&self, config: &OptimConfig, gradient: &Tensor) -> Result<Tensor> {
+        let values = self.params.var().as_detached_tensor();
+        let norm = |t: &Tensor, param: &Param| {
+            let part = t.narrow(0, param.offset, param.elements())?;
+            part.to_dtype(DType::F64)?.sqr()?.sum_all()?.sqrt()
+        };
+        let one = Tensor::ones((), DType::F64, values.device())?;
+        let scale = |param: &Param| -> Result<Tensor> {
+            let trust = if !param.trained {
+                one.zeros_like()?
             } else if config.adapts(param.decay) {
-                let norm = |t: &Tensor| {
-                    Ok::<_, ModelError>(t.sqr()?.sum_all()?.to_scalar::<f32>()?.sqrt() as f64)
-                };
-                let raw = norm(&part(gradient)?)?;
-                g = (g * lars::trust(config.trust_coefficient, norm(&value)?, raw, decay))?;
-            }
-            let momentum = ((part(&self.momentum)? * config.momentum)? + &g)?;
-            let step = if config.nesterov {
-                (g + (&momentum * config.momentum)?)?
+                let (w, g) = (norm(&values, param)?, norm(gradient, param)?);
+                let decay = config.decay(param.decay);
+                let trust = ((&w * config.trust_coefficient)? / (&g + (&w * decay)?)?)?;
+                let trust = w.gt(0.0)?.where_cond(&trust, &one)?;
+                g.gt(0.0)?.where_cond(&trust, &one)?
             } else {
-                momentum.clone()
+                one.clone()
             };
-            values.push((value - (step * lr)?)?);
-            momenta.push(momentum);
-        }
-        self.params.var().set(&Tensor::cat(&values, 0)?)?;
-        self.momentum = Tensor::cat(&momenta, 0)?;
-        Ok(())
+            let trust = trust.to_dtype(DType::F32)?;
+            Ok(trust.broadcast_as(param.elements())?.contiguous()?)
+        };
+        let scales = self.params.params().iter().map(scale);
+        Ok(Tensor::cat(&scales.collect::<Result<Vec<_>>>()?, 0)?)
     }
 }
 
