@@ -117,6 +117,9 @@ DEVICE unsigned bits_of_float(float x) {
     return bits;
 }
 
+// The compiler is told not to fuse.
+DEVICE float product(float a, float b) { return a * b; }
+
 #ifdef PIRL_F16
 DEVICE float float_from_half(unsigned short bits) {
     _Float16 x;

@@ -6,7 +6,7 @@ use std::ffi::c_void;
 use benches::{Buffer, Kernels, Stored, fill};
 use candle_core::{Device, Result, Tensor, Var};
 use half::{bf16, f16};
-use pirl_eval::detect::{Roi, RoiAlignConfig, roi_align_reference};
+use pirl_eval::detect::{BBox, Roi, RoiAlignConfig, batched_nms, roi_align_reference};
 
 type Forward = unsafe extern "C" fn(
     *mut c_void,
@@ -174,4 +174,73 @@ fn roi_align_equals_the_reference() -> Result<()> {
     equals_the_reference::<f32>()?;
     equals_the_reference::<bf16>()?;
     equals_the_reference::<f16>()
+}
+
+/// `count` boxes by falling score, some of them twice, empty or inverted, of `classes` classes.
+fn boxes_by_score(count: usize, classes: usize) -> (Vec<BBox>, Vec<usize>) {
+    let numbers = fill(4, 4 * count);
+    let one = |(i, t): (usize, &[f32])| match i % 13 {
+        11 => [3.0, 4.0, 3.0, 9.0],
+        12 => [9.0, 9.0, 2.0, 2.0],
+        _ => {
+            let (x, y) = ((t[0] + 1.0) * 20.0, (t[1] + 1.0) * 20.0);
+            [x, y, x + (t[2] + 1.0) * 12.0, y + (t[3] + 1.0) * 12.0]
+        }
+    };
+    let mut boxes: Vec<BBox> = numbers.chunks_exact(4).enumerate().map(one).collect();
+    for i in (10..count).step_by(10) {
+        boxes[i] = boxes[i - 7];
+    }
+    let class = |x: &f32| ((x + 1.0) / 2.0 * classes as f32) as usize % classes;
+    (boxes, fill(5, count).iter().map(class).collect())
+}
+
+#[test]
+fn nms_keeps_what_it_keeps_on_a_cpu() {
+    type Overlaps = unsafe extern "C" fn(*mut f32, *mut i32, i32, f32, *mut u64);
+    type Keep = unsafe extern "C" fn(*mut u64, i32, i32, *mut i32);
+    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/src/detect/nms.cu");
+    let kernels = Kernels::compile::<f32>(source);
+    let overlaps = kernels.get::<Overlaps>("nms_overlaps");
+    let keep = kernels.get::<Keep>("nms_keep");
+    for (count, classes, threshold, most) in [
+        (1, 1, 0.5f32, 5),
+        (63, 1, 0.3, 1000),
+        (64, 2, 0.7, 1000),
+        (65, 1, 0.0, 1000),
+        (700, 3, 0.5, 1000),
+        (700, 1, 0.5, 20),
+    ] {
+        let (boxes, classes) = boxes_by_score(count, classes);
+        let scores: Vec<f32> = (0..count).map(|i| -(i as f32)).collect();
+        let mut want = batched_nms(&boxes, &scores, &classes, threshold.into());
+        want.truncate(most);
+        for falling in [false, true] {
+            kernels.set_falling(falling);
+            let words = count.div_ceil(64);
+            let device_boxes = Buffer::new(boxes.as_flattened());
+            let device_classes =
+                Buffer::new(&classes.iter().map(|&c| c as i32).collect::<Vec<_>>());
+            let (bits, kept) = (
+                Buffer::<u64>::unset(count * words),
+                Buffer::<i32>::unset(1 + most),
+            );
+            let grid = (words as u32, words as u32, 1);
+            // SAFETY: `count` boxes and classes, and as many rows of words.
+            kernels.launch(grid, (64, 1, 1), || unsafe {
+                let (boxes, classes) = (device_boxes.pointer(), device_classes.pointer());
+                overlaps(boxes, classes, count as i32, threshold, bits.pointer());
+            });
+            // SAFETY: the rows just written, and room for `most` numbers and how many they are.
+            kernels.launch((1, 1, 1), (256, 1, 1), || unsafe {
+                keep(bits.pointer(), count as i32, most as i32, kept.pointer());
+            });
+            let kept = kept.values();
+            let got: Vec<usize> = kept[1..=kept[0] as usize]
+                .iter()
+                .map(|&i| i as usize)
+                .collect();
+            assert_eq!(got, want, "{count} boxes at {threshold}, up to {most}");
+        }
+    }
 }

@@ -480,7 +480,7 @@ fn proposals_are_detectron2s() -> Result<()> {
             nms_threshold,
             min_box_size,
         };
-        let found = select_proposals(&levels[..count], &coder, (150, 205), &config);
+        let found = select_proposals(&levels[..count], &coder, (150, 205), &config, &CPU)?;
         assert_eq!(found.not_finite, 0);
         assert_eq!(
             found.logits,
@@ -494,7 +494,7 @@ fn proposals_are_detectron2s() -> Result<()> {
 }
 
 #[test]
-fn proposals_that_are_not_numbers_are_counted_and_left_out() {
+fn proposals_that_are_not_numbers_are_counted_and_left_out() -> Result<()> {
     let anchors = [
         [0.0, 0.0, 10.0, 10.0],
         [20.0, 0.0, 30.0, 10.0],
@@ -514,12 +514,15 @@ fn proposals_that_are_not_numbers_are_counted_and_left_out() {
         logits: &[1.0, 2.0, f32::NAN],
         offsets: &offsets,
     };
-    let found = select_proposals(&[level], &coder, (40, 40), &config);
+    let found = select_proposals(&[level], &coder, (40, 40), &config, &CPU)?;
     assert_eq!((found.boxes, found.not_finite), (vec![anchors[0]], 2));
     assert_eq!(
-        select_proposals(&[], &coder, (40, 40), &config).boxes.len(),
+        select_proposals(&[], &coder, (40, 40), &config, &CPU)?
+            .boxes
+            .len(),
         0
     );
+    Ok(())
 }
 
 /// The rule of non-maximum suppression, read off its definition.

@@ -140,7 +140,7 @@ impl Detector {
         let features = self.c4.features(&batch.images, mode)?;
         let output = self.rpn.forward(&features)?;
         let rpn = self.rpn.loss(&output, &batch.targets, rng)?;
-        let proposals = self.rpn.proposals(&output, &batch.sizes, true);
+        let proposals = self.rpn.proposals(&output, &batch.sizes, true)?;
         let proposals: Vec<_> = proposals.into_iter().map(|found| found.boxes).collect();
         let (c4, targets) = (&self.c4, &batch.targets);
         let heads = self
@@ -165,7 +165,7 @@ impl Detector {
     pub(super) fn detect(&self, batch: &DetectBatch) -> Result<Vec<Vec<Detection>>> {
         let features = self.c4.features(&batch.images, Mode::Eval)?;
         let output = self.rpn.forward(&features)?;
-        let proposals = self.rpn.proposals(&output, &batch.sizes, false);
+        let proposals = self.rpn.proposals(&output, &batch.sizes, false)?;
         let proposals: Vec<_> = proposals.into_iter().map(|found| found.boxes).collect();
         let (sizes, test) = (&batch.sizes, &self.config.test);
         self.heads

@@ -1,7 +1,11 @@
 //! Non-maximum suppression: of boxes that overlap, the one with the highest score stays.
 
+#[cfg(feature = "cuda")]
+mod cuda;
+
 use std::cmp::Ordering;
 
+use candle_core::{Device, Result};
 use pulp::Arch;
 
 use super::boxes::BBox;
@@ -34,6 +38,34 @@ pub fn batched_nms(
     iou_threshold: f64,
 ) -> Vec<usize> {
     batched_nms_up_to(boxes, scores, classes, iou_threshold, usize::MAX)
+}
+
+/// [`batched_nms_up_to`] on `device`, if it is a CUDA device and the boxes are many; the result is
+/// the same.
+pub(super) fn batched_nms_on(
+    device: &Device,
+    boxes: &[BBox],
+    scores: &[f32],
+    classes: &[usize],
+    iou_threshold: f64,
+    most: usize,
+) -> Result<Vec<usize>> {
+    #[cfg(feature = "cuda")]
+    if let Device::Cuda(device) = device {
+        let count = boxes.len().min(scores.len()).min(classes.len());
+        if cuda::takes(count) {
+            let order = by_falling_score((0..count).collect(), scores);
+            return cuda::suppress(boxes, classes, &order, below(iou_threshold), most, device);
+        }
+    }
+    let _ = device;
+    Ok(batched_nms_up_to(
+        boxes,
+        scores,
+        classes,
+        iou_threshold,
+        most,
+    ))
 }
 
 /// The first `most` of what [`batched_nms`] returns, found without looking at the rest.

@@ -1,8 +1,10 @@
 //! From the region proposal network's outputs to the boxes worth a closer look.
 
+use candle_core::{Device, Result};
+
 use super::box_coder::BoxCoder;
 use super::boxes::{BBox, clip, is_larger_than};
-use super::nms::{batched_nms_up_to, by_falling_score, falling};
+use super::nms::{batched_nms_on, by_falling_score, falling};
 
 /// How many proposals stay, and which; detectron2's `RPN` settings.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -47,13 +49,18 @@ pub struct Proposals {
 /// the anchors with the highest logits, moved by their offsets, clipped, without those too small,
 /// suppressed level by level, and of those that stay the best.
 ///
-/// Of equal logits the anchor that comes first is preferred.
+/// Of equal logits the anchor that comes first is preferred. Many boxes are suppressed on `device` if
+/// it is a CUDA device and this was built with the feature `cuda`; the result is the same.
+///
+/// # Errors
+/// Only if a CUDA device fails.
 pub fn select_proposals(
     levels: &[RpnLevel<'_>],
     coder: &BoxCoder,
     image_size: (usize, usize),
     config: &ProposalConfig,
-) -> Proposals {
+    device: &Device,
+) -> Result<Proposals> {
     let (mut boxes, mut logits, mut numbers) = (Vec::new(), Vec::new(), Vec::new());
     let mut not_finite = 0;
     for (number, level) in levels.iter().enumerate() {
@@ -74,18 +81,19 @@ pub fn select_proposals(
             }
         }
     }
-    let kept = batched_nms_up_to(
+    let kept = batched_nms_on(
+        device,
         &boxes,
         &logits,
         &numbers,
         config.nms_threshold,
         config.post_nms_topk,
-    );
-    Proposals {
+    )?;
+    Ok(Proposals {
         boxes: kept.iter().map(|&index| boxes[index]).collect(),
         logits: kept.iter().map(|&index| logits[index]).collect(),
         not_finite,
-    }
+    })
 }
 
 /// Indices of the `most` highest scores, highest first.

@@ -160,7 +160,7 @@ impl Rpn {
         output: &RpnOutput,
         sizes: &[(usize, usize)],
         training: bool,
-    ) -> Vec<Proposals> {
+    ) -> Result<Vec<Proposals>> {
         let config = &self.config;
         let (pre_nms_topk, post_nms_topk) = if training {
             (config.pre_nms_train, config.post_nms_train)
@@ -173,6 +173,7 @@ impl Rpn {
             nms_threshold: config.nms_iou,
             min_box_size: config.min_box_size as f32,
         };
+        let device = output.logits.device();
         let outputs = output.host_logits.iter().zip(&output.host_offsets);
         outputs
             .zip(sizes)
@@ -182,7 +183,7 @@ impl Rpn {
                     logits,
                     offsets,
                 };
-                select_proposals(&[level], &CODER, *size, &config)
+                Ok(select_proposals(&[level], &CODER, *size, &config, device)?)
             })
             .collect()
     }

@@ -15,6 +15,8 @@
 
 DEVICE float float_from_bits(unsigned bits) { return __uint_as_float(bits); }
 DEVICE unsigned bits_of_float(float x) { return __float_as_uint(x); }
+// A product rounded before anything is added to it.
+DEVICE float product(float a, float b) { return __fmul_rn(a, b); }
 DEVICE float float_from_half(unsigned short bits) {
     float x;
     asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(bits));
