@@ -80,7 +80,8 @@ pub enum HeadKind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Ops {
-    /// This crate's kernels on a CPU; the reference everywhere else.
+    /// This crate's kernels on a CPU, and with the feature `cuda` on a CUDA device; the reference where
+    /// there are none.
     Fast,
     /// Candle's own differentiable ops: slow, and what the fast ones are compared with.
     Reference,

@@ -173,7 +173,10 @@ impl Rpn {
             nms_threshold: config.nms_iou,
             min_box_size: config.min_box_size as f32,
         };
-        let device = output.logits.device();
+        let device = match self.ops {
+            Ops::Fast => output.logits.device(),
+            Ops::Reference => &Device::Cpu,
+        };
         let outputs = output.host_logits.iter().zip(&output.host_offsets);
         outputs
             .zip(sizes)

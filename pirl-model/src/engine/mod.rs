@@ -3,11 +3,11 @@
 //! [`Tape`](tape::Forward) is the fast path of CPUs: plain buffers, the kernels of [`crate::ops`],
 //! and a backward pass of its own, so that a whole network is a single node of Candle's graph. In
 //! evaluations, which record nothing, it folds each batch norm into the convolution before it.
-//! [`Reference`](reference::Reference) builds the same network from Candle's differentiable ops, on
-//! any device.
+//! [`Composed`](composed::Composed) builds the same network from differentiable ops on Candle tensors,
+//! on any device.
 
 mod buffer;
-mod reference;
+mod composed;
 mod tape;
 mod traced;
 

@@ -7,7 +7,7 @@ use half::bf16;
 
 use super::Network;
 use super::buffer::Arena;
-use super::reference::Reference;
+use super::composed::Composed;
 use super::tape::{self, Forward, Tape};
 use crate::config::{Ops, Precision};
 use crate::error::{ModelError, Result};
@@ -22,13 +22,12 @@ pub(crate) struct Traced<N> {
     params: ParamSet,
     buffers: Buffers,
     arena: Arc<Arena>,
-    fast: bool,
+    ops: Ops,
     precision: Precision,
 }
 
 impl<N: Network> Traced<N> {
-    /// Gives the described network its parameters on `device`. Devices other than a CPU always run
-    /// the reference engine.
+    /// Gives the described network its parameters on `device`.
     pub(crate) fn new(network: N, builder: Builder, ops: Ops, device: &Device) -> Result<Self> {
         let (params, buffers) = builder.finish(device)?;
         Ok(Self {
@@ -36,22 +35,30 @@ impl<N: Network> Traced<N> {
             params,
             buffers,
             arena: Arc::default(),
-            fast: ops == Ops::Fast && device.is_cpu(),
+            ops,
             precision: Precision::F32,
         })
     }
 
     /// What forward and backward passes store; [`Traced::maps`] are always made in `f32`.
     pub(crate) fn set_precision(&mut self, precision: Precision) -> Result<()> {
-        if precision == Precision::Bf16 && !self.fast {
+        let device = self.params.var().device();
+        let able = self.ops == Ops::Fast && (device.is_cpu() || device.is_cuda());
+        if precision == Precision::Bf16 && !able {
             return Err(ModelError::Config {
                 key: "precision",
                 value: "bf16".to_owned(),
-                expected: "needs a CPU and model.ops = \"fast\"; f32 runs anywhere".to_owned(),
+                expected: "needs a CPU or CUDA device and model.ops = \"fast\"; f32 runs anywhere"
+                    .to_owned(),
             });
         }
         self.precision = precision;
         Ok(())
+    }
+
+    /// Whether the tape runs the network: this crate's engine on a CPU.
+    fn on_tape(&self) -> bool {
+        self.ops == Ops::Fast && self.params.var().device().is_cpu()
     }
 
     pub(crate) fn network(&self) -> &N {
@@ -70,16 +77,21 @@ impl<N: Network> Traced<N> {
     /// `(n, c', h', w')`, on a CPU views of NHWC memory, of a network that returns those.
     pub(crate) fn forward(&self, x: &Tensor, mode: Mode) -> Result<Tensor> {
         let x = x.to_dtype(DType::F32)?.contiguous()?;
-        let (out, updates) = if self.fast {
+        let (out, updates) = if self.on_tape() {
             match self.precision {
                 Precision::F32 => self.run::<f32>(&x, mode)?,
                 Precision::Bf16 => self.run::<bf16>(&x, mode)?,
             }
         } else {
             let x = if mode.records() { x } else { x.detach() };
-            let mut engine = Reference::new(&self.params, &self.buffers, mode)?;
+            let dtype = match self.precision {
+                Precision::F32 => DType::F32,
+                Precision::Bf16 => DType::BF16,
+            };
+            let mut engine = Composed::new(&self.params, &self.buffers, mode, self.ops, dtype)?;
+            let x = x.to_dtype(dtype)?;
             let out = self.network.forward(&mut engine, &x, &mut |_, _| {})?;
-            (out, engine.updates()?)
+            (out.to_dtype(DType::F32)?, engine.updates()?)
         };
         self.buffers.update(&updates, mode == Mode::Calibrate);
         Ok(out)
@@ -116,8 +128,9 @@ impl<N: Network> Traced<N> {
     pub(crate) fn maps(&self, x: &Tensor, layers: &[Layer]) -> Result<Vec<(Layer, Tensor)>> {
         let x = x.to_dtype(DType::F32)?.contiguous()?.detach();
         let mut maps = Vec::new();
-        if !self.fast {
-            let mut engine = Reference::new(&self.params, &self.buffers, Mode::Eval)?;
+        if !self.on_tape() {
+            let (set, buffers) = (&self.params, &self.buffers);
+            let mut engine = Composed::new(set, buffers, Mode::Eval, self.ops, DType::F32)?;
             let show = &mut |layer, map: &Tensor| {
                 if layers.contains(&layer) {
                     maps.push((layer, map.clone()));

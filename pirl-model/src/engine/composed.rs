@@ -1,23 +1,30 @@
-//! The plain engine: the same networks from Candle's own differentiable ops, on any device.
+//! The engine of devices other than CPUs, and the reference: the same networks as Candle tensors, op
+//! by op. The ops are this crate's where it has some for the device; else, or if the plain reference
+//! is asked for, they are Candle's own.
 //!
 //! Nothing is read back from the device during a pass; the statistics of all its batch norms are
 //! fetched together at the end.
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 
 use super::{Conv, Engine, Linear, Norm};
+use crate::config::Ops;
 use crate::error::{ModelError, Result};
 use crate::mode::Mode;
-use crate::ops::reference;
+use crate::ops::{self, reference};
 use crate::params::{Buffers, NormId, NormUpdate, Param, ParamId, ParamSet};
 
-/// A forward pass in progress; values are NCHW or `(n, c)` tensors.
-pub(crate) struct Reference<'a> {
+/// A forward pass in progress; values are NCHW or `(n, c)` tensors, the maps of this crate's ops views
+/// of NHWC memory.
+pub(crate) struct Composed<'a> {
     set: &'a ParamSet,
     /// Of the set, in order and flat.
     params: Vec<Tensor>,
     buffers: &'a Buffers,
     mode: Mode,
+    ops: Ops,
+    /// Of maps and vectors, and of the factors of products.
+    dtype: DType,
     statistics: Vec<Statistics>,
 }
 
@@ -29,8 +36,15 @@ struct Statistics {
     var: Tensor,
 }
 
-impl<'a> Reference<'a> {
-    pub(crate) fn new(set: &'a ParamSet, buffers: &'a Buffers, mode: Mode) -> Result<Self> {
+impl<'a> Composed<'a> {
+    /// A pass with the chosen `ops` and activations stored as `dtype`, `f32` for the reference.
+    pub(crate) fn new(
+        set: &'a ParamSet,
+        buffers: &'a Buffers,
+        mode: Mode,
+        ops: Ops,
+        dtype: DType,
+    ) -> Result<Self> {
         let flat = if mode.records() {
             set.var().as_tensor().clone()
         } else {
@@ -43,6 +57,8 @@ impl<'a> Reference<'a> {
             params,
             buffers,
             mode,
+            ops,
+            dtype,
             statistics: Vec::new(),
         })
     }
@@ -50,6 +66,11 @@ impl<'a> Reference<'a> {
     fn param(&self, id: ParamId) -> Result<Tensor> {
         let shape = self.set.param(id).shape.as_slice();
         Ok(self.params[id.index()].reshape(shape)?)
+    }
+
+    /// A parameter as the factor of a product.
+    fn factor(&self, id: ParamId) -> Result<Tensor> {
+        Ok(self.param(id)?.to_dtype(self.dtype)?)
     }
 
     /// What the pass adds to the running statistics.
@@ -91,7 +112,7 @@ fn split(flat: &Tensor, params: &[Param], parts: &mut Vec<Tensor>) -> Result<()>
     split(&flat.narrow(0, len, flat.dim(0)? - len)?, right, parts)
 }
 
-impl Engine for Reference<'_> {
+impl Engine for Composed<'_> {
     type Value = Tensor;
 
     fn conv_norm(
@@ -102,8 +123,12 @@ impl Engine for Reference<'_> {
         residual: Option<&Tensor>,
         relu: bool,
     ) -> Result<Tensor> {
-        let weight = self.param(conv.weight)?;
-        let x = reference::conv2d(x, &weight, conv.stride, conv.padding)?;
+        let weight = self.factor(conv.weight)?;
+        let conv2d = match self.ops {
+            Ops::Fast => ops::conv2d,
+            Ops::Reference => reference::conv2d,
+        };
+        let x = conv2d(x, &weight, conv.stride, conv.padding)?;
         self.batch_norm(norm, &x, residual, relu)
     }
 
@@ -128,14 +153,12 @@ impl Engine for Reference<'_> {
                 let layer = self.buffers.with(layer.stats, |norm| norm.name.clone());
                 return Err(ModelError::SingleValue { layer });
             }
-            let (out, mean, var) = reference::batch_norm_train(
-                &maps,
-                &gamma,
-                &beta,
-                Norm::EPS.into(),
-                residual,
-                relu,
-            )?;
+            let normalise = match self.ops {
+                Ops::Fast => ops::batch_norm_train,
+                Ops::Reference => reference::batch_norm_train,
+            };
+            let (out, mean, var) =
+                normalise(&maps, &gamma, &beta, Norm::EPS.into(), residual, relu)?;
             let unbiased = (var * (rows as f64 / (rows - 1) as f64))?;
             self.statistics.push(Statistics {
                 norm: layer.stats,
@@ -150,7 +173,11 @@ impl Engine for Reference<'_> {
                 (mean, var)
             });
             let (mean, var) = (mean?, var?);
-            reference::batch_norm_eval(
+            let normalise = match self.ops {
+                Ops::Fast => ops::batch_norm_eval,
+                Ops::Reference => reference::batch_norm_eval,
+            };
+            normalise(
                 &maps,
                 &gamma,
                 &beta,
@@ -161,19 +188,28 @@ impl Engine for Reference<'_> {
                 relu,
             )?
         };
-        Ok(out.reshape(x.shape())?)
+        match x.rank() {
+            2 => Ok(out.reshape(x.shape())?),
+            _ => Ok(out),
+        }
     }
 
     fn max_pool(&mut self, x: &Tensor) -> Result<Tensor> {
-        Ok(reference::max_pool2d(x, 3, 2, 1)?)
+        let max_pool2d = match self.ops {
+            Ops::Fast => ops::max_pool2d,
+            Ops::Reference => reference::max_pool2d,
+        };
+        Ok(max_pool2d(x, 3, 2, 1)?)
     }
 
     fn average_pool(&mut self, x: &Tensor) -> Result<Tensor> {
-        Ok(reference::global_average_pool(x)?)
+        // In short types the sum over a map would be rounded at every term.
+        let mean = reference::global_average_pool(&x.to_dtype(DType::F32)?)?;
+        Ok(mean.to_dtype(self.dtype)?)
     }
 
     fn linear(&mut self, layer: &Linear, x: &Tensor) -> Result<Tensor> {
-        let (weight, bias) = (self.param(layer.weight)?, self.param(layer.bias)?);
+        let (weight, bias) = (self.factor(layer.weight)?, self.factor(layer.bias)?);
         Ok(reference::linear(x, &weight, Some(&bias))?)
     }
 
