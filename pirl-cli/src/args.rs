@@ -233,7 +233,7 @@ pub(crate) struct PretrainArgs {
 #[derive(Debug, Subcommand)]
 pub(crate) enum EvalCommand {
     /// Linear classifiers on the features of each layer
-    Linear(ProbeArgs),
+    Linear(LinearArgs),
     /// Weighted nearest neighbours
     Knn(ProbeArgs),
     /// One-versus-rest linear support vector machines; images may show several classes
@@ -321,6 +321,15 @@ pub(crate) struct ProbeArgs {
     /// Folder that keeps the features, for other probes of the same weights and packs
     #[arg(long, value_name = "DIR")]
     pub(crate) cache: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LinearArgs {
+    #[command(flatten)]
+    pub(crate) probe: ProbeArgs,
+    /// Go on from the newest checkpoint in --out, of probes on random crops
+    #[arg(long)]
+    pub(crate) resume: bool,
 }
 
 #[derive(Debug, Args)]

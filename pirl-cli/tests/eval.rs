@@ -140,8 +140,11 @@ fn the_linear_probes_of_a_data_set_have_its_layers_and_schedule() {
         "places205",
         "--set=data.image_size=16",
         "--set=eval.resize=16",
+        "--set=eval.linear.batch_size=8",
     ]);
-    assert_eq!(result["layers"].as_object().unwrap().len(), 5);
+    let layers: Vec<_> = result["layers"].as_object().unwrap().keys().collect();
+    assert_eq!(layers, ["conv1", "res2", "res3", "res4", "res5", "res5avg"]);
+    assert_eq!(result["settings"]["crops"], "random");
     assert_eq!(result["settings"]["epochs"], 14);
     assert_eq!(
         result["settings"]["milestones"],
@@ -149,6 +152,84 @@ fn the_linear_probes_of_a_data_set_have_its_layers_and_schedule() {
     );
     assert_eq!(result["published"]["figures"]["PIRL"], 49.8);
     assert_eq!(result["published"]["here"], result["best"]["top1"]);
+}
+
+#[test]
+fn linear_probes_on_random_crops_go_on_from_their_checkpoint() {
+    let bench = Bench::new();
+    bench.pack("pack", 16);
+    let linear = |more: &[&str]| -> Vec<String> {
+        let common = [
+            "eval",
+            "linear",
+            "--weights",
+            "random",
+            "--recipe",
+            "tiny.toml",
+            "--train",
+            "pack",
+            "--test",
+            "pack",
+            "--set=eval.linear.crops=random",
+            "--set=eval.linear.batch_size=4",
+            "--set=eval.linear.epochs=2",
+            "--set=checkpoint.every=3",
+            "--set=checkpoint.keep=9",
+        ];
+        let all = common.iter().chain(more);
+        all.map(|word| (*word).to_owned()).collect()
+    };
+    fn words(owned: &[String]) -> Vec<&str> {
+        owned.iter().map(String::as_str).collect()
+    }
+    let assert = bench.pirl(&words(&linear(&["--out", "whole"]))).success();
+    let log = String::from_utf8_lossy(&assert.get_output().stderr).into_owned();
+    assert!(
+        log.contains("2 epochs of 16 images") && log.contains("hours"),
+        "{log}"
+    );
+    let checkpoint =
+        |out: &str, step: u32| bench.path(out).join(format!("checkpoints/step-{step:08}"));
+    // As if the process had been killed after step 6.
+    fs::create_dir_all(bench.path("cut/checkpoints")).unwrap();
+    fs::rename(checkpoint("whole", 6), checkpoint("cut", 6)).unwrap();
+    let message = bench.fails(&words(&linear(&["--out", "cut"])));
+    assert!(message.contains("--resume"), "{message}");
+    let other = ["--out", "cut", "--resume", "--set=eval.linear.lrs=[0.5]"];
+    let message = bench.fails(&words(&linear(&other)));
+    assert!(
+        message.contains("another training of linear probes"),
+        "{message}"
+    );
+    let workers = ["--out", "cut", "--resume", "--set=loader.workers=3"];
+    bench.pirl(&words(&linear(&workers))).success();
+    let last = |out: &str| fs::read(checkpoint(out, 8).join("linear.safetensors")).unwrap();
+    assert!(last("cut") == last("whole"), "the very same classifiers");
+    let result = |out: &str| -> serde_json::Value {
+        let text = fs::read(bench.path(out).join("result.json")).unwrap();
+        serde_json::from_slice(&text).unwrap()
+    };
+    assert_eq!(result("cut")["layers"], result("whole")["layers"]);
+
+    for (flag, said) in [
+        ("--cache", "never the same twice"),
+        ("--set=eval.linear.batch_size=17", "17 of 16"),
+    ] {
+        let more = if flag == "--cache" {
+            vec![flag, "kept"]
+        } else {
+            vec![flag]
+        };
+        let message = bench.fails(&words(&linear(&more)));
+        assert!(message.contains(said), "{message}");
+    }
+    let message = bench.fails(&words(&linear(&[
+        "--set=eval.linear.crops=centre",
+        "--out",
+        "x",
+        "--resume",
+    ])));
+    assert!(message.contains("--cache keeps"), "{message}");
 }
 
 #[test]

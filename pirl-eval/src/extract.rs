@@ -1,5 +1,6 @@
 //! Features of a pack's images, read once.
 
+use candle_core::Tensor;
 use pirl_data::{EvalView, Pack, eval_batches};
 use pirl_model::{Backbone, Layer, precise_batch_norm};
 
@@ -56,12 +57,7 @@ pub fn extract_features(
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<FeatureSet> {
     let total = pack.len();
-    let device = backbone.parameters().var().device().clone();
-    let mut found: Vec<(Layer, usize, Vec<f32>)> = extraction
-        .layers
-        .iter()
-        .map(|layer| (*layer, 1, Vec::new()))
-        .collect();
+    let mut found: Vec<(Layer, usize, Vec<f32>)> = Vec::new();
     let mut labels = Vec::with_capacity(total);
     let batches = eval_batches(
         pack,
@@ -71,23 +67,15 @@ pub fn extract_features(
     )?;
     for batch in batches {
         let (images, batch_labels) = batch?;
+        let first = labels.len();
         labels.extend(batch_labels);
-        let (rows, _, height, width) = images.dims4()?;
-        let part = images_in_pass(height * width);
-        for start in (0..rows).step_by(part) {
-            let images = images.narrow(0, start, part.min(rows - start))?;
-            let maps = backbone.feature_maps(&images.to_device(&device)?, &extraction.layers)?;
-            for (layer, cells, values) in &mut found {
-                let Some((_, map)) = maps.iter().find(|(other, _)| other == layer) else {
-                    return Err(EvalError::Shape {
-                        what: "the backbone's layers".to_owned(),
-                        expected: layer.to_string(),
-                        found: "a backbone without it".to_owned(),
-                    });
-                };
-                let (rows, cells_now) = extraction.pool.apply(*layer, map)?;
-                *cells = cells_now;
-                values.extend(rows);
+        for features in read_features(backbone, &images, extraction, |row| first + row)? {
+            let of_layer = found
+                .iter_mut()
+                .find(|(layer, ..)| *layer == features.layer());
+            match of_layer {
+                Some((_, _, values)) => values.extend(features.into_values()),
+                None => found.push((features.layer(), features.cells(), features.into_values())),
             }
         }
         progress(labels.len(), total);
@@ -102,6 +90,56 @@ pub fn extract_features(
         labels,
         pack.class_names().to_vec(),
     )
+}
+
+/// The pooled features of a batch of images, `(b, 3, h, w)`, at each of the extraction's layers, in
+/// their order. `number` tells an image's number from its row, for errors.
+pub(crate) fn read_features(
+    backbone: &dyn Backbone,
+    images: &Tensor,
+    extraction: &Extraction,
+    number: impl Fn(usize) -> usize,
+) -> Result<Vec<LayerFeatures>> {
+    let Extraction { layers, pool, .. } = extraction;
+    let device = backbone.parameters().var().device();
+    let (rows, _, height, width) = images.dims4()?;
+    let part = images_in_pass(height * width);
+    let mut found = vec![(1, Vec::new()); layers.len()];
+    for start in (0..rows).step_by(part) {
+        let images = images.narrow(0, start, part.min(rows - start))?;
+        let maps = backbone.feature_maps(&images.to_device(device)?, layers)?;
+        for (layer, (cells, values)) in layers.iter().zip(&mut found) {
+            let Some((_, map)) = maps.iter().find(|(other, _)| other == layer) else {
+                return Err(EvalError::Shape {
+                    what: "the backbone's layers".to_owned(),
+                    expected: layer.to_string(),
+                    found: "a backbone without it".to_owned(),
+                });
+            };
+            let (pooled, cells_now) = pool.apply(*layer, map)?;
+            *cells = cells_now;
+            values.extend(pooled);
+        }
+    }
+    let found = layers.iter().zip(found).map(|(layer, (cells, values))| {
+        let dim = values.len() / rows.max(1);
+        let features = LayerFeatures::with_cells(*layer, rows, dim, cells, values);
+        features.map_err(|error| match error {
+            EvalError::NotFinite {
+                layer,
+                row,
+                column,
+                value,
+            } => EvalError::NotFinite {
+                layer,
+                row: number(row),
+                column,
+                value,
+            },
+            error => error,
+        })
+    });
+    found.collect()
 }
 
 /// Recomputes the backbone's running batch-norm statistics on plain views of `images` images of

@@ -87,6 +87,11 @@ impl LayerFeatures {
         &self.values
     }
 
+    /// The same, without a copy.
+    pub(crate) fn into_values(self) -> Vec<f32> {
+        self.values
+    }
+
     /// The features of image `row`, which must be below [`LayerFeatures::rows`].
     pub(crate) fn row(&self, row: usize) -> &[f32] {
         &self.values[row * self.dim..][..self.dim]

@@ -3,7 +3,8 @@
 //! The features of a labelled training and a labelled test pack are extracted once
 //! ([`extract_features`]) and every [`Probe`] then works on the two [`FeatureSet`]s:
 //! [`LinearProbe`] trains softmax classifiers on each layer, [`Knn`] lets the nearest training
-//! images vote. Neither changes the backbone, so a probe measures the representation alone. [`Svm`]
+//! images vote. [`RandomCropProbe`] is the linear probe as published, on new random crops in each
+//! epoch, whose features are read as they are needed. None changes the backbone, so a probe measures the representation alone. [`Svm`]
 //! does the same for images that show several classes, whose [`Presence`] it is given beside them.
 //! [`Finetune`] trains the backbone too, on all labels or on a [`LabelSubset`], and [`detect`] makes
 //! it the trunk of a detector.
@@ -61,10 +62,13 @@ pub use finetune::{Finetune, FinetuneConfig, FinetuneReport};
 pub use invariance::{ANOTHER_IMAGE, Change, Distances, invariance, invariance_chart};
 pub use knn::{Accuracy, Knn, KnnConfig, KnnReport};
 pub use label_subset::LabelSubset;
-pub use linear::{LayerReport, LinearConfig, LinearProbe, LinearReport, RateReport, Select};
+pub use linear::{
+    Crops, LayerReport, LinearConfig, LinearProbe, LinearReport, RandomCropProbe, RateReport,
+    Select,
+};
 pub use neighbours::{Neighbour, nearest_neighbours, neighbour_sheet};
 pub use pool::Pool;
 pub use presence::Presence;
 pub use probe::{Best, Probe, check_packs};
-pub use room::{check_room, feature_bytes};
+pub use room::{check_room, feature_bytes, images_per_second};
 pub use svm::{Svm, SvmBest, SvmConfig, SvmLayer, SvmReport};

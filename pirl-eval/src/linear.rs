@@ -1,7 +1,8 @@
-//! Linear classifiers on fixed features: batch norm, then softmax regression, trained by SGD.
+//! Linear classifiers on frozen features: batch norm, then softmax regression, trained by SGD.
 //!
-//! The protocol is that of the linear probes of VISSL and of Goyal et al. (arXiv:1905.01235), with
-//! these differences, which fixed features make possible. Batch norm uses the exact mean and
+//! The protocol is that of the linear probes of VISSL and of Goyal et al. (arXiv:1905.01235), which
+//! see new random crops in every epoch: that is [`RandomCropProbe`]. [`LinearProbe`] is the quick
+//! one, with these differences, which fixed features make possible. Batch norm uses the exact mean and
 //! (biased) variance of each channel over the training set, to which its running statistics would
 //! converge, rather than noisy ones of each batch. The features are those of the plain view of each
 //! image, extracted once, rather than of a fresh crop in each epoch. Weights start at zero: the
@@ -24,10 +25,12 @@ use crate::probe::{Best, Labels, Probe, comparable};
 
 mod accuracy;
 mod gradient;
+mod random_crops;
 mod sgd;
 mod standard;
 
 pub(crate) use gradient::softmax_minus_target;
+pub use random_crops::RandomCropProbe;
 use sgd::Classifiers;
 use standard::Standard;
 
@@ -35,7 +38,9 @@ use standard::Standard;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LinearConfig {
-    /// Passes over the training features; 28 by default.
+    /// What is learnt from; the plain view of each image by default.
+    pub crops: Crops,
+    /// Passes over the training images; 28 by default.
     pub epochs: usize,
     /// Features in a step; 256 by default. The last step of an epoch takes what is left.
     pub batch_size: usize,
@@ -64,6 +69,7 @@ pub struct LinearConfig {
 impl Default for LinearConfig {
     fn default() -> Self {
         Self {
+            crops: Crops::default(),
             epochs: 28,
             batch_size: 256,
             lrs: vec![0.01],
@@ -77,6 +83,32 @@ impl Default for LinearConfig {
             held_out: 0.1,
         }
     }
+}
+
+impl LinearConfig {
+    /// What each rate is multiplied by: the schedules are all the same but for where they start.
+    fn schedule(&self, steps_per_epoch: usize) -> Result<Schedule> {
+        let config = ScheduleConfig {
+            kind: self.schedule,
+            milestones: self.milestones.clone(),
+            gamma: self.gamma,
+            final_lr_ratio: 0.0,
+            ..ScheduleConfig::default()
+        };
+        Ok(Schedule::new(&config, 1.0, steps_per_epoch, self.epochs)?)
+    }
+}
+
+/// `eval.linear.crops`
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Crops {
+    /// The plain view of each image, read once and learnt from in every epoch: [`LinearProbe`].
+    #[default]
+    Centre,
+    /// New random crops and flips in each epoch, read as they are needed, as published:
+    /// [`RandomCropProbe`].
+    Random,
 }
 
 /// `eval.linear.select`
@@ -215,17 +247,9 @@ impl LinearProbe {
     ) -> Result<Classifiers> {
         let config = &self.config;
         let steps = rows.len().div_ceil(config.batch_size);
-        let schedule = ScheduleConfig {
-            kind: config.schedule,
-            milestones: config.milestones.clone(),
-            gamma: config.gamma,
-            final_lr_ratio: 0.0,
-            ..ScheduleConfig::default()
-        };
-        // The schedules are all the same but for the rate they start from.
-        let schedule = Schedule::new(&schedule, 1.0, steps, config.epochs)?;
-        let mut classifiers =
-            Classifiers::zero(task.features, task.classes, lrs.len(), config.affine);
+        let schedule = config.schedule(steps)?;
+        let sizes = (task.features.dim(), task.features.cells());
+        let mut classifiers = Classifiers::zero(sizes, task.classes, lrs.len(), config.affine);
         let mut order = rows.to_vec();
         let mut step = 0;
         for epoch in 0..config.epochs {

@@ -2,12 +2,13 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::Instant;
 
-use candle_core::{DType, Tensor};
-use pirl_model::Backbone;
+use candle_core::{DType, Device, Tensor};
+use pirl_model::{Backbone, Layer};
 
 use crate::error::{EvalError, Result};
-use crate::extract::Extraction;
+use crate::extract::{Extraction, images_in_pass, read_features};
 
 /// Bytes of the features of `images` images, found by reading those of a black one.
 ///
@@ -18,14 +19,39 @@ pub fn feature_bytes(
     extraction: &Extraction,
     images: usize,
 ) -> Result<u64> {
-    let side = extraction.view.crop;
-    let device = backbone.parameters().var().device();
-    let black = Tensor::zeros((1, 3, side, side), DType::F32, device)?;
-    let mut numbers = 0;
-    for (layer, map) in backbone.feature_maps(&black, &extraction.layers)? {
-        numbers += extraction.pool.apply(layer, &map)?.0.len();
-    }
+    let sizes = feature_sizes(backbone, extraction)?;
+    let numbers: usize = sizes.iter().map(|(_, dim, _)| dim).sum();
     Ok((numbers * size_of::<f32>()) as u64 * images as u64)
+}
+
+/// Of each layer, the features of an image and the neighbours among them that belong to one channel.
+pub(crate) fn feature_sizes(
+    backbone: &dyn Backbone,
+    extraction: &Extraction,
+) -> Result<Vec<(Layer, usize, usize)>> {
+    let found = read_features(backbone, &black(extraction, 1)?, extraction, |row| row)?;
+    let sizes = found.iter().map(|f| (f.layer(), f.dim(), f.cells()));
+    Ok(sizes.collect())
+}
+
+/// How many images a second the backbone reads features of, measured on a batch of black ones.
+///
+/// # Errors
+/// As [`feature_bytes`].
+pub fn images_per_second(backbone: &dyn Backbone, extraction: &Extraction) -> Result<f64> {
+    let count = images_in_pass(extraction.view.crop.pow(2)).min(extraction.batch_size);
+    let images = black(extraction, count)?;
+    // The first pass makes room for the second.
+    read_features(backbone, &black(extraction, 1)?, extraction, |row| row)?;
+    let start = Instant::now();
+    read_features(backbone, &images, extraction, |row| row)?;
+    Ok(count as f64 / start.elapsed().as_secs_f64())
+}
+
+fn black(extraction: &Extraction, count: usize) -> Result<Tensor> {
+    let side = extraction.view.crop;
+    let shape = (count, 3, side, side);
+    Ok(Tensor::zeros(shape, DType::F32, &Device::Cpu)?)
 }
 
 /// Checks that features of `bytes` bytes fit into memory, and on the disk of `folder` if they are to

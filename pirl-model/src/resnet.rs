@@ -31,11 +31,20 @@ pub enum Layer {
     Res4,
     /// Torchvision's `layer4`.
     Res5,
+    /// The average of [`Layer::Res5`]: torchvision's `avgpool`, a map of one pixel.
+    Res5Avg,
 }
 
 impl Layer {
     /// Every layer, from the image upwards.
-    pub const ALL: [Self; 5] = [Self::Conv1, Self::Res2, Self::Res3, Self::Res4, Self::Res5];
+    pub const ALL: [Self; 6] = [
+        Self::Conv1,
+        Self::Res2,
+        Self::Res3,
+        Self::Res4,
+        Self::Res5,
+        Self::Res5Avg,
+    ];
 }
 
 impl fmt::Display for Layer {
@@ -46,6 +55,7 @@ impl fmt::Display for Layer {
             Self::Res3 => "res3",
             Self::Res4 => "res4",
             Self::Res5 => "res5",
+            Self::Res5Avg => "res5avg",
         })
     }
 }
@@ -60,7 +70,7 @@ impl FromStr for Layer {
         found.ok_or_else(|| ModelError::Config {
             key: "layer",
             value: name.to_owned(),
-            expected: "must be conv1, res2, res3, res4 or res5".to_owned(),
+            expected: "must be conv1, res2, res3, res4, res5 or res5avg".to_owned(),
         })
     }
 }
@@ -218,6 +228,8 @@ impl Network for Plan {
             x = stage.forward(engine, x)?;
             show(layer, &x);
         }
-        engine.average_pool(&x)
+        let average = engine.average_pool(&x)?;
+        show(Layer::Res5Avg, &average);
+        Ok(average)
     }
 }

@@ -315,11 +315,12 @@ fn both_engines_show_the_same_maps() {
     };
     let (fast, slow) = (maps(Ops::Fast), maps(Ops::Reference));
     let names: Vec<_> = fast.iter().map(|(layer, _)| layer.to_string()).collect();
-    assert_eq!(names, ["conv1", "res2", "res3", "res4", "res5"]);
+    assert_eq!(names, ["conv1", "res2", "res3", "res4", "res5", "res5avg"]);
     let shapes: Vec<_> = fast.iter().map(|(_, map)| map.dims().to_vec()).collect();
     assert_eq!(shapes[0], [2, 16, 16, 16]);
     assert_eq!(shapes[1], [2, 16, 8, 8]);
     assert_eq!(shapes[4], [2, 128, 1, 1]);
+    assert_eq!(shapes[5], [2, 128, 1, 1]);
     for ((layer, fast), (_, slow)) in fast.iter().zip(&slow) {
         assert!(distance(&flat(fast), &flat(slow)) < 1e-5, "{layer}");
     }

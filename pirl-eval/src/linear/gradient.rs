@@ -19,6 +19,8 @@ pub(crate) struct Gradient {
     pub(crate) weight: Vec<f32>,
     /// `(classifiers * classes)`
     pub(crate) bias: Vec<f32>,
+    /// The mean cross-entropy itself, over classifiers too, in nats.
+    pub(crate) loss: f64,
 }
 
 /// The logits of some rows, `(rows, classifiers * classes)`, and their standardised features.
@@ -45,15 +47,17 @@ pub(crate) fn gradient(task: &Task<'_>, batch: &[u32], classifiers: &Classifiers
         .par_chunks(ROWS)
         .map(|rows| {
             let [mut z, x] = logits(task, rows, &weight, &bias);
+            let mut loss = 0.0;
             for (row, z) in rows.iter().zip(z.chunks_exact_mut(outputs)) {
                 let label = task.labels[*row as usize] as usize;
                 for z in z.chunks_exact_mut(task.classes) {
-                    softmax_minus_target(z, label, scale);
+                    loss += softmax_minus_target(z, label, scale);
                 }
             }
             let mut part = Gradient {
                 weight: vec![0.0; outputs * dim],
                 bias: vec![0.0; outputs],
+                loss,
             };
             transposed_times((outputs, dim, rows.len()), &z, &x, &mut part.weight);
             for z in z.chunks_exact(outputs) {
@@ -65,8 +69,11 @@ pub(crate) fn gradient(task: &Task<'_>, batch: &[u32], classifiers: &Classifiers
     let mut total = Gradient {
         weight: vec![0.0; outputs * dim],
         bias: vec![0.0; outputs],
+        loss: 0.0,
     };
+    let losses = (batch.len() * classifiers.count()) as f64;
     for part in parts {
+        total.loss += part.loss / losses;
         total
             .weight
             .iter_mut()
@@ -145,12 +152,13 @@ mod tests {
             labels: &labels,
             classes,
         };
-        let mut classifiers = Classifiers::zero(&features, classes, 2, false);
+        let mut classifiers = Classifiers::zero((dim, 1), classes, 2, false);
         classifiers.randomise(5);
         let batch: Vec<u32> = (3..rows as u32).collect();
         let found = gradient(&task, &batch, &classifiers);
 
         let (weight, bias) = classifiers.effective();
+        let mut losses = Vec::new();
         for which in 0..2 {
             let mut w: Vec<f64> = weight[which * classes * dim..][..classes * dim]
                 .iter()
@@ -160,6 +168,7 @@ mod tests {
                 .iter()
                 .map(|x| f64::from(*x))
                 .collect();
+            losses.push(loss(&task, &batch, &w, &b));
             let h = 1e-5;
             for i in 0..w.len() {
                 let at = w[i];
@@ -188,5 +197,7 @@ mod tests {
                 );
             }
         }
+        let mean = losses.iter().sum::<f64>() / 2.0;
+        assert!((found.loss - mean).abs() < 1e-6, "{} {mean}", found.loss);
     }
 }

@@ -3,7 +3,6 @@
 use rayon::prelude::*;
 
 use super::gradient::Gradient;
-use crate::feature_set::LayerFeatures;
 
 /// Classifiers of the same shape, stacked; each with velocities of its own.
 pub(crate) struct Classifiers {
@@ -60,14 +59,13 @@ impl Moving {
 }
 
 impl Classifiers {
-    /// `count` classifiers of `features` that know nothing.
+    /// `count` classifiers of `dim` features, `cells` to a channel, that know nothing.
     pub(crate) fn zero(
-        features: &LayerFeatures,
+        (dim, cells): (usize, usize),
         classes: usize,
         count: usize,
         affine: bool,
     ) -> Self {
-        let (dim, cells) = (features.dim(), features.cells());
         let channels = count * (dim / cells);
         Self {
             count,
@@ -153,6 +151,25 @@ impl Classifiers {
             }
         }
         Some((d_weight, d_scale, d_shift))
+    }
+
+    /// All parameters and velocities, by name: what a checkpoint keeps.
+    pub(crate) fn parts_mut(&mut self) -> Vec<(&'static str, &mut Vec<f32>)> {
+        let mut parts = vec![
+            ("fc.weight", &mut self.weight.value),
+            ("fc.weight.velocity", &mut self.weight.velocity),
+            ("fc.bias", &mut self.bias.value),
+            ("fc.bias.velocity", &mut self.bias.velocity),
+        ];
+        if let Some(Affine { scale, shift }) = &mut self.affine {
+            parts.extend([
+                ("norm.weight", &mut scale.value),
+                ("norm.weight.velocity", &mut scale.velocity),
+                ("norm.bias", &mut shift.value),
+                ("norm.bias.velocity", &mut shift.velocity),
+            ]);
+        }
+        parts
     }
 
     #[cfg(test)]

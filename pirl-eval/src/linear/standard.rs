@@ -9,29 +9,87 @@ const EPS: f64 = 1e-5;
 /// Rows that one thread sums; fixed, so that sums do not depend on the number of threads.
 const ROWS: usize = 1024;
 
+/// Mean and variance of every channel, over rows and cells.
+#[derive(Clone, Debug)]
+pub(crate) struct Moments {
+    mean: Vec<f64>,
+    /// Biased.
+    variance: Vec<f64>,
+    /// Numbers that a channel's are of.
+    count: usize,
+}
+
 /// The mean and the inverse standard deviation of every column; the cells of a channel share them.
 pub(crate) struct Standard {
     mean: Vec<f32>,
     inverse: Vec<f32>,
 }
 
-impl Standard {
-    /// From the biased variance over all rows and cells of a channel.
+impl Moments {
+    /// Mean 0 and variance 1, where running statistics begin.
+    pub(crate) fn standard(channels: usize) -> Self {
+        Self {
+            mean: vec![0.0; channels],
+            variance: vec![1.0; channels],
+            count: 0,
+        }
+    }
+
+    /// Those of all rows and cells.
     pub(crate) fn of(features: &LayerFeatures) -> Self {
         let cells = features.cells();
-        let count = (features.rows() * cells) as f64;
+        let numbers = features.rows() * cells;
+        let count = numbers as f64;
         let mean = channel_sums(features, &vec![0.0; features.dim() / cells], |x| x);
         let mean: Vec<f64> = mean.into_iter().map(|sum| sum / count).collect();
         let squares = channel_sums(features, &mean, |x| x * x);
+        Self {
+            variance: squares.into_iter().map(|sum| sum / count).collect(),
+            mean,
+            count: numbers,
+        }
+    }
+
+    /// Moves towards the moments of a batch, its variance made unbiased, as PyTorch's running
+    /// statistics do.
+    pub(crate) fn follow(&mut self, batch: &Self, momentum: f64) {
+        let unbiased = batch.count as f64 / (batch.count.saturating_sub(1).max(1)) as f64;
+        let towards = |value: &mut f64, new: f64| *value += momentum * (new - *value);
+        for (value, new) in self.mean.iter_mut().zip(&batch.mean) {
+            towards(value, *new);
+        }
+        for (value, new) in self.variance.iter_mut().zip(&batch.variance) {
+            towards(value, new * unbiased);
+        }
+    }
+
+    /// What standardises columns, `cells` to a channel.
+    pub(crate) fn standardise(&self, cells: usize) -> Standard {
         let columns = |values: &mut dyn Iterator<Item = f64>| -> Vec<f32> {
             values
                 .flat_map(|value| std::iter::repeat_n(value as f32, cells))
                 .collect()
         };
-        Self {
-            inverse: columns(&mut squares.iter().map(|sum| 1.0 / (sum / count + EPS).sqrt())),
-            mean: columns(&mut mean.into_iter()),
+        let inverse = |variance: &f64| 1.0 / (variance + EPS).sqrt();
+        Standard {
+            mean: columns(&mut self.mean.iter().copied()),
+            inverse: columns(&mut self.variance.iter().map(inverse)),
         }
+    }
+
+    /// What a checkpoint keeps of running statistics.
+    pub(crate) fn parts_mut(&mut self) -> [(&'static str, &mut Vec<f64>); 2] {
+        [
+            ("running_mean", &mut self.mean),
+            ("running_var", &mut self.variance),
+        ]
+    }
+}
+
+impl Standard {
+    /// From the biased variance over all rows and cells of a channel.
+    pub(crate) fn of(features: &LayerFeatures) -> Self {
+        Moments::of(features).standardise(features.cells())
     }
 
     /// `out = (row - mean) / deviation`.

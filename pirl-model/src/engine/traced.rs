@@ -137,6 +137,12 @@ impl<N: Network> Traced<N> {
                 }
             };
             self.network.forward(&mut engine, &x, show)?;
+            // To this engine, what an average leaves is a vector.
+            for (_, map) in &mut maps {
+                if map.rank() == 2 {
+                    *map = map.unsqueeze(2)?.unsqueeze(3)?;
+                }
+            }
             return Ok(maps);
         }
         let dims = x.dims4()?;

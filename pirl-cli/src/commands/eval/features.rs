@@ -1,31 +1,94 @@
 //! `pirl eval linear` and `pirl eval knn`: classifiers on frozen features.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use pirl_data::Pack;
 use pirl_eval::{
-    EvalError, Extraction, FeatureCache, FeatureSet, Knn, KnnReport, LayerReport, LinearProbe,
-    LinearReport, Probe, check_room, extract_features, feature_bytes, weights_fingerprint,
+    Crops, EvalError, Extraction, FeatureCache, FeatureSet, Knn, KnnReport, LayerReport,
+    LinearProbe, LinearReport, Probe, RandomCropProbe, check_room, extract_features, feature_bytes,
+    images_per_second, weights_fingerprint,
 };
 use pirl_model::ResNet;
 use serde_json::{Value, json};
 
 use super::published::Protocol;
+use super::session::Session;
 use super::{Task, finish};
-use crate::args::ProbeArgs;
+use crate::args::{LinearArgs, ProbeArgs};
 use crate::progress::Progress;
 use crate::recipe::Recipe;
 
 /// Stream of the images that batch-norm statistics are recomputed on, apart from the probes' own.
 const BATCH_NORM_SEED: u64 = 0x6270;
 
-pub(crate) fn linear(args: &ProbeArgs) -> Result<()> {
+pub(crate) fn linear(args: &LinearArgs) -> Result<()> {
+    let (args, resume) = (&args.probe, args.resume);
     let task = Task::open(&args.eval, Protocol::Linear)?;
+    if task.recipe.eval.linear.crops == Crops::Random {
+        return on_random_crops(args, &task, resume);
+    }
+    ensure!(
+        !resume,
+        "--resume goes on with probes on random crops (eval.linear.crops); those on plain views are \
+         quick once their features are read, which --cache keeps"
+    );
     let probe = LinearProbe::new(task.recipe.eval.linear.clone(), task.recipe.seed)?;
     let settings = serde_json::to_value(&task.recipe.eval.linear)?;
     let (report, facts) = task.run(args, &probe, "linear probes", "epochs", settings)?;
     finish(&args.eval, &report, facts, Protocol::Linear, || {
         linear_table(&report)
     })
+}
+
+/// The published protocol: features are read for each batch anew, and not kept.
+fn on_random_crops(args: &ProbeArgs, task: &Task, resume: bool) -> Result<()> {
+    ensure!(
+        args.cache.is_none(),
+        "--cache keeps features, but those of random crops are never the same twice; leave it out, \
+         or learn from plain views (--set eval.linear.crops=centre)"
+    );
+    let extraction = extraction(&task.recipe);
+    let recomputed = recompute_batch_norm(&task.backbone, &task.recipe, &task.train, &extraction)?;
+    let (config, backbone) = (&task.recipe.eval.linear, &task.backbone);
+    let (pack, view) = (task.train.clone(), task.train_view()?);
+    let seed = task.recipe.seed;
+    let mut probe = RandomCropProbe::new(config, backbone, pack, view, extraction.clone(), seed)?;
+    estimate(&mut probe, task, &extraction)?;
+    let mut settings = serde_json::to_value(config)?;
+    settings["crop_scale"] = json!(task.recipe.eval.crop_scale);
+    settings["flip"] = json!(task.recipe.eval.flip);
+    settings["layers"] = json!(extraction.layers);
+    settings["pool"] = json!(extraction.pool);
+    settings["precise_batch_norm"] = json!(recomputed);
+    Session::new(&args.eval, task, &task.train, &settings)?.run(&mut probe, resume)?;
+
+    let mut progress = Progress::new("testing", "images", task.test.len() as u64, 0);
+    let report = probe.evaluate(&task.test, &mut |done, _| {
+        progress.at(done as u64, String::new);
+    })?;
+    progress.finish();
+    let mut facts = task.facts(&args.eval, settings);
+    facts["pool"] = json!(extraction.pool);
+    facts["precise_batch_norm"] = json!({ "used": recomputed > 0, "images": recomputed });
+    finish(&args.eval, &report, facts, Protocol::Linear, || {
+        linear_table(&report)
+    })
+}
+
+/// What is about to begin, in images, time and memory.
+fn estimate(probe: &mut RandomCropProbe<'_>, task: &Task, extraction: &Extraction) -> Result<()> {
+    let config = &task.recipe.eval.linear;
+    let passes = probe.steps() * config.batch_size + task.test.len();
+    let rate = images_per_second(&task.backbone, extraction)?;
+    eprintln!(
+        "linear probes on random crops: {} epochs of {} images and a test on {}, {:.1} hours at {rate:.0} \
+         images a second; {} MiB of classifiers and their momentum",
+        config.epochs,
+        task.train.len(),
+        task.test.len(),
+        passes as f64 / rate / 3600.0,
+        probe.bytes() >> 20
+    );
+    Ok(check_room(probe.bytes(), None)?)
 }
 
 pub(crate) fn knn(args: &ProbeArgs) -> Result<()> {
@@ -132,7 +195,7 @@ impl Task {
 }
 
 fn linear_table(report: &LinearReport) -> String {
-    let mut text = "layer  features   top-1   top-5  learning rate\n".to_owned();
+    let mut text = "layer    features   top-1   top-5  learning rate\n".to_owned();
     for (layer, row) in &report.layers {
         let LayerReport {
             dim,
@@ -142,7 +205,7 @@ fn linear_table(report: &LinearReport) -> String {
             ..
         } = row;
         text += &format!(
-            "{:<5}  {dim:>8}  {top1:>6.2}  {top5:>6.2}  {lr:>13}\n",
+            "{:<7}  {dim:>8}  {top1:>6.2}  {top5:>6.2}  {lr:>13}\n",
             layer.to_string()
         );
     }

@@ -3,13 +3,14 @@
 mod features;
 mod finetune;
 mod published;
+mod session;
 mod svm;
 
 use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use pirl_data::Pack;
+use pirl_data::{ImageView, Pack, ViewConfig};
 use pirl_eval::{check_packs, weights_fingerprint};
 use pirl_model::ResNet;
 use serde::Serialize;
@@ -65,6 +66,18 @@ impl Task {
             train,
             test,
         })
+    }
+
+    /// Random crops and flips, no colours: how training sees images.
+    fn train_view(&self) -> Result<ImageView> {
+        let eval = &self.recipe.eval;
+        let config = ViewConfig {
+            scale: eval.crop_scale,
+            flip: eval.flip,
+            ..ViewConfig::default()
+        };
+        let view = ImageView::new(&self.recipe.data, &config.without_colors())?;
+        Ok(view)
     }
 
     /// What every result rests on.

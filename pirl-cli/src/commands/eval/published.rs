@@ -37,11 +37,12 @@ pub(crate) enum Dataset {
 /// VISSL's views of evaluations.
 const VIEW: &[&str] = &["data.image_size=224", "eval.resize=256", "eval.flip=0.5"];
 
-/// VISSL's `linear_image_classification/*/eval_resnet_8gpu_*`, but for what differs by data set,
-/// and but for the training images' crops: features of plain views are read once.
+/// VISSL's `linear_image_classification/*/eval_resnet_8gpu_*`, but for what differs by data set.
 const LINEAR: &[&str] = &[
     "eval.pool=grid",
-    "eval.layers=[\"conv1\", \"res2\", \"res3\", \"res4\", \"res5\"]",
+    "eval.layers=[\"conv1\", \"res2\", \"res3\", \"res4\", \"res5\", \"res5avg\"]",
+    "eval.crop_scale=[0.08, 1.0]",
+    "eval.linear.crops=random",
     "eval.linear.lrs=[0.01]",
     "eval.linear.batch_size=256",
     "eval.linear.schedule=multi-step",

@@ -1,0 +1,430 @@
+//! Linear probes that see new random crops in every epoch: the published protocol.
+//!
+//! VISSL's `linear_image_classification`: the backbone in evaluation mode, random resized crops and
+//! flips, batch norm over each batch of pooled features with running statistics for the test, SGD; the
+//! probes of all layers take their step on the same batch. Features are read anew for each batch and
+//! never kept. Classifiers start at zero.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Tensor};
+use pirl_data::{ImageView, Loader, LoaderConfig, OnCorrupt, Pack, eval_batches};
+use pirl_model::{Backbone, Layer, Schedule, load_state_dict, save_tensors};
+
+use super::sgd::Classifiers;
+use super::standard::{Moments, Standard};
+use super::{
+    Crops, LayerReport, LinearConfig, LinearProbe, LinearReport, Select, Task, accuracy, choose,
+    gradient, rates,
+};
+use crate::accuracy::Tally;
+use crate::error::{EvalError, Result};
+use crate::extract::{Extraction, read_features};
+use crate::feature_set::LayerFeatures;
+use crate::probe::Best;
+use crate::room::feature_sizes;
+
+/// What a checkpoint's folder holds.
+const FILE: &str = "linear.safetensors";
+/// Weight of a new batch in the running statistics: PyTorch's default.
+const MOMENTUM: f64 = 0.1;
+
+/// Linear probes in training.
+pub struct RandomCropProbe<'a> {
+    config: LinearConfig,
+    backbone: &'a dyn Backbone,
+    extraction: Extraction,
+    loader: Loader,
+    schedule: Schedule,
+    labels: Vec<u32>,
+    classes: usize,
+    probes: Vec<Probe>,
+    steps: usize,
+    done: usize,
+}
+
+/// The classifiers of one layer, one for each learning rate, and their batch norm's statistics.
+struct Probe {
+    layer: Layer,
+    dim: usize,
+    cells: usize,
+    classifiers: Classifiers,
+    running: Moments,
+}
+
+impl Probe {
+    /// A step of each classifier on a batch, at its own rate. Returns the mean loss before it.
+    fn learn(
+        &mut self,
+        features: &LayerFeatures,
+        (labels, classes): (&[u32], usize),
+        rates: &[f64],
+        config: &LinearConfig,
+    ) -> f64 {
+        let moments = Moments::of(features);
+        let task = Task {
+            features,
+            standard: &moments.standardise(self.cells),
+            labels,
+            classes,
+        };
+        let rows: Vec<u32> = (0..labels.len() as u32).collect();
+        let gradient = gradient::gradient(&task, &rows, &self.classifiers);
+        let (momentum, decay) = (config.momentum, config.weight_decay);
+        self.classifiers.step(&gradient, rates, momentum, decay);
+        self.running.follow(&moments, MOMENTUM);
+        gradient.loss
+    }
+}
+
+impl<'a> RandomCropProbe<'a> {
+    /// Probes of `backbone`'s layers on `pack`, whose images are seen through `view` in training, and
+    /// as `extraction` says in the test; it also has layers, pooling and workers. All chance comes
+    /// from `seed`.
+    ///
+    /// # Errors
+    /// [`EvalError::Setting`] for a setting outside its range, and for several learning rates that
+    /// are to be chosen from on held-out images; [`EvalError::Unlabelled`]; [`EvalError::Model`] if
+    /// the backbone cannot see images of that size.
+    pub fn new(
+        config: &LinearConfig,
+        backbone: &'a dyn Backbone,
+        pack: Pack,
+        view: ImageView,
+        extraction: Extraction,
+        seed: u64,
+    ) -> Result<Self> {
+        let config = LinearProbe::new(config.clone(), seed)?.config;
+        let setting = |key, found, expected| EvalError::Setting {
+            key,
+            found,
+            expected,
+        };
+        if config.crops != Crops::Random {
+            let found = format!("{:?}", config.crops).to_lowercase();
+            return Err(setting("eval.linear.crops", found, "random"));
+        }
+        if config.lrs.len() > 1 && config.select == Select::Validation {
+            return Err(setting(
+                "eval.linear.select",
+                "validation".to_owned(),
+                "\"test\" where several rates are tried on random crops, or a single rate",
+            ));
+        }
+        if !(2..=pack.len()).contains(&config.batch_size) {
+            let key = "eval.linear.batch_size";
+            let found = format!("{} of {} images", config.batch_size, pack.len());
+            return Err(setting(key, found, "at least 2 and at most all of them"));
+        }
+        let labels = (0..pack.len()).map(|index| {
+            let set = "training";
+            pack.label(index)
+                .ok_or(EvalError::Unlabelled { set, index })
+        });
+        let labels: Vec<u32> = labels.collect::<Result<_>>()?;
+        let classes = pack.class_names().len();
+        let loader = Loader::new(
+            Arc::new(pack),
+            view,
+            None,
+            LoaderConfig {
+                batch_size: config.batch_size,
+                workers: extraction.workers,
+                seed,
+                on_corrupt: OnCorrupt::Fail,
+                ..LoaderConfig::default()
+            },
+        )?;
+        let epoch = loader.steps_per_epoch();
+        let probes = feature_sizes(backbone, &extraction)?.into_iter();
+        let probes = probes.map(|(layer, dim, cells)| Probe {
+            layer,
+            dim,
+            cells,
+            classifiers: Classifiers::zero((dim, cells), classes, config.lrs.len(), config.affine),
+            running: Moments::standard(dim / cells),
+        });
+        Ok(Self {
+            probes: probes.collect(),
+            schedule: config.schedule(epoch)?,
+            steps: epoch * config.epochs,
+            done: 0,
+            config,
+            backbone,
+            extraction,
+            loader,
+            labels,
+            classes,
+        })
+    }
+
+    /// Bytes of the classifiers with their momentum.
+    pub fn bytes(&mut self) -> u64 {
+        let parts = self.probes.iter_mut().map(|probe| {
+            let parts = probe.classifiers.parts_mut();
+            parts.into_iter().map(|(_, part)| part.len()).sum::<usize>()
+        });
+        (parts.sum::<usize>() * size_of::<f32>()) as u64
+    }
+
+    /// Steps of the whole training.
+    pub fn steps(&self) -> usize {
+        self.steps
+    }
+
+    /// Steps done.
+    pub fn done(&self) -> usize {
+        self.done
+    }
+
+    /// Steps of one pass over the images.
+    pub fn steps_per_epoch(&self) -> usize {
+        self.loader.steps_per_epoch()
+    }
+
+    /// Trains until the last step, or until `pause`, which is told the steps done and the loss of the
+    /// last of them, in nats (the mean over layers and rates), asks for a break by returning true.
+    /// Going on afterwards, or from a checkpoint, changes nothing about the result.
+    ///
+    /// # Errors
+    /// [`EvalError::Data`] for an image that cannot be decoded; [`EvalError::NotFinite`].
+    pub fn train(&mut self, pause: &mut dyn FnMut(usize, f64) -> bool) -> Result<()> {
+        let epoch = self.steps_per_epoch();
+        while self.done < self.steps {
+            let (number, start) = ((self.done / epoch) as u64, self.done % epoch);
+            for batch in self.loader.epoch(number, start) {
+                let batch = batch?;
+                let loss = self.step(&batch.images, &batch.indices)?;
+                self.done += 1;
+                if pause(self.done, loss) {
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn step(&mut self, images: &Tensor, indices: &[u32]) -> Result<f64> {
+        let labels = indices.iter().map(|index| self.labels[*index as usize]);
+        let labels: Vec<u32> = labels.collect();
+        let share = self.schedule.lr(self.done);
+        let rates: Vec<f64> = self.config.lrs.iter().map(|lr| lr * share).collect();
+        let number = |row: usize| indices[row] as usize;
+        let read = read_features(self.backbone, images, &self.extraction, number)?;
+        let probes = self.probes.iter_mut().zip(&read);
+        let losses = probes.map(|(probe, features)| {
+            probe.learn(features, (&labels, self.classes), &rates, &self.config)
+        });
+        Ok(losses.sum::<f64>() / read.len() as f64)
+    }
+
+    /// The accuracy on `test`; `progress` is called with the images done and the images in all. Of
+    /// several learning rates the best on it is reported.
+    ///
+    /// # Errors
+    /// [`EvalError::Data`] for an image that cannot be decoded; [`EvalError::Unlabelled`];
+    /// [`EvalError::Diverged`] if no rate led to finite weights.
+    pub fn evaluate(
+        &self,
+        test: &Pack,
+        progress: &mut dyn FnMut(usize, usize),
+    ) -> Result<LinearReport> {
+        let lrs = &self.config.lrs;
+        let mut tallies = vec![vec![Some(Tally::default()); lrs.len()]; self.probes.len()];
+        let standards = self.probes.iter().map(|probe| {
+            let Probe { running, cells, .. } = probe;
+            running.standardise(*cells)
+        });
+        let standards: Vec<Standard> = standards.collect();
+        let mut seen = 0;
+        let Extraction {
+            view,
+            batch_size,
+            workers,
+            ..
+        } = &self.extraction;
+        for batch in eval_batches(test, view, *batch_size, *workers)? {
+            let (images, labels) = batch?;
+            let labels = labels.into_iter().enumerate().map(|(row, label)| {
+                let (set, index) = ("test", seen + row);
+                label.ok_or(EvalError::Unlabelled { set, index })
+            });
+            let labels: Vec<u32> = labels.collect::<Result<_>>()?;
+            let number = |row| seen + row;
+            let read = read_features(self.backbone, &images, &self.extraction, number)?;
+            let rows: Vec<u32> = (0..labels.len() as u32).collect();
+            for (place, (probe, features)) in self.probes.iter().zip(&read).enumerate() {
+                let task = Task {
+                    features,
+                    standard: &standards[place],
+                    labels: &labels,
+                    classes: self.classes,
+                };
+                let found = accuracy::accuracy(&task, &rows, &probe.classifiers);
+                for (tally, found) in tallies[place].iter_mut().zip(found) {
+                    *tally = tally.take().zip(found).map(|(a, b)| a.merge(b));
+                }
+            }
+            seen += labels.len();
+            progress(seen, test.len());
+        }
+        let mut layers = BTreeMap::new();
+        for (probe, tallies) in self.probes.iter().zip(&tallies) {
+            let diverged = || EvalError::Diverged {
+                layer: probe.layer,
+                lrs: lrs.clone(),
+            };
+            let rates = rates(lrs, tallies);
+            let lr = choose(&rates).ok_or_else(diverged)?.lr;
+            let tally = lrs.iter().zip(tallies).find(|(other, _)| **other == lr);
+            let tally = tally.and_then(|(_, tally)| tally.as_ref());
+            let tally = tally.ok_or_else(diverged)?;
+            let report = LayerReport {
+                top1: tally.top1(),
+                top5: tally.top5(),
+                lr,
+                dim: probe.dim,
+                rates: if lrs.len() > 1 { rates } else { Vec::new() },
+            };
+            layers.insert(probe.layer, report);
+        }
+        let best = Best::of(layers.iter().map(|(layer, report)| (*layer, report.top1)));
+        let best = best.ok_or_else(|| EvalError::Layers {
+            train: "of no layer".to_owned(),
+            test: "of no layer".to_owned(),
+        })?;
+        Ok(LinearReport { layers, best })
+    }
+
+    /// Writes classifiers, momentum and running statistics into `folder`: `linear.safetensors`.
+    ///
+    /// # Errors
+    /// [`EvalError::Model`] if the file cannot be written.
+    pub fn save(&mut self, folder: &Path) -> Result<()> {
+        let mut tensors = HashMap::new();
+        for probe in &mut self.probes {
+            let Probe { layer, running, .. } = probe;
+            for (name, values) in probe.classifiers.parts_mut() {
+                let values = Tensor::from_slice(values, values.len(), &Device::Cpu)?;
+                tensors.insert(format!("{layer}.{name}"), values);
+            }
+            for (name, values) in running.parts_mut() {
+                let values = Tensor::from_slice(values, values.len(), &Device::Cpu)?;
+                tensors.insert(format!("{layer}.{name}"), values);
+            }
+        }
+        Ok(save_tensors(&folder.join(FILE), &tensors)?)
+    }
+
+    /// Goes on from what [`RandomCropProbe::save`] wrote after `done` steps.
+    ///
+    /// # Errors
+    /// [`EvalError::Model`] if the file cannot be read; [`EvalError::Checkpoint`], with nothing
+    /// restored, if it is of other probes or `done` is past the last step.
+    pub fn restore(&mut self, folder: &Path, done: usize) -> Result<()> {
+        let path = folder.join(FILE);
+        let bad = |reason| EvalError::Checkpoint {
+            path: path.clone(),
+            reason,
+        };
+        if done > self.steps {
+            let steps = self.steps;
+            return Err(bad(format!("it has done {done} steps, of {steps} to do")));
+        }
+        let saved = load_state_dict(&path)?;
+        let find = |name: String, len: usize, dtype: DType| {
+            let tensor = saved.get(&name);
+            let tensor = tensor.ok_or_else(|| bad(format!("it has no tensor {name}")))?;
+            if tensor.elem_count() != len || tensor.dtype() != dtype {
+                let (found, kind) = (tensor.elem_count(), tensor.dtype());
+                let reason = format!("{name} has {found} numbers ({kind:?}), expected {len}");
+                return Err(bad(reason));
+            }
+            Ok(tensor.flatten_all()?)
+        };
+        // Everything is read before anything is replaced.
+        let mut restored = Vec::with_capacity(self.probes.len());
+        for probe in &mut self.probes {
+            let Probe { layer, running, .. } = probe;
+            let mut single = Vec::new();
+            for (name, values) in probe.classifiers.parts_mut() {
+                let tensor = find(format!("{layer}.{name}"), values.len(), DType::F32)?;
+                single.push(tensor.to_vec1::<f32>()?);
+            }
+            let mut double = Vec::new();
+            for (name, values) in running.parts_mut() {
+                let tensor = find(format!("{layer}.{name}"), values.len(), DType::F64)?;
+                double.push(tensor.to_vec1::<f64>()?);
+            }
+            restored.push((single, double));
+        }
+        for (probe, (single, double)) in self.probes.iter_mut().zip(restored) {
+            for ((_, values), saved) in probe.classifiers.parts_mut().into_iter().zip(single) {
+                *values = saved;
+            }
+            for ((_, values), saved) in probe.running.parts_mut().into_iter().zip(double) {
+                *values = saved;
+            }
+        }
+        self.done = done;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn steps_and_running_statistics_equal_those_of_pytorch() {
+        let (rows, dim, cells, classes) = (16, 6, 2, 4);
+        let config = LinearConfig {
+            weight_decay: 0.01,
+            ..LinearConfig::default()
+        };
+        let features = |seed, rows: usize| {
+            let values = benches::fill(seed, rows * dim);
+            let values = values.iter().map(|x| x * 2.0 + 1.0).collect();
+            LayerFeatures::with_cells(Layer::Res5, rows, dim, cells, values).unwrap()
+        };
+        let labels: Vec<u32> = (0..rows as u32).map(|i| i * 7 % 11 % 4).collect();
+        let mut probe = Probe {
+            layer: Layer::Res5,
+            dim,
+            cells,
+            classifiers: Classifiers::zero((dim, cells), classes, 1, true),
+            running: Moments::standard(dim / cells),
+        };
+        let of = (&labels[..], classes);
+        let losses: Vec<f64> = (0..6)
+            .map(|step| probe.learn(&features(51 + step, rows), of, &[0.2], &config))
+            .collect();
+        let test = features(60, 10);
+        let task = Task {
+            features: &test,
+            standard: &probe.running.standardise(cells),
+            labels: &labels,
+            classes,
+        };
+        let (weight, bias) = probe.classifiers.effective();
+        let rows: Vec<u32> = (0..10).collect();
+        let [logits, _] = gradient::logits(&task, &rows, &weight, &bias);
+        let golden = include_str!("../../tests/golden/sgd.json");
+        let golden: serde_json::Value = serde_json::from_str(golden).unwrap();
+        let golden =
+            |key: &str| -> Vec<f64> { serde_json::from_value(golden[key].clone()).unwrap() };
+        let logits: Vec<f64> = logits.into_iter().map(f64::from).collect();
+        for (key, found) in [("batch_losses", losses), ("batch_logits", logits)] {
+            let expected = golden(key);
+            assert_eq!(found.len(), expected.len(), "{key}");
+            for (found, expected) in found.iter().zip(&expected) {
+                assert!(
+                    (found - expected).abs() < 1e-5,
+                    "{key}: {found}, {expected}"
+                );
+            }
+        }
+    }
+}
