@@ -214,7 +214,7 @@ impl Default for Recipe {
             loader: LoaderTable {
                 workers: 0,
                 look_ahead: 4,
-                look_ahead_mib: 1024,
+                look_ahead_mib: 256,
                 on_corrupt: OnCorrupt::Skip,
             },
             log: LogConfig { every: 10 },

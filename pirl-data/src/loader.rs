@@ -1,14 +1,15 @@
 //! From a pack to batches: threads that decode, crop and augment ahead of the training step.
 //!
-//! A batch is one buffer, cut into the places of its samples, which the worker threads fill. Two
-//! lanes make every other batch each, so that no thread is idle while the last samples of a batch
-//! are made; each lane hands its batches over through a bounded channel of its own, and taking from
-//! the lanes in turn restores the order. What a sample looks like depends on `(seed, epoch, sample)`
+//! A batch, or the part of it that goes through the networks at once, is one buffer, cut into the
+//! places of its samples, which the worker threads fill. Two lanes make every other part each, so
+//! that no thread is idle while the last samples of a part are made; each lane hands its parts over
+//! through a bounded channel of its own, and taking from the lanes in turn restores the order. What a sample looks like depends on `(seed, epoch, sample)`
 //! alone, so the number of threads changes nothing.
 
 use std::any::Any;
 use std::cell::RefCell;
 use std::fmt;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -28,7 +29,7 @@ use crate::{DataError, Image, Pack, Stages};
 /// A page of memory, at least.
 const PAGE: usize = 4096;
 
-/// Batches made at the same time.
+/// Parts of batches made at the same time.
 const LANES: usize = 2;
 
 /// What to do with a sample that cannot be decoded.
@@ -45,11 +46,15 @@ pub enum OnCorrupt {
 pub struct LoaderConfig {
     /// Images in a batch, at least 1 and at most as many as the pack has.
     pub batch_size: usize,
+    /// Images of a batch handed over at once, at most: it comes in as few parts as that allows, all
+    /// of about the same size. 0: whole.
+    pub micro_batch: usize,
     /// Threads; 0 for one a core.
     pub workers: usize,
     /// Batches made ahead of the one in use. At least 1; for 1 there are 2, one in each lane.
     pub look_ahead: usize,
-    /// MiB that those batches hold together, at most, unless a single one is larger. At least 1.
+    /// MiB that those batches hold together, at most, unless a single part of one is larger. At
+    /// least 1.
     pub look_ahead_mib: usize,
     /// Seed of the order and of every sample.
     pub seed: u64,
@@ -58,10 +63,12 @@ pub struct LoaderConfig {
 }
 
 impl Default for LoaderConfig {
-    /// Batches of 256, a thread a core, 4 ahead and 1 GiB at most, seed 0, corrupt samples skipped.
+    /// Whole batches of 256, a thread a core, 4 ahead and 1 GiB at most, seed 0, corrupt samples
+    /// skipped.
     fn default() -> Self {
         Self {
             batch_size: 256,
+            micro_batch: 0,
             workers: 0,
             look_ahead: 4,
             look_ahead_mib: 1024,
@@ -71,7 +78,7 @@ impl Default for LoaderConfig {
     }
 }
 
-/// The images of one step, on the CPU.
+/// The images of one step, or of a part of one, on the CPU.
 #[derive(Clone, Debug)]
 pub struct Batch {
     /// `(B, 3, S, S)` f32, normalised.
@@ -87,7 +94,7 @@ pub struct Batch {
     pub skipped: usize,
 }
 
-/// Makes the batches of any epoch, from any step on.
+/// Makes the batches of any epoch, from any step on: see [`Loader::epoch`].
 pub struct Loader {
     work: Arc<Work>,
     look_ahead: usize,
@@ -142,10 +149,12 @@ impl Loader {
         }
         // A task without views (NPID) needs no transformed batch.
         let pretext = pretext.filter(|pretext| pretext.views() > 0);
-        let batch = batch_bytes(&view, pretext.as_deref(), config.batch_size);
-        let fit = (config.look_ahead_mib.saturating_mul(1 << 20) / batch).max(1);
+        let parts = parts(config.batch_size, config.micro_batch);
+        let largest = parts.iter().map(Range::len).max().unwrap_or(1);
+        let part = batch_bytes(&view, pretext.as_deref(), largest);
+        let fit = (config.look_ahead_mib.saturating_mul(1 << 20) / part).max(1);
         Ok(Self {
-            look_ahead: config.look_ahead.min(fit),
+            look_ahead: config.look_ahead.saturating_mul(parts.len()).min(fit),
             lanes: LANES.min(fit),
             work: Arc::new(Work {
                 pool: thread_pool("pirl-loader", config.workers)?,
@@ -153,11 +162,17 @@ impl Loader {
                 view,
                 pretext,
                 batch_size: config.batch_size,
+                parts,
                 seed: config.seed,
                 on_corrupt: config.on_corrupt,
                 totals: StageTotals::default(),
             }),
         })
+    }
+
+    /// How many parts a batch comes in; 1 unless there is a `micro_batch`.
+    pub fn parts(&self) -> usize {
+        self.work.parts.len()
     }
 
     /// Whole batches in the pack; what is left over waits for the next epoch's order.
@@ -175,18 +190,22 @@ impl Loader {
         self.work.totals.stages()
     }
 
-    /// The batches of `epoch` from its step `start_step` on: those that a whole epoch would yield
-    /// from there, bit for bit.
+    /// The batches of `epoch` from its step `start_step` on, each in [`Loader::parts`] parts: those
+    /// that a whole epoch would yield from there, bit for bit.
     ///
     /// After an error the iterator ends. Dropping it stops the work on its batches.
     pub fn epoch(&self, epoch: u64, start_step: usize) -> EpochIter {
-        let steps = self.steps_per_epoch();
+        let parts = self.parts();
+        let (start, end) = (
+            start_step.saturating_mul(parts),
+            self.steps_per_epoch() * parts,
+        );
         let order = Arc::new(self.work.order(epoch));
         let stop = Arc::new(AtomicBool::new(false));
         let mut lanes = Vec::with_capacity(LANES);
-        let count = self.lanes.min(steps.saturating_sub(start_step));
+        let count = self.lanes.min(end.saturating_sub(start));
         for lane in 0..count {
-            // Each lane holds one batch in the making and its share of those ahead.
+            // Each lane holds one part in the making and its share of those ahead.
             let ahead = (self.look_ahead + self.lanes - 1 - lane) / self.lanes;
             let (sender, receiver) = bounded(ahead.saturating_sub(1));
             let task = Lane {
@@ -194,7 +213,7 @@ impl Loader {
                 order: Arc::clone(&order),
                 stop: Arc::clone(&stop),
                 epoch,
-                steps: (start_step + lane, steps),
+                parts: (start + lane, end),
                 stride: self.lanes,
                 sender,
             };
@@ -209,9 +228,9 @@ impl Loader {
         EpochIter {
             lanes,
             stop,
-            next: start_step,
-            start: start_step,
-            steps,
+            next: start,
+            start,
+            end,
         }
     }
 }
@@ -220,9 +239,10 @@ impl Loader {
 pub struct EpochIter {
     lanes: Vec<Result<LaneHandle, Option<std::io::Error>>>,
     stop: Arc<AtomicBool>,
+    /// Counted in parts of batches from the beginning of the epoch.
     next: usize,
     start: usize,
-    steps: usize,
+    end: usize,
 }
 
 type LaneHandle = (Receiver<Result<Batch, DataError>>, JoinHandle<()>);
@@ -231,7 +251,7 @@ impl fmt::Debug for EpochIter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("EpochIter")
             .field("next", &self.next)
-            .field("steps", &self.steps)
+            .field("end", &self.end)
             .finish_non_exhaustive()
     }
 }
@@ -240,7 +260,7 @@ impl Iterator for EpochIter {
     type Item = Result<Batch, DataError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        if self.next >= self.steps {
+        if self.next >= self.end {
             return None;
         }
         let count = self.lanes.len();
@@ -260,13 +280,13 @@ impl Iterator for EpochIter {
         self.next = if batch.is_ok() {
             self.next + 1
         } else {
-            self.steps
+            self.end
         };
         Some(batch)
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {
-        let left = self.steps.saturating_sub(self.next);
+        let left = self.end.saturating_sub(self.next);
         (left.min(1), Some(left))
     }
 }
@@ -283,11 +303,13 @@ impl Drop for EpochIter {
     }
 }
 
-/// Which batch to make.
+/// Which part of which batch to make.
 struct Turn<'a> {
     order: &'a [u32],
     epoch: u64,
     step: usize,
+    /// Its places in the batch.
+    places: Range<usize>,
     stop: &'a AtomicBool,
 }
 
@@ -298,34 +320,38 @@ struct Work {
     view: ImageView,
     pretext: Option<Arc<dyn Pretext>>,
     batch_size: usize,
+    /// The places of each part in a batch.
+    parts: Vec<Range<usize>>,
     seed: u64,
     on_corrupt: OnCorrupt,
     totals: StageTotals,
 }
 
-/// Every so many batches of an epoch, one.
+/// Every so many parts of an epoch, one.
 struct Lane {
     work: Arc<Work>,
     order: Arc<Vec<u32>>,
     stop: Arc<AtomicBool>,
     epoch: u64,
-    /// From this step to before that one.
-    steps: (usize, usize),
-    /// From one batch to the next.
+    /// From this part of the epoch to before that one.
+    parts: (usize, usize),
+    /// From one part to the next.
     stride: usize,
     sender: Sender<Result<Batch, DataError>>,
 }
 
 impl Lane {
     fn run(self) {
-        self.call_for(self.steps.0);
-        for step in (self.steps.0..self.steps.1).step_by(self.stride) {
-            self.call_for(step + self.stride);
+        self.call_for(self.parts.0);
+        for part in (self.parts.0..self.parts.1).step_by(self.stride) {
+            self.call_for(part + self.stride);
+            let (step, places) = self.work.part(part);
             let batch = catch_unwind(AssertUnwindSafe(|| {
                 self.work.batch(&Turn {
                     order: &self.order,
                     epoch: self.epoch,
                     step,
+                    places,
                     stop: &self.stop,
                 })
             }))
@@ -342,10 +368,13 @@ impl Lane {
         }
     }
 
-    /// Has the samples of a step read from the disk, before its turn.
-    fn call_for(&self, step: usize) {
-        let size = self.work.batch_size;
-        for index in self.order.iter().skip(step.saturating_mul(size)).take(size) {
+    /// Has the samples of a part read from the disk, before its turn.
+    fn call_for(&self, part: usize) {
+        let (step, places) = self.work.part(part);
+        let first = step
+            .saturating_mul(self.work.batch_size)
+            .saturating_add(places.start);
+        for index in self.order.iter().skip(first).take(places.len()) {
             self.work.pack.will_need(*index as usize);
         }
     }
@@ -371,13 +400,26 @@ impl Default for Room {
     }
 }
 
-/// Bytes of a batch's numbers.
-fn batch_bytes(view: &ImageView, pretext: Option<&dyn Pretext>, batch_size: usize) -> usize {
+/// The places of each part of a batch: as few as have at most `micro_batch` places, all of about the
+/// same size.
+fn parts(batch_size: usize, micro_batch: usize) -> Vec<Range<usize>> {
+    let count = match micro_batch {
+        0 => 1,
+        most => batch_size.div_ceil(most),
+    };
+    let start = |part: usize| part * batch_size / count;
+    (0..count)
+        .map(|part| start(part)..start(part + 1))
+        .collect()
+}
+
+/// Bytes of the numbers of so many images and their views.
+fn batch_bytes(view: &ImageView, pretext: Option<&dyn Pretext>, images: usize) -> usize {
     let squares = |views: usize, side: usize| views.saturating_mul(side * side);
     let image = squares(1, view.size());
     let views = pretext.map_or(0, |pretext| squares(pretext.views(), pretext.view_size()));
     let numbers = image.saturating_add(views).saturating_mul(3);
-    numbers.saturating_mul(batch_size * size_of::<f32>()).max(1)
+    numbers.saturating_mul(images * size_of::<f32>()).max(1)
 }
 
 /// What a worker finds out about a sample beside its pixels.
@@ -395,6 +437,13 @@ impl Work {
         order
     }
 
+    /// The step that a part of an epoch belongs to, and its places in the step's batch.
+    fn part(&self, part: usize) -> (usize, Range<usize>) {
+        let count = self.parts.len().max(1);
+        let places = self.parts.get(part % count).cloned();
+        (part / count, places.unwrap_or_default())
+    }
+
     fn batch(&self, turn: &Turn<'_>) -> Result<Batch, DataError> {
         let size = self.view.size();
         let image_len = 3 * size * size;
@@ -403,11 +452,12 @@ impl Work {
             .as_ref()
             .map_or((0, 0), |pretext| (pretext.views(), pretext.view_size()));
         let views_len = views * 3 * side * side;
-        let mut images = vec![0_f32; self.batch_size * image_len];
-        let mut transformed = vec![0_f32; self.batch_size * views_len];
+        let batch = turn.places.len();
+        let mut images = vec![0_f32; batch * image_len];
+        let mut transformed = vec![0_f32; batch * views_len];
         // Without a pretext task every place has an empty slice.
         let mut places: Vec<&mut [f32]> = if views_len == 0 {
-            (0..self.batch_size).map(|_| Default::default()).collect()
+            (0..batch).map(|_| Default::default()).collect()
         } else {
             transformed.chunks_exact_mut(views_len).collect()
         };
@@ -417,10 +467,11 @@ impl Work {
                 .zip(places.par_iter_mut())
                 .with_max_len(1)
                 .enumerate()
-                .map(|(place, (image, transformed))| self.place(turn, place, image, transformed))
+                .map(|(place, (image, transformed))| {
+                    self.place(turn, turn.places.start + place, image, transformed)
+                })
                 .collect::<Result<Vec<Made>, DataError>>()
         })?;
-        let batch = self.batch_size;
         let images = Tensor::from_vec(images, (batch, 3, size, size), &Device::Cpu)?;
         let transformed = match views {
             0 => None,
@@ -453,6 +504,7 @@ impl Work {
             epoch,
             step,
             stop,
+            ..
         } = *turn;
         let column = || order.iter().skip(place).step_by(self.batch_size);
         let turns = column().skip(step).chain(column().take(step));

@@ -63,6 +63,7 @@ fn jigsaw() -> Arc<dyn Pretext> {
 fn config(batch_size: usize, workers: usize, look_ahead: usize) -> LoaderConfig {
     LoaderConfig {
         batch_size,
+        micro_batch: 0,
         workers,
         look_ahead,
         look_ahead_mib: 1024,
@@ -118,6 +119,58 @@ fn batches_do_not_depend_on_threads_and_start_anywhere() {
     }
     assert!(epoch(2, 3, 4, 0) != whole);
     assert_eq!(epoch(2, 3, 3, 9).len(), 0);
+}
+
+#[test]
+fn parts_put_together_are_the_batches() {
+    let folder = TempDir::new().unwrap();
+    let path = packed(&folder);
+    for index in [2, 9, 16] {
+        damage(&path, index);
+    }
+    let epoch = |micro_batch, start| -> Vec<_> {
+        let config = LoaderConfig {
+            micro_batch,
+            on_corrupt: OnCorrupt::Skip,
+            ..config(7, 2, 2)
+        };
+        let loader = loader(&path, config);
+        let count = loader.parts();
+        let parts: Vec<Batch> = loader.epoch(5, start).map(Result::unwrap).collect();
+        assert_eq!(parts.len(), (3 - start) * count);
+        let batches = parts.chunks(count).map(|parts| {
+            let sizes: Vec<usize> = parts.iter().map(|part| part.indices.len()).collect();
+            let mut whole = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+            for part in parts {
+                let (images, patches, indices, targets) = bits(part);
+                whole.0.extend(images);
+                whole.1.extend(patches);
+                whole.2.extend(indices);
+                whole.3.extend(targets);
+            }
+            let skipped = parts.iter().map(|part| part.skipped).sum::<usize>();
+            (sizes, (whole, skipped))
+        });
+        batches.collect()
+    };
+    let whole = epoch(0, 0);
+    // An epoch leaves out two images.
+    assert!(whole.iter().any(|(_, (_, skipped))| *skipped > 0));
+    for (micro_batch, sizes) in [
+        (1, vec![1; 7]),
+        (2, vec![1, 2, 2, 2]),
+        (3, vec![2, 2, 3]),
+        (6, vec![3, 4]),
+        (7, vec![7]),
+        (100, vec![7]),
+    ] {
+        let parts = epoch(micro_batch, 0);
+        for (found, expected) in parts.iter().zip(&whole) {
+            assert_eq!(found.0, sizes);
+            assert!(found.1 == expected.1, "{micro_batch}");
+        }
+        assert!(epoch(micro_batch, 1) == parts[1..]);
+    }
 }
 
 #[test]

@@ -104,7 +104,6 @@ impl Learner {
             optimizer: Optimizer::new(&recipe.optim, trained)?.with_ops(recipe.model.ops),
             backbone,
             task,
-            micro_batch: recipe.train.micro_batch,
             device: device.clone(),
         })
     }

@@ -98,18 +98,21 @@ impl Run<'_> {
         }
         let mut progress = Progress::new("training", "steps", plan.steps, self.done);
         let mut meter = Meter::new();
+        let batch_size = recipe.train.batch_size;
         let mut batches = plan.batches(self.done);
         let (mut last, mut skipped) = (None, 0);
         while self.done < plan.steps {
-            let waiting = Instant::now();
-            let batch = batches.next().context("the loader ended early")??;
-            meter.waited(waiting.elapsed());
-            skipped += batch.skipped as u64;
-
+            let parts = (0..plan.loader.parts()).map(|_| {
+                let waiting = Instant::now();
+                let part = batches.next().context("the loader ended early")??;
+                meter.waited(waiting.elapsed());
+                skipped += part.skipped as u64;
+                Ok(part)
+            });
             let lr = plan.schedule.lr(self.done as usize);
-            let losses = self.learner.step(&batch, self.done + 1, lr)?;
+            let losses = self.learner.step(parts, batch_size, self.done + 1, lr)?;
             self.done += 1;
-            meter.step(batch.indices.len());
+            meter.step(batch_size);
             last = Some(losses.total);
 
             if self.done.is_multiple_of(recipe.log.every) || self.done == plan.steps {

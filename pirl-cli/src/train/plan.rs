@@ -69,7 +69,7 @@ impl Plan {
         })
     }
 
-    /// The batches of the steps after the first `done`, with the time they were waited for.
+    /// The batches of the steps after the first `done`, in their parts.
     pub(crate) fn batches(&self, done: u64) -> impl Iterator<Item = Result<Batch>> + '_ {
         let (epoch, offset) = (done / self.steps_per_epoch, done % self.steps_per_epoch);
         (epoch..)
@@ -97,6 +97,7 @@ pub(crate) fn loader(
         pretext,
         LoaderConfig {
             batch_size: recipe.train.batch_size,
+            micro_batch: recipe.train.micro_batch,
             workers,
             look_ahead: recipe.loader.look_ahead,
             look_ahead_mib: recipe.loader.look_ahead_mib,

@@ -1,6 +1,6 @@
 //! One step of training, in the order of the paper (arXiv:1912.01991, section 3).
 
-use std::ops::Range;
+use std::collections::HashMap;
 
 use anyhow::{Context, Result, ensure};
 use candle_core::{D, DType, Device, Tensor};
@@ -8,6 +8,7 @@ use pirl_bank::{Drawn, MemoryBank, NegativeSampler};
 use pirl_data::Batch;
 use pirl_loss::{ContrastiveLoss, Negatives, cross_entropy, total_loss};
 use pirl_model::{Backbone, ClassifierHead, Head, Mode, Optimizer, ProjectionHead, ResNet};
+use rand_chacha::ChaCha8Rng;
 
 use super::random::Stream;
 
@@ -16,8 +17,6 @@ pub(crate) struct Learner {
     pub(crate) backbone: ResNet,
     pub(crate) task: Task,
     pub(crate) optimizer: Optimizer,
-    /// Images that go through the networks at once; 0: the whole batch.
-    pub(crate) micro_batch: usize,
     pub(crate) device: Device,
 }
 
@@ -65,54 +64,70 @@ pub(crate) struct Losses {
 }
 
 impl Learner {
-    /// Does step number `step`, counted from 1, with learning rate `lr`.
+    /// Does step number `step`, counted from 1, with learning rate `lr`, on a batch of `size` images
+    /// that comes in `parts`, none of which is kept.
     ///
     /// The loss is a mean over images, and a sum over the two views, none of which needs another's
     /// embedding. So each part of the batch, and each view of it, is differentiated before the next
     /// goes through the networks: the gradient is the same, and memory holds the maps of one.
-    pub(crate) fn step(&mut self, batch: &Batch, step: u64, lr: f64) -> Result<Losses> {
-        let parts = Part::cut(batch, self.micro_batch)?;
+    pub(crate) fn step(
+        &mut self,
+        parts: impl Iterator<Item = Result<Batch>>,
+        size: usize,
+        step: u64,
+        lr: f64,
+    ) -> Result<Losses> {
+        let share = |part: &Batch| part.indices.len() as f64 / size as f64;
+        let mut seen = 0;
         let losses = match &mut self.task {
             Task::Invariant(task) => {
-                let rows = task.rows(batch, step)?;
-                if parts.len() > 1 {
-                    task.estimate(&self.backbone, &parts, &rows, &self.device)?;
-                }
+                let parts = task.estimate(&self.backbone, parts, step, &self.device)?;
+                let mut draw = task.draw(step);
                 let (mut patch, mut image) = (0.0, 0.0);
-                let mut embeddings = Vec::with_capacity(parts.len());
-                for part in &parts {
+                let (mut indices, mut embeddings) = (Vec::with_capacity(size), Vec::new());
+                for part in parts {
+                    let part = part?;
+                    let weight = share(&part);
+                    let rows = task.rows(&part.indices, &mut draw)?;
                     // The transformed copies go first, as in VISSL: both passes move batch norm's
                     // running statistics, and the images' is to be the last.
                     if let Some(g) = &task.g {
-                        let view = part.transformed(&self.device)?; // I^t
+                        let view = transformed(&part, &self.device)?; // I^t
                         let view = embed(&self.backbone, g.as_ref(), &view, Mode::Train)?;
-                        let loss = task.loss(&view, &rows, part)?;
-                        patch += part.weight * scalar(&loss)?;
-                        let share = (loss * (task.lambda * part.weight))?;
+                        let loss = task.loss(&view, &rows)?;
+                        patch += weight * scalar(&loss)?;
+                        let share = (loss * (task.lambda * weight))?;
                         self.optimizer.accumulate(&share.backward()?)?;
                     }
-                    let view = part.images(&self.device)?; // I
+                    let view = part.images.to_device(&self.device)?; // I
                     let view = embed(&self.backbone, &task.f, &view, Mode::Train)?;
-                    let loss = task.loss(&view, &rows, part)?;
-                    image += part.weight * scalar(&loss)?;
+                    let loss = task.loss(&view, &rows)?;
+                    image += weight * scalar(&loss)?;
                     let lambda = if task.g.is_some() { task.lambda } else { 0.0 };
-                    let share = (loss * ((1.0 - lambda) * part.weight))?;
+                    let share = (loss * ((1.0 - lambda) * weight))?;
                     self.optimizer.accumulate(&share.backward()?)?;
                     embeddings.push(view.detach());
+                    indices.extend(part.indices);
                 }
+                seen += indices.len();
+                ensure_whole(seen, size)?;
                 let losses = task.losses(patch, image)?;
                 losses.check(step, lr)?;
                 self.optimizer.step(lr)?;
-                task.remember(batch, &Tensor::cat(&embeddings, 0)?)?;
+                task.remember(&indices, &Tensor::cat(&embeddings, 0)?)?;
                 losses
             }
             Task::Covariant(head) => {
                 let mut total = 0.0;
-                for part in &parts {
-                    let view = part.transformed(&self.device)?;
+                for part in parts {
+                    let part = part?;
+                    let view = transformed(&part, &self.device)?;
                     let logits = embed(&self.backbone, head, &view, Mode::Train)?;
-                    total += classify(&mut self.optimizer, &logits, part.targets, part.weight)?;
+                    let weight = share(&part);
+                    total += classify(&mut self.optimizer, &logits, &part.targets, weight)?;
+                    seen += part.indices.len();
                 }
+                ensure_whole(seen, size)?;
                 let losses = Losses {
                     total: total as f32,
                     image: None,
@@ -124,20 +139,22 @@ impl Learner {
                 losses
             }
             Task::Supervised(task) => {
-                let labels = task.labels(batch)?;
                 let (mut total, mut right) = (0.0, 0);
-                for part in &parts {
-                    let view = part.images(&self.device)?;
+                for part in parts {
+                    let part = part?;
+                    let labels = task.labels(&part)?;
+                    let view = part.images.to_device(&self.device)?;
                     let logits = embed(&self.backbone, &task.classifier, &view, Mode::Train)?;
-                    let labels = &labels[part.places.clone()];
-                    right += hits(&logits, labels)?;
-                    total += classify(&mut self.optimizer, &logits, labels, part.weight)?;
+                    right += hits(&logits, &labels)?;
+                    total += classify(&mut self.optimizer, &logits, &labels, share(&part))?;
+                    seen += labels.len();
                 }
+                ensure_whole(seen, size)?;
                 let losses = Losses {
                     total: total as f32,
                     image: None,
                     patch: None,
-                    top1: Some(100.0 * right as f32 / labels.len() as f32),
+                    top1: Some(100.0 * right as f32 / size as f32),
                 };
                 losses.check(step, lr)?;
                 self.optimizer.step(lr)?;
@@ -148,61 +165,17 @@ impl Learner {
     }
 }
 
-/// What of a batch goes through the networks at once.
-struct Part<'a> {
-    /// Its images' places in the batch.
-    places: Range<usize>,
-    images: Tensor,
-    transformed: Option<Tensor>,
-    targets: &'a [u32],
-    /// Its share of the batch.
-    weight: f64,
+/// Weights are shares of the whole batch, so all of it must have come.
+fn ensure_whole(seen: usize, size: usize) -> Result<()> {
+    ensure!(seen == size, "{seen} images of a batch of {size}");
+    Ok(())
 }
 
-impl<'a> Part<'a> {
-    /// The batch in as few parts as have at most `micro_batch` images, all of about the same size;
-    /// 0: in one.
-    fn cut(batch: &'a Batch, micro_batch: usize) -> Result<Vec<Self>> {
-        let size = batch.indices.len();
-        let count = match micro_batch {
-            0 => 1,
-            most => size.div_ceil(most),
-        };
-        let part = |index: usize| {
-            let start = index * size / count;
-            let len = (index + 1) * size / count - start;
-            let views = |views: &Tensor| {
-                let each = views.dim(0)? / size;
-                views.narrow(0, start * each, len * each)
-            };
-            Ok(Self {
-                places: start..start + len,
-                images: views(&batch.images)?,
-                transformed: batch.transformed.as_ref().map(views).transpose()?,
-                targets: &batch.targets[start..start + len],
-                weight: len as f64 / size as f64,
-            })
-        };
-        (0..count).map(part).collect()
-    }
-
-    fn transformed(&self, device: &Device) -> Result<Tensor> {
-        let views = self.transformed.as_ref();
-        let views = views.context("the loader made no transformed views")?;
-        to_device(views, device)
-    }
-
-    fn images(&self, device: &Device) -> Result<Tensor> {
-        to_device(&self.images, device)
-    }
-}
-
-/// Candle copies the whole storage of a view to another device, so the view gets its own first.
-fn to_device(views: &Tensor, device: &Device) -> Result<Tensor> {
-    if views.device().same_device(device) {
-        return Ok(views.clone());
-    }
-    Ok(views.force_contiguous()?.to_device(device)?)
+/// I^t of each image.
+fn transformed(part: &Batch, device: &Device) -> Result<Tensor> {
+    let views = part.transformed.as_ref();
+    let views = views.context("the loader made no transformed views")?;
+    Ok(views.to_device(device)?)
 }
 
 /// phi, then f, g or a classifier.
@@ -210,7 +183,7 @@ fn embed(backbone: &ResNet, head: &dyn Head, views: &Tensor, mode: Mode) -> Resu
     Ok(head.forward(&backbone.forward(views, mode)?, mode)?)
 }
 
-/// The rows of the bank that a step compares its embeddings with.
+/// The rows of the bank that the embeddings of a part of a batch are compared with.
 struct Rows {
     /// m_I of each image.
     own: Tensor,
@@ -218,61 +191,62 @@ struct Rows {
     negatives: Negatives,
 }
 
+/// The negatives of one step, handed out part by part: those that one draw for the whole batch gives.
+struct Draw {
+    generator: ChaCha8Rng,
+    /// Once drawn, those that all images share, and the column of each.
+    shared: Option<(Tensor, HashMap<u32, u32>)>,
+}
+
 impl Invariant {
-    fn rows(&self, batch: &Batch, step: u64) -> Result<Rows> {
+    fn rows(&self, images: &[u32], draw: &mut Draw) -> Result<Rows> {
         Ok(Rows {
-            own: self.bank.gather(&batch.indices)?,
-            negatives: self.draw(&batch.indices, step)?,
+            own: self.bank.gather(images)?,
+            negatives: self.negatives(images, draw)?,
         })
     }
 
     /// The loss of one view of one part.
-    fn loss(&self, view: &Tensor, rows: &Rows, part: &Part) -> Result<Tensor> {
-        let (start, len) = (part.places.start, part.places.len());
-        let own = rows.own.narrow(0, start, len)?;
-        let negatives = match &rows.negatives {
-            Negatives::Shared { rows, own } => Negatives::Shared {
-                rows: rows.clone(),
-                own: own[part.places.clone()].to_vec(),
-            },
-            Negatives::PerImage { bank, indices } => Negatives::PerImage {
-                bank: bank.clone(),
-                indices: indices[start * self.negatives..][..len * self.negatives].to_vec(),
-            },
-        };
-        Ok(self.loss.forward(view, &own, &negatives)?)
+    fn loss(&self, view: &Tensor, rows: &Rows) -> Result<Tensor> {
+        Ok(self.loss.forward(view, &rows.own, &rows.negatives)?)
     }
 
     /// `nce` fixes its Z at the first loss it computes, which must be of the whole batch, and of the
-    /// transformed copies where there are any. Nothing else changes.
-    fn estimate(
+    /// transformed copies where there are any. For this one step the parts are kept; nothing else
+    /// changes.
+    fn estimate<'a>(
         &self,
         backbone: &ResNet,
-        parts: &[Part],
-        rows: &Rows,
+        parts: impl Iterator<Item = Result<Batch>> + 'a,
+        step: u64,
         device: &Device,
-    ) -> Result<()> {
+    ) -> Result<Box<dyn Iterator<Item = Result<Batch>> + 'a>> {
         if !self.loss.estimates() || self.loss.state().is_some() {
-            return Ok(());
+            return Ok(Box::new(parts));
         }
-        let before = backbone.buffers().snapshot();
-        let mut views = Vec::with_capacity(parts.len());
-        for part in parts {
-            views.push(match &self.g {
-                Some(g) => {
-                    let view = part.transformed(device)?;
-                    embed(backbone, g.as_ref(), &view, Mode::Calibrate)?
-                }
-                None => {
-                    let view = part.images(device)?;
-                    embed(backbone, &self.f, &view, Mode::Calibrate)?
-                }
-            });
+        let parts: Vec<Batch> = parts.collect::<Result<_>>()?;
+        if parts.len() > 1 {
+            let before = backbone.buffers().snapshot();
+            let (mut indices, mut views) = (Vec::new(), Vec::new());
+            for part in &parts {
+                views.push(match &self.g {
+                    Some(g) => {
+                        let view = transformed(part, device)?;
+                        embed(backbone, g.as_ref(), &view, Mode::Calibrate)?
+                    }
+                    None => {
+                        let view = part.images.to_device(device)?;
+                        embed(backbone, &self.f, &view, Mode::Calibrate)?
+                    }
+                });
+                indices.extend(&part.indices);
+            }
+            backbone.buffers().restore(before);
+            let views = Tensor::cat(&views, 0)?.detach();
+            let rows = self.rows(&indices, &mut self.draw(step))?;
+            self.loss(&views, &rows)?;
         }
-        backbone.buffers().restore(before);
-        let views = Tensor::cat(&views, 0)?.detach();
-        self.loss.forward(&views, &rows.own, &rows.negatives)?;
-        Ok(())
+        Ok(Box::new(parts.into_iter().map(Ok)))
     }
 
     /// Equation (6).
@@ -292,16 +266,32 @@ impl Invariant {
 
     /// The step's negatives depend on the seed and the step alone, so that a resumed run draws
     /// the same.
-    fn draw(&self, batch: &[u32], step: u64) -> Result<Negatives> {
-        let mut generator = Stream::Negatives.generator(self.seed, step);
-        let drawn = self
-            .sampler
-            .draw(self.bank.len(), batch, self.negatives, &mut generator)?;
+    fn draw(&self, step: u64) -> Draw {
+        Draw {
+            generator: Stream::Negatives.generator(self.seed, step),
+            shared: None,
+        }
+    }
+
+    fn negatives(&self, images: &[u32], draw: &mut Draw) -> Result<Negatives> {
+        if let Some((rows, columns)) = &draw.shared {
+            return Ok(Negatives::Shared {
+                rows: rows.clone(),
+                own: images
+                    .iter()
+                    .map(|image| columns.get(image).copied())
+                    .collect(),
+            });
+        }
+        let drawn =
+            self.sampler
+                .draw(self.bank.len(), images, self.negatives, &mut draw.generator)?;
         Ok(match drawn {
-            Drawn::Shared { indices, own } => Negatives::Shared {
-                rows: self.bank.gather(&indices)?,
-                own,
-            },
+            Drawn::Shared { indices, own } => {
+                let rows = self.bank.gather(&indices)?;
+                draw.shared = Some((rows.clone(), indices.into_iter().zip(0..).collect()));
+                Negatives::Shared { rows, own }
+            }
             Drawn::PerImage { indices } => Negatives::PerImage {
                 bank: self.bank.rows().clone(),
                 indices,
@@ -310,9 +300,8 @@ impl Invariant {
         })
     }
 
-    /// m_I <- normalise(momentum m_I + (1 - momentum) v_I), once an image.
-    fn remember(&mut self, batch: &Batch, image: &Tensor) -> Result<()> {
-        Ok(self.bank.update(&batch.indices, &image.detach())?)
+    fn remember(&mut self, images: &[u32], embeddings: &Tensor) -> Result<()> {
+        Ok(self.bank.update(images, &embeddings.detach())?)
     }
 }
 
@@ -364,6 +353,7 @@ fn classify(
 mod tests {
     use super::super::trajectory::{batch, learner};
     use super::*;
+    use pirl_bank::{PerImageSampler, SharedSampler};
     use pirl_loss::{InfoNce, Nce, Paper};
     use pirl_model::{ClassifierHead, ModelConfig, Ops};
 
@@ -383,11 +373,30 @@ mod tests {
         }
     }
 
+    /// A batch in parts of so many images.
+    fn cut(batch: &Batch, micro_batch: usize) -> Vec<Result<Batch>> {
+        let size = batch.indices.len();
+        let part = |start: usize| {
+            let len = micro_batch.min(size - start);
+            let views = |views: &Tensor| {
+                let each = views.dim(0).unwrap() / size;
+                views.narrow(0, start * each, len * each).unwrap()
+            };
+            Ok(Batch {
+                images: views(&batch.images),
+                transformed: batch.transformed.as_ref().map(views),
+                indices: batch.indices[start..start + len].to_vec(),
+                targets: batch.targets[start..start + len].to_vec(),
+                skipped: 0,
+            })
+        };
+        (0..size).step_by(micro_batch).map(part).collect()
+    }
+
     /// The losses of a step, and by how much it moved the backbone and the bank.
     fn step(change: impl Fn(&mut Learner), micro_batch: usize) -> (Losses, Vec<f32>, Vec<f32>) {
         let mut learner = learner(Ops::Fast).unwrap();
         change(&mut learner);
-        learner.micro_batch = micro_batch;
         let state = |learner: &Learner| -> (Vec<f32>, Vec<f32>) {
             let bank = match &learner.task {
                 Task::Invariant(task) => {
@@ -400,7 +409,8 @@ mod tests {
             (backbone.to_vec1().unwrap(), bank)
         };
         let before = state(&learner);
-        let losses = learner.step(&doubled(), 1, 0.1).unwrap();
+        let parts = cut(&doubled(), micro_batch).into_iter();
+        let losses = learner.step(parts, 16, 1, 0.1).unwrap();
         let after = state(&learner);
         let moved = |a: Vec<f32>, b: Vec<f32>| a.into_iter().zip(b).map(|(a, b)| a - b).collect();
         (losses, moved(after.0, before.0), moved(after.1, before.1))
@@ -466,7 +476,7 @@ mod tests {
             ("supervised", Box::new(supervised)),
         ];
         for (name, change) in changes {
-            let (whole, backbone, bank) = step(&change, 0);
+            let (whole, backbone, bank) = step(&change, 16);
             let (parts, moved_backbone, moved_bank) = step(&change, 8);
             let error = (parts.total / whole.total - 1.0).abs();
             assert!(error < 1e-5, "{name}: {parts:?}, whole {whole:?}");
@@ -475,20 +485,58 @@ mod tests {
         }
     }
 
+    /// Whatever the parts, the negatives are those of one draw for the whole batch.
     #[test]
-    fn a_batch_is_cut_evenly() {
-        let batch = batch(0).unwrap();
-        let sizes = |most| -> Vec<usize> {
-            let parts = Part::cut(&batch, most).unwrap();
-            assert!((parts.iter().map(|part| part.weight).sum::<f64>() - 1.0).abs() < 1e-12);
-            parts.iter().map(|part| part.places.len()).collect()
+    fn parts_of_a_batch_have_the_negatives_of_the_whole() {
+        let per_image = |learner: &mut Learner| match &mut learner.task {
+            Task::Invariant(task) => task.sampler = Box::new(PerImageSampler),
+            _ => unreachable!("the trajectory's learner is invariant"),
         };
-        assert_eq!(sizes(0), [16]);
-        assert_eq!(sizes(100), [16]);
-        assert_eq!(sizes(5), [4, 4, 4, 4]);
-        assert_eq!(sizes(7), [5, 5, 6]);
-        let part = &Part::cut(&batch, 7).unwrap()[1];
-        assert_eq!(part.images.dims()[0], 5);
-        assert_eq!(part.transformed.as_ref().unwrap().dims()[0], 45);
+        let shared = |learner: &mut Learner| match &mut learner.task {
+            Task::Invariant(task) => task.sampler = Box::new(SharedSampler),
+            _ => unreachable!("the trajectory's learner is invariant"),
+        };
+        let images: Vec<u32> = (0..16).map(|place| place * 5 % 96).collect();
+        for change in [&per_image as &dyn Fn(&mut Learner), &shared] {
+            let mut learner = learner(Ops::Fast).unwrap();
+            change(&mut learner);
+            let Task::Invariant(task) = &learner.task else {
+                unreachable!("the trajectory's learner is invariant");
+            };
+            let draw = |sizes: &[usize]| {
+                let mut draw = task.draw(3);
+                let (mut start, mut columns, mut rows) = (0, Vec::new(), None);
+                for size in sizes {
+                    let part = &images[start..start + size];
+                    match task.negatives(part, &mut draw).unwrap() {
+                        Negatives::Shared { rows: shared, own } => {
+                            let shared = shared.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+                            assert!(
+                                rows.replace(shared.clone())
+                                    .is_none_or(|rows| rows == shared)
+                            );
+                            columns.extend(own);
+                        }
+                        Negatives::PerImage { indices, .. } => {
+                            columns.extend(indices.into_iter().map(Some));
+                        }
+                    }
+                    start += size;
+                }
+                (columns, rows)
+            };
+            let whole = draw(&[16]);
+            assert!(whole.0.iter().any(Option::is_some));
+            assert!(draw(&[5, 5, 6]) == whole && draw(&[1; 16]) == whole);
+        }
+    }
+
+    #[test]
+    fn a_batch_that_lacks_images_takes_no_step() {
+        let mut learner = learner(Ops::Fast).unwrap();
+        let mut parts = cut(&batch(0).unwrap(), 8);
+        parts.pop();
+        let error = learner.step(parts.into_iter(), 16, 1, 0.1).unwrap_err();
+        assert_eq!(error.to_string(), "8 images of a batch of 16");
     }
 }

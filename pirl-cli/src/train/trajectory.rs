@@ -116,7 +116,6 @@ pub(super) fn learner(ops: Ops) -> Result<Learner> {
             seed: 0,
         }),
         optimizer,
-        micro_batch: 0,
         device,
     })
 }
@@ -149,7 +148,7 @@ fn follows_pytorch(ops: Ops) -> Result<()> {
     assert_eq!(golden.len(), 20);
     let mut learner = learner(ops)?;
     for (step, expected) in golden.iter().enumerate() {
-        let losses = learner.step(&batch(step)?, step as u64 + 1, LR)?;
+        let losses = learner.step([batch(step)].into_iter(), BATCH, step as u64 + 1, LR)?;
         let (found, expected) = (f64::from(losses.total), expected.as_f64().unwrap());
         assert!(
             (found / expected - 1.0).abs() < 1e-3,

@@ -41,6 +41,9 @@ fn box_radius(radius: f32) -> f32 {
     whole + part
 }
 
+/// Bytes of a row that are blurred at once: their sums stay on the stack.
+const BLOCK: usize = 1024;
+
 /// One box blur down the columns of rows of `row` bytes.
 fn blur_columns(from: &[u8], to: &mut [u8], row: usize, radius: f32) {
     let rows = from.len() / row;
@@ -48,30 +51,37 @@ fn blur_columns(from: &[u8], to: &mut [u8], row: usize, radius: f32) {
     // The weight of a pixel inside the box, and of the one just beyond either end, of 2^24.
     let inside = ((1_u32 << 24) as f32 / (radius * 2.0 + 1.0)) as u32;
     let beyond = ((1 << 24) - (whole as u32 * 2 + 1) * inside) / 2;
-    // Row `y + shift`, or the nearest there is.
-    let line = |y: usize, shift: isize| {
-        let y = y.saturating_add_signed(shift).min(rows - 1);
-        &from[y * row..(y + 1) * row]
-    };
     let reach = whole as isize;
-    let mut sums: Vec<u32> = vec![0; row];
-    for shift in -reach - 1..reach {
-        // `saturating_add_signed` clamps at the first row.
-        for (sum, value) in sums.iter_mut().zip(line(0, shift)) {
-            *sum += u32::from(*value);
+    for start in (0..row).step_by(BLOCK) {
+        let end = row.min(start + BLOCK);
+        // A part of row `y + shift`, or of the nearest there is.
+        let line = |y: usize, shift: isize| {
+            let y = y.saturating_add_signed(shift).min(rows - 1);
+            &from[y * row + start..y * row + end]
+        };
+        let mut sums = [0_u32; BLOCK];
+        let sums = &mut sums[..end - start];
+        for shift in -reach - 1..reach {
+            // `saturating_add_signed` clamps at the first row.
+            for (sum, value) in sums.iter_mut().zip(line(0, shift)) {
+                *sum += u32::from(*value);
+            }
         }
-    }
-    for (y, out) in to.chunks_exact_mut(row).enumerate() {
-        let left = line(y, -reach - 1);
-        let enters = line(y, reach);
-        let right = line(y, reach + 1);
-        let ends = left.iter().zip(right);
-        for (((out, sum), enters), (left, right)) in
-            out.iter_mut().zip(&mut sums).zip(enters).zip(ends)
-        {
-            let (left, right) = (u32::from(*left), u32::from(*right));
-            *sum = *sum + u32::from(*enters) - left;
-            *out = ((*sum * inside + (left + right) * beyond + (1 << 23)) >> 24) as u8;
+        for (y, out) in to.chunks_exact_mut(row).enumerate() {
+            let left = line(y, -reach - 1);
+            let enters = line(y, reach);
+            let right = line(y, reach + 1);
+            let ends = left.iter().zip(right);
+            for (((out, sum), enters), (left, right)) in out[start..end]
+                .iter_mut()
+                .zip(&mut *sums)
+                .zip(enters)
+                .zip(ends)
+            {
+                let (left, right) = (u32::from(*left), u32::from(*right));
+                *sum = *sum + u32::from(*enters) - left;
+                *out = ((*sum * inside + (left + right) * beyond + (1 << 23)) >> 24) as u8;
+            }
         }
     }
 }
