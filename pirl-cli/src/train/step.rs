@@ -81,8 +81,8 @@ impl Learner {
         let mut seen = 0;
         let losses = match &mut self.task {
             Task::Invariant(task) => {
-                let parts = task.estimate(&self.backbone, parts, step, &self.device)?;
                 let mut draw = task.draw(step);
+                let parts = task.estimate(&self.backbone, parts, &mut draw, &self.device)?;
                 let (mut patch, mut image) = (0.0, 0.0);
                 let (mut indices, mut embeddings) = (Vec::with_capacity(size), Vec::new());
                 for part in parts {
@@ -192,6 +192,7 @@ struct Rows {
 }
 
 /// The negatives of one step, handed out part by part: those that one draw for the whole batch gives.
+#[derive(Clone)]
 struct Draw {
     generator: ChaCha8Rng,
     /// Once drawn, those that all images share, and the column of each.
@@ -218,7 +219,7 @@ impl Invariant {
         &self,
         backbone: &ResNet,
         parts: impl Iterator<Item = Result<Batch>> + 'a,
-        step: u64,
+        draw: &mut Draw,
         device: &Device,
     ) -> Result<Box<dyn Iterator<Item = Result<Batch>> + 'a>> {
         if !self.loss.estimates() || self.loss.state().is_some() {
@@ -243,7 +244,9 @@ impl Invariant {
             }
             backbone.buffers().restore(before);
             let views = Tensor::cat(&views, 0)?.detach();
-            let rows = self.rows(&indices, &mut self.draw(step))?;
+            let mut whole = draw.clone();
+            let rows = self.rows(&indices, &mut whole)?;
+            draw.shared = whole.shared;
             self.loss(&views, &rows)?;
         }
         Ok(Box::new(parts.into_iter().map(Ok)))
