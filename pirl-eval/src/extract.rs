@@ -69,11 +69,9 @@ pub fn extract_features(
         let (images, batch_labels) = batch?;
         let first = labels.len();
         labels.extend(batch_labels);
-        for features in read_features(backbone, &images, extraction, |row| first + row)? {
-            let of_layer = found
-                .iter_mut()
-                .find(|(layer, ..)| *layer == features.layer());
-            match of_layer {
+        let read = read_features(backbone, &images, extraction, |row| first + row)?;
+        for (place, features) in read.into_iter().enumerate() {
+            match found.get_mut(place) {
                 Some((_, _, values)) => values.extend(features.into_values()),
                 None => found.push((features.layer(), features.cells(), features.into_values())),
             }

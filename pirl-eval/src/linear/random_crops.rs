@@ -161,12 +161,9 @@ impl<'a> RandomCropProbe<'a> {
     }
 
     /// Bytes of the classifiers with their momentum.
-    pub fn bytes(&mut self) -> u64 {
-        let parts = self.probes.iter_mut().map(|probe| {
-            let parts = probe.classifiers.parts_mut();
-            parts.into_iter().map(|(_, part)| part.len()).sum::<usize>()
-        });
-        (parts.sum::<usize>() * size_of::<f32>()) as u64
+    pub fn bytes(&self) -> u64 {
+        let numbers = self.probes.iter().map(|probe| probe.classifiers.numbers());
+        (numbers.sum::<usize>() * size_of::<f32>()) as u64
     }
 
     /// Steps of the whole training.

@@ -153,6 +153,13 @@ impl Classifiers {
         Some((d_weight, d_scale, d_shift))
     }
 
+    /// Parameters and velocities in all.
+    pub(crate) fn numbers(&self) -> usize {
+        let affine = self.affine.iter().flat_map(|a| [&a.scale, &a.shift]);
+        let all = [&self.weight, &self.bias].into_iter().chain(affine);
+        all.map(|part| 2 * part.value.len()).sum()
+    }
+
     /// All parameters and velocities, by name: what a checkpoint keeps.
     pub(crate) fn parts_mut(&mut self) -> Vec<(&'static str, &mut Vec<f32>)> {
         let mut parts = vec![

@@ -52,7 +52,7 @@ fn on_random_crops(args: &ProbeArgs, task: &Task, resume: bool) -> Result<()> {
     let (pack, view) = (task.train.clone(), task.train_view()?);
     let seed = task.recipe.seed;
     let mut probe = RandomCropProbe::new(config, backbone, pack, view, extraction.clone(), seed)?;
-    estimate(&mut probe, task, &extraction)?;
+    estimate(&probe, task, &extraction)?;
     let mut settings = serde_json::to_value(config)?;
     settings["crop_scale"] = json!(task.recipe.eval.crop_scale);
     settings["flip"] = json!(task.recipe.eval.flip);
@@ -75,7 +75,7 @@ fn on_random_crops(args: &ProbeArgs, task: &Task, resume: bool) -> Result<()> {
 }
 
 /// What is about to begin, in images, time and memory.
-fn estimate(probe: &mut RandomCropProbe<'_>, task: &Task, extraction: &Extraction) -> Result<()> {
+fn estimate(probe: &RandomCropProbe<'_>, task: &Task, extraction: &Extraction) -> Result<()> {
     let config = &task.recipe.eval.linear;
     let passes = probe.steps() * config.batch_size + task.test.len();
     let rate = images_per_second(&task.backbone, extraction)?;
