@@ -36,7 +36,9 @@ export CARGO_TARGET_DIR=target/cuda-check
 step nvcc --version
 for kernel in $(git ls-files --cached --others --exclude-standard '*.cu'); do
   for arch in sm_80 sm_90; do
-    step nvcc -cubin -arch="$arch" -std=c++17 -Werror all-warnings -o /dev/null "$kernel"
+    for element in F32 BF16 F16; do # the types of activations
+      step nvcc -cubin -arch="$arch" -std=c++17 -DPIRL_$element -Werror all-warnings -o /dev/null "$kernel"
+    done
   done
 done
 for features in cuda cuda,cudnn,nccl; do
