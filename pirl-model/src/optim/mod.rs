@@ -339,9 +339,10 @@ impl Group {
         let values = self.params.var().as_detached_tensor();
         let norm = |t: &Tensor, param: &Param| {
             let part = t.narrow(0, param.offset, param.elements())?;
-            part.to_dtype(DType::F64)?.sqr()?.sum_all()?.sqrt()
+            part.to_dtype(DType::F64)?.sqr()?.sum_keepdim(0)?.sqrt()
         };
-        let one = Tensor::ones((), DType::F64, values.device())?;
+        // Of one entry, not scalars: for those Candle's choice on a CUDA device asks for no memory.
+        let one = Tensor::ones(1, DType::F64, values.device())?;
         let scale = |param: &Param| -> Result<Tensor> {
             let trust = if !param.trained {
                 one.zeros_like()?
