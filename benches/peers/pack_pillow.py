@@ -5,7 +5,8 @@ with quality 95 (`resize`), or only decode, to leave broken files out (`keep`); 
 another to one file, and where each ends to another. With PROCESSES above 1, a multiprocessing pool does
 all but the writing.
 
-Speaks lines, as pirl_torch.py: `ready`, then for each `run` the seconds that one packing took.
+Speaks lines, as pirl_torch.py: `ready`, then for each `run` the seconds that one packing took, and for
+`cpu` the seconds of processor time that this process took for it.
 
     python pack_pillow.py FOLDER OUTPUT resize|keep PROCESSES       (pack.py starts it)
 """
@@ -59,8 +60,14 @@ def main():
 
     pack()  # the files come into the page cache, the pool starts
     print("ready", flush=True)
-    for _ in sys.stdin:
+    cpu = 0.0
+    for line in sys.stdin:
+        if line.strip() == "cpu":
+            print(cpu, flush=True)
+            continue
+        before = time.process_time()
         print(pack(), flush=True)
+        cpu = time.process_time() - before
     if pool:
         pool.terminate()
 

@@ -10,9 +10,9 @@ use crate::{DataError, Image, Pack};
 /// fits, larger ones are shrunk.
 const PANEL: usize = 256;
 /// Pixels between panels.
-const GAP: usize = 6;
+const GAP: usize = 14;
 /// Pixels between rows.
-const ROW_GAP: usize = 14;
+const ROW_GAP: usize = 20;
 /// Pixels between patches.
 const PATCH_GAP: usize = 2;
 

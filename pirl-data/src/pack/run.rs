@@ -1,6 +1,7 @@
 //! From a source to a pack: samples are prepared on all threads and written in order.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::path::Path;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -10,8 +11,10 @@ use super::writer::Writer;
 use super::{PackOptions, PackReport, Skipped};
 use crate::{DataError, Source};
 
-/// Samples a thread may be ahead of the writer.
-const AHEAD: usize = 8;
+/// Samples a thread takes at once: handing over each by itself would cost more than a small one.
+const CHUNK: usize = 4;
+/// Chunks a thread may be ahead of the writer.
+const AHEAD: usize = 2;
 
 /// Packs every image of `source` that decodes into `output`, a name with or without `.safetensors`.
 ///
@@ -90,20 +93,21 @@ fn in_order<'a>(
 ) -> Result<(), DataError> {
     let threads = rayon::current_num_threads();
     std::thread::scope(|scope| {
-        let (send, tasks) = bounded::<(usize, Sender<Outcome<'a>>)>(threads * AHEAD);
+        let (send, tasks) = bounded::<(Range<usize>, Sender<Vec<Outcome<'a>>>)>(threads * AHEAD);
         for _ in 0..threads {
             let tasks = tasks.clone();
             scope.spawn(move || {
                 let mut room = Room::default();
-                for (index, reply) in tasks {
+                for (chunk, reply) in tasks {
+                    let prepared = chunk.map(|index| prepare(source, index, options, &mut room));
                     // Nobody listens any more when an earlier sample has ended the work.
-                    let _ = reply.send(prepare(source, index, options, &mut room));
+                    let _ = reply.send(prepared.collect());
                 }
             });
         }
         drop(tasks);
-        let mut ahead = VecDeque::<Receiver<Outcome<'a>>>::new();
-        let mut next = |ahead: &mut VecDeque<Receiver<Outcome<'a>>>| {
+        let mut ahead = VecDeque::<Receiver<Vec<Outcome<'a>>>>::new();
+        let mut next = |ahead: &mut VecDeque<Receiver<Vec<Outcome<'a>>>>| {
             let Some(result) = ahead.pop_front() else {
                 return Ok(());
             };
@@ -111,14 +115,19 @@ fn in_order<'a>(
                 index: None,
                 reason: "a thread that prepares samples has ended".to_owned(),
             };
-            take(result.recv().map_err(lost)?)
+            result
+                .recv()
+                .map_err(lost)?
+                .into_iter()
+                .try_for_each(&mut *take)
         };
-        for index in first..source.len() {
+        for start in (first..source.len()).step_by(CHUNK) {
             if ahead.len() >= threads * AHEAD {
                 next(&mut ahead)?;
             }
             let (reply, result) = bounded(1);
-            if send.send((index, reply)).is_err() {
+            let chunk = start..source.len().min(start + CHUNK);
+            if send.send((chunk, reply)).is_err() {
                 break; // no thread is left, which the next result tells
             }
             ahead.push_back(result);
