@@ -127,7 +127,7 @@ pub fn batch_norm_train(
     relu: bool,
 ) -> Result<(Tensor, Tensor, Tensor)> {
     #[cfg(feature = "cuda")]
-    if x.device().is_cuda() && x.elem_count() > 0 {
+    if x.device().is_cuda() && runs_fast(x, true) && x.elem_count() > 0 {
         let x = channels_last(x)?;
         let [mean, var, inv_std] = batch_norm::cuda::statistics(&x, eps as f32)?;
         let op = BatchNorm {
@@ -161,7 +161,7 @@ pub fn batch_norm_eval(
     relu: bool,
 ) -> Result<Tensor> {
     #[cfg(feature = "cuda")]
-    if x.device().is_cuda() && x.elem_count() > 0 {
+    if x.device().is_cuda() && runs_fast(x, true) && x.elem_count() > 0 {
         let op = BatchNorm {
             mean: mean.detach(),
             inv_std: (var.detach() + eps)?.sqrt()?.recip()?,
