@@ -307,13 +307,13 @@ const BINS: usize = 40;
 /// distances; two charts in a row, on the same axes.
 ///
 /// # Errors
-/// [`EvalError::Setting`] without reports.
+/// [`EvalError::Setting`] without reports, or if the first has no change.
 pub fn invariance_chart(reports: &[(String, BTreeMap<String, Distances>)]) -> Result<Image> {
-    let Some((_, first)) = reports.first() else {
+    let Some((_, first)) = reports.first().filter(|(_, first)| !first.is_empty()) else {
         return Err(EvalError::Setting {
             key: "weights",
             found: "none".to_owned(),
-            expected: "at least one report to draw",
+            expected: "at least one report with a change to draw",
         });
     };
     let values = reports.iter().flat_map(|(_, changes)| changes.values());

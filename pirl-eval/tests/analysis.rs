@@ -229,6 +229,7 @@ fn distances_are_between_unit_features_and_the_same_for_any_number_of_threads() 
         assert!(chart.pixels.chunks(3).any(|pixel| pixel == hue), "{hue:?}");
     }
     assert!(invariance_chart(&[]).is_err());
+    assert!(invariance_chart(&[("none".to_owned(), Default::default())]).is_err());
 }
 
 #[test]
