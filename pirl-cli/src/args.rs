@@ -34,6 +34,8 @@ pub(crate) enum Command {
     Export(ExportArgs),
     /// List the recipes, or print one as TOML
     Recipes(RecipesArgs),
+    /// Check every op on this machine against the plain reference, and measure its speed
+    Doctor(DoctorArgs),
 }
 
 #[derive(Debug, Subcommand)]
@@ -458,6 +460,32 @@ pub(crate) struct RecipesArgs {
     /// List every key with its default and meaning
     #[arg(long, conflicts_with = "name")]
     pub(crate) keys: bool,
+    /// Print one JSON object on standard output
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DoctorArgs {
+    /// cpu or cuda:N
+    #[arg(long, default_value = "cpu")]
+    pub(crate) device: String,
+    /// Recipe whose training step and loader are timed
+    #[arg(
+        long,
+        value_name = "NAME|FILE.toml",
+        default_value = "imagenet-resnet50-jigsaw"
+    )]
+    pub(crate) recipe: String,
+    /// Change a setting of the recipe; may be repeated
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub(crate) settings: Vec<Setting>,
+    /// Batches to time, instead of 2, 4 and 8 images on a CPU and 16 to 128 on a GPU
+    #[arg(long, value_name = "IMAGES,...", value_delimiter = ',', value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(2..=65536))]
+    pub(crate) batch_sizes: Vec<usize>,
+    /// How long the loader is measured, after its first batch
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) seconds: u32,
     /// Print one JSON object on standard output
     #[arg(long)]
     pub(crate) json: bool,

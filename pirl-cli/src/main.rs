@@ -65,6 +65,7 @@ fn run(command: Command) -> Result<()> {
         Command::Analyze(AnalyzeCommand::Invariance(args)) => commands::analyze::invariance(&args),
         Command::Export(args) => commands::export::run(&args),
         Command::Recipes(args) => commands::recipes::run(&args),
+        Command::Doctor(args) => commands::doctor::run(&args),
     }
 }
 

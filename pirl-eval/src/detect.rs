@@ -38,7 +38,7 @@ pub use detection::Detection;
 pub use detector::DetectLosses;
 pub use draw::{DetectionPanel, detection_sheet, precision_recall_chart};
 pub use matcher::{MatchLabel, Matcher, Matches};
-pub use nms::{batched_nms, nms};
+pub use nms::{batched_nms, nms, nms_reference};
 pub use proposals::{ProposalConfig, Proposals, RpnLevel, select_proposals};
 pub use roi_align::{Roi, RoiAlignConfig, roi_align, roi_align_reference};
 pub use sample::{Sample, subsample};

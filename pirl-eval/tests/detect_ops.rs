@@ -7,7 +7,7 @@ use benches::fill;
 use candle_core::{DType, Device, Result, Tensor, Var};
 use pirl_eval::detect::{
     AnchorConfig, BBox, BoxCoder, MatchLabel, Matcher, ProposalConfig, Roi, RoiAlignConfig,
-    RpnLevel, batched_nms, iou, nms, pairwise_iou, roi_align, roi_align_reference,
+    RpnLevel, batched_nms, iou, nms, nms_reference, pairwise_iou, roi_align, roi_align_reference,
     select_proposals,
 };
 
@@ -525,27 +525,14 @@ fn proposals_that_are_not_numbers_are_counted_and_left_out() -> Result<()> {
     Ok(())
 }
 
-/// The rule of non-maximum suppression, read off its definition.
-fn plain_nms(boxes: &[BBox], scores: &[f32], threshold: f32) -> Vec<usize> {
-    let mut order: Vec<usize> = (0..boxes.len()).collect();
-    order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]));
-    let mut kept: Vec<usize> = Vec::new();
-    for i in order {
-        if kept.iter().all(|&k| iou(boxes[k], boxes[i]) <= threshold) {
-            kept.push(i);
-        }
-    }
-    kept
-}
-
 #[test]
 fn nms_equals_its_definition_at_every_size_around_a_block() {
     for count in [1, 2, 63, 64, 65, 128, 129, 700] {
         let (boxes, scores) = (boxes(11, count, 50.0, 20.0), fill(12, count));
         for threshold in [0.0, 0.25, 0.5, 0.99, 1.0] {
-            let want = plain_nms(&boxes, &scores, threshold);
+            let want = nms_reference(&boxes, &scores, threshold);
             assert_eq!(
-                nms(&boxes, &scores, threshold.into()),
+                nms(&boxes, &scores, threshold),
                 want,
                 "{count}, {threshold}"
             );

@@ -46,6 +46,7 @@ mod params;
 mod precise;
 mod residual;
 mod resnet;
+mod single_op;
 mod weights;
 
 pub use c4::{C4, C4Config, C4Norm};
@@ -57,6 +58,7 @@ pub use optim::{OptimConfig, OptimKind, Optimizer, Schedule, ScheduleConfig, Sch
 pub use params::{Buffers, Param, ParamSet};
 pub use precise::precise_batch_norm;
 pub use resnet::{Backbone, Layer, ResNet};
+pub use single_op::SingleOp;
 pub use weights::{
     BackboneWeights, LoadReport, detectron2_names, load_into, load_state_dict, read_backbone,
     save_state_dict, save_tensors, state_dict, strip_prefix,

@@ -69,6 +69,12 @@ pub(crate) fn run(args: &DataBenchArgs) -> Result<()> {
     print(&text)
 }
 
+/// Images that the loader makes in a second, once it is under way.
+pub(crate) fn images_per_second(recipe: &Recipe, pack: &Arc<Pack>, time: Duration) -> Result<f64> {
+    let found = measure(recipe, pack, time)?;
+    Ok(found.images as f64 / found.seconds)
+}
+
 /// What some seconds of loading came to.
 struct Found {
     images: usize,

@@ -8,7 +8,7 @@ use std::cmp::Ordering;
 use candle_core::{Device, Result};
 use pulp::Arch;
 
-use super::boxes::BBox;
+use super::boxes::{BBox, iou};
 
 /// Boxes of the kept list that are compared with a candidate between two looks at the result.
 const BLOCK: usize = 64;
@@ -23,6 +23,20 @@ pub fn nms(boxes: &[BBox], scores: &[f32], iou_threshold: f64) -> Vec<usize> {
     let count = boxes.len().min(scores.len());
     let order = by_falling_score((0..count).collect(), scores);
     suppress(boxes, order, iou_threshold, usize::MAX)
+}
+
+/// [`nms`] by its definition, one pair of boxes after the other.
+pub fn nms_reference(boxes: &[BBox], scores: &[f32], iou_threshold: f64) -> Vec<usize> {
+    let count = boxes.len().min(scores.len());
+    let mut kept: Vec<usize> = Vec::new();
+    for index in by_falling_score((0..count).collect(), scores) {
+        let suppresses =
+            |&other: &usize| f64::from(iou(boxes[other], boxes[index])) > iou_threshold;
+        if !kept.iter().any(suppresses) {
+            kept.push(index);
+        }
+    }
+    kept
 }
 
 /// [`nms`] within each class (or level) of its own; the boxes that stay, over all classes by falling
