@@ -7,7 +7,7 @@ use benches::fill;
 use candle_core::{DType, Device, Result, Tensor, Var};
 use pirl_eval::detect::{
     AnchorConfig, BBox, BoxCoder, MatchLabel, Matcher, ProposalConfig, Roi, RoiAlignConfig,
-    RpnLevel, batched_nms, iou, nms, nms_reference, pairwise_iou, roi_align, roi_align_reference,
+    RpnLevel, batched_nms, nms, nms_reference, pairwise_iou, roi_align, roi_align_reference,
     select_proposals,
 };
 
