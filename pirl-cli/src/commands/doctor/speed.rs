@@ -135,13 +135,15 @@ fn steps(recipe: &Recipe, sizes: &[usize], folder: &Path, device: &Device) -> Re
 fn time_step(plan: &Plan, batch_size: usize, device: &Device) -> Result<f64> {
     let mut learner = Learner::new(plan, device)?;
     let batch = batch(plan, batch_size)?;
-    learner.step(&batch, 1, 1e-4)?;
-    device.synchronize()?;
+    let mut step = |number: u64| -> Result<()> {
+        learner.step([Ok(batch.clone())].into_iter(), batch_size, number, 1e-4)?;
+        Ok(device.synchronize()?)
+    };
+    step(1)?;
     let (start, mut done) = (Instant::now(), 0);
     while done == 0 || start.elapsed() < Duration::from_millis(500) {
         done += 1;
-        learner.step(&batch, 1 + done, 1e-4)?;
-        device.synchronize()?;
+        step(1 + done)?;
     }
     Ok(start.elapsed().as_secs_f64() / done as f64)
 }
