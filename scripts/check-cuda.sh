@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Type-checks and lints everything with the CUDA features, and compiles every kernel, on a machine
-# without a GPU and without NVIDIA's toolkit. Nothing is run on a GPU. About 10 minutes on two cores
-# the first time, nearly all of it Candle's own kernels.
+# without a GPU and without NVIDIA's toolkit. Nothing is run on a GPU. The first time takes long,
+# nearly all of it for Candle's own kernels.
 #
 #   scripts/check-cuda.sh
 #
