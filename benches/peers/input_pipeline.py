@@ -4,7 +4,7 @@ turn: A B A B.
 
     python3 benches/peers/input_pipeline.py              # one core, then two workers
 
-The same images (JPEGs of photographs.py; 10,000 of Fashion-MNIST), crops, patches and operations on every
+The same images (JPEGs of photographs.py, Fashion-MNIST's), crops, patches and operations on every
 view on both sides; ours is `pirl data bench` on a pack of them. A ratio is ours by theirs, of one pair.
 
 Pillow and torchvision come from PyPI into a virtual environment beside the build (target/peers); set
