@@ -124,7 +124,7 @@ pub(crate) struct LoaderTable {
     pub(crate) workers: usize,
     /// Batches made ahead of the step that needs them.
     pub(crate) look_ahead: usize,
-    /// MiB that these hold together, at most, unless a single one is larger.
+    /// MiB that these hold together, at most, unless a single part is larger.
     pub(crate) look_ahead_mib: usize,
     pub(crate) on_corrupt: OnCorrupt,
 }

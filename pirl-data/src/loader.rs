@@ -3,8 +3,9 @@
 //! A batch, or the part of it that goes through the networks at once, is one buffer, cut into the
 //! places of its samples, which the worker threads fill. Two lanes make every other part each, so
 //! that no thread is idle while the last samples of a part are made; each lane hands its parts over
-//! through a bounded channel of its own, and taking from the lanes in turn restores the order. What a sample looks like depends on `(seed, epoch, sample)`
-//! alone, so the number of threads changes nothing.
+//! through a bounded channel of its own, and taking from the lanes in turn restores the order. What
+//! a sample looks like depends on `(seed, epoch, sample)` alone, so the number of threads changes
+//! nothing.
 
 use std::any::Any;
 use std::cell::RefCell;
