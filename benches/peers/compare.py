@@ -48,7 +48,7 @@ def interpreter():
 
 def build():
     """The executable of benches/benches/peer.rs."""
-    command = ["cargo", "bench", "-p", "benches", "--bench", "peer", "--locked", "--no-run"]
+    command = ["cargo", "bench", "--workspace", "--bench", "peer", "--locked", "--no-run"]
     out = subprocess.run(command + ["--message-format=json"], cwd=ROOT, check=True, stdout=subprocess.PIPE)
     messages = (json.loads(line) for line in out.stdout.splitlines())
     found = [m["executable"] for m in messages if m.get("executable") and m["target"]["name"] == "peer"]
