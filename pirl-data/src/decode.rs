@@ -142,6 +142,30 @@ fn decode_jpeg(bytes: &[u8], out: &mut Image) -> Result<(), String> {
     Ok(())
 }
 
+/// Decodes a JPEG of brightness and colour differences without converting them: the channels of `out`
+/// are then Y, Cb and Cr, 128 for none. `false`, and `out` of no use, for any other image.
+pub(crate) fn decode_ycbcr_into(
+    bytes: &[u8],
+    encoding: Encoding,
+    out: &mut Image,
+) -> Result<bool, String> {
+    match (encoding, sniff(bytes)) {
+        (Encoding::Jpeg, _) | (Encoding::Mixed, Some(Encoding::Jpeg)) => {}
+        _ => return Ok(false),
+    }
+    let (mut decoder, width, height) = open_jpeg(bytes)?;
+    if decoder.input_colorspace() != Some(ColorSpace::YCbCr) {
+        return Ok(false);
+    }
+    decoder.set_options(jpeg_options().jpeg_set_out_colorspace(ColorSpace::YCbCr));
+    make_room(out, width, height);
+    decoder
+        .decode_into(&mut out.pixels)
+        .map_err(|error| error.to_string())?;
+    make_upright(out, decoder.exif().map(Vec::as_slice));
+    Ok(true)
+}
+
 /// All of the entropy-coded data is read, which is where damage shows; of a colour image in one of
 /// the usual samplings only the brightness is computed from it.
 fn check_jpeg(bytes: &[u8], out: &mut Image) -> Result<(usize, usize), String> {

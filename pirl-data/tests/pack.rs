@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use common::{Samples, jpeg, list_dir, picture, png};
+use pirl_data::transform::{Crop, Resizer, resize};
 use pirl_data::{
     DataError, Encoding, Image, ImageFolder, Pack, PackOptions, PackReport, Source, pack,
 };
@@ -517,6 +518,53 @@ fn colours_at_half_the_resolution_are_averages() {
         let values = found.pixels.iter().skip(channel).step_by(3);
         let mean = values.map(|value| f64::from(*value)).sum::<f64>() / 4096.0;
         assert!((85.0..115.0).contains(&mean), "{channel}: {mean}");
+    }
+}
+
+/// Every kind of JPEG of the decoder's test: sampled 4:4:4 to 4:2:0, grey, CMYK, turned by Exif.
+#[test]
+fn a_jpeg_made_smaller_is_the_decoded_image_made_smaller() {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/decode");
+    let images = TempDir::new().unwrap();
+    let mut names = list_dir(&golden);
+    names.retain(|name| name.ends_with(".jpg"));
+    for name in &names {
+        fs::copy(golden.join(name), images.path().join(name)).unwrap();
+    }
+    let source = ImageFolder::open(images.path()).unwrap();
+    let dir = TempDir::new().unwrap();
+    for target in [None, Some(7), Some(10)] {
+        let options = PackOptions {
+            resize_shorter: target,
+            quality: Some(98),
+            ..PackOptions::default()
+        };
+        let report = write(&source, &dir.path().join("set"), &options);
+        assert_eq!((report.packed, report.skipped.len()), (names.len(), 0));
+        let packed = Pack::open(dir.path().join("set")).unwrap();
+        for (index, name) in names.iter().enumerate() {
+            let found = packed.decode(index).unwrap();
+            let image = Image::decode(&fs::read(golden.join(name)).unwrap()).unwrap();
+            let mut wanted = image.clone();
+            if (found.width, found.height) != (image.width, image.height) {
+                let whole = Crop {
+                    left: 0,
+                    top: 0,
+                    width: image.width,
+                    height: image.height,
+                };
+                let (width, height) = (found.width, found.height);
+                let mut resizer = Resizer::default();
+                resize(&mut resizer, &image, whole, width, height, &mut wanted).unwrap();
+            }
+            let shorter = image.width.min(image.height);
+            let expected = target.map_or(shorter, |target| shorter.min(target as usize));
+            assert_eq!(found.width.min(found.height), expected, "{name}");
+            let differences = found.pixels.iter().zip(&wanted.pixels);
+            let sum: f64 = differences.map(|(a, b)| f64::from(a.abs_diff(*b))).sum();
+            let mean = sum / wanted.pixels.len() as f64;
+            assert!(mean < 5.0, "{name}, {target:?}: {mean} a pixel");
+        }
     }
 }
 

@@ -5,6 +5,7 @@ mod options;
 mod partial;
 mod prepare;
 mod reader;
+mod recode;
 mod run;
 mod schema;
 mod shard;

@@ -6,6 +6,7 @@ use image::ImageEncoder;
 use image::codecs::png::PngEncoder;
 use jpeg_encoder::{ChromaSubsamplingMethod, ColorType, Encoder, SamplingFactor};
 
+use super::recode::{Planes, jpeg_sides};
 use super::{PackOptions, Skipped};
 use crate::objects::within;
 use crate::transform::{Crop, Resizer, resize};
@@ -25,6 +26,7 @@ pub(super) struct Prepared<'a> {
 pub(super) struct Room {
     decoded: Image,
     small: Image,
+    planes: Planes,
     resizer: Resizer,
 }
 
@@ -33,6 +35,7 @@ impl Default for Room {
         Self {
             decoded: Image::empty(),
             small: Image::empty(),
+            planes: Planes::default(),
             resizer: Resizer::default(),
         }
     }
@@ -94,37 +97,64 @@ struct Changed {
 fn change(sample: &RawSample, options: &PackOptions, room: &mut Room) -> Result<Changed, String> {
     let (bytes, encoding) = (&sample.bytes, sample.encoding);
     let again = options.quality.is_some() && encoding == Encoding::Jpeg;
-    let Room {
-        decoded,
-        small,
-        resizer,
-    } = room;
     if options.resize_shorter.is_none() && !again {
-        let size = crate::decode::check(bytes, encoding, decoded)?;
+        let size = crate::decode::check(bytes, encoding, &mut room.decoded)?;
         return Ok(Changed {
             from: size,
             size,
             bytes: None,
         });
     }
-    crate::decode::decode_into(bytes, encoding, decoded)?;
-    let from = (decoded.width, decoded.height);
-    let shorter = from.0.min(from.1);
-    let mut image = &*decoded;
-    if let Some(target) = options.resize_shorter.map(|target| target as usize)
-        && shorter > target
-    {
-        shrink(decoded, target, resizer, small)?;
-        image = small;
+    let own_colors = crate::decode::decode_ycbcr_into(bytes, encoding, &mut room.decoded)?;
+    if !own_colors {
+        crate::decode::decode_into(bytes, encoding, &mut room.decoded)?;
     }
-    let changed = again || (image.width, image.height) != from;
+    let from = (room.decoded.width, room.decoded.height);
+    let size = shrunk(from, options.resize_shorter);
     let quality = options.quality.unwrap_or(JPEG_QUALITY);
-    let bytes = changed.then(|| encode(image, encoding, quality));
-    Ok(Changed {
-        from,
-        size: (image.width, image.height),
-        bytes: bytes.transpose()?,
-    })
+    let changed = again || size != from;
+    let bytes = changed.then(|| {
+        let Room {
+            decoded,
+            small,
+            planes,
+            resizer,
+        } = room;
+        let image = resized(decoded, size, resizer, small)?;
+        if own_colors {
+            planes.fill(image);
+            planes.encode(quality)
+        } else {
+            encode(image, encoding, quality)
+        }
+    });
+    let bytes = bytes.transpose()?;
+    Ok(Changed { from, size, bytes })
+}
+
+/// The size with the shorter side at most `target`; the other is rounded down, as torchvision's
+/// `Resize` does.
+fn shrunk((width, height): (usize, usize), target: Option<u32>) -> (usize, usize) {
+    let shorter = width.min(height);
+    match target.map(|target| target as usize) {
+        Some(target) if shorter > target => (width * target / shorter, height * target / shorter),
+        _ => (width, height),
+    }
+}
+
+/// The image in this size: itself, or in `small`.
+fn resized<'a>(
+    image: &'a Image,
+    (width, height): (usize, usize),
+    resizer: &mut Resizer,
+    small: &'a mut Image,
+) -> Result<&'a Image, String> {
+    if (width, height) == (image.width, image.height) {
+        return Ok(image);
+    }
+    resize(resizer, image, Crop::whole(image), width, height, small)
+        .map_err(|error| error.to_string())?;
+    Ok(small)
 }
 
 /// The objects whose boxes fit an image of the size `from`, scaled to `size`, and the others by
@@ -154,20 +184,6 @@ fn fit(
     (kept, left_out)
 }
 
-/// Shrinks so that the shorter side becomes `target`; the other is rounded down, as torchvision's
-/// `Resize` does.
-fn shrink(
-    image: &Image,
-    target: usize,
-    resizer: &mut Resizer,
-    small: &mut Image,
-) -> Result<(), String> {
-    let shorter = image.width.min(image.height);
-    let [width, height] = [image.width, image.height].map(|side| side * target / shorter);
-    resize(resizer, image, Crop::whole(image), width, height, small)
-        .map_err(|error| error.to_string())
-}
-
 /// PNG as PNG, all else as JPEG of this quality, its colours at half the resolution as Pillow's and
 /// libjpeg's defaults have it.
 fn encode(image: &Image, encoding: Encoding, quality: u8) -> Result<Vec<u8>, String> {
@@ -179,10 +195,7 @@ fn encode(image: &Image, encoding: Encoding, quality: u8) -> Result<Vec<u8>, Str
             .map_err(|error| error.to_string())?;
         return Ok(bytes);
     }
-    let side = |side: usize| {
-        u16::try_from(side).map_err(|_| format!("{side} pixels a side, more than a JPEG can have"))
-    };
-    let (width, height) = (side(image.width)?, side(image.height)?);
+    let (width, height) = jpeg_sides(image.width, image.height)?;
     let mut bytes = Vec::with_capacity(image.pixels.len() / 4);
     let mut encoder = Encoder::new(&mut bytes, quality);
     encoder.set_sampling_factor(SamplingFactor::R_4_2_0);

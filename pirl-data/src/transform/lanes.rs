@@ -11,7 +11,8 @@ pub(super) const LANES: usize = 32;
 /// Values of 32 pixels: red, green, blue.
 pub(super) type Block = [[u8; LANES]; 3];
 
-const BYTES: usize = 3 * LANES;
+/// Bytes of a block as an image has them.
+pub(super) const BYTES: usize = 3 * LANES;
 
 /// Defines a function compiled twice, for AVX2 and for the target's baseline, and chosen on call.
 /// Its loops are plain, so both give the same bits.
@@ -86,8 +87,9 @@ pub(super) fn visit(pixels: &[u8], work: &mut impl Visit) {
     }
 }
 
+/// The channels of 32 pixels.
 #[inline(always)]
-fn apart(bytes: &[u8; BYTES]) -> Block {
+pub(super) fn apart(bytes: &[u8; BYTES]) -> Block {
     let mut block = [[0; LANES]; 3];
     for lane in 0..LANES {
         block[0][lane] = bytes[3 * lane];

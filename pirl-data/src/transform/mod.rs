@@ -22,6 +22,7 @@ mod lanes;
 mod normalize;
 mod orient;
 mod photometric;
+mod planes;
 mod resize;
 mod view;
 
@@ -36,6 +37,7 @@ pub use resize::{Resizer, resize};
 pub(crate) use augment::Augment;
 pub(crate) use eval_view::thread_pool;
 pub(crate) use normalize::Normalize;
+pub(crate) use planes::split_planes;
 pub(crate) use view::{Trace, check_output, cut};
 
 pub use eval_view::{EvalBatches, EvalView, eval_batches};

@@ -1,0 +1,130 @@
+//! The channels of an image apart, two of them at half the resolution, as most JPEGs have them.
+
+#![allow(
+    clippy::needless_range_loop,
+    reason = "one index over several arrays is what becomes vector code"
+)]
+
+use super::lanes::{BYTES, Block, LANES, apart, vectorised};
+use crate::Image;
+
+/// Puts the first channel of an image into `whole`, and into `halves` the two others, averaged over
+/// squares of four pixels: half the columns and half the rows, rounded up. The last column and row of
+/// an odd side count twice. Halves are rounded down in even columns and up in odd ones, as by
+/// libjpeg's `h2v2_downsample`.
+///
+/// The image has at least one pixel.
+pub(crate) fn split_planes(image: &Image, whole: &mut Vec<u8>, halves: &mut [Vec<u8>; 2]) {
+    let (width, height) = (image.width, image.height);
+    whole.resize(width * height, 0);
+    let half = width.div_ceil(2);
+    for plane in halves.iter_mut() {
+        plane.resize(half * height.div_ceil(2), 0);
+    }
+    let [blue, red] = halves;
+    let rows = image.pixels.chunks(2 * 3 * width);
+    let rows = rows.zip(whole.chunks_mut(2 * width));
+    let halves = blue.chunks_mut(half).zip(red.chunks_mut(half));
+    for ((pixels, whole), (blue, red)) in rows.zip(halves) {
+        let (top, bottom) = pixels.split_at(3 * width);
+        let (first, second) = whole.split_at_mut(width);
+        // An odd number of rows ends with one row, and no place for a second.
+        let bottom = if bottom.is_empty() { top } else { bottom };
+        split_rows(top, bottom, first, second, blue, red);
+    }
+}
+
+vectorised! {
+    /// Two rows of pixels: two rows of the first channel, and one of half the length of each other.
+    /// `second` may be empty.
+    fn split_rows(
+        top: &[u8],
+        bottom: &[u8],
+        first: &mut [u8],
+        second: &mut [u8],
+        blue: &mut [u8],
+        red: &mut [u8],
+    ) {
+        for start in (0..first.len()).step_by(LANES) {
+            let (top, bottom) = (block(top, start), block(bottom, start));
+            let count = LANES.min(first.len() - start);
+            put(&top[0], &mut first[start..start + count]);
+            if !second.is_empty() {
+                put(&bottom[0], &mut second[start..start + count]);
+            }
+            let (from, to) = (start / 2, (start + count).div_ceil(2));
+            put(&average(&top[1], &bottom[1]), &mut blue[from..to]);
+            put(&average(&top[2], &bottom[2]), &mut red[from..to]);
+        }
+    }
+}
+
+/// The 32 pixels of a row from `start` on; after its end its last one.
+#[inline(always)]
+fn block(row: &[u8], start: usize) -> Block {
+    let rest = &row[3 * start..];
+    if let Some(bytes) = rest.first_chunk::<BYTES>() {
+        return apart(bytes);
+    }
+    let mut bytes = [0; BYTES];
+    let last = [0, 1, 2].map(|channel| rest[rest.len() - 3 + channel]);
+    for pixel in bytes.as_chunks_mut::<3>().0 {
+        *pixel = last;
+    }
+    bytes[..rest.len()].copy_from_slice(rest);
+    apart(&bytes)
+}
+
+#[inline(always)]
+fn average(top: &[u8; LANES], bottom: &[u8; LANES]) -> [u8; LANES / 2] {
+    let mut averages = [0; LANES / 2];
+    for pair in 0..LANES / 2 {
+        let upper = u16::from(top[2 * pair]) + u16::from(top[2 * pair + 1]);
+        let lower = u16::from(bottom[2 * pair]) + u16::from(bottom[2 * pair + 1]);
+        averages[pair] = ((upper + lower + 1 + (pair % 2) as u16) / 4) as u8;
+    }
+    averages
+}
+
+/// The first values, as many as there is room for.
+#[inline(always)]
+fn put<const N: usize>(values: &[u8; N], room: &mut [u8]) {
+    if let Some(room) = room.first_chunk_mut() {
+        *room = *values;
+    } else {
+        room.copy_from_slice(&values[..room.len()]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn planes_are_those_of_plain_loops(width in 1usize..80, height in 1usize..7, seed: u8) {
+            let bytes = (0..width * height * 3).map(|i| (i * 37 % 251) as u8 ^ seed);
+            let image = Image::new(width, height, bytes.collect()).unwrap();
+            let (mut whole, mut halves) = (vec![9; 5], [vec![9; 1], vec![9; 1000]]);
+            split_planes(&image, &mut whole, &mut halves);
+            let at = |x: usize, y: usize, channel| {
+                let (x, y) = (x.min(width - 1), y.min(height - 1));
+                image.pixels[(y * width + x) * 3 + channel]
+            };
+            let all = (0..height).flat_map(|y| (0..width).map(move |x| (x, y)));
+            prop_assert_eq!(whole, all.map(|(x, y)| at(x, y, 0)).collect::<Vec<_>>());
+            for (plane, channel) in halves.into_iter().zip([1, 2]) {
+                let columns = width.div_ceil(2);
+                prop_assert_eq!(plane.len(), columns * height.div_ceil(2));
+                for (place, value) in plane.into_iter().enumerate() {
+                    let (x, y) = (place % columns, place / columns);
+                    let square = [(0, 0), (1, 0), (0, 1), (1, 1)];
+                    let four = square.map(|(dx, dy)| u32::from(at(2 * x + dx, 2 * y + dy, channel)));
+                    let sum: u32 = four.iter().sum();
+                    prop_assert_eq!(u32::from(value), (sum + 1 + (x % 2) as u32) / 4);
+                }
+            }
+        }
+    }
+}
