@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
+use pirl_model::LossScale;
 use serde::{Deserialize, Serialize};
 
 use crate::files;
@@ -35,6 +36,9 @@ pub(crate) struct State {
     pub(crate) fingerprint: String,
     /// What the loss has learnt: `loss.kind = nce` fixes the logarithm of its Z at the first step.
     pub(crate) loss: Option<f64>,
+    /// How the loss is scaled, with `train.precision = f16`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) loss_scale: Option<LossScale>,
 }
 
 impl State {
@@ -54,6 +58,7 @@ impl State {
             images,
             fingerprint: fingerprint.to_owned(),
             loss,
+            loss_scale: None,
         }
     }
 

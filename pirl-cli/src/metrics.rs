@@ -35,6 +35,12 @@ pub(crate) struct Row {
     pub(crate) data_wait: f64,
     /// Broken images replaced since this process began.
     pub(crate) skipped: u64,
+    /// Of `train.precision = f16`: the factor of the next loss, and the steps left out so far because
+    /// a gradient was not finite.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) loss_scale: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) skipped_steps: Option<u64>,
 }
 
 /// What a line of a `metrics.jsonl` must have: the steps done when it was written.
@@ -115,6 +121,8 @@ mod tests {
             images_per_second: 123.4,
             data_wait: 0.0,
             skipped: 0,
+            loss_scale: None,
+            skipped_steps: None,
         }
     }
 

@@ -163,6 +163,8 @@ mod tests {
             images_per_second: 9.0,
             data_wait: 0.0,
             skipped: 0,
+            loss_scale: None,
+            skipped_steps: None,
         };
         let page = html("a <run>", &[row(1, 2.0), row(2, 1.0)], "seed = 0 # a & b");
         assert!(page.contains("a &lt;run&gt;") && page.contains("a &amp; b"));

@@ -101,7 +101,12 @@ fn losses_do_not_depend_on_the_number_of_workers() {
 
 #[test]
 fn a_run_stopped_and_resumed_equals_one_never_stopped() {
-    for kind in ["loss.kind=paper", "loss.kind=nce", "train.precision=bf16"] {
+    for kind in [
+        "loss.kind=paper",
+        "loss.kind=nce",
+        "train.precision=bf16",
+        "train.precision=f16",
+    ] {
         let bench = bench();
         bench
             .pirl(&bench.pretrain("whole", &["--set", kind]))

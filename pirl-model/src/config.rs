@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use candle_core::DType;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{ModelError, Result};
@@ -97,6 +98,21 @@ pub enum Precision {
     /// bfloat16, mixed: activations, their gradients and the factors of products are rounded to it,
     /// at half the memory. Weights, their gradients, batch-norm statistics and all sums stay `f32`.
     Bf16,
+    /// Likewise in IEEE half precision, for GPUs that are fast in it alone: eight times as precise,
+    /// but gradients below 6e-8 vanish and those above 65,504 are infinite, so the loss is to be
+    /// scaled ([`LossScale`](crate::LossScale)).
+    F16,
+}
+
+impl Precision {
+    /// As tensors have it.
+    pub(crate) fn dtype(self) -> DType {
+        match self {
+            Self::F32 => DType::F32,
+            Self::Bf16 => DType::BF16,
+            Self::F16 => DType::F16,
+        }
+    }
 }
 
 /// The `[model]` table of a recipe. Its default is the paper's network.

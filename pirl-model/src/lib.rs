@@ -54,7 +54,9 @@ pub use config::{Arch, HeadKind, ModelConfig, Ops, Precision, Stem};
 pub use error::ModelError;
 pub use heads::{ClassifierHead, Head, JigsawHead, ProjectionHead, l2_normalize};
 pub use mode::Mode;
-pub use optim::{OptimConfig, OptimKind, Optimizer, Schedule, ScheduleConfig, ScheduleKind};
+pub use optim::{
+    LossScale, OptimConfig, OptimKind, Optimizer, Schedule, ScheduleConfig, ScheduleKind,
+};
 pub use params::{Buffers, Param, ParamSet};
 pub use precise::precise_batch_norm;
 pub use resnet::{Backbone, Layer, ResNet};

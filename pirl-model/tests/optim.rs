@@ -204,3 +204,48 @@ fn settings_out_of_range_are_named() {
     };
     assert!(Schedule::new(&schedule, 0.1, 4, 5).is_err());
 }
+
+#[test]
+fn unscaled_gradients_take_the_step_of_plain_ones() {
+    let config = OptimConfig::default();
+    for ops in [Ops::Fast, Ops::Reference] {
+        let (plain, mut plain_optimizer) = layer(&config, ops);
+        let (scaled, mut scaled_optimizer) = layer(&config, ops);
+        for t in 0..3 {
+            step(&plain, &mut plain_optimizer, t, 0.1);
+            let scale = 65_536.0;
+            let gradient = [benches::fill(10 + 2 * t, 24), benches::fill(11 + 2 * t, 4)].concat();
+            let gradient = Tensor::new(gradient, &CPU).unwrap();
+            let var = scaled.parameters().var();
+            let loss = (var.as_tensor() * gradient).unwrap().sum_all().unwrap();
+            let gradients = (loss * scale).unwrap().backward().unwrap();
+            scaled_optimizer.accumulate(&gradients).unwrap();
+            assert!(scaled_optimizer.unscale(scale).unwrap());
+            scaled_optimizer.step(0.1).unwrap();
+            assert_eq!(parameters(&plain), parameters(&scaled));
+        }
+    }
+}
+
+#[test]
+fn gradients_that_are_not_finite_are_found_and_forgotten() {
+    let config = OptimConfig::default();
+    for wrong in [f32::INFINITY, f32::NEG_INFINITY, f32::NAN] {
+        let (head, mut optimizer) = layer(&config, Ops::Fast);
+        let before = parameters(&head);
+        let mut gradient = vec![1f32; 28];
+        gradient[17] = wrong;
+        let gradient = Tensor::new(gradient, &CPU).unwrap();
+        let loss = (head.parameters().var().as_tensor() * gradient).unwrap();
+        let gradients = loss.sum_all().unwrap().backward().unwrap();
+        optimizer.accumulate(&gradients).unwrap();
+        assert!(!optimizer.unscale(2.0).unwrap());
+        optimizer.step(0.1).unwrap();
+        assert_eq!(parameters(&head), before);
+        // Nothing of them is in the next step.
+        let (fresh, mut fresh_optimizer) = layer(&config, Ops::Fast);
+        step(&head, &mut optimizer, 1, 0.1);
+        step(&fresh, &mut fresh_optimizer, 1, 0.1);
+        assert_eq!(parameters(&head), parameters(&fresh));
+    }
+}

@@ -9,10 +9,11 @@ use pirl_bank::{MemoryBank, NegativeSampler, PerImageSampler, SharedSampler};
 use pirl_data::Pack;
 use pirl_loss::{ContrastiveLoss, InfoNce, Nce, Paper};
 use pirl_model::{
-    Backbone, Buffers, ClassifierHead, Head, JigsawHead, Ops, Optimizer, ParamSet, ProjectionHead,
-    ResNet, load_state_dict, save_state_dict, save_tensors, strip_prefix,
+    Backbone, Buffers, ClassifierHead, Head, JigsawHead, LossScale, Ops, Optimizer, ParamSet,
+    ProjectionHead, ResNet, load_state_dict, save_state_dict, save_tensors, strip_prefix,
 };
 
+use super::descent::Descent;
 use super::plan::Plan;
 use super::random::Stream;
 use super::step::{Invariant, Learner, Supervised, Task};
@@ -101,7 +102,10 @@ impl Learner {
             .map(|module| module.parameters.clone())
             .collect();
         Ok(Self {
-            optimizer: Optimizer::new(&recipe.optim, trained)?.with_ops(recipe.model.ops),
+            descent: Descent::new(
+                Optimizer::new(&recipe.optim, trained)?.with_ops(recipe.model.ops),
+                recipe.train.precision,
+            ),
             backbone,
             task,
             device: device.clone(),
@@ -118,7 +122,7 @@ impl Learner {
         let path = folder.join(MODEL);
         save_state_dict(&path, &sets).with_context(|| writing(&path))?;
         let path = folder.join(OPTIMIZER);
-        save_tensors(&path, &self.optimizer.state()?).with_context(|| writing(&path))?;
+        save_tensors(&path, &self.descent.optimizer.state()?).with_context(|| writing(&path))?;
         if let Task::Invariant(task) = &self.task {
             let path = folder.join(BANK);
             task.bank.save(&path).with_context(|| writing(&path))?;
@@ -126,17 +130,26 @@ impl Learner {
         Ok(())
     }
 
-    /// Brings back what [`Learner::save`] wrote, and `loss`, its state.
-    pub(crate) fn restore(&mut self, folder: &Path, loss: Option<f64>) -> Result<()> {
+    /// Brings back what [`Learner::save`] wrote, `loss`, its state, and how it is scaled.
+    pub(crate) fn restore(
+        &mut self,
+        folder: &Path,
+        loss: Option<f64>,
+        scale: Option<LossScale>,
+    ) -> Result<()> {
         let path = folder.join(MODEL);
         let saved = load_state_dict(&path)?;
         self.load_modules(&saved)
             .with_context(|| format!("{} does not fit the recipe", path.display()))?;
         let path = folder.join(OPTIMIZER);
         let saved = load_state_dict(&path)?;
-        self.optimizer
+        self.descent
+            .optimizer
             .load_state(&saved)
             .with_context(|| format!("{} does not fit the recipe", path.display()))?;
+        if let (Some(own), Some(saved)) = (&mut self.descent.scale, scale) {
+            *own = saved;
+        }
         if let Task::Invariant(task) = &mut self.task {
             let (rows, dim, momentum) = (task.bank.len(), task.bank.dim(), task.bank.momentum());
             let bank = MemoryBank::load(folder.join(BANK), rows, dim, momentum)?;

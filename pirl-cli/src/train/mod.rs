@@ -1,6 +1,7 @@
 //! Pre-training: batches in, steps, and what is written on the way.
 
 mod bank;
+mod descent;
 mod learner;
 mod plan;
 mod random;
@@ -12,6 +13,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use pirl_model::LossScale;
 
 pub(crate) use plan::{Plan, loader, pretext};
 pub(crate) use step::{Learner, Losses};
@@ -69,7 +71,7 @@ pub(crate) fn restore(learner: &mut Learner, plan: &Plan, folder: &RunDir) -> Re
         plan.pack.fingerprint()
     );
     learner
-        .restore(&path, state.loss)
+        .restore(&path, state.loss, state.loss_scale)
         .with_context(|| format!("resuming from {}", path.display()))?;
     Ok(state.step)
 }
@@ -157,7 +159,7 @@ impl Run<'_> {
     }
 
     fn save(&self, checkpoints: &Checkpoints) -> Result<std::path::PathBuf> {
-        let state = State::new(
+        let mut state = State::new(
             self.done,
             self.done / self.plan.steps_per_epoch,
             self.plan.recipe.seed,
@@ -165,10 +167,12 @@ impl Run<'_> {
             self.plan.pack.fingerprint(),
             self.learner.loss_state(),
         );
+        state.loss_scale = self.learner.descent.scale;
         checkpoints.write(&state, |folder: &Path| self.learner.save(folder))
     }
 
     fn row(&self, losses: Losses, lr: f64, skipped: u64, pace: Pace) -> Row {
+        let scale = self.learner.descent.scale.as_ref();
         Row {
             step: self.done,
             epoch: (self.done - 1) / self.plan.steps_per_epoch + 1,
@@ -180,6 +184,8 @@ impl Run<'_> {
             images_per_second: pace.images_per_second,
             data_wait: pace.data_wait,
             skipped,
+            loss_scale: scale.map(LossScale::value),
+            skipped_steps: scale.map(LossScale::skipped),
         }
     }
 }
@@ -194,6 +200,7 @@ fn draw(board: &mut TensorBoard, row: &Row) -> Result<()> {
     points.extend(row.loss_image.map(|loss| ("loss/image", loss)));
     points.extend(row.loss_patch.map(|loss| ("loss/patch", loss)));
     points.extend(row.top1.map(|top1| ("top1", top1)));
+    points.extend(row.loss_scale.map(|scale| ("loss/scale", scale as f32)));
     board.scalars(row.step, &points)
 }
 

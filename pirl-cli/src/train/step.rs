@@ -7,16 +7,17 @@ use candle_core::{D, DType, Device, Tensor};
 use pirl_bank::{Drawn, MemoryBank, NegativeSampler};
 use pirl_data::Batch;
 use pirl_loss::{ContrastiveLoss, Negatives, cross_entropy, total_loss};
-use pirl_model::{Backbone, ClassifierHead, Head, Mode, Optimizer, ProjectionHead, ResNet};
+use pirl_model::{Backbone, ClassifierHead, Head, Mode, ProjectionHead, ResNet};
 use rand_chacha::ChaCha8Rng;
 
+use super::descent::Descent;
 use super::random::Stream;
 
 /// Everything that learns.
 pub(crate) struct Learner {
     pub(crate) backbone: ResNet,
     pub(crate) task: Task,
-    pub(crate) optimizer: Optimizer,
+    pub(crate) descent: Descent,
     pub(crate) device: Device,
 }
 
@@ -97,7 +98,7 @@ impl Learner {
                         let loss = task.loss(&view, &rows)?;
                         patch += weight * scalar(&loss)?;
                         let share = (loss * (task.lambda * weight))?;
-                        self.optimizer.accumulate(&share.backward()?)?;
+                        self.descent.accumulate(&share)?;
                     }
                     let view = part.images.to_device(&self.device)?; // I
                     let view = embed(&self.backbone, &task.f, &view, Mode::Train)?;
@@ -105,7 +106,7 @@ impl Learner {
                     image += weight * scalar(&loss)?;
                     let lambda = if task.g.is_some() { task.lambda } else { 0.0 };
                     let share = (loss * ((1.0 - lambda) * weight))?;
-                    self.optimizer.accumulate(&share.backward()?)?;
+                    self.descent.accumulate(&share)?;
                     embeddings.push(view.detach());
                     indices.extend(part.indices);
                 }
@@ -113,7 +114,7 @@ impl Learner {
                 ensure_whole(seen, size)?;
                 let losses = task.losses(patch, image)?;
                 losses.check(step, lr)?;
-                self.optimizer.step(lr)?;
+                self.descent.step(lr)?;
                 task.remember(&indices, &Tensor::cat(&embeddings, 0)?)?;
                 losses
             }
@@ -124,7 +125,7 @@ impl Learner {
                     let view = transformed(&part, &self.device)?;
                     let logits = embed(&self.backbone, head, &view, Mode::Train)?;
                     let weight = share(&part);
-                    total += classify(&mut self.optimizer, &logits, &part.targets, weight)?;
+                    total += classify(&mut self.descent, &logits, &part.targets, weight)?;
                     seen += part.indices.len();
                 }
                 ensure_whole(seen, size)?;
@@ -135,7 +136,7 @@ impl Learner {
                     top1: None,
                 };
                 losses.check(step, lr)?;
-                self.optimizer.step(lr)?;
+                self.descent.step(lr)?;
                 losses
             }
             Task::Supervised(task) => {
@@ -146,7 +147,7 @@ impl Learner {
                     let view = part.images.to_device(&self.device)?;
                     let logits = embed(&self.backbone, &task.classifier, &view, Mode::Train)?;
                     right += hits(&logits, &labels)?;
-                    total += classify(&mut self.optimizer, &logits, &labels, share(&part))?;
+                    total += classify(&mut self.descent, &logits, &labels, share(&part))?;
                     seen += labels.len();
                 }
                 ensure_whole(seen, size)?;
@@ -157,7 +158,7 @@ impl Learner {
                     top1: Some(100.0 * right as f32 / size as f32),
                 };
                 losses.check(step, lr)?;
-                self.optimizer.step(lr)?;
+                self.descent.step(lr)?;
                 losses
             }
         };
@@ -341,14 +342,9 @@ fn scalar(loss: &Tensor) -> Result<f64> {
 }
 
 /// Accumulates the gradient of a part's cross-entropy; its share of the batch's loss.
-fn classify(
-    optimizer: &mut Optimizer,
-    logits: &Tensor,
-    classes: &[u32],
-    weight: f64,
-) -> Result<f64> {
+fn classify(descent: &mut Descent, logits: &Tensor, classes: &[u32], weight: f64) -> Result<f64> {
     let loss = (cross_entropy(logits, classes)? * weight)?;
-    optimizer.accumulate(&loss.backward()?)?;
+    descent.accumulate(&loss)?;
     scalar(&loss)
 }
 
@@ -358,7 +354,7 @@ mod tests {
     use super::*;
     use pirl_bank::{PerImageSampler, SharedSampler};
     use pirl_loss::{InfoNce, Nce, Paper};
-    use pirl_model::{ClassifierHead, ModelConfig, Ops};
+    use pirl_model::{ClassifierHead, ModelConfig, Ops, Optimizer};
 
     /// A batch whose halves show the same views, so that batch norm sees the same in each half as in
     /// the whole, and parts can be compared with it.
@@ -444,7 +440,7 @@ mod tests {
         let head = ClassifierHead::new(&config, features, views, 3, 0, &Device::Cpu).unwrap();
         let sets = [learner.backbone.parameters(), head.parameters()];
         let sets = sets.map(Clone::clone).to_vec();
-        learner.optimizer = Optimizer::new(&Default::default(), sets).unwrap();
+        learner.descent.optimizer = Optimizer::new(&Default::default(), sets).unwrap();
         learner.task = task(head);
     }
 

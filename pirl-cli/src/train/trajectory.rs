@@ -10,10 +10,11 @@ use pirl_data::Batch;
 use pirl_loss::Paper;
 use pirl_model::{
     Arch, Backbone, Head, JigsawHead, ModelConfig, Ops, OptimConfig, Optimizer, ParamSet,
-    ProjectionHead, ResNet, Stem,
+    Precision, ProjectionHead, ResNet, Stem,
 };
 use rand::Rng;
 
+use super::descent::Descent;
 use super::step::{Invariant, Learner, Task};
 
 // The sizes of benches/peers/trajectory.py.
@@ -115,7 +116,7 @@ pub(super) fn learner(ops: Ops) -> Result<Learner> {
             negatives: NEGATIVES as usize,
             seed: 0,
         }),
-        optimizer,
+        descent: Descent::new(optimizer, Precision::F32),
         device,
     })
 }

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use candle_core::{CpuStorage, CustomOp2, DType, Device, Layout, Shape, Storage, Tensor};
-use half::bf16;
+use half::{bf16, f16};
 
 use super::Network;
 use super::buffer::Arena;
@@ -44,10 +44,10 @@ impl<N: Network> Traced<N> {
     pub(crate) fn set_precision(&mut self, precision: Precision) -> Result<()> {
         let device = self.params.var().device();
         let able = self.ops == Ops::Fast && (device.is_cpu() || device.is_cuda());
-        if precision == Precision::Bf16 && !able {
+        if precision != Precision::F32 && !able {
             return Err(ModelError::Config {
                 key: "precision",
-                value: "bf16".to_owned(),
+                value: precision.dtype().as_str().to_owned(),
                 expected: "needs a CPU or CUDA device and model.ops = \"fast\"; f32 runs anywhere"
                     .to_owned(),
             });
@@ -81,13 +81,11 @@ impl<N: Network> Traced<N> {
             match self.precision {
                 Precision::F32 => self.run::<f32>(&x, mode)?,
                 Precision::Bf16 => self.run::<bf16>(&x, mode)?,
+                Precision::F16 => self.run::<f16>(&x, mode)?,
             }
         } else {
             let x = if mode.records() { x } else { x.detach() };
-            let dtype = match self.precision {
-                Precision::F32 => DType::F32,
-                Precision::Bf16 => DType::BF16,
-            };
+            let dtype = self.precision.dtype();
             let mut engine = Composed::new(&self.params, &self.buffers, mode, self.ops, dtype)?;
             let x = x.to_dtype(dtype)?;
             let out = self.network.forward(&mut engine, &x, &mut |_, _| {})?;

@@ -1,6 +1,7 @@
 //! Optimisers over flat parameter sets, and schedules of the learning rate.
 
 mod lars;
+mod loss_scale;
 mod schedule;
 mod sgd;
 
@@ -17,6 +18,7 @@ use crate::params::{Param, ParamSet};
 
 use sgd::{Accumulate, Apply, Segment};
 
+pub use loss_scale::LossScale;
 pub use schedule::{Schedule, ScheduleConfig, ScheduleKind};
 
 /// Which optimiser.
@@ -171,6 +173,31 @@ impl Optimizer {
             });
         }
         Ok(())
+    }
+
+    /// Divides the accumulated gradients by `scale`, by which their losses were multiplied. `false` if
+    /// one of them is not finite, and all are forgotten.
+    ///
+    /// # Errors
+    /// Only if Candle cannot compute it.
+    pub fn unscale(&mut self, scale: f64) -> Result<bool> {
+        let mut finite = true;
+        for gradient in self
+            .sets
+            .iter_mut()
+            .filter_map(|group| group.gradient.as_mut())
+        {
+            *gradient = (&*gradient / scale)?;
+            // 0 times what is not finite is not a number, and so is a sum with it.
+            let zero = (&*gradient * 0.0)?.sum_all()?.to_scalar::<f32>()?;
+            finite &= zero == 0.0;
+        }
+        if !finite {
+            for group in &mut self.sets {
+                group.gradient = None;
+            }
+        }
+        Ok(finite)
     }
 
     /// One step at the learning rate `lr` down the accumulated gradients, which are then forgotten.

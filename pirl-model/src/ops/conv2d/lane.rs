@@ -5,6 +5,7 @@
 //! pixel, just as they lie. The weight gradient sums over pixels, so there it is one channel of two
 //! pixels, which packing puts side by side.
 
+use candle_core::DType;
 use half::bf16;
 
 use super::plan::Row;
@@ -60,8 +61,9 @@ impl Lane for f32 {
     }
 
     fn view<T: Element>(x: &[T], _: usize) -> Option<&[f32]> {
-        // SAFETY: `T` is `f32`, as an element that is not `bf16` is.
-        (!T::BF16).then(|| unsafe { std::slice::from_raw_parts(x.as_ptr().cast(), x.len()) })
+        // SAFETY: `T` is `f32`.
+        (T::DTYPE == DType::F32)
+            .then(|| unsafe { std::slice::from_raw_parts(x.as_ptr().cast(), x.len()) })
     }
 
     fn convert<T: Element>(x: &[T], _: usize, lanes: &mut [f32]) {
@@ -144,7 +146,7 @@ impl Lane for Pair {
     }
 
     fn view<T: Element>(x: &[T], channels: usize) -> Option<&[Pair]> {
-        let whole = T::BF16 && channels.is_multiple_of(2);
+        let whole = T::DTYPE == DType::BF16 && channels.is_multiple_of(2);
         // SAFETY: `T` is `bf16`, and pixels of an even number of them are a whole number of pairs,
         // which need no more alignment than their halves.
         whole.then(|| unsafe { std::slice::from_raw_parts(x.as_ptr().cast(), x.len() / 2) })

@@ -7,7 +7,7 @@
 //! with respect to the input is the same product with reordered taps, that with respect to the
 //! weight a product over pixels; see `weight_gradient`.
 //!
-//! Activations may be stored as `bf16`. Weights are then rounded to it, products are summed in `f32`,
+//! Activations may be stored as `bf16` or `f16`. Weights are then rounded to it, products are summed in `f32`,
 //! and sums are rounded once. Where the processor multiplies pairs of `bf16`, see `lane`, it is given
 //! them; elsewhere a part of the input is widened to `f32` at a time, for the same kernels as `f32`.
 
@@ -25,6 +25,7 @@ mod weight_gradient;
 use std::ops::Range;
 use std::slice;
 
+use candle_core::DType;
 use kernel::Kernel;
 use lane::{Lane, lanes};
 use plan::Plan;
@@ -396,7 +397,7 @@ fn product<K: Kernel, T: Element>(
                     finish.apply(pixel, columns.clone(), sums);
                 }
             };
-            if !T::BF16 {
+            if T::DTYPE == DType::F32 {
                 return sum(out.cast());
             }
             scratch::with(destination.len() * channels, |sums: &mut [f32]| {

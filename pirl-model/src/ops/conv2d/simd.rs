@@ -2,6 +2,8 @@
 
 use std::sync::OnceLock;
 
+use candle_core::DType;
+
 use super::lane::{Lane, Pair};
 use crate::ops::Element;
 
@@ -29,7 +31,7 @@ impl Isa {
     pub(crate) fn available<T: Element>() -> Vec<Isa> {
         let mut all = Vec::new();
         #[cfg(test)]
-        if T::BF16 {
+        if T::DTYPE == DType::BF16 {
             all.push(Isa::Pairs);
         }
         all.push(Isa::Portable);
@@ -40,7 +42,7 @@ impl Isa {
             }
             if is_x86_feature_detected!("avx512f") {
                 all.push(Isa::Avx512);
-                if T::BF16 && is_x86_feature_detected!("avx512bf16") {
+                if T::DTYPE == DType::BF16 && is_x86_feature_detected!("avx512bf16") {
                     all.push(Isa::Avx512Bf16);
                 }
             }
@@ -52,7 +54,7 @@ impl Isa {
     pub(crate) fn best<T: Element>() -> Isa {
         static BEST: [OnceLock<Isa>; 2] = [const { OnceLock::new() }; 2];
         let best = || Isa::available::<T>().last().copied();
-        *BEST[usize::from(T::BF16)].get_or_init(|| best().unwrap_or(Isa::Portable))
+        *BEST[usize::from(T::DTYPE == DType::BF16)].get_or_init(|| best().unwrap_or(Isa::Portable))
     }
 }
 

@@ -2,7 +2,8 @@
 
 use super::*;
 use benches::fill;
-use half::bf16;
+use candle_core::DType;
+use half::{bf16, f16};
 
 /// The output and both gradients of one convolution, in `f64`, with its terms' magnitudes.
 struct Oracle {
@@ -51,12 +52,18 @@ fn oracle(s: &ConvShape, x: &[f32], weight: &[f32], dy: &[f32], magnitudes: bool
 
 /// `f32` sums of products of magnitudes m are within a few thousand half-ulps of m: 1e-5 m is
 /// generous for sums of up to 10^4 terms and still sees a single wrong product among them. What is
-/// stored as `bf16`, which has 8 bits, is then rounded by 2^-8 of itself at most.
+/// stored as `bf16`, which has 8 bits, or `f16`, which has 11, is then rounded by 2^-8 or 2^-11 of
+/// itself at most.
 fn assert_close<T: Element>(what: &str, got: &[T], want: &[f64], magnitude: &[f64]) {
     assert_eq!(got.len(), want.len());
-    let rounding = if T::BF16 { 1.0 / 256.0 } else { 0.0 };
+    // Steps of `f16` are never shorter than 2^-24.
+    let (rounding, least) = match T::DTYPE {
+        DType::BF16 => (1.0 / 256.0, 0.0),
+        DType::F16 => (1.0 / 2048.0, 2f64.powi(-25)),
+        _ => (0.0, 0.0),
+    };
     for (i, ((&g, &w), &m)) in got.iter().zip(want).zip(magnitude).enumerate() {
-        let bound = 1e-5 * m + rounding * (w.abs() + 1e-5 * m);
+        let bound = 1e-5 * m + rounding * (w.abs() + 1e-5 * m) + least;
         assert!(
             (f64::from(g.to_f32()) - w).abs() <= bound,
             "{what}: entry {i} is {g:?}, should be {w} +- {bound}"
@@ -67,6 +74,7 @@ fn assert_close<T: Element>(what: &str, got: &[T], want: &[f64], magnitude: &[f6
 fn check_shape(s: ConvShape) {
     check_shape_in::<f32>(s);
     check_shape_in::<bf16>(s);
+    check_shape_in::<f16>(s);
 }
 
 fn check_shape_in<T: Element>(s: ConvShape) {

@@ -1,30 +1,49 @@
-//! Activations stored as bf16: every op against the `f32` reference on inputs that bf16 holds, and
-//! networks against themselves in `f32`.
+//! Activations stored as bf16 and f16: every op against the `f32` reference on inputs that those hold,
+//! and networks against themselves in `f32`.
 
 use benches::fill;
 use candle_core::{Device, Tensor, Var};
-use half::bf16;
+use half::{bf16, f16};
 use pirl_model::ops::conv2d::{self, ConvShape};
 use pirl_model::ops::pool::{self, PoolShape};
-use pirl_model::ops::{batch_norm, linear, reference, relu};
+use pirl_model::ops::{Element, batch_norm, linear, reference, relu};
 use pirl_model::{Arch, Backbone, Layer, Mode, ModelConfig, Ops, Precision, ResNet, Stem};
 
 type Result<T = ()> = candle_core::Result<T>;
 
 const CPU: Device = Device::Cpu;
-const NAN: bf16 = bf16::NAN;
 
-/// Numbers that bf16 holds, so that an op's own rounding is all that a comparison sees.
-fn stored(seed: u32, len: usize) -> Vec<bf16> {
-    fill(seed, len).into_iter().map(bf16::from_f32).collect()
+trait Half: Element {
+    const NAN: Self;
+    /// The most that a number moves when it is rounded, as a share of it: half a step.
+    const ROUNDING: f32;
+    /// Half the least step.
+    const LEAST: f32;
 }
 
-fn wide(x: &[bf16]) -> Vec<f32> {
+impl Half for bf16 {
+    const NAN: Self = bf16::NAN;
+    const ROUNDING: f32 = 1.0 / 256.0;
+    const LEAST: f32 = 0.0;
+}
+
+impl Half for f16 {
+    const NAN: Self = f16::NAN;
+    const ROUNDING: f32 = 1.0 / 2048.0;
+    const LEAST: f32 = 1.0 / (1 << 25) as f32;
+}
+
+/// Numbers that `T` holds, so that an op's own rounding is all that a comparison sees.
+fn stored<T: Half>(seed: u32, len: usize) -> Vec<T> {
+    fill(seed, len).into_iter().map(T::from_f32).collect()
+}
+
+fn wide<T: Half>(x: &[T]) -> Vec<f32> {
     x.iter().map(|x| x.to_f32()).collect()
 }
 
 /// `(n, h, w, c)` numbers as an NCHW variable.
-fn nchw(x: &[bf16], (n, h, w, c): (usize, usize, usize, usize)) -> Result<Var> {
+fn nchw<T: Half>(x: &[T], (n, h, w, c): (usize, usize, usize, usize)) -> Result<Var> {
     let x = Tensor::from_vec(wide(x), (n, h, w, c), &CPU)?;
     Var::from_tensor(&x.permute((0, 3, 1, 2))?.contiguous()?)
 }
@@ -33,18 +52,17 @@ fn nhwc(x: &Tensor) -> Result<Vec<f32>> {
     x.permute((0, 2, 3, 1))?.flatten_all()?.to_vec1()
 }
 
-/// One rounding to 8 bits is at most 2^-8 of the number; sums in another order differ by 2e-5 of
-/// the largest.
-fn assert_rounded(what: &str, got: &[bf16], want: &[f32]) {
-    assert_near(what, &wide(got), want, 1.0 / 256.0);
+/// Rounded once; sums in another order differ by 2e-5 of the largest.
+fn assert_rounded<T: Half>(what: &str, got: &[T], want: &[f32]) {
+    assert_near(what, &wide(got), want, (T::ROUNDING, T::LEAST));
 }
 
-fn assert_near(what: &str, got: &[f32], want: &[f32], relative: f32) {
+fn assert_near(what: &str, got: &[f32], want: &[f32], (relative, least): (f32, f32)) {
     assert_eq!(got.len(), want.len(), "{what}");
     let scale = want.iter().fold(1e-3f32, |m, v| m.max(v.abs()));
     for (i, (g, w)) in got.iter().zip(want).enumerate() {
         assert!(
-            (g - w).abs() <= relative * w.abs() + 2e-5 * scale,
+            (g - w).abs() <= relative * w.abs() + least + 2e-5 * scale,
             "{what}: entry {i} is {g}, should be {w}, scale {scale}"
         );
     }
@@ -52,6 +70,11 @@ fn assert_near(what: &str, got: &[f32], want: &[f32], relative: f32) {
 
 #[test]
 fn convolution_and_its_gradients_are_the_references_rounded_once() -> Result {
+    check_convolution::<bf16>()?;
+    check_convolution::<f16>()
+}
+
+fn check_convolution<T: Half>() -> Result {
     for (n, h, w, c_in, c_out, kernel, stride, padding) in [
         (1, 9, 7, 3, 5, 3, 1, 1),
         (2, 8, 8, 16, 17, 3, 2, 1),
@@ -70,9 +93,9 @@ fn convolution_and_its_gradients_are_the_references_rounded_once() -> Result {
             stride,
             padding,
         };
-        let (x, dy) = (stored(1, s.in_len()), stored(3, s.out_len()));
-        let weight = wide(&stored(2, s.weight_len()));
-        let (mut out, mut dx) = (vec![NAN; s.out_len()], vec![NAN; s.in_len()]);
+        let (x, dy) = (stored::<T>(1, s.in_len()), stored::<T>(3, s.out_len()));
+        let weight = wide(&stored::<T>(2, s.weight_len()));
+        let (mut out, mut dx) = (vec![T::NAN; s.out_len()], vec![T::NAN; s.in_len()]);
         let mut dw = vec![f32::NAN; s.weight_len()];
         conv2d::forward(&s, &x, &weight, &mut out);
         conv2d::backward_input(&s, &weight, &dy, &mut dx);
@@ -89,13 +112,18 @@ fn convolution_and_its_gradients_are_the_references_rounded_once() -> Result {
         assert_rounded(&what, &out, &nhwc(&want)?);
         assert_rounded(&what, &dx, &nhwc(gradients.get(&x).unwrap())?);
         let want = gradients.get(&weight).unwrap().flatten_all()?.to_vec1()?;
-        assert_near(&what, &dw, &want, 0.0);
+        assert_near(&what, &dw, &want, (0.0, 0.0));
     }
     Ok(())
 }
 
 #[test]
-fn a_weight_is_rounded_to_bf16() {
+fn a_weight_is_rounded_too() {
+    check_rounding_of_a_weight::<bf16>();
+    check_rounding_of_a_weight::<f16>();
+}
+
+fn check_rounding_of_a_weight<T: Half>() {
     let s = ConvShape {
         n: 2,
         h: 5,
@@ -107,25 +135,33 @@ fn a_weight_is_rounded_to_bf16() {
         padding: 1,
     };
     let (x, dy, weight) = (
-        stored(1, s.in_len()),
-        stored(3, s.out_len()),
+        stored::<T>(1, s.in_len()),
+        stored::<T>(3, s.out_len()),
         fill(2, s.weight_len()),
     );
     let run = |weight: &[f32]| {
-        let (mut out, mut dx) = (vec![NAN; s.out_len()], vec![NAN; s.in_len()]);
+        let (mut out, mut dx) = (vec![T::NAN; s.out_len()], vec![T::NAN; s.in_len()]);
         conv2d::forward(&s, &x, weight, &mut out);
         conv2d::backward_input(&s, weight, &dy, &mut dx);
         (out, dx)
     };
-    assert_eq!(run(&weight), run(&wide(&stored(2, s.weight_len()))));
+    assert_eq!(run(&weight), run(&wide(&stored::<T>(2, s.weight_len()))));
 }
 
 #[test]
 fn a_linear_layer_and_its_gradients_are_rounded() {
+    check_linear::<bf16>();
+    check_linear::<f16>();
+}
+
+fn check_linear<T: Half>() {
     let (rows, inputs, outputs) = (7, 33, 10);
-    let (x, dy) = (stored(1, rows * inputs), stored(3, rows * outputs));
-    let (weight, bias) = (wide(&stored(2, inputs * outputs)), fill(4, outputs));
-    let (mut y, mut dx) = (vec![NAN; rows * outputs], vec![NAN; rows * inputs]);
+    let (x, dy) = (
+        stored::<T>(1, rows * inputs),
+        stored::<T>(3, rows * outputs),
+    );
+    let (weight, bias) = (wide(&stored::<T>(2, inputs * outputs)), fill(4, outputs));
+    let (mut y, mut dx) = (vec![T::NAN; rows * outputs], vec![T::NAN; rows * inputs]);
     let (mut dw, mut db) = (vec![0f32; weight.len()], vec![0f32; outputs]);
     linear::forward(rows, inputs, outputs, &x, &weight, Some(&bias), &mut y);
     linear::backward(
@@ -146,8 +182,8 @@ fn a_linear_layer_and_its_gradients_are_rounded() {
     // The product and the sum with the bias are both rounded.
     for (i, (found, product)) in y.iter().zip(&plain_y).enumerate() {
         let want = product + bias[i % outputs];
-        let bound = (product.abs() + want.abs()) / 256.0 + 1e-4;
-        assert!((found.to_f32() - want).abs() <= bound, "{found} {want}");
+        let bound = (product.abs() + want.abs()) * T::ROUNDING + 1e-4;
+        assert!((found.to_f32() - want).abs() <= bound, "{found:?} {want}");
     }
     linear::backward(
         rows,
@@ -161,24 +197,33 @@ fn a_linear_layer_and_its_gradients_are_rounded() {
         Some(&mut plain_db),
     );
     assert_rounded("dx", &dx, &plain_dx);
-    assert_near("dw", &dw, &plain_dw, 0.0);
-    assert_near("db", &db, &plain_db, 0.0);
+    assert_near("dw", &dw, &plain_dw, (0.0, 0.0));
+    assert_near("db", &db, &plain_db, (0.0, 0.0));
 }
 
 #[test]
 fn batch_norm_and_its_gradients_are_the_references_rounded_once() -> Result {
+    check_batch_norm::<bf16>()?;
+    check_batch_norm::<f16>()
+}
+
+fn check_batch_norm<T: Half>() -> Result {
     const EPS: f32 = 1e-5;
     for (n, h, w, c) in [(5, 1, 1, 3), (2, 7, 5, 16), (3, 4, 4, 130), (1, 1, 2, 1)] {
         let len = n * h * w * c;
-        let (x, residual, dy) = (stored(1, len), stored(2, len), stored(3, len));
+        let (x, residual, dy) = (
+            stored::<T>(1, len),
+            stored::<T>(2, len),
+            stored::<T>(3, len),
+        );
         let (gamma, beta) = (fill(4, c), fill(5, c));
         for (relu, with_residual) in [(false, false), (true, false), (false, true), (true, true)] {
             let what = format!("{n}x{h}x{w}x{c}, ReLU {relu}, residual {with_residual}");
             let added = with_residual.then_some(&residual[..]);
-            let mut out = vec![NAN; len];
+            let mut out = vec![T::NAN; len];
             let stats = batch_norm::forward_train(&x, c, &gamma, &beta, EPS, added, relu, &mut out);
-            let mut dx = vec![NAN; len];
-            let mut dresidual = with_residual.then(|| vec![NAN; len]);
+            let mut dx = vec![T::NAN; len];
+            let mut dresidual = with_residual.then(|| vec![T::NAN; len]);
             let (mut dgamma, mut dbeta) = (vec![f32::NAN; c], vec![f32::NAN; c]);
             batch_norm::backward_train(
                 &x,
@@ -201,7 +246,7 @@ fn batch_norm_and_its_gradients_are_the_references_rounded_once() -> Result {
                 batch_norm::forward_train(&x_, c, &gamma, &beta, EPS, added, relu, &mut want);
             assert_eq!(stats, plain, "{what}: statistics are of the same numbers");
             assert_rounded(&what, &out, &want);
-            // A tiny positive output rounded to bf16 stays positive, so the ReLU cuts the same.
+            // A tiny positive output stays positive when rounded, so the ReLU cuts the same.
             let (mut dx_, mut dr_) = (vec![0f32; len], with_residual.then(|| vec![0f32; len]));
             let (mut dgamma_, mut dbeta_) = (vec![0f32; c], vec![0f32; c]);
             batch_norm::backward_train(
@@ -231,6 +276,11 @@ fn batch_norm_and_its_gradients_are_the_references_rounded_once() -> Result {
 
 #[test]
 fn pools_choose_exactly_and_average_in_f32() {
+    check_pools::<bf16>();
+    check_pools::<f16>();
+}
+
+fn check_pools<T: Half>() {
     let s = PoolShape {
         n: 2,
         h: 7,
@@ -240,31 +290,32 @@ fn pools_choose_exactly_and_average_in_f32() {
         stride: 2,
         padding: 1,
     };
-    let (x, dy) = (stored(1, s.in_len()), stored(2, s.out_len()));
-    let (mut out, mut argmax) = (vec![NAN; s.out_len()], vec![0u32; s.out_len()]);
+    let (x, dy) = (stored::<T>(1, s.in_len()), stored::<T>(2, s.out_len()));
+    let (mut out, mut argmax) = (vec![T::NAN; s.out_len()], vec![0u32; s.out_len()]);
     pool::max_forward(&s, &x, &mut out, Some(&mut argmax));
     let (mut want, mut pixels) = (vec![0f32; s.out_len()], vec![0u32; s.out_len()]);
     pool::max_forward(&s, &wide(&x), &mut want, Some(&mut pixels));
     assert_eq!((wide(&out), argmax), (want, pixels.clone()));
-    let (mut dx, mut want) = (vec![NAN; s.in_len()], vec![0f32; s.in_len()]);
+    let (mut dx, mut want) = (vec![T::NAN; s.in_len()], vec![0f32; s.in_len()]);
     pool::max_backward(&s, &pixels, &dy, &mut dx);
     pool::max_backward(&s, &pixels, &wide(&dy), &mut want);
     for (found, want) in dx.iter().zip(&want) {
         // At most four windows meet in a pixel: three sums, each of at most 4, are rounded.
-        assert!((found.to_f32() - want).abs() <= 3.0 * 4.0 / 256.0);
+        assert!((found.to_f32() - want).abs() <= 3.0 * 4.0 * T::ROUNDING);
     }
 
-    // A sum in bf16 would stop growing at 256.
-    let (hw, c) = (1024, 3);
-    let ones = vec![bf16::ONE; hw * c];
-    let mut mean = vec![NAN; c];
+    // A sum in bf16 would stop growing at 256, one in f16 at 2,048.
+    let (hw, c) = (4096, 3);
+    let one = T::from_f32(1.0);
+    let ones = vec![one; hw * c];
+    let mut mean = vec![T::NAN; c];
     pool::average_forward(1, hw, c, &ones, &mut mean);
-    assert_eq!(mean, [bf16::ONE; 3]);
-    let mut dx = vec![NAN; hw * c];
+    assert_eq!(mean, [one; 3]);
+    let mut dx = vec![T::NAN; hw * c];
     pool::average_backward(1, hw, c, &mean, &mut dx);
-    assert!(dx.iter().all(|&d| d == bf16::from_f32(1.0 / 1024.0)));
+    assert!(dx.iter().all(|&d| d == T::from_f32(1.0 / 4096.0)));
 
-    let mut out = vec![NAN; x.len()];
+    let mut out = vec![T::NAN; x.len()];
     relu::forward(&x, &mut out);
     assert!(
         out.iter()
@@ -331,17 +382,9 @@ fn networks_learn_in_the_direction_of_f32() {
         };
         let images = fill(3, batch * 3 * size * size);
         let images = Tensor::from_vec(images, (batch, 3, size, size), &CPU).unwrap();
-        let (plain, bf16) = (network(Precision::F32), network(Precision::Bf16));
+        let plain = network(Precision::F32);
         let (features, gradient) = pass(&plain, &images);
-        let (rounded_features, rounded_gradient) = pass(&bf16, &images);
-        let of_features = cosine(&features, &rounded_features);
-        let of_gradient = cosine(&gradient, &rounded_gradient);
-        let what = format!("{arch:?} {stem:?} {shift}: {of_features} {of_gradient}");
-        assert!(of_features > bounds.0, "{what}");
-        assert!(of_gradient > bounds.1, "{what}");
-        assert_ne!(features, rounded_features, "{what}: it is in use");
-
-        // Statistics follow, maps are f32 and of the same weights.
+        // Running statistics.
         let statistics = |network: &ResNet| -> Vec<f32> {
             let entries = network.buffers().entries().unwrap();
             let running = entries.iter().filter(|(name, _)| name.contains("running"));
@@ -349,11 +392,27 @@ fn networks_learn_in_the_direction_of_f32() {
                 .flat_map(|(_, x)| x.to_vec1::<f32>().unwrap())
                 .collect()
         };
-        assert!(cosine(&statistics(&plain), &statistics(&bf16)) > 0.999);
+        for precision in [Precision::Bf16, Precision::F16] {
+            let rounded = network(precision);
+            let (rounded_features, rounded_gradient) = pass(&rounded, &images);
+            let of_features = cosine(&features, &rounded_features);
+            let of_gradient = cosine(&gradient, &rounded_gradient);
+            let what = format!("{arch:?} {stem:?} {shift} {precision:?}");
+            let found = format!("{what}: {of_features} {of_gradient}");
+            // f16 is eight times as precise, so its gradients turn less.
+            let turned = match precision {
+                Precision::F16 => (1.0 - bounds.1) / 2.0,
+                _ => 1.0 - bounds.1,
+            };
+            assert!(of_features > bounds.0, "{found}");
+            assert!(of_gradient > 1.0 - turned, "{found}");
+            assert_ne!(features, rounded_features, "{what}: it is in use");
+            assert!(cosine(&statistics(&plain), &statistics(&rounded)) > 0.999);
 
-        // The same bits again.
-        let again = network(Precision::Bf16);
-        assert_eq!(pass(&again, &images), (rounded_features, rounded_gradient));
+            // The same bits again.
+            let again = network(precision);
+            assert_eq!(pass(&again, &images), (rounded_features, rounded_gradient));
+        }
     }
 }
 
@@ -368,21 +427,26 @@ fn maps_are_read_in_f32_whatever_the_precision() {
         let flat = |map: &Tensor| map.flatten_all().unwrap().to_vec1().unwrap();
         maps.iter().map(|(_, map)| flat(map)).collect()
     };
-    assert_eq!(maps(Precision::F32), maps(Precision::Bf16));
+    for precision in [Precision::Bf16, Precision::F16] {
+        assert_eq!(maps(Precision::F32), maps(precision));
+    }
 }
 
 #[test]
-fn the_reference_ops_know_no_bf16() {
+fn the_reference_ops_know_f32_alone() {
     let config = ModelConfig {
         ops: Ops::Reference,
         ..config(Arch::Resnet18, Stem::Small)
     };
-    let network = ResNet::new(&config, 1, &CPU).unwrap();
-    let error = network
-        .with_precision(Precision::Bf16)
-        .map(|_| ())
-        .unwrap_err();
-    assert!(error.to_string().contains("model.ops"), "{error}");
+    for (precision, name) in [(Precision::Bf16, "bf16"), (Precision::F16, "f16")] {
+        let network = ResNet::new(&config, 1, &CPU).unwrap();
+        let error = network.with_precision(precision).map(|_| ()).unwrap_err();
+        let error = error.to_string();
+        assert!(
+            error.contains("model.ops") && error.contains(name),
+            "{error}"
+        );
+    }
     let network = ResNet::new(&config, 1, &CPU).unwrap();
     assert!(network.with_precision(Precision::F32).is_ok());
 }

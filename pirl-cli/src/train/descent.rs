@@ -1,0 +1,83 @@
+//! Down the gradient of a loss, whatever precision it comes in.
+
+use anyhow::Result;
+use candle_core::Tensor;
+use pirl_model::{LossScale, Optimizer, Precision};
+
+/// The optimiser, and how losses are scaled for it.
+pub(crate) struct Descent {
+    pub(crate) optimizer: Optimizer,
+    /// `None` where gradients have the range of `f32`, which that of `bf16` is.
+    pub(crate) scale: Option<LossScale>,
+}
+
+impl Descent {
+    pub(crate) fn new(optimizer: Optimizer, precision: Precision) -> Self {
+        Self {
+            optimizer,
+            scale: (precision == Precision::F16).then(LossScale::default),
+        }
+    }
+
+    /// Differentiates a part of the step's loss.
+    pub(crate) fn accumulate(&mut self, loss: &Tensor) -> Result<()> {
+        let gradients = match &self.scale {
+            Some(scale) => (loss * scale.value())?.backward()?,
+            None => loss.backward()?,
+        };
+        Ok(self.optimizer.accumulate(&gradients)?)
+    }
+
+    /// The step, at the learning rate `lr`. One whose scaled gradients are not finite is left out and
+    /// counted, and the next losses are scaled by half as much.
+    pub(crate) fn step(&mut self, lr: f64) -> Result<()> {
+        if let Some(scale) = &mut self.scale {
+            let finite = self.optimizer.unscale(scale.value())?;
+            scale.update(finite);
+            if !finite {
+                tracing::debug!(
+                    "a gradient was not finite; losses are now scaled by {}",
+                    scale.value()
+                );
+                return Ok(());
+            }
+        }
+        Ok(self.optimizer.step(lr)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+    use pirl_model::{OptimConfig, ParamSet};
+
+    /// A step down `slope` in every one of three parameters, and what they then are.
+    fn step(descent: &mut Descent, set: &ParamSet, slope: f32) -> Vec<f32> {
+        let slope = Tensor::new(&[slope; 3], &Device::Cpu).unwrap();
+        let loss = (set.var().as_tensor() * slope).unwrap();
+        descent.accumulate(&loss.sum_all().unwrap()).unwrap();
+        descent.step(0.1).unwrap();
+        set.var().to_vec1().unwrap()
+    }
+
+    #[test]
+    fn a_step_that_is_not_finite_is_left_out_and_the_next_is_as_ever() {
+        let [(mut plain, plain_set), (mut half, half_set)] =
+            [Precision::Bf16, Precision::F16].map(|precision| {
+                let params: [(&str, &[usize], f64); 1] = [("w", &[1, 3], 1.0)];
+                let set = ParamSet::normal(1, &params, &Device::Cpu).unwrap();
+                let optimizer = Optimizer::new(&OptimConfig::default(), vec![set.clone()]);
+                (Descent::new(optimizer.unwrap(), precision), set)
+            });
+        let before: Vec<f32> = half_set.var().to_vec1().unwrap();
+        // Finite before it is scaled.
+        assert_eq!(step(&mut half, &half_set, 1e35), before);
+        let scale = half.scale.unwrap();
+        assert_eq!((scale.value(), scale.skipped()), (32_768.0, 1));
+        let expected = step(&mut plain, &plain_set, 0.5);
+        assert_ne!(expected, before);
+        assert_eq!(step(&mut half, &half_set, 0.5), expected);
+        assert_eq!(half.scale.unwrap().skipped(), 1);
+    }
+}
