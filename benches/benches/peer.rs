@@ -15,7 +15,7 @@ use std::time::Instant;
 
 use candle_core::{Device, Tensor, Var};
 use cases::cases;
-use half::bf16;
+use half::{bf16, f16};
 use learner::{Case, Learner};
 use pirl_bank::{Drawn, MemoryBank, NegativeSampler, SharedSampler};
 use pirl_loss::{ContrastiveLoss, Negatives, Paper, total_loss};
@@ -31,11 +31,12 @@ fn main() {
     allocator::keep_freed_memory();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [kind, name, precision, ..] = &arguments[..] else {
-        eprintln!("usage: peer KIND CASE f32|bf16 (peers/compare.py starts it)");
+        eprintln!("usage: peer KIND CASE f32|bf16|f16 (peers/compare.py starts it)");
         std::process::exit(2);
     };
     let precision = match precision.as_str() {
         "bf16" => Precision::Bf16,
+        "f16" => Precision::F16,
         _ => Precision::F32,
     };
     let mut run = case(kind, name, precision);
@@ -75,6 +76,7 @@ fn case(kind: &str, name: &str, precision: Precision) -> Box<dyn FnMut()> {
         "op" => match precision {
             Precision::F32 => op::<f32>(cases(kind)[name]),
             Precision::Bf16 => op::<bf16>(cases(kind)[name]),
+            Precision::F16 => op::<f16>(cases(kind)[name]),
         },
         "detect" => cases::<regions::Case>(kind)[name].runner(),
         _ => panic!("no kind {kind}"),

@@ -61,8 +61,9 @@
 //!     LoaderConfig { batch_size: 4, ..LoaderConfig::default() },
 //! )?;
 //! for batch in loader.epoch(0, 0) {
-//!     let batch = batch?;
-//!     assert_eq!(batch.images.dims(), [4, 3, 28, 28]);
+//!     let batch = batch?; // of bytes
+//!     let images = loader.normalize().apply(&batch.images, &candle_core::Device::Cpu)?;
+//!     assert_eq!(images.dims(), [4, 3, 28, 28]);
 //!     assert_eq!(batch.transformed.unwrap().dims(), [4 * 9, 3, 12, 12]);
 //! }
 //! # Ok::<(), Box<dyn std::error::Error>>(())
@@ -103,4 +104,4 @@ pub use source::{
     Cifar, Encoding, Idx, ImageFolder, List, RawSample, Source, Split, Voc, fetch_fashion_mnist,
 };
 pub use stages::Stages;
-pub use transform::{EvalBatches, EvalView, ImageView, Scratch, eval_batches};
+pub use transform::{EvalBatches, EvalView, ImageView, Normalize, Scratch, eval_batches};

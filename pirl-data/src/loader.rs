@@ -24,7 +24,7 @@ use rayon::prelude::*;
 use crate::pretext::Pretext;
 use crate::random::{Use, shuffle, stream};
 use crate::stages::{Stage, StageTotals};
-use crate::transform::{ImageView, Scratch, thread_pool};
+use crate::transform::{ImageView, Normalize, Scratch, thread_pool};
 use crate::{DataError, Image, Pack, Stages};
 
 /// A page of memory, at least.
@@ -82,9 +82,9 @@ impl Default for LoaderConfig {
 /// The images of one step, or of a part of one, on the CPU.
 #[derive(Clone, Debug)]
 pub struct Batch {
-    /// `(B, 3, S, S)` f32, normalised.
+    /// `(B, 3, S, S)` u8; [`Loader::normalize`] makes numbers of them.
     pub images: Tensor,
-    /// `(B * P, 3, s, s)` f32: view `p` of image `b` in row `b * P + p`; `None` without a pretext
+    /// `(B * P, 3, s, s)` u8: view `p` of image `b` in row `b * P + p`; `None` without a pretext
     /// task.
     pub transformed: Option<Tensor>,
     /// Sample of the pack in each of the `B` places; no two are the same.
@@ -174,6 +174,11 @@ impl Loader {
     /// How many parts a batch comes in; 1 unless there is a `micro_batch`.
     pub fn parts(&self) -> usize {
         self.work.parts.len()
+    }
+
+    /// What makes numbers of a batch's bytes.
+    pub fn normalize(&self) -> &Normalize {
+        self.work.view.normalize()
     }
 
     /// Whole batches in the pack; what is left over waits for the next epoch's order.
@@ -414,13 +419,13 @@ fn parts(batch_size: usize, micro_batch: usize) -> Vec<Range<usize>> {
         .collect()
 }
 
-/// Bytes of the numbers of so many images and their views.
+/// Bytes of so many images and their views.
 fn batch_bytes(view: &ImageView, pretext: Option<&dyn Pretext>, images: usize) -> usize {
     let squares = |views: usize, side: usize| views.saturating_mul(side * side);
     let image = squares(1, view.size());
     let views = pretext.map_or(0, |pretext| squares(pretext.views(), pretext.view_size()));
     let numbers = image.saturating_add(views).saturating_mul(3);
-    numbers.saturating_mul(images * size_of::<f32>()).max(1)
+    numbers.saturating_mul(images).max(1)
 }
 
 /// What a worker finds out about a sample beside its pixels.
@@ -454,10 +459,10 @@ impl Work {
             .map_or((0, 0), |pretext| (pretext.views(), pretext.view_size()));
         let views_len = views * 3 * side * side;
         let batch = turn.places.len();
-        let mut images = vec![0_f32; batch * image_len];
-        let mut transformed = vec![0_f32; batch * views_len];
+        let mut images = vec![0_u8; batch * image_len];
+        let mut transformed = vec![0_u8; batch * views_len];
         // Without a pretext task every place has an empty slice.
-        let mut places: Vec<&mut [f32]> = if views_len == 0 {
+        let mut places: Vec<&mut [u8]> = if views_len == 0 {
             (0..batch).map(|_| Default::default()).collect()
         } else {
             transformed.chunks_exact_mut(views_len).collect()
@@ -497,8 +502,8 @@ impl Work {
         &self,
         turn: &Turn<'_>,
         place: usize,
-        image: &mut [f32],
-        transformed: &mut [f32],
+        image: &mut [u8],
+        transformed: &mut [u8],
     ) -> Result<Made, DataError> {
         let Turn {
             order,
@@ -542,8 +547,8 @@ impl Work {
         &self,
         epoch: u64,
         index: u32,
-        image: &mut [f32],
-        transformed: &mut [f32],
+        image: &mut [u8],
+        transformed: &mut [u8],
     ) -> Result<u32, DataError> {
         let views = || {
             ROOM.with_borrow_mut(|Room { decoded, scratch }| {

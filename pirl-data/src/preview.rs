@@ -3,7 +3,7 @@
 use crate::draw::{Canvas, Color, INK, caption, color, contact_sheet, enlarge, fit};
 use crate::pretext::Pretext;
 use crate::random::{Use, stream};
-use crate::transform::{Crop, ImageView, Scratch, Trace};
+use crate::transform::{Crop, ImageView, Scratch, Trace, read_planes};
 use crate::{DataError, Image, Pack};
 
 /// Longer side of a panel, pixels, at most: smaller pictures are enlarged by the whole factor that
@@ -84,9 +84,8 @@ fn panels(
     // The numbers of the loader: see `Loader`.
     let mut rng = stream(seed, Use::Sample, 0, index as u64);
     let mut scratch = Scratch::default();
-    let mut seen = vec![0.0; 3 * view.size() * view.size()];
+    let mut seen = vec![0; 3 * view.size() * view.size()];
     view.apply(&image, &mut rng, &mut scratch, &mut seen)?;
-    let restore = |numbers: &[f32], side: usize| view.normalize().restore(numbers, side);
 
     let (shown, scale) = panel(&image)?;
     let mut original = Canvas::on(shown)?;
@@ -94,17 +93,17 @@ fn panels(
     if let Some(crop) = scratch.trace.crop {
         outline(&mut original, crop, scale, color(VIEW));
         let title = format!("I, of {} x {}", crop.width, crop.height);
-        let (seen, _) = panel(&restore(&seen, view.size()))?;
+        let (seen, _) = panel(&read_planes(&seen, view.size()))?;
         panels.push(caption(&seen, &title, color(VIEW)));
     }
     if let Some(pretext) = pretext {
         scratch.trace = Trace::default();
         scratch.order.clear();
         let side = pretext.view_size();
-        let mut numbers = vec![0.0; pretext.views() * 3 * side * side];
-        let label = pretext.apply(&image, &mut rng, &mut scratch, &mut numbers)?;
-        let views = numbers.chunks_exact(3 * side * side);
-        let views: Vec<Image> = views.map(|view| restore(view, side)).collect();
+        let mut bytes = vec![0; pretext.views() * 3 * side * side];
+        let label = pretext.apply(&image, &mut rng, &mut scratch, &mut bytes)?;
+        let views = bytes.chunks_exact(3 * side * side);
+        let views: Vec<Image> = views.map(|view| read_planes(view, side)).collect();
         if let Some(crop) = scratch.trace.crop {
             let turns = scratch.trace.turned_before;
             let crop = crop.turned_back(turns, image.width, image.height);

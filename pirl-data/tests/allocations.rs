@@ -110,8 +110,8 @@ fn a_sample_in_the_steady_state_allocates_no_pixels() {
     let jigsaw = build_pretext(&jigsaw, &data, &ViewConfig::patch(), 0).unwrap();
     let mut decoded = pack.decode(0).unwrap();
     let mut scratch = Scratch::default();
-    let mut seen = vec![0.0; 3 * 224 * 224];
-    let mut patches = vec![0.0; 9 * 3 * 64 * 64];
+    let mut seen = vec![0; 3 * 224 * 224];
+    let mut patches = vec![0; 9 * 3 * 64 * 64];
     let mut rng = ChaCha8Rng::seed_from_u64(0);
     let mut views = |decoded: &Image| {
         view.apply(decoded, &mut rng, &mut scratch, &mut seen)

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use candle_core::{Device, Tensor};
 use common::{Samples, jpeg, picture, png};
 use pirl_data::{
     Batch, DataConfig, DataError, Encoding, EvalView, Image, ImageView, Loader, LoaderConfig,
@@ -83,14 +84,11 @@ fn loader(path: &Path, config: LoaderConfig) -> Loader {
 }
 
 /// A batch to the bit.
-fn bits(batch: &Batch) -> (Vec<u32>, Vec<u32>, Vec<u32>, Vec<u32>) {
-    let numbers = |tensor: &candle_core::Tensor| {
-        let numbers = tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
-        numbers.into_iter().map(f32::to_bits).collect()
-    };
+fn bits(batch: &Batch) -> (Vec<u8>, Vec<u8>, Vec<u32>, Vec<u32>) {
+    let bytes = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<u8>().unwrap();
     (
-        numbers(&batch.images),
-        numbers(batch.transformed.as_ref().unwrap()),
+        bytes(&batch.images),
+        bytes(batch.transformed.as_ref().unwrap()),
         batch.indices.clone(),
         batch.targets.clone(),
     )
@@ -308,7 +306,7 @@ impl Pretext for Trap {
         image: &Image,
         _: &mut dyn Rng,
         _: &mut Scratch,
-        _: &mut [f32],
+        _: &mut [u8],
     ) -> Result<u32, DataError> {
         self.calls.fetch_add(1, Ordering::SeqCst);
         assert!(image.width != self.width, "sprung");
@@ -398,16 +396,17 @@ fn evaluation_shows_all_images_in_order() {
     };
     let mut labels = Vec::new();
     let mut sizes = Vec::new();
-    for batch in eval_batches(&pack, &view, 10, 2).unwrap() {
+    for batch in eval_batches(&pack, &view, 10, 2, &Device::Cpu).unwrap() {
         let (images, own) = batch.unwrap();
         sizes.push(images.dims4().unwrap());
         let first = labels.len();
-        let mut expected = vec![0.0; 3 * 81];
+        let mut expected = vec![0; 3 * 81];
         let image = pack.decode(first).unwrap();
         view.apply(&image, &mut Scratch::default(), &mut expected)
             .unwrap();
         let found = images.get(0).unwrap().flatten_all().unwrap();
-        assert_eq!(found.to_vec1::<f32>().unwrap(), expected);
+        let numbers = expected.iter().map(|&x| (f32::from(x) / 255.0 - 0.5) / 0.5);
+        assert!(found.to_vec1::<f32>().unwrap().into_iter().eq(numbers));
         labels.extend(own);
     }
     assert_eq!(sizes, [(10, 3, 9, 9), (10, 3, 9, 9), (3, 3, 9, 9)]);
@@ -416,9 +415,9 @@ fn evaluation_shows_all_images_in_order() {
             .into_iter()
             .eq((0..IMAGES).map(|index| Some(index as u32 % 3)))
     );
-    assert!(eval_batches(&pack, &view, 0, 1).is_err());
+    assert!(eval_batches(&pack, &view, 0, 1, &Device::Cpu).is_err());
     let none = EvalView { crop: 0, ..view };
-    assert!(eval_batches(&pack, &none, 4, 1).is_err());
+    assert!(eval_batches(&pack, &none, 4, 1, &Device::Cpu).is_err());
 }
 
 #[test]
@@ -435,18 +434,13 @@ fn the_preview_shows_a_row_for_each_image_as_the_first_epoch_sees_it() {
     assert!(preview_sheet(&pack, &view(), None, 0, 1).is_err());
 
     // The first row of each image of the first epoch, every pixel as often as it is enlarged.
-    let (mean, std) = (data().mean, data().std);
     for batch in loader(&path, config(4, 1, 1)).epoch(0, 0) {
         let images = batch.unwrap().images;
         for place in 0..4 {
-            let image = images.get(place).unwrap().to_vec3::<f32>().unwrap();
+            let image = images.get(place).unwrap().to_vec3::<u8>().unwrap();
             let mut row = Vec::new();
-            let value = |c: usize, x: usize| {
-                let number = image[c][0][x] * std[c] + mean[c];
-                (number * 255.0).round() as u8
-            };
             for x in 0..20 {
-                row.extend([value(0, x), value(1, x), value(2, x)].repeat(256 / 20));
+                row.extend([0, 1, 2].map(|c| image[c][0][x]).repeat(256 / 20));
             }
             let mut rows = all.pixels.windows(row.len()).step_by(3);
             assert!(rows.any(|shown| shown == row));

@@ -50,9 +50,9 @@ fn numbered(side: usize) -> Image {
     Image::new(side, side, pixels).unwrap()
 }
 
-fn apply(task: &dyn Pretext, image: &Image, seed: u64) -> (u32, Vec<f32>) {
+fn apply(task: &dyn Pretext, image: &Image, seed: u64) -> (u32, Vec<u8>) {
     let side = task.view_size();
-    let mut out = vec![f32::NAN; task.views() * 3 * side * side];
+    let mut out = vec![99; task.views() * 3 * side * side];
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let label = task
         .apply(image, &mut rng, &mut Scratch::default(), &mut out)
@@ -61,14 +61,14 @@ fn apply(task: &dyn Pretext, image: &Image, seed: u64) -> (u32, Vec<f32>) {
 }
 
 /// Pixel `(x, y)` of a view, as the number [`numbered`] gave it.
-fn number(view: &[f32], side: usize, x: usize, y: usize) -> usize {
-    let at = |channel: usize| (view[(channel * side + y) * side + x] * 255.0).round() as usize;
+fn number(view: &[u8], side: usize, x: usize, y: usize) -> usize {
+    let at = |channel: usize| usize::from(view[(channel * side + y) * side + x]);
     assert_eq!(at(2), 7);
     at(0) * 256 + at(1)
 }
 
 /// The cell each view shows, checked pixel by pixel: unshuffling restores the image.
-fn order(views: &[f32], grid: usize, cell: usize) -> Vec<usize> {
+fn order(views: &[u8], grid: usize, cell: usize) -> Vec<usize> {
     let across = grid * cell;
     let views = views.chunks_exact(3 * cell * cell);
     let order: Vec<usize> = views
@@ -221,9 +221,9 @@ fn patches_are_augmented_apart() {
     };
     let task = build_pretext(&jigsaw(3, 12, 0), &data(12, 4), &view, 0).unwrap();
     let (_, views) = apply(&*task, &image, 3);
-    let colors: HashSet<[u32; 3]> = views
+    let colors: HashSet<[u8; 3]> = views
         .chunks_exact(3 * 16)
-        .map(|view| [view[0], view[16], view[32]].map(f32::to_bits))
+        .map(|view| [view[0], view[16], view[32]])
         .collect();
     assert!(colors.len() >= 8, "{colors:?}");
 }
@@ -257,12 +257,7 @@ fn settings_that_cannot_work_are_named() {
     assert!(fails(&jigsaw(2, 30, 25), 4).starts_with("pretext.permutations: 25"));
     let task = build_pretext(&jigsaw(3, 30, 0), &data(24, 4), &plain(), 0).unwrap();
     let mut rng = ChaCha8Rng::seed_from_u64(0);
-    let error = task.apply(
-        &numbered(8),
-        &mut rng,
-        &mut Scratch::default(),
-        &mut [0.0; 3],
-    );
+    let error = task.apply(&numbered(8), &mut rng, &mut Scratch::default(), &mut [0; 3]);
     assert!(matches!(
         error,
         Err(DataError::Output {

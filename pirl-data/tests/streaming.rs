@@ -58,13 +58,12 @@ fn loader(pack: &Arc<Pack>, workers: usize, look_ahead_mib: usize) -> Loader {
 }
 
 /// An epoch's batches from step `start` on, to the bit.
-fn epoch(loader: &Loader, start: usize) -> Vec<(Vec<u32>, Vec<u32>)> {
+fn epoch(loader: &Loader, start: usize) -> Vec<(Vec<u32>, Vec<u8>)> {
     let bits = |batch: Result<pirl_data::Batch, _>| {
         let batch = batch.unwrap();
         let mut bits = Vec::new();
         for tensor in [&batch.images, batch.transformed.as_ref().unwrap()] {
-            let numbers = tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
-            bits.extend(numbers.into_iter().map(f32::to_bits));
+            bits.extend(tensor.flatten_all().unwrap().to_vec1::<u8>().unwrap());
         }
         (batch.indices, bits)
     };

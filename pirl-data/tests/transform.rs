@@ -2,6 +2,7 @@
 
 mod common;
 
+use candle_core::{Device, Tensor};
 use pirl_data::transform::{self, Crop, RandomResizedCrop, Resizer};
 use pirl_data::{DataConfig, DataError, EvalView, Image, ImageView, Scratch, ViewConfig};
 use rand::SeedableRng;
@@ -162,9 +163,12 @@ fn the_view_of_evaluations_is_torchvisions() {
             mean: [0.485, 0.456, 0.406],
             std: [0.229, 0.224, 0.225],
         };
-        let mut out = vec![0.0; 3 * view.crop * view.crop];
+        let mut out = vec![0; 3 * view.crop * view.crop];
         eval.apply(&image, &mut Scratch::default(), &mut out)
             .unwrap();
+        let views = Tensor::from_vec(out, (1, 3, view.crop, view.crop), &Device::Cpu).unwrap();
+        let out = eval.normalize().unwrap().apply(&views, &Device::Cpu);
+        let out: Vec<f32> = out.unwrap().flatten_all().unwrap().to_vec1().unwrap();
         // Two levels of 255 over the least deviation after a resize; four decimals without one.
         let tolerance = if view.resize == 0 {
             1e-4
@@ -195,7 +199,7 @@ fn a_stretched_view_is_the_whole_image_in_other_proportions() {
     let mut square = image.clone();
     let whole = Crop::whole(&image);
     transform::resize(&mut Resizer::default(), &image, whole, 16, 16, &mut square).unwrap();
-    let [mut found, mut expected] = [vec![0.0; 3 * 256], vec![0.0; 3 * 256]];
+    let [mut found, mut expected] = [vec![0; 3 * 256], vec![0; 3 * 256]];
     let mut scratch = Scratch::default();
     view.apply(&image, &mut scratch, &mut found).unwrap();
     let cropped = EvalView {
@@ -309,7 +313,7 @@ fn four_quarters_and_two_flips_change_nothing() {
 }
 
 #[test]
-fn views_of_any_image_are_finite_and_depend_on_the_seed_alone() {
+fn views_of_any_image_depend_on_the_seed_alone() {
     let data = DataConfig {
         image_size: 24,
         ..DataConfig::default()
@@ -323,15 +327,11 @@ fn views_of_any_image_are_finite_and_depend_on_the_seed_alone() {
     for (width, height) in [(1, 1), (1, 50), (50, 1), (3, 2), (33, 57), (640, 2)] {
         let image = noise(6, width, height, 0.0, 256.0);
         for seed in 0..20 {
-            let mut out = vec![f32::NAN; 3 * 24 * 24];
+            let mut out = vec![1; 3 * 24 * 24];
             let mut rng = ChaCha8Rng::seed_from_u64(seed);
             view.apply(&image, &mut rng, &mut scratch, &mut out)
                 .unwrap();
-            assert!(
-                out.iter().all(|x| x.abs() < 3.0),
-                "{width} x {height}, seed {seed}"
-            );
-            let mut again = vec![f32::NAN; 3 * 24 * 24];
+            let mut again = vec![2; 3 * 24 * 24];
             let mut rng = ChaCha8Rng::seed_from_u64(seed);
             view.apply(&image, &mut rng, &mut Scratch::default(), &mut again)
                 .unwrap();
@@ -361,7 +361,7 @@ fn bad_arguments_are_errors() {
     let view = ImageView::new(&DataConfig::default(), &ViewConfig::default()).unwrap();
     let mut rng = ChaCha8Rng::seed_from_u64(0);
     let mut scratch = Scratch::default();
-    let short = view.apply(&image, &mut rng, &mut scratch, &mut [0.0; 5]);
+    let short = view.apply(&image, &mut rng, &mut scratch, &mut [0; 5]);
     assert!(matches!(
         short,
         Err(DataError::Output {
@@ -373,6 +373,6 @@ fn bad_arguments_are_errors() {
         width: 9,
         ..image.clone()
     };
-    let error = view.apply(&hollow, &mut rng, &mut scratch, &mut vec![0.0; 150_528]);
+    let error = view.apply(&hollow, &mut rng, &mut scratch, &mut vec![0; 150_528]);
     assert!(matches!(error, Err(DataError::ImageSize { .. })));
 }

@@ -64,6 +64,7 @@ pub fn extract_features(
         &extraction.view,
         extraction.batch_size,
         extraction.workers,
+        backbone.parameters().var().device(),
     )?;
     for batch in batches {
         let (images, batch_labels) = batch?;
@@ -99,13 +100,12 @@ pub(crate) fn read_features(
     number: impl Fn(usize) -> usize,
 ) -> Result<Vec<LayerFeatures>> {
     let Extraction { layers, pool, .. } = extraction;
-    let device = backbone.parameters().var().device();
     let (rows, _, height, width) = images.dims4()?;
     let part = images_in_pass(height * width);
     let mut found = vec![(1, Vec::new()); layers.len()];
     for start in (0..rows).step_by(part) {
         let images = images.narrow(0, start, part.min(rows - start))?;
-        let maps = backbone.feature_maps(&images.to_device(device)?, layers)?;
+        let maps = backbone.feature_maps(&images, layers)?;
         for (layer, (cells, values)) in layers.iter().zip(&mut found) {
             let Some((_, map)) = maps.iter().find(|(other, _)| other == layer) else {
                 return Err(EvalError::Shape {
@@ -156,7 +156,7 @@ pub fn recompute_batch_norm(
     seed: u64,
 ) -> Result<usize> {
     let subset = pack.subset(images.min(pack.len()), seed)?;
-    let device = backbone.parameters().var().device().clone();
+    let device = backbone.parameters().var().device();
     let size = extraction.batch_size;
     let whole = subset.len()
         - if subset.len() > size {
@@ -164,10 +164,10 @@ pub fn recompute_batch_norm(
         } else {
             0
         };
-    let batches = eval_batches(&subset, &extraction.view, size, extraction.workers)?;
+    let batches = eval_batches(&subset, &extraction.view, size, extraction.workers, device)?;
     let batches = batches
         .take(whole.div_ceil(size.max(1)))
-        .map(|batch| -> Result<_> { Ok(batch?.0.to_device(&device)?) });
+        .map(|batch| -> Result<_> { Ok(batch?.0) });
     precise_batch_norm(backbone, batches)?;
     Ok(whole)
 }

@@ -221,9 +221,8 @@ impl<'a> Finetune<'a> {
 
     fn step(&mut self, images: &Tensor, indices: &[u32]) -> Result<f64> {
         let lr = self.schedule.lr(self.done);
-        let features = self
-            .backbone
-            .forward(&images.to_device(&self.device)?, Mode::Train)?;
+        let images = self.loader.normalize().apply(images, &self.device)?;
+        let features = self.backbone.forward(&images, Mode::Train)?;
         let logits = self.head.forward(&features, Mode::Train)?;
         let (rows, classes) = logits.dims2()?;
         // dL/dlogits in closed form, as the linear probes have it.
@@ -270,11 +269,9 @@ impl<'a> Finetune<'a> {
     ) -> Result<FinetuneReport> {
         let mut tally = Tally::default();
         let mut seen = 0;
-        for batch in eval_batches(test, view, batch_size, workers)? {
+        for batch in eval_batches(test, view, batch_size, workers, &self.device)? {
             let (images, labels) = batch?;
-            let features = self
-                .backbone
-                .forward(&images.to_device(&self.device)?, Mode::Eval)?;
+            let features = self.backbone.forward(&images, Mode::Eval)?;
             let logits = self.head.forward(&features, Mode::Eval)?;
             let classes = logits.dims2()?.1;
             let logits = logits.flatten_all()?.to_vec1::<f32>()?;

@@ -9,9 +9,11 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use pirl_data::draw::{Canvas, LETTER, color};
-use pirl_data::{DataConfig, EvalView, Image, ImageView, Pack, Pretext, Scratch, ViewConfig};
+use pirl_data::{
+    DataConfig, EvalView, Image, ImageView, Normalize, Pack, Pretext, Scratch, ViewConfig,
+};
 use pirl_model::{Backbone, Layer, Mode};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -96,7 +98,7 @@ impl Pretext for Single {
         image: &Image,
         rng: &mut dyn Rng,
         scratch: &mut Scratch,
-        out: &mut [f32],
+        out: &mut [u8],
     ) -> std::result::Result<u32, pirl_data::DataError> {
         match &self.of {
             Some(plain) => {
@@ -169,6 +171,7 @@ pub fn invariance(
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<BTreeMap<String, Distances>> {
     check(pack, changes)?;
+    let normalize = view.normalize()?;
     let total = pack.len();
     let pixels = |change: &Change| change.views.views() * change.views.view_size().pow(2);
     let most = changes.iter().map(pixels).max().unwrap_or(0);
@@ -183,12 +186,12 @@ pub fn invariance(
             .map_init(Scratch::default, |scratch, index| {
                 views(pack, view, changes, (seed, index), scratch)
             });
-        let views: Vec<Vec<Vec<f32>>> = views.collect::<Result<_>>()?;
-        let own = features(backbone, start, &views, 0, (1, view.crop))?;
+        let views: Vec<Vec<Vec<u8>>> = views.collect::<Result<_>>()?;
+        let own = features((backbone, &normalize), start, &views, 0, (1, view.crop))?;
         let dim = backbone.feature_dim();
         for (number, change) in changes.iter().enumerate() {
             let shape = (change.views.views(), change.views.view_size());
-            let changed = features(backbone, start, &views, number + 1, shape)?;
+            let changed = features((backbone, &normalize), start, &views, number + 1, shape)?;
             let pairs = own.chunks_exact(dim).zip(changed.chunks_exact(dim));
             distances[number].extend(pairs.map(|(a, b)| distance(a, b)));
         }
@@ -238,9 +241,9 @@ fn views(
     changes: &[Change],
     (seed, index): (u64, usize),
     scratch: &mut Scratch,
-) -> Result<Vec<Vec<f32>>> {
+) -> Result<Vec<Vec<u8>>> {
     let image = pack.decode(index)?;
-    let mut plain = vec![0.0; 3 * view.crop * view.crop];
+    let mut plain = vec![0; 3 * view.crop * view.crop];
     view.apply(&image, scratch, &mut plain)?;
     let mut all = vec![plain];
     for (number, change) in changes.iter().enumerate() {
@@ -251,7 +254,7 @@ fn views(
         }
         let mut rng = ChaCha8Rng::from_seed(key);
         let side = change.views.view_size();
-        let mut out = vec![0.0; change.views.views() * 3 * side * side];
+        let mut out = vec![0; change.views.views() * 3 * side * side];
         change.views.apply(&image, &mut rng, scratch, &mut out)?;
         all.push(out);
     }
@@ -261,16 +264,17 @@ fn views(
 /// The unit-norm features of kind `kind` of each image's views, `count` of `side` pixels that are
 /// averaged. `first` is the number of the first image.
 fn features(
-    backbone: &dyn Backbone,
+    (backbone, normalize): (&dyn Backbone, &Normalize),
     first: usize,
-    views: &[Vec<Vec<f32>>],
+    views: &[Vec<Vec<u8>>],
     kind: usize,
     (count, side): (usize, usize),
 ) -> Result<Vec<f32>> {
     let pixels = views.iter().flat_map(|views| &views[kind]).copied();
     let shape = (views.len() * count, 3, side, side);
     let device = backbone.parameters().var().device();
-    let images = Tensor::from_vec(pixels.collect::<Vec<f32>>(), shape, device)?;
+    let images = Tensor::from_vec(pixels.collect::<Vec<u8>>(), shape, &Device::Cpu)?;
+    let images = normalize.apply(&images, device)?;
     let found = backbone.forward(&images, Mode::Eval)?;
     let found = found.flatten_all()?.to_vec1::<f32>()?;
     let dim = backbone.feature_dim();

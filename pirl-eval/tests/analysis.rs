@@ -2,7 +2,7 @@
 
 mod common;
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use common::{SIDE, network, packed, packed_with, view};
 use pirl_data::{
     DataConfig, DataError, EvalView, Image, Pack, Pretext, Scratch, ViewConfig, eval_batches,
@@ -118,7 +118,7 @@ impl Pretext for Identity {
         image: &Image,
         _: &mut dyn rand::Rng,
         scratch: &mut Scratch,
-        out: &mut [f32],
+        out: &mut [u8],
     ) -> Result<u32, DataError> {
         for view in out.chunks_mut(out.len() / self.1) {
             self.0.apply(image, scratch, view)?;
@@ -182,7 +182,7 @@ fn what_changes_nothing_has_distance_0() {
 
 /// Unit-norm features of the plain views, straight from the backbone.
 fn unit_features(backbone: &dyn Backbone, pack: &Pack) -> Vec<Vec<f64>> {
-    let mut batches = eval_batches(pack, &view(), pack.len(), 1).unwrap();
+    let mut batches = eval_batches(pack, &view(), pack.len(), 1, &Device::Cpu).unwrap();
     let images: Tensor = batches.next().unwrap().unwrap().0;
     let rows = backbone.forward(&images, Mode::Eval).unwrap();
     let rows = rows.to_vec2::<f32>().unwrap().into_iter().map(|row| {

@@ -4,7 +4,7 @@ mod common;
 
 use std::fs;
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use common::{network, packed, view};
 use pirl_data::{
     DataError, Encoding, Objects, Pack, PackOptions, RawSample, Source, eval_batches, pack,
@@ -49,7 +49,7 @@ fn averages_of_res5_are_the_backbones_features_whatever_the_batch() {
             .collect::<Vec<_>>()
     );
 
-    let batches = eval_batches(&pack, &extraction(4).view, 11, 1).unwrap();
+    let batches = eval_batches(&pack, &extraction(4).view, 11, 1, &Device::Cpu).unwrap();
     let images: Vec<Tensor> = batches.map(|batch| batch.unwrap().0).collect();
     let whole = backbone.forward(&images[0], Mode::Eval).unwrap();
     let whole = whole.flatten_all().unwrap().to_vec1::<f32>().unwrap();
@@ -81,7 +81,7 @@ fn recomputed_statistics_make_plain_images_come_out_normalised() {
         recompute_batch_norm(&backbone, &pack, &extraction(10), 1000, 0).unwrap(),
         10
     );
-    let images = eval_batches(&pack, &extraction(10).view, 10, 1)
+    let images = eval_batches(&pack, &extraction(10).view, 10, 1, &Device::Cpu)
         .unwrap()
         .next()
         .unwrap()

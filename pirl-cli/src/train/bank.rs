@@ -22,11 +22,11 @@ impl Learner {
         };
         let images = plan.pack.len();
         let batch_size = plan.recipe.train.batch_size;
-        let workers = plan.recipe.loader.workers;
+        let (view, workers) = (plan.recipe.eval_view(), plan.recipe.loader.workers);
         let mut progress = Progress::new("filling the bank", "images", images as u64, 0);
         let mut rows: Vec<Tensor> = Vec::new();
         let (mut done, mut before) = (0, None::<Tensor>);
-        for batch in eval_batches(&plan.pack, &plan.recipe.eval_view(), batch_size, workers)? {
+        for batch in eval_batches(&plan.pack, &view, batch_size, workers, &self.device)? {
             if interrupt.seen() {
                 progress.finish();
                 bail!(Interrupted(
@@ -46,9 +46,7 @@ impl Learner {
                 _ => batch,
             };
             let size = batch.dim(0)?;
-            let features = self
-                .backbone
-                .forward(&batch.to_device(&self.device)?, Mode::Train)?;
+            let features = self.backbone.forward(&batch, Mode::Train)?;
             let embeddings = task.f.forward(&features, Mode::Train)?.detach();
             rows.push(embeddings.narrow(0, size - fresh, fresh)?);
             done += fresh;

@@ -109,6 +109,7 @@ impl Learner {
             backbone,
             task,
             device: device.clone(),
+            normalize: plan.loader.normalize().clone(),
         })
     }
 

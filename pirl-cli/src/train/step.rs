@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use anyhow::{Context, Result, ensure};
 use candle_core::{D, DType, Device, Tensor};
 use pirl_bank::{Drawn, MemoryBank, NegativeSampler};
-use pirl_data::Batch;
+use pirl_data::{Batch, Normalize};
 use pirl_loss::{ContrastiveLoss, Negatives, cross_entropy, total_loss};
 use pirl_model::{Backbone, ClassifierHead, Head, Mode, ProjectionHead, ResNet};
 use rand_chacha::ChaCha8Rng;
@@ -19,6 +19,8 @@ pub(crate) struct Learner {
     pub(crate) task: Task,
     pub(crate) descent: Descent,
     pub(crate) device: Device,
+    /// Makes numbers of the views.
+    pub(crate) normalize: Normalize,
 }
 
 /// What the backbone is trained for.
@@ -83,7 +85,12 @@ impl Learner {
         let losses = match &mut self.task {
             Task::Invariant(task) => {
                 let mut draw = task.draw(step);
-                let parts = task.estimate(&self.backbone, parts, &mut draw, &self.device)?;
+                let parts = task.estimate(
+                    &self.backbone,
+                    parts,
+                    &mut draw,
+                    (&self.normalize, &self.device),
+                )?;
                 let (mut patch, mut image) = (0.0, 0.0);
                 let (mut indices, mut embeddings) = (Vec::with_capacity(size), Vec::new());
                 for part in parts {
@@ -93,14 +100,14 @@ impl Learner {
                     // The transformed copies go first, as in VISSL: both passes move batch norm's
                     // running statistics, and the images' is to be the last.
                     if let Some(g) = &task.g {
-                        let view = transformed(&part, &self.device)?; // I^t
+                        let view = transformed(&part, &self.normalize, &self.device)?; // I^t
                         let view = embed(&self.backbone, g.as_ref(), &view, Mode::Train)?;
                         let loss = task.loss(&view, &rows)?;
                         patch += weight * scalar(&loss)?;
                         let share = (loss * (task.lambda * weight))?;
                         self.descent.accumulate(&share)?;
                     }
-                    let view = part.images.to_device(&self.device)?; // I
+                    let view = self.normalize.apply(&part.images, &self.device)?; // I
                     let view = embed(&self.backbone, &task.f, &view, Mode::Train)?;
                     let loss = task.loss(&view, &rows)?;
                     image += weight * scalar(&loss)?;
@@ -122,7 +129,7 @@ impl Learner {
                 let mut total = 0.0;
                 for part in parts {
                     let part = part?;
-                    let view = transformed(&part, &self.device)?;
+                    let view = transformed(&part, &self.normalize, &self.device)?;
                     let logits = embed(&self.backbone, head, &view, Mode::Train)?;
                     let weight = share(&part);
                     total += classify(&mut self.descent, &logits, &part.targets, weight)?;
@@ -144,7 +151,7 @@ impl Learner {
                 for part in parts {
                     let part = part?;
                     let labels = task.labels(&part)?;
-                    let view = part.images.to_device(&self.device)?;
+                    let view = self.normalize.apply(&part.images, &self.device)?;
                     let logits = embed(&self.backbone, &task.classifier, &view, Mode::Train)?;
                     right += hits(&logits, &labels)?;
                     total += classify(&mut self.descent, &logits, &labels, share(&part))?;
@@ -173,10 +180,10 @@ fn ensure_whole(seen: usize, size: usize) -> Result<()> {
 }
 
 /// I^t of each image.
-fn transformed(part: &Batch, device: &Device) -> Result<Tensor> {
+fn transformed(part: &Batch, normalize: &Normalize, device: &Device) -> Result<Tensor> {
     let views = part.transformed.as_ref();
     let views = views.context("the loader made no transformed views")?;
-    Ok(views.to_device(device)?)
+    Ok(normalize.apply(views, device)?)
 }
 
 /// phi, then f, g or a classifier.
@@ -221,7 +228,7 @@ impl Invariant {
         backbone: &ResNet,
         parts: impl Iterator<Item = Result<Batch>> + 'a,
         draw: &mut Draw,
-        device: &Device,
+        (normalize, device): (&Normalize, &Device),
     ) -> Result<Box<dyn Iterator<Item = Result<Batch>> + 'a>> {
         if !self.loss.estimates() || self.loss.state().is_some() {
             return Ok(Box::new(parts));
@@ -233,11 +240,11 @@ impl Invariant {
             for part in &parts {
                 views.push(match &self.g {
                     Some(g) => {
-                        let view = transformed(part, device)?;
+                        let view = transformed(part, normalize, device)?;
                         embed(backbone, g.as_ref(), &view, Mode::Calibrate)?
                     }
                     None => {
-                        let view = part.images.to_device(device)?;
+                        let view = normalize.apply(&part.images, device)?;
                         embed(backbone, &self.f, &view, Mode::Calibrate)?
                     }
                 });

@@ -6,7 +6,7 @@ use anyhow::Result;
 use benches::fill;
 use candle_core::{Device, Tensor};
 use pirl_bank::{BankError, Drawn, MemoryBank, NegativeSampler};
-use pirl_data::Batch;
+use pirl_data::{Batch, Normalize};
 use pirl_loss::Paper;
 use pirl_model::{
     Arch, Backbone, Head, JigsawHead, ModelConfig, Ops, OptimConfig, Optimizer, ParamSet,
@@ -117,6 +117,8 @@ pub(super) fn learner(ops: Ops) -> Result<Learner> {
             seed: 0,
         }),
         descent: Descent::new(optimizer, Precision::F32),
+        // The batches are numbers already.
+        normalize: Normalize::new([0.5; 3], [0.25; 3])?,
         device,
     })
 }

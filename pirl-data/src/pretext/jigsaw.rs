@@ -7,7 +7,7 @@ use crate::config::{DataConfig, PretextConfig, ViewConfig};
 use crate::random::{below, shuffle};
 use crate::stages::Stage;
 use crate::transform::{
-    Augment, Normalize, RandomResizedCrop, Scratch, check_output, cut, quarter_turns,
+    Augment, RandomResizedCrop, Scratch, check_output, cut, quarter_turns, write_planes,
 };
 use crate::{DataError, Image};
 
@@ -20,7 +20,6 @@ pub(crate) struct Jigsaw {
     patch_size: usize,
     crop: RandomResizedCrop,
     augment: Augment,
-    normalize: Normalize,
     /// The fixed set of orders; empty for all there are.
     orders: Vec<Vec<u8>>,
     turned: bool,
@@ -45,7 +44,6 @@ impl Jigsaw {
                 ratio: view.ratio,
             },
             augment: Augment::new(view),
-            normalize: Normalize::new(data.mean, data.std),
             orders,
             turned,
         }
@@ -112,7 +110,7 @@ impl Pretext for Jigsaw {
         image: &Image,
         rng: &mut dyn Rng,
         scratch: &mut Scratch,
-        out: &mut [f32],
+        out: &mut [u8],
     ) -> Result<u32, DataError> {
         let patch_len = 3 * self.patch_size * self.patch_size;
         check_output(out, self.views() * patch_len)?;
@@ -142,7 +140,7 @@ impl Pretext for Jigsaw {
             trace.corners.push(self.cut_patch(whole, *cell, rng, part));
             self.augment.apply(part, rng, spare);
             watch.lap(Stage::Photometric);
-            self.normalize.write(part, out);
+            write_planes(part, out);
             watch.lap(Stage::Write);
         }
         Ok(label)

@@ -27,8 +27,8 @@ pub trait Pretext: Send + Sync {
     /// predict (a jigsaw of all orders).
     fn labels(&self) -> usize;
 
-    /// Draws a transformation from `rng` and writes the views of `image`, normalised, to `out`:
-    /// `(views, 3, view_size, view_size)`, patches in their new order. Returns the label of the
+    /// Draws a transformation from `rng` and writes the views of `image` to `out`, as bytes yet to
+    /// be normalised: `(views, 3, view_size, view_size)`, patches in their new order. Returns the label of the
     /// transformation, in `0..labels()`, or 0.
     ///
     /// # Errors
@@ -39,7 +39,7 @@ pub trait Pretext: Send + Sync {
         image: &Image,
         rng: &mut dyn Rng,
         scratch: &mut Scratch,
-        out: &mut [f32],
+        out: &mut [u8],
     ) -> Result<u32, DataError>;
 }
 
@@ -120,7 +120,7 @@ impl Pretext for Nothing {
         _: &Image,
         _: &mut dyn Rng,
         _: &mut Scratch,
-        out: &mut [f32],
+        out: &mut [u8],
     ) -> Result<u32, DataError> {
         crate::transform::check_output(out, 0)?;
         Ok(0)

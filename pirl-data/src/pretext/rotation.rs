@@ -5,7 +5,7 @@ use rand::Rng;
 use super::Pretext;
 use crate::random::below;
 use crate::stages::Stage;
-use crate::transform::{ImageView, Scratch, check_output, quarter_turns};
+use crate::transform::{ImageView, Scratch, check_output, quarter_turns, write_planes};
 use crate::{DataError, Image};
 
 const TURNS: usize = 4;
@@ -40,7 +40,7 @@ impl Pretext for Rotation {
         image: &Image,
         rng: &mut dyn Rng,
         scratch: &mut Scratch,
-        out: &mut [f32],
+        out: &mut [u8],
     ) -> Result<u32, DataError> {
         check_output(out, 3 * self.view.size() * self.view.size())?;
         self.view.draw(image, rng, scratch)?;
@@ -48,7 +48,7 @@ impl Pretext for Rotation {
         quarter_turns(&scratch.crop, turns, &mut scratch.part);
         scratch.trace.turned_after = turns;
         scratch.watch.lap(Stage::Photometric);
-        self.view.normalize().write(&scratch.part, out);
+        write_planes(&scratch.part, out);
         scratch.watch.lap(Stage::Write);
         Ok(turns)
     }

@@ -1,12 +1,12 @@
-//! How an image is seen when nothing is random: resized, cropped at the centre, normalised.
+//! How an image is seen when nothing is random: resized and cropped at the centre.
 
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use super::view::{Scratch, check_output};
-use super::{Crop, Normalize, resize};
-use crate::config::{normalization, side};
+use super::{Crop, Normalize, resize, write_planes};
+use crate::config::side;
 use crate::{DataError, Image, Pack};
 
 /// The view of evaluations: torchvision's `Resize(resize)`, `CenterCrop(crop)`, `Normalize`.
@@ -26,7 +26,7 @@ pub struct EvalView {
 }
 
 impl EvalView {
-    /// Writes the view of `image` to `out`: `(3, crop, crop)`.
+    /// Writes the view of `image` to `out`, bytes yet to be normalised: `(3, crop, crop)`.
     ///
     /// # Errors
     /// [`DataError::Setting`] for a size or a normalisation that cannot work, [`DataError::Output`]
@@ -36,13 +36,21 @@ impl EvalView {
         &self,
         image: &Image,
         scratch: &mut Scratch,
-        out: &mut [f32],
+        out: &mut [u8],
     ) -> Result<(), DataError> {
         self.check()?;
-        self.write(&Normalize::new(self.mean, self.std), image, scratch, out)
+        self.write(image, scratch, out)
     }
 
-    /// The view before it is normalised.
+    /// What makes numbers of the view.
+    ///
+    /// # Errors
+    /// [`DataError::Setting`] for a mean or deviation that cannot work.
+    pub fn normalize(&self) -> Result<Normalize, DataError> {
+        Normalize::new(self.mean, self.std)
+    }
+
+    /// The view as an image.
     ///
     /// # Errors
     /// As [`EvalView::apply`].
@@ -55,19 +63,12 @@ impl EvalView {
         if self.resize > 0 {
             side("eval.resize", self.resize)?;
         }
-        side("data.image_size", self.crop)?;
-        normalization(self.mean, self.std)
+        side("data.image_size", self.crop)
     }
 
-    fn write(
-        &self,
-        normalize: &Normalize,
-        image: &Image,
-        scratch: &mut Scratch,
-        out: &mut [f32],
-    ) -> Result<(), DataError> {
+    fn write(&self, image: &Image, scratch: &mut Scratch, out: &mut [u8]) -> Result<(), DataError> {
         check_output(out, 3 * self.crop * self.crop)?;
-        normalize.write(self.cut(image, scratch)?, out);
+        write_planes(self.cut(image, scratch)?, out);
         Ok(())
     }
 
@@ -143,6 +144,7 @@ pub struct EvalBatches<'a> {
     pack: &'a Pack,
     view: EvalView,
     normalize: Normalize,
+    device: Device,
     batch_size: usize,
     next: usize,
     pool: ThreadPool,
@@ -150,8 +152,8 @@ pub struct EvalBatches<'a> {
 
 /// All images of `pack`, in its order, `batch_size` at a time; the last batch may be short.
 ///
-/// Items are `(images (B, 3, crop, crop) f32 on the CPU, labels)`; each is made when it is asked
-/// for, by `workers` threads (0: one a core).
+/// Items are `(images (B, 3, crop, crop) f32 on the device, normalised, labels)`; each is made when
+/// it is asked for, by `workers` threads (0: one a core).
 ///
 /// # Errors
 /// [`DataError::Setting`] for a size, a normalisation or a batch size that cannot work. An item is
@@ -161,6 +163,7 @@ pub fn eval_batches<'a>(
     view: &EvalView,
     batch_size: usize,
     workers: usize,
+    device: &Device,
 ) -> Result<EvalBatches<'a>, DataError> {
     view.check()?;
     if batch_size == 0 {
@@ -172,7 +175,8 @@ pub fn eval_batches<'a>(
     Ok(EvalBatches {
         pack,
         view: view.clone(),
-        normalize: Normalize::new(view.mean, view.std),
+        normalize: view.normalize()?,
+        device: device.clone(),
         batch_size,
         next: 0,
         pool: thread_pool("pirl-eval", workers)?,
@@ -194,17 +198,18 @@ pub(crate) fn thread_pool(name: &'static str, workers: usize) -> Result<ThreadPo
 impl EvalBatches<'_> {
     fn batch(&self, start: usize, end: usize) -> Result<(Tensor, Vec<Option<u32>>), DataError> {
         let side = self.view.crop;
-        let mut images = vec![0_f32; (end - start) * 3 * side * side];
+        let mut images = vec![0_u8; (end - start) * 3 * side * side];
         self.pool.install(|| {
             images
                 .par_chunks_mut(3 * side * side)
                 .enumerate()
                 .try_for_each_init(Scratch::default, |scratch, (place, out)| {
                     let image = self.pack.decode(start + place)?;
-                    self.view.write(&self.normalize, &image, scratch, out)
+                    self.view.write(&image, scratch, out)
                 })
         })?;
         let images = Tensor::from_vec(images, (end - start, 3, side, side), &Device::Cpu)?;
+        let images = self.normalize.apply(&images, &self.device)?;
         let labels = (start..end).map(|index| self.pack.label(index)).collect();
         Ok((images, labels))
     }

@@ -30,13 +30,14 @@ pub use blur::gaussian_blur;
 pub use color::{brightness, contrast, grayscale, saturation};
 pub use crop::{Crop, RandomResizedCrop};
 pub use hue::hue;
+pub use normalize::Normalize;
 pub use orient::{flip, quarter_turns};
 pub use photometric::{autocontrast, posterize, sharpness, solarize};
 pub use resize::{Resizer, resize};
 
 pub(crate) use augment::Augment;
 pub(crate) use eval_view::thread_pool;
-pub(crate) use normalize::Normalize;
+pub(crate) use normalize::{read_planes, write_planes};
 pub(crate) use planes::split_planes;
 pub(crate) use view::{Trace, check_output, cut};
 

@@ -1,86 +1,195 @@
-//! From 8-bit pixels to normalised numbers, channels apart.
+//! From 8-bit pixels to normalised numbers.
 
-#![allow(
-    clippy::needless_range_loop,
-    reason = "one index over several arrays is what becomes vector code"
-)]
-
-use crate::Image;
+use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Shape, Tensor};
+use rayon::prelude::*;
 
 use super::lanes::{Block, LANES, Visit, vectorised, visit};
+use crate::config::normalization;
+use crate::{DataError, Image};
 
 /// `(value / 255 - mean) / std` in `f32`, as torchvision's `ToTensor` and `Normalize`.
-#[derive(Clone, Debug)]
-pub(crate) struct Normalize {
+///
+/// Views are made and carried to the device as bytes, a quarter of the size, and normalised there.
+///
+/// ```
+/// use candle_core::{Device, Tensor};
+/// use pirl_data::Normalize;
+///
+/// let normalize = Normalize::new([0.5; 3], [0.5; 3])?;
+/// let views = Tensor::from_vec(vec![0u8, 255, 51], (1, 3, 1, 1), &Device::Cpu)?;
+/// let numbers = normalize.apply(&views, &Device::Cpu)?;
+/// assert_eq!(numbers.flatten_all()?.to_vec1::<f32>()?, [-1.0, 1.0, -0.6]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug, PartialEq)]
+pub struct Normalize {
     mean: [f32; 3],
     std: [f32; 3],
 }
 
 impl Normalize {
-    pub(crate) fn new(mean: [f32; 3], std: [f32; 3]) -> Self {
-        Self { mean, std }
+    /// By mean and standard deviation of red, green and blue, of values in 0..=1.
+    ///
+    /// # Errors
+    /// [`DataError::Setting`] for what is not finite, or a deviation of 0 or less.
+    pub fn new(mean: [f32; 3], std: [f32; 3]) -> Result<Self, DataError> {
+        normalization(mean, std)?;
+        Ok(Self { mean, std })
     }
 
-    /// Writes `image` to `out` as `(3, height, width)`; `out` has that many entries.
-    pub(crate) fn write(&self, image: &Image, out: &mut [f32]) {
-        debug_assert_eq!(out.len(), image.pixels.len());
-        write_planes(&image.pixels, self.mean, self.std, out);
-    }
-
-    /// Back to 8 bits: the entry of the table that is nearest to each number.
-    pub(crate) fn restore(&self, view: &[f32], side: usize) -> Image {
-        let area = side * side;
-        let mut pixels = vec![0; area * 3];
-        for (channel, plane) in view.chunks_exact(area).enumerate() {
-            let (mean, std) = (self.mean[channel], self.std[channel]);
-            let table: [f32; 256] = std::array::from_fn(|value| number(value as u8, mean, std));
-            for (pixel, number) in pixels.chunks_exact_mut(3).zip(plane) {
-                // The table rises with the value.
-                pixel[channel] = table.partition_point(|entry| entry < number).min(255) as u8;
-            }
+    /// Views `(n, 3, h, w)` as networks take them, on `device`: `f32`, normalised. Those that are
+    /// `f32` already are taken to be normalised and only moved.
+    ///
+    /// # Errors
+    /// [`DataError::Tensor`] for another shape or type.
+    pub fn apply(&self, views: &Tensor, device: &Device) -> Result<Tensor, DataError> {
+        if views.dtype() == DType::F32 {
+            return Ok(views.to_device(device)?);
         }
-        Image {
-            width: side,
-            height: side,
-            pixels,
+        let (_, 3, height, width) = views.dims4()? else {
+            let found = format!("{:?}", views.dims());
+            let error = candle_core::Error::msg(format!("views have 3 channels, got {found}"));
+            return Err(error.into());
+        };
+        if device.is_cpu() {
+            let op = OnCpu {
+                normalize: self.clone(),
+                area: height * width,
+            };
+            return Ok(views.contiguous()?.apply_op1_no_bwd(&op)?);
         }
+        let channels = |values: [f32; 3]| Tensor::from_vec(values.to_vec(), (1, 3, 1, 1), device);
+        let values = views.to_device(device)?.to_dtype(DType::F32)?;
+        // Not by a number, whose reciprocal Candle would multiply with.
+        let values = values.broadcast_div(&channels([255.0; 3])?)?;
+        let centred = values.broadcast_sub(&channels(self.mean)?)?;
+        Ok(centred.broadcast_div(&channels(self.std)?)?)
     }
 }
 
-#[inline(always)]
-fn number(value: u8, mean: f32, std: f32) -> f32 {
-    (f32::from(value) / 255.0 - mean) / std
+/// Writes `image` to `out`, channels apart: `(3, height, width)`; `out` has that many entries.
+pub(crate) fn write_planes(image: &Image, out: &mut [u8]) {
+    debug_assert_eq!(out.len(), image.pixels.len());
+    write_channels(&image.pixels, out);
+}
+
+/// The square image that [`write_planes`] wrote.
+pub(crate) fn read_planes(view: &[u8], side: usize) -> Image {
+    let area = side * side;
+    let pixel = |at: usize| [view[at], view[area + at], view[2 * area + at]];
+    Image {
+        width: side,
+        height: side,
+        pixels: (0..area).flat_map(pixel).collect(),
+    }
 }
 
 vectorised! {
-    fn write_planes(pixels: &[u8], mean: [f32; 3], std: [f32; 3], out: &mut [f32]) {
+    fn write_channels(pixels: &[u8], out: &mut [u8]) {
         let (red, rest) = out.split_at_mut(pixels.len() / 3);
         let (green, blue) = rest.split_at_mut(pixels.len() / 3);
-        let mut planes = Planes { rest: [red, green, blue], mean, std };
+        let mut planes = Planes { rest: [red, green, blue] };
         visit(pixels, &mut planes);
     }
 }
 
 /// What of the three planes is still to be written.
 struct Planes<'a> {
-    rest: [&'a mut [f32]; 3],
-    mean: [f32; 3],
-    std: [f32; 3],
+    rest: [&'a mut [u8]; 3],
 }
 
 impl Visit for Planes<'_> {
     #[inline(always)]
     fn visit(&mut self, block: &Block) {
-        for channel in 0..3 {
-            let (mean, std) = (self.mean[channel], self.std[channel]);
-            let mut numbers = [0.0; LANES];
-            for lane in 0..LANES {
-                numbers[lane] = number(block[channel][lane], mean, std);
-            }
-            let rest = std::mem::take(&mut self.rest[channel]);
-            let (out, rest) = rest.split_at_mut(rest.len().min(LANES));
-            out.copy_from_slice(&numbers[..out.len()]);
-            self.rest[channel] = rest;
+        for (rest, values) in self.rest.iter_mut().zip(block) {
+            let whole = std::mem::take(rest);
+            let (out, left) = whole.split_at_mut(whole.len().min(LANES));
+            out.copy_from_slice(&values[..out.len()]);
+            *rest = left;
         }
+    }
+}
+
+vectorised! {
+    fn normalize_plane(values: &[u8], mean: f32, std: f32, out: &mut [f32]) {
+        for (out, value) in out.iter_mut().zip(values) {
+            *out = (f32::from(*value) / 255.0 - mean) / std;
+        }
+    }
+}
+
+/// [`Normalize::apply`] on a CPU: all planes at once.
+struct OnCpu {
+    normalize: Normalize,
+    /// Pixels of a plane.
+    area: usize,
+}
+
+impl CustomOp1 for OnCpu {
+    fn name(&self) -> &'static str {
+        "pirl-normalize"
+    }
+
+    fn cpu_fwd(
+        &self,
+        storage: &CpuStorage,
+        layout: &Layout,
+    ) -> candle_core::Result<(CpuStorage, Shape)> {
+        let values = storage.as_slice::<u8>()?;
+        let values = layout
+            .contiguous_offsets()
+            .and_then(|(start, end)| values.get(start..end))
+            .ok_or_else(|| candle_core::Error::msg("views are not contiguous"))?;
+        let Normalize { mean, std } = self.normalize;
+        let mut out = vec![0.0; values.len()];
+        let area = self.area.max(1);
+        let planes = values
+            .par_chunks(area)
+            .zip(out.par_chunks_mut(area))
+            .enumerate();
+        planes.for_each(|(plane, (values, out))| {
+            normalize_plane(values, mean[plane % 3], std[plane % 3], out);
+        });
+        Ok((CpuStorage::F32(out), layout.shape().clone()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn planes_come_back_and_numbers_are_those_of_tensor_operations() {
+        let (mean, std) = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]);
+        let normalize = Normalize::new(mean, std).unwrap();
+        for side in [1, 2, 5, 6, 11, 33] {
+            let pixels = (0..side * side * 3).map(|i| (i * 37 % 251) as u8);
+            let image = Image::new(side, side, pixels.collect()).unwrap();
+            let mut planes = vec![9; side * side * 3];
+            write_planes(&image, &mut planes);
+            assert_eq!(read_planes(&planes, side), image);
+
+            let views = [planes.clone(), planes].concat();
+            let views = Tensor::from_vec(views, (2, 3, side, side), &Device::Cpu).unwrap();
+            let found = normalize.apply(&views, &Device::Cpu).unwrap();
+            let channels = |values: [f32; 3]| {
+                Tensor::from_vec(values.to_vec(), (1, 3, 1, 1), &Device::Cpu).unwrap()
+            };
+            let expected = views.to_dtype(DType::F32).unwrap();
+            let expected = expected.broadcast_div(&channels([255.0; 3])).unwrap();
+            let expected = expected.broadcast_sub(&channels(mean)).unwrap();
+            let expected = expected.broadcast_div(&channels(std)).unwrap();
+            let bits = |x: &Tensor| x.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            assert_eq!(bits(&found), bits(&expected));
+            // A part of a batch, and what is normalised already.
+            let second = normalize.apply(&views.narrow(0, 1, 1).unwrap(), &Device::Cpu);
+            assert_eq!(bits(&second.unwrap()), bits(&found.get(1).unwrap()));
+            let again = normalize.apply(&found, &Device::Cpu).unwrap();
+            assert_eq!(bits(&again), bits(&found));
+        }
+        let grey = Tensor::zeros((2, 1, 4, 4), DType::U8, &Device::Cpu).unwrap();
+        assert!(normalize.apply(&grey, &Device::Cpu).is_err());
+        assert!(Normalize::new([0.5; 3], [0.5, 0.0, 0.5]).is_err());
+        assert!(Normalize::new([f32::NAN; 3], [0.5; 3]).is_err());
     }
 }

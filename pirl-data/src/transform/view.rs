@@ -2,7 +2,7 @@
 
 use rand::Rng;
 
-use super::{Augment, Crop, Normalize, RandomResizedCrop, Resizer, resize};
+use super::{Augment, Crop, Normalize, RandomResizedCrop, Resizer, resize, write_planes};
 use crate::config::{DataConfig, Table, ViewConfig};
 use crate::stages::{Stage, Stopwatch};
 use crate::{DataError, Image};
@@ -51,7 +51,7 @@ impl Default for Scratch {
     }
 }
 
-/// The image's own view I: random resized crop, colour operations, flip, normalisation.
+/// The image's own view I: random resized crop, colour operations, flip.
 #[derive(Clone, Debug)]
 pub struct ImageView {
     size: usize,
@@ -83,7 +83,7 @@ impl ImageView {
                 ratio: view.ratio,
             },
             augment: Augment::new(view),
-            normalize: Normalize::new(data.mean, data.std),
+            normalize: Normalize::new(data.mean, data.std)?,
         })
     }
 
@@ -92,12 +92,13 @@ impl ImageView {
         self.size
     }
 
-    pub(crate) fn normalize(&self) -> &Normalize {
+    /// What makes numbers of its bytes, and of a pretext task's of the same `[data]`.
+    pub fn normalize(&self) -> &Normalize {
         &self.normalize
     }
 
     /// Makes a view of `image`, drawing from `rng`, and writes it to `out`: `(3, size, size)`,
-    /// normalised.
+    /// yet to be normalised.
     ///
     /// # Errors
     /// [`DataError::Output`] when `out` has another length, [`DataError::ImageSize`] when the
@@ -107,16 +108,16 @@ impl ImageView {
         image: &Image,
         rng: &mut dyn Rng,
         scratch: &mut Scratch,
-        out: &mut [f32],
+        out: &mut [u8],
     ) -> Result<(), DataError> {
         check_output(out, 3 * self.size * self.size)?;
         self.draw(image, rng, scratch)?;
-        self.normalize.write(&scratch.crop, out);
+        write_planes(&scratch.crop, out);
         scratch.watch.lap(Stage::Write);
         Ok(())
     }
 
-    /// The same, without the normalisation, into `scratch.crop`.
+    /// The same, into `scratch.crop`.
     pub(crate) fn draw(
         &self,
         image: &Image,
@@ -155,7 +156,7 @@ pub(crate) fn cut(
     Ok(place)
 }
 
-pub(crate) fn check_output(out: &[f32], expected: usize) -> Result<(), DataError> {
+pub(crate) fn check_output(out: &[u8], expected: usize) -> Result<(), DataError> {
     if out.len() == expected {
         return Ok(());
     }

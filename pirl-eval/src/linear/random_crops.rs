@@ -209,7 +209,9 @@ impl<'a> RandomCropProbe<'a> {
         let share = self.schedule.lr(self.done);
         let rates: Vec<f64> = self.config.lrs.iter().map(|lr| lr * share).collect();
         let number = |row: usize| indices[row] as usize;
-        let read = read_features(self.backbone, images, &self.extraction, number)?;
+        let device = self.backbone.parameters().var().device();
+        let images = self.loader.normalize().apply(images, device)?;
+        let read = read_features(self.backbone, &images, &self.extraction, number)?;
         let probes = self.probes.iter_mut().zip(&read);
         let losses = probes.map(|(probe, features)| {
             probe.learn(features, (&labels, self.classes), &rates, &self.config)
@@ -242,7 +244,8 @@ impl<'a> RandomCropProbe<'a> {
             workers,
             ..
         } = &self.extraction;
-        for batch in eval_batches(test, view, *batch_size, *workers)? {
+        let device = self.backbone.parameters().var().device();
+        for batch in eval_batches(test, view, *batch_size, *workers, device)? {
             let (images, labels) = batch?;
             let labels = labels.into_iter().enumerate().map(|(row, label)| {
                 let (set, index) = ("test", seen + row);

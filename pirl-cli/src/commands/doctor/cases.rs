@@ -31,7 +31,10 @@ pub(super) fn all() -> Vec<Case> {
     cases.extend([bank(), sgd(), lars(), regions(), suppression()]);
     cases.extend(heads());
     cases.extend(networks());
-    cases.push(rounded_network(Precision::Bf16));
+    cases.extend([
+        rounded_network("ResNet-18 in bf16; training", Precision::Bf16),
+        rounded_network("ResNet-18 in f16; training", Precision::F16),
+    ]);
     cases
 }
 
@@ -430,26 +433,21 @@ fn networks() -> Vec<Case> {
 }
 
 /// A network that rounds its activations, beside one that does not.
-fn rounded_network(precision: Precision) -> Case {
-    Case::new(
-        "ResNet-18 in bf16; training",
-        0.01,
-        Measure::Angle,
-        move |ops, device| {
-            let config = ModelConfig {
-                arch: Arch::Resnet18,
-                width: 0.25,
-                ops,
-                ..ModelConfig::default()
-            };
-            let network = network(&config, device)?;
-            let network = match ops {
-                Ops::Fast => network.with_precision(precision)?,
-                Ops::Reference => network,
-            };
-            pass(&network, Mode::Train, &[8, 3, 64, 64])
-        },
-    )
+fn rounded_network(name: &'static str, precision: Precision) -> Case {
+    Case::new(name, 0.01, Measure::Angle, move |ops, device| {
+        let config = ModelConfig {
+            arch: Arch::Resnet18,
+            width: 0.25,
+            ops,
+            ..ModelConfig::default()
+        };
+        let network = network(&config, device)?;
+        let network = match ops {
+            Ops::Fast => network.with_precision(precision)?,
+            Ops::Reference => network,
+        };
+        pass(&network, Mode::Train, &[8, 3, 64, 64])
+    })
 }
 
 /// An untrained network whose batch norms have a shift that keeps activations off the kink of ReLUs,

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use image::codecs::jpeg::JpegEncoder;
 use pirl_data::{Batch, DataError, Encoding, Pack, PackOptions, RawSample, Source, pack};
 use serde::Serialize;
@@ -150,8 +150,10 @@ fn time_step(plan: &Plan, batch_size: usize, device: &Device) -> Result<f64> {
 
 /// A batch of noise.
 fn batch(plan: &Plan, images: usize) -> Result<Batch> {
-    let noise =
-        |count: usize, side: usize| Tensor::randn(0f32, 1.0, (count, 3, side, side), &Device::Cpu);
+    let noise = |count: usize, side: usize| {
+        let noise = Tensor::rand(0f32, 256.0, (count, 3, side, side), &Device::Cpu)?;
+        noise.to_dtype(DType::U8)
+    };
     let pretext = plan.pretext.as_deref();
     let transformed = pretext.map(|pretext| noise(images * pretext.views(), pretext.view_size()));
     let labels = pretext.map_or(1, |pretext| pretext.labels().max(1));
