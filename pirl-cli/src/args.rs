@@ -204,6 +204,23 @@ pub(crate) struct DataBenchArgs {
     pub(crate) json: bool,
 }
 
+/// What every command takes that trains a network or shows it images.
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    /// Change a setting of the recipe; may be repeated
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub(crate) settings: Vec<Setting>,
+    /// cpu or cuda:N
+    #[arg(long, default_value = "cpu")]
+    pub(crate) device: String,
+    /// Seed of everything random, instead of the recipe's
+    #[arg(long, value_parser = clap::value_parser!(u64).range(0..=i64::MAX as u64))]
+    pub(crate) seed: Option<u64>,
+    /// Print one JSON object on standard output
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct PretrainArgs {
     /// A recipe's name (see `pirl recipes`) or file
@@ -218,18 +235,8 @@ pub(crate) struct PretrainArgs {
     /// Go on from the newest checkpoint of the run
     #[arg(long)]
     pub(crate) resume: bool,
-    /// Change a setting of the recipe; may be repeated
-    #[arg(long = "set", value_name = "KEY=VALUE")]
-    pub(crate) settings: Vec<Setting>,
-    /// cpu or cuda:N
-    #[arg(long, default_value = "cpu")]
-    pub(crate) device: String,
-    /// Seed of everything random, instead of the recipe's
-    #[arg(long, value_parser = clap::value_parser!(u64).range(0..=i64::MAX as u64))]
-    pub(crate) seed: Option<u64>,
-    /// Print one JSON object on standard output
-    #[arg(long)]
-    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) run: RunArgs,
 }
 
 #[derive(Debug, Subcommand)]
@@ -246,73 +253,27 @@ pub(crate) enum EvalCommand {
     Detect(DetectArgs),
 }
 
-#[derive(Debug, Args)]
-pub(crate) struct DetectArgs {
-    /// A run, a file of weights, or `random` for the untrained network of the recipe
-    #[arg(long, value_name = "RUN|FILE.safetensors|FILE.pth|random")]
-    pub(crate) weights: String,
-    /// Images with annotated objects to learn from
-    #[arg(long, value_name = "PACK")]
-    pub(crate) train: PathBuf,
-    /// Images with annotated objects to be judged by
-    #[arg(long, value_name = "PACK")]
-    pub(crate) test: PathBuf,
-    /// Folder for result.json, metrics.jsonl, checkpoints, detections.json and pictures
-    #[arg(long, value_name = "DIR")]
-    pub(crate) out: Option<PathBuf>,
-    /// Go on from the newest checkpoint in --out
-    #[arg(long, requires = "out")]
-    pub(crate) resume: bool,
-    /// Recipe of the network and of the detector, instead of that of the run
-    #[arg(long, value_name = "NAME|FILE.toml")]
-    pub(crate) recipe: Option<String>,
-    /// Change a setting of the recipe; may be repeated
-    #[arg(long = "set", value_name = "KEY=VALUE")]
-    pub(crate) settings: Vec<Setting>,
-    /// cpu or cuda:N
-    #[arg(long, default_value = "cpu")]
-    pub(crate) device: String,
-    /// Seed of everything random, instead of the recipe's
-    #[arg(long, value_parser = clap::value_parser!(u64).range(0..=i64::MAX as u64))]
-    pub(crate) seed: Option<u64>,
-    /// Print one JSON object on standard output
-    #[arg(long)]
-    pub(crate) json: bool,
-}
-
 /// What every evaluation takes.
 #[derive(Debug, Args)]
 pub(crate) struct EvalArgs {
     /// A run, a file of weights, or `random` for the untrained network of the recipe
     #[arg(long, value_name = "RUN|FILE.safetensors|FILE.pth|random")]
     pub(crate) weights: String,
-    /// Labelled images to learn from
+    /// Images to learn from, with labels or, for a detector, annotated objects
     #[arg(long, value_name = "PACK")]
     pub(crate) train: PathBuf,
-    /// Labelled images to be judged by
+    /// Images to be judged by, annotated likewise
     #[arg(long, value_name = "PACK")]
     pub(crate) test: PathBuf,
-    /// Folder for result.json
+    /// Folder for result.json, checkpoints and pictures
     #[arg(long, value_name = "DIR")]
     pub(crate) out: Option<PathBuf>,
-    /// The network's recipe, where --weights is not a run; a file's network is told from its tensors
+    /// Recipe of the network and the evaluation, instead of the run's; a file's network is told from
+    /// its tensors
     #[arg(long, value_name = "NAME|FILE.toml")]
     pub(crate) recipe: Option<String>,
-    /// What the packs are: takes the published protocol's settings, and compares with its figures
-    #[arg(long, value_enum)]
-    pub(crate) dataset: Option<Dataset>,
-    /// Change a setting of the recipe; may be repeated
-    #[arg(long = "set", value_name = "KEY=VALUE")]
-    pub(crate) settings: Vec<Setting>,
-    /// cpu or cuda:N
-    #[arg(long, default_value = "cpu")]
-    pub(crate) device: String,
-    /// Seed of everything random, instead of the recipe's
-    #[arg(long, value_parser = clap::value_parser!(u64).range(0..=i64::MAX as u64))]
-    pub(crate) seed: Option<u64>,
-    /// Print one JSON object on standard output
-    #[arg(long)]
-    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) run: RunArgs,
 }
 
 /// Evaluations of frozen features.
@@ -320,6 +281,9 @@ pub(crate) struct EvalArgs {
 pub(crate) struct ProbeArgs {
     #[command(flatten)]
     pub(crate) eval: EvalArgs,
+    /// What the packs are: takes the published protocol's settings, and compares with its figures
+    #[arg(long, value_enum)]
+    pub(crate) dataset: Option<Dataset>,
     /// Folder that keeps the features, for other probes of the same weights and packs
     #[arg(long, value_name = "DIR")]
     pub(crate) cache: Option<PathBuf>,
@@ -335,9 +299,21 @@ pub(crate) struct LinearArgs {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct DetectArgs {
+    #[command(flatten)]
+    pub(crate) eval: EvalArgs,
+    /// Go on from the newest checkpoint in --out
+    #[arg(long, requires = "out")]
+    pub(crate) resume: bool,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct FinetuneArgs {
     #[command(flatten)]
     pub(crate) eval: EvalArgs,
+    /// What the packs are: takes the published protocol's settings, and compares with its figures
+    #[arg(long, value_enum)]
+    pub(crate) dataset: Option<Dataset>,
     /// Part of the labels used, as many of each class: 0.01 for 1 %; instead of the recipe's
     #[arg(long, value_name = "FRACTION", conflicts_with = "labels")]
     pub(crate) label_fraction: Option<f64>,
@@ -369,18 +345,8 @@ pub(crate) struct AnalyzeArgs {
     /// The network's recipe, where --weights is not a run; a file's network is told from its tensors
     #[arg(long, value_name = "NAME|FILE.toml")]
     pub(crate) recipe: Option<String>,
-    /// Change a setting of the recipe; may be repeated
-    #[arg(long = "set", value_name = "KEY=VALUE")]
-    pub(crate) settings: Vec<Setting>,
-    /// cpu or cuda:N
-    #[arg(long, default_value = "cpu")]
-    pub(crate) device: String,
-    /// Seed of everything random, instead of the recipe's
-    #[arg(long, value_parser = clap::value_parser!(u64).range(0..=i64::MAX as u64))]
-    pub(crate) seed: Option<u64>,
-    /// Print one JSON object on standard output
-    #[arg(long)]
-    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) run: RunArgs,
 }
 
 #[derive(Debug, Args)]

@@ -58,7 +58,7 @@ fn run(command: Command) -> Result<()> {
         Command::Pretrain(args) => commands::pretrain::run(&args),
         Command::Eval(EvalCommand::Linear(args)) => commands::eval::linear(&args),
         Command::Eval(EvalCommand::Knn(args)) => commands::eval::knn(&args),
-        Command::Eval(EvalCommand::Detect(args)) => commands::detect::run(&args),
+        Command::Eval(EvalCommand::Detect(args)) => commands::eval::detect(&args),
         Command::Eval(EvalCommand::Svm(args)) => commands::eval::svm(&args),
         Command::Eval(EvalCommand::Finetune(args)) => commands::eval::finetune(&args),
         Command::Analyze(AnalyzeCommand::Neighbours(args)) => commands::analyze::neighbours(&args),

@@ -4,7 +4,6 @@ pub(crate) mod analyze;
 pub(crate) mod bench;
 pub(crate) mod compose;
 pub(crate) mod data;
-pub(crate) mod detect;
 pub(crate) mod doctor;
 pub(crate) mod eval;
 pub(crate) mod export;

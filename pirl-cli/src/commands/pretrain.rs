@@ -16,11 +16,11 @@ use crate::train::{Learner, Plan, Run, restore};
 
 /// Nothing is written before everything that can be checked has been.
 pub(crate) fn run(args: &PretrainArgs) -> Result<()> {
-    let mut recipe = Recipe::load(&args.recipe, &args.settings)?;
-    if let Some(seed) = args.seed {
+    let mut recipe = Recipe::load(&args.recipe, &args.run.settings)?;
+    if let Some(seed) = args.run.seed {
         recipe.seed = seed;
     }
-    let device = device::parse(&args.device)?;
+    let device = device::parse(&args.run.device)?;
     let started = if args.resume {
         let folder = RunDir::open(&args.out)?;
         check_same_run(&folder, &recipe)?;
@@ -54,7 +54,7 @@ pub(crate) fn run(args: &PretrainArgs) -> Result<()> {
         done,
     }
     .train(&interrupt)?;
-    if args.json {
+    if args.run.json {
         return print_json(&json!({
             "run": args.out,
             "steps": summary.steps,
@@ -96,7 +96,7 @@ fn check_same_run(folder: &RunDir, recipe: &Recipe) -> Result<()> {
 }
 
 fn resume_command(args: &PretrainArgs, folder: &RunDir) -> String {
-    let device = match args.device.as_str() {
+    let device = match args.run.device.as_str() {
         "cpu" => String::new(),
         other => format!(" --device {other}"),
     };

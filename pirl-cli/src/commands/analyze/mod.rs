@@ -33,9 +33,10 @@ struct Network {
 impl Network {
     /// The weights, their batch-norm statistics recomputed on `pack` if the recipe asks for it.
     fn load(name: &str, args: &AnalyzeArgs, pack: &Pack) -> Result<Self> {
-        let device = device::parse(&args.device)?;
+        let run = &args.run;
+        let device = device::parse(&run.device)?;
         let recipe = args.recipe.as_deref();
-        let loaded = weights::load(name, recipe, &args.settings, args.seed, &device)?;
+        let loaded = weights::load(name, recipe, &run.settings, run.seed, &device)?;
         let fingerprint = weights_fingerprint(&loaded.backbone)?;
         let (backbone, recipe) = (loaded.backbone, loaded.recipe);
         let images = recompute_batch_norm(&backbone, &recipe, pack, &extraction(&recipe))?;
@@ -62,7 +63,7 @@ fn finish(args: &AnalyzeArgs, result: &Value, text: &str) -> Result<()> {
         &args.out.join("result.json"),
         format!("{json}\n").as_bytes(),
     )?;
-    if args.json {
+    if args.run.json {
         return print_json(result);
     }
     print(text)

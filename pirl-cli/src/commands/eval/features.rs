@@ -10,9 +10,9 @@ use pirl_eval::{
 use pirl_model::ResNet;
 use serde_json::{Value, json};
 
+use super::Task;
 use super::published::Protocol;
 use super::session::Session;
-use super::{Task, finish};
 use crate::args::{LinearArgs, ProbeArgs};
 use crate::progress::Progress;
 use crate::recipe::Recipe;
@@ -22,7 +22,7 @@ const BATCH_NORM_SEED: u64 = 0x6270;
 
 pub(crate) fn linear(args: &LinearArgs) -> Result<()> {
     let (args, resume) = (&args.probe, args.resume);
-    let task = Task::open(&args.eval, Protocol::Linear)?;
+    let task = Task::open(&args.eval, args.dataset, Protocol::Linear)?;
     if task.recipe.eval.linear.crops == Crops::Random {
         return on_random_crops(args, &task, resume);
     }
@@ -34,9 +34,7 @@ pub(crate) fn linear(args: &LinearArgs) -> Result<()> {
     let probe = LinearProbe::new(task.recipe.eval.linear.clone(), task.recipe.seed)?;
     let settings = serde_json::to_value(&task.recipe.eval.linear)?;
     let (report, facts) = task.run(args, &probe, "linear probes", "epochs", settings)?;
-    finish(&args.eval, &report, facts, Protocol::Linear, || {
-        linear_table(&report)
-    })
+    task.finish(&args.eval, &report, facts, || linear_table(&report))
 }
 
 /// The published protocol: features are read for each batch anew, and not kept.
@@ -69,9 +67,7 @@ fn on_random_crops(args: &ProbeArgs, task: &Task, resume: bool) -> Result<()> {
     let mut facts = task.facts(&args.eval, settings);
     facts["pool"] = json!(extraction.pool);
     facts["precise_batch_norm"] = json!({ "used": recomputed > 0, "images": recomputed });
-    finish(&args.eval, &report, facts, Protocol::Linear, || {
-        linear_table(&report)
-    })
+    task.finish(&args.eval, &report, facts, || linear_table(&report))
 }
 
 /// What is about to begin, in images, time and memory.
@@ -92,7 +88,7 @@ fn estimate(probe: &RandomCropProbe<'_>, task: &Task, extraction: &Extraction) -
 }
 
 pub(crate) fn knn(args: &ProbeArgs) -> Result<()> {
-    let task = Task::open(&args.eval, Protocol::Knn)?;
+    let task = Task::open(&args.eval, args.dataset, Protocol::Knn)?;
     let config = &task.recipe.eval.knn;
     let (k, samples) = (config.k, task.train.len());
     if k > samples {
@@ -101,9 +97,7 @@ pub(crate) fn knn(args: &ProbeArgs) -> Result<()> {
     let probe = Knn::new(config.clone())?;
     let settings = serde_json::to_value(config)?;
     let (report, facts) = task.run(args, &probe, "nearest neighbours", "images", settings)?;
-    finish(&args.eval, &report, facts, Protocol::Knn, || {
-        knn_table(&report)
-    })
+    task.finish(&args.eval, &report, facts, || knn_table(&report))
 }
 
 /// How a recipe reads features.
@@ -139,7 +133,7 @@ pub(crate) fn recompute_batch_norm(
 impl Task {
     /// Reads the features and runs the probe. Returns its report, and the facts that it rests on.
     fn run<P: Probe>(
-        self,
+        &self,
         args: &ProbeArgs,
         probe: &P,
         what: &'static str,

@@ -7,9 +7,9 @@ use anyhow::{Context, Result};
 use pirl_eval::{Finetune, FinetuneReport, LabelSubset};
 use serde_json::json;
 
+use super::Task;
 use super::published::Protocol;
 use super::session::Session;
-use super::{Task, finish};
 use crate::args::FinetuneArgs;
 use crate::files::write_whole;
 use crate::progress::Progress;
@@ -19,7 +19,7 @@ pub(crate) fn finetune(args: &FinetuneArgs) -> Result<()> {
     let protocol = Protocol::Finetune {
         full: full && args.labels.is_none(),
     };
-    let mut task = Task::open(&args.eval, protocol)?;
+    let mut task = Task::open(&args.eval, args.dataset, protocol)?;
     if let Some(fraction) = args.label_fraction {
         task.recipe.eval.finetune.label_fraction = fraction;
     }
@@ -58,7 +58,7 @@ pub(crate) fn finetune(args: &FinetuneArgs) -> Result<()> {
     };
     let mut facts = task.facts(&args.eval, settings);
     facts["labels"] = json!(labels);
-    finish(&args.eval, &report, facts, protocol, || table(&report))
+    task.finish(&args.eval, &report, facts, || table(&report))
 }
 
 /// The labelled images: those of `--labels`, or a balanced draw.

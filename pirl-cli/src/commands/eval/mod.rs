@@ -1,5 +1,6 @@
 //! `pirl eval`: what a backbone is worth, by the standard protocols.
 
+mod detect;
 mod features;
 mod finetune;
 mod published;
@@ -22,6 +23,7 @@ use crate::output::{print, print_json};
 use crate::recipe::Recipe;
 use crate::{device, weights};
 
+pub(crate) use detect::detect;
 pub(crate) use features::{extraction, knn, linear, recompute_batch_norm};
 pub(crate) use finetune::finetune;
 pub(crate) use published::Dataset;
@@ -38,10 +40,12 @@ struct Task {
     weights: String,
     train: Pack,
     test: Pack,
+    dataset: Option<Dataset>,
+    protocol: Protocol,
 }
 
 impl Task {
-    fn open(args: &EvalArgs, protocol: Protocol) -> Result<Self> {
+    fn open(args: &EvalArgs, dataset: Option<Dataset>, protocol: Protocol) -> Result<Self> {
         let train = Pack::open(&args.train)?;
         let test = Pack::open(&args.test)?;
         if protocol != Protocol::Svm {
@@ -50,14 +54,15 @@ impl Task {
         if let Some(out) = &args.out {
             fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
         }
-        let device = device::parse(&args.device)?;
-        let mut settings = match args.dataset {
+        let run = &args.run;
+        let device = device::parse(&run.device)?;
+        let mut settings = match dataset {
             Some(dataset) => dataset.settings(protocol)?,
             None => Vec::new(),
         };
-        settings.extend_from_slice(&args.settings);
+        settings.extend_from_slice(&run.settings);
         let recipe = args.recipe.as_deref();
-        let loaded = weights::load(&args.weights, recipe, &settings, args.seed, &device)?;
+        let loaded = weights::load(&args.weights, recipe, &settings, run.seed, &device)?;
         Ok(Self {
             weights: weights_fingerprint(&loaded.backbone)?,
             backbone: loaded.backbone,
@@ -65,6 +70,8 @@ impl Task {
             origin: loaded.origin,
             train,
             test,
+            dataset,
+            protocol,
         })
     }
 
@@ -94,41 +101,42 @@ impl Task {
             "settings": settings,
         })
     }
+
+    /// Writes and prints a report with the facts it rests on, and the published figures, if the data
+    /// set has any.
+    fn finish(
+        &self,
+        args: &EvalArgs,
+        report: &impl Serialize,
+        facts: Value,
+        table: impl FnOnce() -> String,
+    ) -> Result<()> {
+        let mut result = serde_json::to_value(report).context("writing the result as JSON")?;
+        let published = self
+            .dataset
+            .and_then(|dataset| dataset.published(self.protocol, &result));
+        if let (Value::Object(result), Value::Object(facts)) = (&mut result, facts.clone()) {
+            result.extend(facts);
+            if let Some(published) = &published {
+                result.insert("published".to_owned(), published.to_json());
+            }
+        }
+        if let Some(out) = &args.out {
+            let text =
+                serde_json::to_string_pretty(&result).context("writing the result as JSON")?;
+            write_whole(&out.join("result.json"), format!("{text}\n").as_bytes())?;
+        }
+        if args.run.json {
+            return print_json(&result);
+        }
+        let comparison = published.map_or(String::new(), |published| format!("{published}\n"));
+        print(&format!("{}\n{comparison}{}", table(), origin(&facts)))
+    }
 }
 
 /// A pack, for a result.
 pub(crate) fn describe_pack(path: &Path, pack: &Pack) -> Value {
     json!({ "path": path, "images": pack.len(), "fingerprint": pack.fingerprint() })
-}
-
-/// Writes and prints a report with the facts it rests on, and the published figures, if the data
-/// set has any.
-fn finish(
-    args: &EvalArgs,
-    report: &impl Serialize,
-    facts: Value,
-    protocol: Protocol,
-    table: impl FnOnce() -> String,
-) -> Result<()> {
-    let mut result = serde_json::to_value(report).context("writing the result as JSON")?;
-    let published = args
-        .dataset
-        .and_then(|dataset| dataset.published(protocol, &result));
-    if let (Value::Object(result), Value::Object(facts)) = (&mut result, facts.clone()) {
-        result.extend(facts);
-        if let Some(published) = &published {
-            result.insert("published".to_owned(), published.to_json());
-        }
-    }
-    if let Some(out) = &args.out {
-        let text = serde_json::to_string_pretty(&result).context("writing the result as JSON")?;
-        write_whole(&out.join("result.json"), format!("{text}\n").as_bytes())?;
-    }
-    if args.json {
-        return print_json(&result);
-    }
-    let comparison = published.map_or(String::new(), |published| format!("{published}\n"));
-    print(&format!("{}\n{comparison}{}", table(), origin(&facts)))
 }
 
 /// Where the numbers came from, in words.

@@ -4,14 +4,14 @@ use anyhow::Result;
 use pirl_eval::{Presence, Svm, SvmReport};
 use serde_json::json;
 
+use super::Task;
 use super::features::{extraction, recompute_batch_norm};
 use super::published::Protocol;
-use super::{Task, finish};
 use crate::args::ProbeArgs;
 use crate::progress::Progress;
 
 pub(crate) fn svm(args: &ProbeArgs) -> Result<()> {
-    let task = Task::open(&args.eval, Protocol::Svm)?;
+    let task = Task::open(&args.eval, args.dataset, Protocol::Svm)?;
     let config = &task.recipe.eval.svm;
     let svm = Svm::new(config.clone(), task.recipe.seed)?;
     let (train_presence, test_presence) = Presence::of_packs(&task.train, &task.test)?;
@@ -32,7 +32,7 @@ pub(crate) fn svm(args: &ProbeArgs) -> Result<()> {
     facts["pool"] = json!(extraction.pool);
     facts["view"]["stretch"] = json!(true);
     facts["precise_batch_norm"] = json!({ "used": recomputed > 0, "images": recomputed });
-    finish(&args.eval, &report, facts, Protocol::Svm, || table(&report))
+    task.finish(&args.eval, &report, facts, || table(&report))
 }
 
 fn table(report: &SvmReport) -> String {

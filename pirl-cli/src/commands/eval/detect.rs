@@ -13,7 +13,7 @@ use pirl_eval::weights_fingerprint;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use crate::args::DetectArgs;
+use crate::args::{DetectArgs, EvalArgs};
 use crate::checkpoint::{Checkpoints, MODEL, OPTIMIZER, State};
 use crate::device;
 use crate::files::{write_png, write_whole};
@@ -61,12 +61,14 @@ impl Logged for Row {
 }
 
 /// Nothing is written before everything that can be checked has been.
-pub(crate) fn run(args: &DetectArgs) -> Result<()> {
+pub(crate) fn detect(args: &DetectArgs) -> Result<()> {
+    let (args, resume) = (&args.eval, args.resume);
     let (train, test) = (Pack::open(&args.train)?, Pack::open(&args.test)?);
     check_detection_packs(&train, &test)?;
-    let device = device::parse(&args.device)?;
+    let run = &args.run;
+    let device = device::parse(&run.device)?;
     let recipe = args.recipe.as_deref();
-    let loaded = weights::load(&args.weights, recipe, &args.settings, args.seed, &device)?;
+    let loaded = weights::load(&args.weights, recipe, &run.settings, run.seed, &device)?;
     let Loaded {
         backbone,
         recipe,
@@ -79,7 +81,7 @@ pub(crate) fn run(args: &DetectArgs) -> Result<()> {
     let mut trainer = DetectTrainer::new(&backbone, &train, normal, config, recipe.seed)?;
     drop(backbone); // the trainer has a copy
     let identity = format!("{}-{weights}", train.fingerprint());
-    let folder = folder(args, &recipe, &mut trainer, &identity)?;
+    let folder = folder((args, resume), &recipe, &mut trainer, &identity)?;
     let interrupt = Interrupt::install()?;
     let report = Run {
         args,
@@ -107,7 +109,7 @@ pub(crate) fn run(args: &DetectArgs) -> Result<()> {
 
 /// The folder of the run, if there is to be one, and the trainer as its newest checkpoint left it.
 fn folder(
-    args: &DetectArgs,
+    (args, resume): (&EvalArgs, bool),
     recipe: &Recipe,
     trainer: &mut DetectTrainer,
     identity: &str,
@@ -115,7 +117,7 @@ fn folder(
     let Some(out) = &args.out else {
         return Ok(None);
     };
-    if !args.resume {
+    if !resume {
         return RunDir::create(out, recipe).map(Some);
     }
     let folder = RunDir::open(out)?;
@@ -151,7 +153,7 @@ fn folder(
 
 /// A detector about to be trained.
 struct Run<'a> {
-    args: &'a DetectArgs,
+    args: &'a EvalArgs,
     recipe: &'a Recipe,
     trainer: DetectTrainer<'a>,
     folder: Option<RunDir>,
@@ -372,7 +374,7 @@ struct Report {
 }
 
 impl Report {
-    fn finish(&self, args: &DetectArgs, facts: Value) -> Result<()> {
+    fn finish(&self, args: &EvalArgs, facts: Value) -> Result<()> {
         let mut result = Map::new();
         let voc = serde_json::to_value(&self.voc).context("writing the result as JSON")?;
         for object in [voc, facts] {
@@ -389,7 +391,7 @@ impl Report {
             let text = text.context("writing the result as JSON")?;
             write_whole(&out.join("result.json"), format!("{text}\n").as_bytes())?;
         }
-        if args.json {
+        if args.run.json {
             return print_json(&result);
         }
         print(&self.table())
