@@ -2,8 +2,8 @@
 //! `(c_out, kernel, kernel, c_in)`.
 //!
 //! In `bf16` and `f16` products run on tensor cores and are summed in `f32`; in `f32` they are exact
-//! products, not TF32's. cuDNN's heuristics choose an algorithm for each shape and direction once;
-//! the workspace is kept and only grows.
+//! products, not TF32's. cuDNN's heuristics choose an algorithm for each shape and direction once, and
+//! should theirs not run, the one that cuDNN has for most; the workspace is kept and only grows.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -19,7 +19,7 @@ use candle_core::cuda::cudarc::cudnn::sys::{
 };
 use candle_core::cuda::cudarc::cudnn::{
     ConvBackwardData, ConvBackwardFilter, ConvDescriptor, ConvForward, Cudnn, CudnnDataType,
-    FilterDescriptor, TensorDescriptor,
+    CudnnError, FilterDescriptor, TensorDescriptor,
 };
 use candle_core::cuda::cudarc::driver::{CudaSlice, CudaView};
 use candle_core::{CudaDevice, CudaStorage, DType, Layout, Result, Tensor, bail};
@@ -204,11 +204,12 @@ fn forward_of<T: Factor>(
             w: &descriptors.weight,
             y: &descriptors.output,
         };
-        let choose = || {
-            let algorithm = op.pick_algorithm()?;
-            Ok((algorithm, op.get_workspace_size(algorithm)?))
-        };
-        let (algorithm, bytes) = chosen(&mut state.forward, (*s, T::DTYPE), choose)?;
+        let (algorithm, bytes) = chosen(
+            &mut state.forward,
+            (*s, T::DTYPE),
+            [op.pick_algorithm(), Ok(ForwardAlgorithm::CUDNN_CONVOLUTION_FWD_ALGO_IMPLICIT_PRECOMP_GEMM)],
+            |algorithm| op.get_workspace_size(algorithm),
+        )?;
         let workspace = room(&mut state.workspace, bytes, device)?;
         // SAFETY: input, weight and output are packed as the descriptors say and have the lengths
         // that follow from `s`; the workspace is at least as large as asked for.
@@ -246,11 +247,12 @@ fn backward_input_of<T: Factor>(
             w: &descriptors.weight,
             dy: &descriptors.output,
         };
-        let choose = || {
-            let algorithm = op.pick_algorithm()?;
-            Ok((algorithm, op.get_workspace_size(algorithm)?))
-        };
-        let (algorithm, bytes) = chosen(&mut state.data, (*s, T::DTYPE), choose)?;
+        let (algorithm, bytes) = chosen(
+            &mut state.data,
+            (*s, T::DTYPE),
+            [op.pick_algorithm(), Ok(DataAlgorithm::CUDNN_CONVOLUTION_BWD_DATA_ALGO_1)],
+            |algorithm| op.get_workspace_size(algorithm),
+        )?;
         let workspace = room(&mut state.workspace, bytes, device)?;
         // SAFETY: as in `forward_of`.
         unsafe {
@@ -287,11 +289,12 @@ fn backward_weight_of<T: Factor>(
             dw: &descriptors.weight,
             dy: &descriptors.output,
         };
-        let choose = || {
-            let algorithm = op.pick_algorithm()?;
-            Ok((algorithm, op.get_workspace_size(algorithm)?))
-        };
-        let (algorithm, bytes) = chosen(&mut state.filter, (*s, T::DTYPE), choose)?;
+        let (algorithm, bytes) = chosen(
+            &mut state.filter,
+            (*s, T::DTYPE),
+            [op.pick_algorithm(), Ok(FilterAlgorithm::CUDNN_CONVOLUTION_BWD_FILTER_ALGO_1)],
+            |algorithm| op.get_workspace_size(algorithm),
+        )?;
         let workspace = room(&mut state.workspace, bytes, device)?;
         // SAFETY: as in `forward_of`.
         unsafe {
@@ -309,16 +312,23 @@ fn backward_weight_of<T: Factor>(
     Ok(dw)
 }
 
-/// The choice made for `key` before, or the one that `choose` makes.
+/// The choice made for `key` before, or the first of `algorithms` that cuDNN has for it, with the bytes
+/// of the workspace that `bytes` tells.
 fn chosen<A: Copy>(
     choices: &mut Choices<A>,
     key: (ConvShape, DType),
-    choose: impl FnOnce() -> Result<(A, usize)>,
+    algorithms: [std::result::Result<A, CudnnError>; 2],
+    bytes: impl Fn(A) -> std::result::Result<usize, CudnnError>,
 ) -> Result<(A, usize)> {
     if let Some(choice) = choices.get(&key) {
         return Ok(*choice);
     }
-    let choice = choose()?;
+    let sized = algorithms.map(|algorithm| {
+        let algorithm = algorithm?;
+        Ok::<_, CudnnError>((algorithm, bytes(algorithm)?))
+    });
+    let [first, second] = sized;
+    let choice = first.or(second)?;
     choices.insert(key, choice);
     Ok(choice)
 }
