@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
-use pirl_data::{EvalView, ImageView, Loader, LoaderConfig, Pack, eval_batches};
+use pirl_data::{Batch, EvalView, ImageView, Loader, LoaderConfig, Pack, eval_batches};
 use pirl_model::{
     Backbone, ClassifierHead, Head, Mode, ModelConfig, OptimConfig, Optimizer, ResNet, Schedule,
     ScheduleConfig, ScheduleKind, load_state_dict, save_state_dict, save_tensors,
@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use crate::accuracy::Tally;
 use crate::error::{EvalError, Result};
 use crate::linear::softmax_minus_target;
+use crate::training::Training;
 
 /// `[eval.finetune]`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -179,80 +180,6 @@ impl<'a> Finetune<'a> {
         })
     }
 
-    /// Steps of the whole training.
-    pub fn steps(&self) -> usize {
-        self.steps
-    }
-
-    /// Steps done.
-    pub fn done(&self) -> usize {
-        self.done
-    }
-
-    /// Steps of one pass over the labelled images.
-    pub fn steps_per_epoch(&self) -> usize {
-        self.loader.steps_per_epoch()
-    }
-
-    /// Trains until the last step, or until `pause`, which is told the steps done and the loss of
-    /// the last of them, in nats, asks for a break by returning true. Going on afterwards, or from
-    /// a checkpoint, changes nothing about the result.
-    ///
-    /// # Errors
-    /// [`EvalError::Data`] for an image that cannot be decoded; [`EvalError::LossNotFinite`], and
-    /// nothing of that step is kept.
-    pub fn train(&mut self, pause: &mut dyn FnMut(usize, f64) -> bool) -> Result<()> {
-        let epoch = self.steps_per_epoch();
-        while self.done < self.steps {
-            let batches = self
-                .loader
-                .epoch((self.done / epoch) as u64, self.done % epoch);
-            for batch in batches {
-                let batch = batch?;
-                let loss = self.step(&batch.images, &batch.indices)?;
-                self.done += 1;
-                if pause(self.done, loss) {
-                    return Ok(());
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn step(&mut self, images: &Tensor, indices: &[u32]) -> Result<f64> {
-        let lr = self.schedule.lr(self.done);
-        let images = self.loader.normalize().apply(images, &self.device)?;
-        let features = self.backbone.forward(&images, Mode::Train)?;
-        let logits = self.head.forward(&features, Mode::Train)?;
-        let (rows, classes) = logits.dims2()?;
-        // dL/dlogits in closed form, as the linear probes have it.
-        let mut gradient = logits.flatten_all()?.to_vec1::<f32>()?;
-        let mut loss = 0.0;
-        for (z, index) in gradient.chunks_exact_mut(classes).zip(indices) {
-            let set = "training";
-            let index = *index as usize;
-            let label = self.pack.label(index);
-            let label = label.ok_or(EvalError::Unlabelled { set, index })? as usize;
-            loss += softmax_minus_target(z, label, 1.0 / rows as f32);
-        }
-        let loss = loss / rows as f64;
-        if !loss.is_finite() {
-            let step = self.done + 1;
-            let key = "eval.finetune.lr";
-            return Err(EvalError::LossNotFinite {
-                key,
-                step,
-                loss,
-                lr,
-            });
-        }
-        let gradient = Tensor::from_vec(gradient, (rows, classes), &self.device)?;
-        let backward = (logits * gradient)?.sum_all()?.backward()?;
-        self.optimizer.accumulate(&backward)?;
-        self.optimizer.step(lr)?;
-        Ok(loss)
-    }
-
     /// The accuracy on `test`, seen through `view`, `batch_size` images at a time; `progress` is
     /// called with the images done and the images in all.
     ///
@@ -298,13 +225,61 @@ impl<'a> Finetune<'a> {
             steps: self.done,
         })
     }
+}
+
+impl Training for Finetune<'_> {
+    const WHAT: &'static str = "fine-tuning";
+
+    fn loader(&self) -> &Loader {
+        &self.loader
+    }
+
+    fn steps(&self) -> usize {
+        self.steps
+    }
+
+    fn done(&self) -> usize {
+        self.done
+    }
+
+    fn step(&mut self, batch: &Batch) -> Result<f64> {
+        let lr = self.schedule.lr(self.done);
+        let images = self.loader.normalize().apply(&batch.images, &self.device)?;
+        let features = self.backbone.forward(&images, Mode::Train)?;
+        let logits = self.head.forward(&features, Mode::Train)?;
+        let (rows, classes) = logits.dims2()?;
+        // dL/dlogits in closed form, as the linear probes have it.
+        let mut gradient = logits.flatten_all()?.to_vec1::<f32>()?;
+        let mut loss = 0.0;
+        for (z, index) in gradient.chunks_exact_mut(classes).zip(&batch.indices) {
+            let set = "training";
+            let index = *index as usize;
+            let label = self.pack.label(index);
+            let label = label.ok_or(EvalError::Unlabelled { set, index })? as usize;
+            loss += softmax_minus_target(z, label, 1.0 / rows as f32);
+        }
+        let loss = loss / rows as f64;
+        if !loss.is_finite() {
+            let step = self.done + 1;
+            let key = "eval.finetune.lr";
+            return Err(EvalError::LossNotFinite {
+                key,
+                step,
+                loss,
+                lr,
+            });
+        }
+        let gradient = Tensor::from_vec(gradient, (rows, classes), &self.device)?;
+        let backward = (logits * gradient)?.sum_all()?.backward()?;
+        self.optimizer.accumulate(&backward)?;
+        self.optimizer.step(lr)?;
+        self.done += 1;
+        Ok(loss)
+    }
 
     /// Writes weights, statistics and momentum into `folder`: `model.safetensors`, with
     /// torchvision's names, `fc` among them, and `optimizer.safetensors`.
-    ///
-    /// # Errors
-    /// [`EvalError::Model`] if a file cannot be written.
-    pub fn save(&self, folder: &Path) -> Result<()> {
+    fn save(&mut self, folder: &Path) -> Result<()> {
         // The classifier's layer is called `fc`, as torchvision's: it needs no prefix.
         let modules = [
             ("", self.backbone.parameters(), self.backbone.buffers()),
@@ -315,12 +290,7 @@ impl<'a> Finetune<'a> {
         Ok(save_tensors(&folder.join(OPTIMIZER), &momentum)?)
     }
 
-    /// Goes on from what [`Finetune::save`] wrote after `done` steps.
-    ///
-    /// # Errors
-    /// [`EvalError::Model`] if a file cannot be read or is of another network,
-    /// [`EvalError::Checkpoint`] if it lacks tensors or `done` is past the last step.
-    pub fn restore(&mut self, folder: &Path, done: usize) -> Result<()> {
+    fn restore(&mut self, folder: &Path, done: usize) -> Result<()> {
         let bad = |reason| EvalError::Checkpoint {
             path: folder.to_owned(),
             reason,

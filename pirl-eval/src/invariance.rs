@@ -10,7 +10,7 @@
 use std::collections::BTreeMap;
 
 use candle_core::{Device, Tensor};
-use pirl_data::draw::{Canvas, LETTER, color};
+use pirl_data::draw::{LETTER, color, contact_sheet};
 use pirl_data::{
     DataConfig, EvalView, Image, ImageView, Normalize, Pack, Pretext, Scratch, ViewConfig,
 };
@@ -360,16 +360,7 @@ pub fn invariance_chart(reports: &[(String, BTreeMap<String, Distances>)]) -> Re
             chart.into_image()
         })
         .collect();
-    let (wide, high) = (charts[0].width, charts[0].height);
-    let columns = charts.len().min(2);
-    let rows = charts.len().div_ceil(columns);
-    let mut sheet = Canvas::new(columns * wide, rows * (high + LETTER));
-    for (place, chart) in charts.iter().enumerate() {
-        let (column, row) = (place % columns, place / columns);
-        let at = ((column * wide) as i64, (row * (high + LETTER)) as i64);
-        sheet.paste(at, chart);
-    }
-    Ok(sheet.into_image())
+    Ok(contact_sheet(&charts, 2, LETTER))
 }
 
 /// The share of the distances in each of the bins of `0..width`.

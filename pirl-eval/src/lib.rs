@@ -53,6 +53,7 @@ mod presence;
 mod probe;
 mod room;
 mod svm;
+mod training;
 
 pub use cache::{FeatureCache, weights_fingerprint};
 pub use error::{EvalError, Result};
@@ -72,3 +73,4 @@ pub use presence::Presence;
 pub use probe::{Best, Probe, check_packs};
 pub use room::{check_room, feature_bytes, images_per_second};
 pub use svm::{Svm, SvmBest, SvmConfig, SvmLayer, SvmReport};
+pub use training::Training;

@@ -4,7 +4,7 @@ mod common;
 
 use common::{SIDE, network, packed, packed_with, view};
 use pirl_data::{DataConfig, ImageView, Pack, ViewConfig};
-use pirl_eval::{EvalError, Finetune, FinetuneConfig, LabelSubset};
+use pirl_eval::{EvalError, Finetune, FinetuneConfig, LabelSubset, Training};
 use pirl_model::{Backbone, ResNet};
 use tempfile::tempdir;
 

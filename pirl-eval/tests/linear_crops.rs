@@ -7,7 +7,7 @@ use std::fs;
 use common::{SIDE, network, packed_with, view};
 use pirl_data::{DataConfig, ImageView, Pack, ViewConfig};
 use pirl_eval::{
-    Crops, EvalError, Extraction, LinearConfig, LinearReport, RandomCropProbe, Select,
+    Crops, EvalError, Extraction, LinearConfig, LinearReport, RandomCropProbe, Select, Training,
 };
 use pirl_model::{Layer, ResNet};
 use tempfile::tempdir;

@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
-use pirl_data::{ImageView, Loader, LoaderConfig, OnCorrupt, Pack, eval_batches};
+use pirl_data::{Batch, ImageView, Loader, LoaderConfig, OnCorrupt, Pack, eval_batches};
 use pirl_model::{Backbone, Layer, Schedule, load_state_dict, save_tensors};
 
 use super::sgd::Classifiers;
@@ -25,6 +25,7 @@ use crate::extract::{Extraction, read_features};
 use crate::feature_set::LayerFeatures;
 use crate::probe::Best;
 use crate::room::feature_sizes;
+use crate::training::Training;
 
 /// What a checkpoint's folder holds.
 const FILE: &str = "linear.safetensors";
@@ -166,59 +167,6 @@ impl<'a> RandomCropProbe<'a> {
         (numbers.sum::<usize>() * size_of::<f32>()) as u64
     }
 
-    /// Steps of the whole training.
-    pub fn steps(&self) -> usize {
-        self.steps
-    }
-
-    /// Steps done.
-    pub fn done(&self) -> usize {
-        self.done
-    }
-
-    /// Steps of one pass over the images.
-    pub fn steps_per_epoch(&self) -> usize {
-        self.loader.steps_per_epoch()
-    }
-
-    /// Trains until the last step, or until `pause`, which is told the steps done and the loss of the
-    /// last of them, in nats (the mean over layers and rates), asks for a break by returning true.
-    /// Going on afterwards, or from a checkpoint, changes nothing about the result.
-    ///
-    /// # Errors
-    /// [`EvalError::Data`] for an image that cannot be decoded; [`EvalError::NotFinite`].
-    pub fn train(&mut self, pause: &mut dyn FnMut(usize, f64) -> bool) -> Result<()> {
-        let epoch = self.steps_per_epoch();
-        while self.done < self.steps {
-            let (number, start) = ((self.done / epoch) as u64, self.done % epoch);
-            for batch in self.loader.epoch(number, start) {
-                let batch = batch?;
-                let loss = self.step(&batch.images, &batch.indices)?;
-                self.done += 1;
-                if pause(self.done, loss) {
-                    return Ok(());
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn step(&mut self, images: &Tensor, indices: &[u32]) -> Result<f64> {
-        let labels = indices.iter().map(|index| self.labels[*index as usize]);
-        let labels: Vec<u32> = labels.collect();
-        let share = self.schedule.lr(self.done);
-        let rates: Vec<f64> = self.config.lrs.iter().map(|lr| lr * share).collect();
-        let number = |row: usize| indices[row] as usize;
-        let device = self.backbone.parameters().var().device();
-        let images = self.loader.normalize().apply(images, device)?;
-        let read = read_features(self.backbone, &images, &self.extraction, number)?;
-        let probes = self.probes.iter_mut().zip(&read);
-        let losses = probes.map(|(probe, features)| {
-            probe.learn(features, (&labels, self.classes), &rates, &self.config)
-        });
-        Ok(losses.sum::<f64>() / read.len() as f64)
-    }
-
     /// The accuracy on `test`; `progress` is called with the images done and the images in all. Of
     /// several learning rates the best on it is reported.
     ///
@@ -297,12 +245,45 @@ impl<'a> RandomCropProbe<'a> {
         })?;
         Ok(LinearReport { layers, best })
     }
+}
+
+impl Training for RandomCropProbe<'_> {
+    const WHAT: &'static str = "training of linear probes";
+
+    fn loader(&self) -> &Loader {
+        &self.loader
+    }
+
+    fn steps(&self) -> usize {
+        self.steps
+    }
+
+    fn done(&self) -> usize {
+        self.done
+    }
+
+    /// The loss is the mean over layers and rates.
+    fn step(&mut self, batch: &Batch) -> Result<f64> {
+        let indices = &batch.indices;
+        let labels = indices.iter().map(|index| self.labels[*index as usize]);
+        let labels: Vec<u32> = labels.collect();
+        let share = self.schedule.lr(self.done);
+        let rates: Vec<f64> = self.config.lrs.iter().map(|lr| lr * share).collect();
+        let number = |row: usize| indices[row] as usize;
+        let device = self.backbone.parameters().var().device();
+        let images = self.loader.normalize().apply(&batch.images, device)?;
+        let read = read_features(self.backbone, &images, &self.extraction, number)?;
+        let probes = self.probes.iter_mut().zip(&read);
+        let losses = probes.map(|(probe, features)| {
+            probe.learn(features, (&labels, self.classes), &rates, &self.config)
+        });
+        let loss = losses.sum::<f64>() / read.len() as f64;
+        self.done += 1;
+        Ok(loss)
+    }
 
     /// Writes classifiers, momentum and running statistics into `folder`: `linear.safetensors`.
-    ///
-    /// # Errors
-    /// [`EvalError::Model`] if the file cannot be written.
-    pub fn save(&mut self, folder: &Path) -> Result<()> {
+    fn save(&mut self, folder: &Path) -> Result<()> {
         let mut tensors = HashMap::new();
         for probe in &mut self.probes {
             let Probe { layer, running, .. } = probe;
@@ -318,12 +299,8 @@ impl<'a> RandomCropProbe<'a> {
         Ok(save_tensors(&folder.join(FILE), &tensors)?)
     }
 
-    /// Goes on from what [`RandomCropProbe::save`] wrote after `done` steps.
-    ///
-    /// # Errors
-    /// [`EvalError::Model`] if the file cannot be read; [`EvalError::Checkpoint`], with nothing
-    /// restored, if it is of other probes or `done` is past the last step.
-    pub fn restore(&mut self, folder: &Path, done: usize) -> Result<()> {
+    /// Nothing is restored of a file that does not fit.
+    fn restore(&mut self, folder: &Path, done: usize) -> Result<()> {
         let path = folder.join(FILE);
         let bad = |reason| EvalError::Checkpoint {
             path: path.clone(),

@@ -4,8 +4,8 @@ use anyhow::{Context, Result, ensure};
 use pirl_data::Pack;
 use pirl_eval::{
     Crops, EvalError, Extraction, FeatureCache, FeatureSet, Knn, KnnReport, LayerReport,
-    LinearProbe, LinearReport, Probe, RandomCropProbe, check_room, extract_features, feature_bytes,
-    images_per_second, weights_fingerprint,
+    LinearProbe, LinearReport, Probe, RandomCropProbe, Training, check_room, extract_features,
+    feature_bytes, images_per_second, weights_fingerprint,
 };
 use pirl_model::ResNet;
 use serde_json::{Value, json};

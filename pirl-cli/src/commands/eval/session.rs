@@ -1,10 +1,10 @@
 //! A training that an evaluation consists of: its checkpoints in `--out`, and how it goes on.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Result, bail, ensure};
 use pirl_data::Pack;
-use pirl_eval::{Finetune, RandomCropProbe};
+use pirl_eval::Training;
 use serde_json::Value;
 
 use super::Task;
@@ -12,58 +12,6 @@ use crate::args::EvalArgs;
 use crate::checkpoint::{Checkpoints, State};
 use crate::interrupt::{Interrupt, Interrupted};
 use crate::progress::Progress;
-
-/// What can be trained step by step, saved, and gone on with.
-pub(super) trait Training {
-    /// What it is called.
-    const WHAT: &'static str;
-
-    fn steps(&self) -> usize;
-    fn done(&self) -> usize;
-    fn steps_per_epoch(&self) -> usize;
-    /// Trains until the end, or until `pause`, told the steps done and the last loss, says so.
-    fn train(&mut self, pause: &mut dyn FnMut(usize, f64) -> bool) -> pirl_eval::Result<()>;
-    fn save(&mut self, folder: &Path) -> pirl_eval::Result<()>;
-    fn restore(&mut self, folder: &Path, done: usize) -> pirl_eval::Result<()>;
-}
-
-macro_rules! training {
-    ($type:ident, $what:literal) => {
-        impl Training for $type<'_> {
-            const WHAT: &'static str = $what;
-
-            fn steps(&self) -> usize {
-                $type::steps(self)
-            }
-
-            fn done(&self) -> usize {
-                $type::done(self)
-            }
-
-            fn steps_per_epoch(&self) -> usize {
-                $type::steps_per_epoch(self)
-            }
-
-            fn train(
-                &mut self,
-                pause: &mut dyn FnMut(usize, f64) -> bool,
-            ) -> pirl_eval::Result<()> {
-                $type::train(self, pause)
-            }
-
-            fn save(&mut self, folder: &Path) -> pirl_eval::Result<()> {
-                $type::save(self, folder)
-            }
-
-            fn restore(&mut self, folder: &Path, done: usize) -> pirl_eval::Result<()> {
-                $type::restore(self, folder, done)
-            }
-        }
-    };
-}
-
-training!(Finetune, "fine-tuning");
-training!(RandomCropProbe, "training of linear probes");
 
 /// Where a training keeps its checkpoints, and what tells them from another's.
 pub(super) struct Session {

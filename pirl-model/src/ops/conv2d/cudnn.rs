@@ -207,7 +207,10 @@ fn forward_of<T: Factor>(
         let (algorithm, bytes) = chosen(
             &mut state.forward,
             (*s, T::DTYPE),
-            [op.pick_algorithm(), Ok(ForwardAlgorithm::CUDNN_CONVOLUTION_FWD_ALGO_IMPLICIT_PRECOMP_GEMM)],
+            [
+                op.pick_algorithm(),
+                Ok(ForwardAlgorithm::CUDNN_CONVOLUTION_FWD_ALGO_IMPLICIT_PRECOMP_GEMM),
+            ],
             |algorithm| op.get_workspace_size(algorithm),
         )?;
         let workspace = room(&mut state.workspace, bytes, device)?;
@@ -250,7 +253,10 @@ fn backward_input_of<T: Factor>(
         let (algorithm, bytes) = chosen(
             &mut state.data,
             (*s, T::DTYPE),
-            [op.pick_algorithm(), Ok(DataAlgorithm::CUDNN_CONVOLUTION_BWD_DATA_ALGO_1)],
+            [
+                op.pick_algorithm(),
+                Ok(DataAlgorithm::CUDNN_CONVOLUTION_BWD_DATA_ALGO_1),
+            ],
             |algorithm| op.get_workspace_size(algorithm),
         )?;
         let workspace = room(&mut state.workspace, bytes, device)?;
@@ -292,7 +298,10 @@ fn backward_weight_of<T: Factor>(
         let (algorithm, bytes) = chosen(
             &mut state.filter,
             (*s, T::DTYPE),
-            [op.pick_algorithm(), Ok(FilterAlgorithm::CUDNN_CONVOLUTION_BWD_FILTER_ALGO_1)],
+            [
+                op.pick_algorithm(),
+                Ok(FilterAlgorithm::CUDNN_CONVOLUTION_BWD_FILTER_ALGO_1),
+            ],
             |algorithm| op.get_workspace_size(algorithm),
         )?;
         let workspace = room(&mut state.workspace, bytes, device)?;
