@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use candle_core::Device;
 use pirl_data::{Pack, Stages};
 use serde_json::{Map, Value, json};
 
@@ -88,7 +89,8 @@ struct Found {
     anonymous_kib: Option<f64>,
 }
 
-/// Takes batches until `time` is over, after the first, which the threads start with.
+/// Takes batches until `time` is over, after the first, which the threads start with, and normalises
+/// them, as a step on a CPU does.
 fn measure(recipe: &Recipe, pack: &Arc<Pack>, time: Duration) -> Result<Found> {
     let loader = train::loader(recipe, pack, train::pretext(recipe)?)?;
     let mut batches = (0..).flat_map(|epoch| loader.epoch(epoch, 0));
@@ -114,6 +116,10 @@ fn measure(recipe: &Recipe, pack: &Arc<Pack>, time: Duration) -> Result<Found> {
         let asked = Instant::now();
         let batch = next()?;
         found.waiting += asked.elapsed().as_secs_f64();
+        for views in [Some(&batch.images), batch.transformed.as_ref()] {
+            let numbers = views.map(|views| loader.normalize().apply(views, &Device::Cpu));
+            std::hint::black_box(numbers.transpose()?);
+        }
         found.images += batch.indices.len();
         found.skipped += batch.skipped;
         let sizes = batch
