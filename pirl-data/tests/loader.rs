@@ -438,10 +438,9 @@ fn the_preview_shows_a_row_for_each_image_as_the_first_epoch_sees_it() {
         let images = batch.unwrap().images;
         for place in 0..4 {
             let image = images.get(place).unwrap().to_vec3::<u8>().unwrap();
-            let mut row = Vec::new();
-            for x in 0..20 {
-                row.extend([0, 1, 2].map(|c| image[c][0][x]).repeat(256 / 20));
-            }
+            let pixel = |x: usize| [0, 1, 2].map(|channel| image[channel][0][x]);
+            let row = (0..20).flat_map(|x| pixel(x).repeat(256 / 20));
+            let row: Vec<u8> = row.collect();
             let mut rows = all.pixels.windows(row.len()).step_by(3);
             assert!(rows.any(|shown| shown == row));
         }
