@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use common::{Samples, jpeg, list_dir, picture, png};
-use pirl_data::{Encoding, Objects, PackOptions, Source, pack};
+use pirl_data::{Encoding, Objects, Pack, PackOptions, Source, pack};
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use tempfile::TempDir;
@@ -164,6 +164,32 @@ fn packs() -> Vec<Vec<u8>> {
     files(dir.path(), ".safetensors")
 }
 
+/// Packs so many damaged JPEGs, shrunk and encoded again: what does not decode is left out, and what
+/// is packed decodes.
+fn repack(jpegs: &[Vec<u8>], many: usize) {
+    let mut rng = ChaCha8Rng::seed_from_u64(7);
+    let mut source = Samples::raw(0, 0);
+    source.samples = (0..many)
+        .map(|_| (mutate(&mut rng, jpegs), Encoding::Jpeg, None))
+        .collect();
+    let dir = TempDir::new().unwrap();
+    let output = dir.path().join("set");
+    let options = PackOptions {
+        resize_shorter: Some(7),
+        quality: Some(90),
+        ..PackOptions::default()
+    };
+    let report = pack(&source, &output, &options, &mut |_, _| {}).unwrap();
+    let (packed, skipped) = (report.packed, report.skipped.len());
+    eprintln!("repacked: {packed}, skipped: {skipped}");
+    assert!(packed > many / 10 && skipped > many / 10 && packed + skipped == many);
+    let pack = Pack::open(&output).unwrap();
+    for index in 0..packed {
+        let image = pack.decode(index).unwrap();
+        assert!(image.width.min(image.height) <= 7);
+    }
+}
+
 // One test, for the memory is counted for the whole process.
 #[test]
 fn no_file_is_trusted() {
@@ -181,6 +207,7 @@ fn no_file_is_trusted() {
     });
 
     let few = mutations(2_000);
+    repack(&files(&golden, ".jpg"), few);
     let annotation = "<annotation><object><name>dog</name><difficult>0</difficult><bndbox>\
         <xmin>48</xmin><ymin>240.5</ymin><xmax>195</xmax><ymax>371</ymax></bndbox></object>\
         <object><name>cat</name><part><name>head</name></part><bndbox><xmin>1</xmin><ymin>2</ymin>\
