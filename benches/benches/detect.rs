@@ -1,4 +1,4 @@
-//! ROIAlign and non-maximum suppression on 2,000 boxes,.
+//! ROIAlign and non-maximum suppression, on up to 12,000 boxes: the cases that `compare.py detect` times.
 
 mod cases;
 mod regions;
