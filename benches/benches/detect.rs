@@ -1,4 +1,5 @@
-//! ROIAlign and non-maximum suppression, on up to 12,000 boxes: the cases that `compare.py detect` times.
+//! ROIAlign and non-maximum suppression, on up to 12,000 boxes: the cases that `compare.py detect`
+//! times.
 
 mod cases;
 mod regions;
