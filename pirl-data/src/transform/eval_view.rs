@@ -29,8 +29,8 @@ impl EvalView {
     /// Writes the view of `image` to `out`, bytes yet to be normalised: `(3, crop, crop)`.
     ///
     /// # Errors
-    /// [`DataError::Setting`] for a size or a normalisation that cannot work, [`DataError::Output`]
-    /// when `out` has another length, [`DataError::ImageSize`] when the image's pixels do not
+    /// [`DataError::Setting`] for a size that cannot work, [`DataError::Output`] when `out` has another
+    /// length, [`DataError::ImageSize`] when the image's pixels do not
     /// fill it.
     pub fn apply(
         &self,
