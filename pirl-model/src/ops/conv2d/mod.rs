@@ -8,8 +8,7 @@
 //! weight a product over pixels; see `weight_gradient`.
 //!
 //! Activations may be stored as `bf16` or `f16`. Weights are then rounded to it, products are summed in
-//! `f32`,
-//! and sums are rounded once. Where the processor multiplies pairs of `bf16`, see `lane`, it is given
+//! `f32`, and sums are rounded once. Where the processor multiplies pairs of `bf16`, see `lane`, it is given
 //! them; elsewhere a part of the input is widened to `f32` at a time, for the same kernels as `f32`.
 
 #[cfg(feature = "cudnn")]
