@@ -210,7 +210,7 @@ pub(crate) struct RunArgs {
     /// Change a setting of the recipe; may be repeated
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub(crate) settings: Vec<Setting>,
-    /// cpu or cuda:N
+    /// cpu or cuda:N; to pre-train on several, cuda:0,cuda:1
     #[arg(long, default_value = "cpu")]
     pub(crate) device: String,
     /// Seed of everything random, instead of the recipe's

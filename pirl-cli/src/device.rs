@@ -1,7 +1,21 @@
 //! `--device`.
 
 use anyhow::{Context, Result, bail};
-use candle_core::Device;
+use candle_core::{Device, Tensor};
+
+/// Devices with commas between them, as `cuda:0,cuda:1`; one named twice does the work of two.
+pub(crate) fn parse_several(names: &str) -> Result<Vec<Device>> {
+    names.split(',').map(parse).collect()
+}
+
+/// `tensor` on `device`. Between two devices it goes by way of the host, whose copies are over when
+/// they return: neither device's own order says when the other is done with it.
+pub(crate) fn moved(tensor: &Tensor, device: &Device) -> Result<Tensor> {
+    if tensor.device().same_device(device) {
+        return Ok(tensor.clone());
+    }
+    Ok(tensor.to_device(&Device::Cpu)?.to_device(device)?)
+}
 
 /// `cpu`, or `cuda:N` in a build that has CUDA.
 pub(crate) fn parse(name: &str) -> Result<Device> {
@@ -24,7 +38,9 @@ pub(crate) fn parse(name: &str) -> Result<Device> {
             )
         }
         Some(number) => Device::new_cuda(number).with_context(|| format!("--device {name}")),
-        None => bail!("--device {name}: expected cpu or cuda:N"),
+        None => bail!(
+            "--device {name:?}: expected cpu or cuda:N, or with pretrain several, as cuda:0,cuda:1"
+        ),
     }
 }
 
@@ -37,6 +53,16 @@ mod tests {
         assert!(parse("cpu").unwrap().is_cpu());
         for wrong in ["gpu", "cuda:x", "cuda0", ""] {
             let error = format!("{:#}", parse(wrong).unwrap_err());
+            assert!(error.contains("expected cpu or cuda:N"), "{error}");
+        }
+    }
+
+    #[test]
+    fn several_devices_have_commas_between_them() {
+        assert_eq!(parse_several("cpu").unwrap().len(), 1);
+        assert_eq!(parse_several("cpu,cpu,cpu").unwrap().len(), 3);
+        for wrong in ["cpu,", ",cpu", "cpu, cpu", "cpu,gpu"] {
+            let error = format!("{:#}", parse_several(wrong).unwrap_err());
             assert!(error.contains("expected cpu or cuda:N"), "{error}");
         }
     }

@@ -93,6 +93,8 @@ pub(crate) struct BankConfig {
     pub(crate) dim: usize,
     pub(crate) momentum: f64,
     pub(crate) init: BankInit,
+    /// Whether it stays in the host's memory.
+    pub(crate) on_host: bool,
 }
 
 /// `bank.init`
@@ -201,6 +203,7 @@ impl Default for Recipe {
                 dim: 128,
                 momentum: 0.5,
                 init: BankInit::Random,
+                on_host: false,
             },
             optim: OptimConfig::default(),
             schedule: ScheduleConfig::default(),

@@ -47,6 +47,7 @@ mod precise;
 mod residual;
 mod resnet;
 mod single_op;
+mod upload;
 mod weights;
 
 pub use c4::{C4, C4Config, C4Norm};
@@ -55,12 +56,14 @@ pub use error::ModelError;
 pub use heads::{ClassifierHead, Head, JigsawHead, ProjectionHead, l2_normalize};
 pub use mode::Mode;
 pub use optim::{
-    LossScale, OptimConfig, OptimKind, Optimizer, Schedule, ScheduleConfig, ScheduleKind,
+    GradientSum, LossScale, OptimConfig, OptimKind, Optimizer, Schedule, ScheduleConfig,
+    ScheduleKind,
 };
 pub use params::{Buffers, Param, ParamSet};
 pub use precise::precise_batch_norm;
 pub use resnet::{Backbone, Layer, ResNet};
 pub use single_op::SingleOp;
+pub use upload::Upload;
 pub use weights::{
     BackboneWeights, LoadReport, detectron2_names, load_into, load_state_dict, read_backbone,
     save_state_dict, save_tensors, state_dict, strip_prefix,

@@ -92,7 +92,7 @@ struct Found {
 /// Takes batches until `time` is over, after the first, which the threads start with, and normalises
 /// them, as a step on a CPU does.
 fn measure(recipe: &Recipe, pack: &Arc<Pack>, time: Duration) -> Result<Found> {
-    let loader = train::loader(recipe, pack, train::pretext(recipe)?)?;
+    let loader = train::loader(recipe, pack, train::pretext(recipe)?, 1)?;
     let mut batches = (0..).flat_map(|epoch| loader.epoch(epoch, 0));
     let mut next = || {
         batches

@@ -20,7 +20,7 @@ pub(crate) fn run(args: &PretrainArgs) -> Result<()> {
     if let Some(seed) = args.run.seed {
         recipe.seed = seed;
     }
-    let device = device::parse(&args.run.device)?;
+    let devices = device::parse_several(&args.run.device)?;
     let started = if args.resume {
         let folder = RunDir::open(&args.out)?;
         check_same_run(&folder, &recipe)?;
@@ -29,8 +29,8 @@ pub(crate) fn run(args: &PretrainArgs) -> Result<()> {
         RunDir::check_free(&args.out)?;
         None
     };
-    let plan = Plan::new(recipe, Pack::open(&args.data)?)?;
-    let mut learner = Learner::new(&plan, &device)?;
+    let plan = Plan::new(recipe, Pack::open(&args.data)?, devices.len())?;
+    let mut learner = Learner::new(&plan, &devices)?;
     let (folder, done) = match started {
         Some(folder) => {
             let done = restore(&mut learner, &plan, &folder)?;

@@ -7,7 +7,9 @@ use pirl_data::eval_batches;
 use pirl_model::{Backbone, Head, Mode, Ops};
 
 use super::plan::Plan;
+use super::replica::Heads;
 use super::step::{Learner, Task};
+use crate::device::moved;
 use crate::interrupt::{Interrupt, Interrupted};
 use crate::progress::Progress;
 
@@ -17,7 +19,9 @@ impl Learner {
     /// The pass is in training mode: an untrained network's running statistics say nothing, so
     /// each batch is normalised by its own, and the running ones move towards the data's.
     pub(crate) fn fill_bank(&mut self, plan: &Plan, interrupt: &Interrupt) -> Result<()> {
-        let Task::Invariant(task) = &mut self.task else {
+        let (Task::Invariant(task), Heads::Invariant { f, .. }) =
+            (&mut self.task, &self.main.heads)
+        else {
             return Ok(());
         };
         let images = plan.pack.len();
@@ -26,7 +30,7 @@ impl Learner {
         let mut progress = Progress::new("filling the bank", "images", images as u64, 0);
         let mut rows: Vec<Tensor> = Vec::new();
         let (mut done, mut before) = (0, None::<Tensor>);
-        for batch in eval_batches(&plan.pack, &view, batch_size, workers, &self.device)? {
+        for batch in eval_batches(&plan.pack, &view, batch_size, workers, self.main.device())? {
             if interrupt.seen() {
                 progress.finish();
                 bail!(Interrupted(
@@ -46,15 +50,16 @@ impl Learner {
                 _ => batch,
             };
             let size = batch.dim(0)?;
-            let features = self.backbone.forward(&batch, Mode::Train)?;
-            let embeddings = task.f.forward(&features, Mode::Train)?.detach();
-            rows.push(embeddings.narrow(0, size - fresh, fresh)?);
+            let features = self.main.backbone.forward(&batch, Mode::Train)?;
+            let embeddings = f.forward(&features, Mode::Train)?.detach();
+            let embeddings = embeddings.narrow(0, size - fresh, fresh)?;
+            rows.push(moved(&embeddings, task.bank.rows().device())?);
             done += fresh;
             progress.at(done as u64, String::new);
             before = Some(batch);
         }
         progress.finish();
-        let fast = self.backbone.config().ops == Ops::Fast;
+        let fast = self.main.backbone.config().ops == Ops::Fast;
         let rows = Tensor::cat(&rows, 0)?;
         task.bank = MemoryBank::from_rows(rows, task.bank.momentum())?.fast(fast);
         Ok(())

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{Device, Tensor};
@@ -9,115 +10,54 @@ use pirl_bank::{MemoryBank, NegativeSampler, PerImageSampler, SharedSampler};
 use pirl_data::Pack;
 use pirl_loss::{ContrastiveLoss, InfoNce, Nce, Paper};
 use pirl_model::{
-    Backbone, Buffers, ClassifierHead, Head, JigsawHead, LossScale, Ops, Optimizer, ParamSet,
-    ProjectionHead, ResNet, load_state_dict, save_state_dict, save_tensors, strip_prefix,
+    Backbone, ClassifierHead, Head, JigsawHead, LossScale, Ops, Optimizer, ProjectionHead, ResNet,
+    Upload, load_state_dict, save_state_dict, save_tensors, strip_prefix,
 };
 
+use super::crew::Worker;
 use super::descent::Descent;
 use super::plan::Plan;
 use super::random::Stream;
-use super::step::{Invariant, Learner, Supervised, Task};
+use super::replica::{Heads, Replica};
+use super::step::{Invariant, Learner, Task};
 use crate::checkpoint::{BANK, MODEL, OPTIMIZER};
 use crate::recipe::{LossConfig, LossKind, Sampling};
 use crate::weights::load_backbone;
 
-const HEAD_F: &str = "head.f.";
-const HEAD_G: &str = "head.g.";
-const HEAD_COVARIANT: &str = "head.covariant.";
-const HEAD_SUPERVISED: &str = "head.supervised.";
-
 impl Learner {
-    /// An untrained learner; its bank holds random unit vectors.
-    pub(crate) fn new(plan: &Plan, device: &Device) -> Result<Self> {
+    /// An untrained learner on the first of `devices`, which has the bank unless that stays in the
+    /// host's memory, with a copy of the networks on each of the others. The bank holds random unit
+    /// vectors.
+    pub(crate) fn new(plan: &Plan, devices: &[Device]) -> Result<Self> {
         let recipe = &plan.recipe;
-        let backbone = ResNet::new(&recipe.model, super::backbone_seed(recipe), device)?
-            .with_precision(recipe.train.precision)
-            .context("train.precision")?;
-        let features = backbone.feature_dim();
-        let head_seed = Stream::Head.seed(recipe.seed);
-        let task = match (recipe.loss.kind, &plan.pretext) {
-            (LossKind::Covariant, Some(pretext)) => Task::Covariant(ClassifierHead::new(
-                &recipe.model,
-                features,
-                pretext.views(),
-                pretext.labels(),
-                head_seed,
-                device,
-            )?),
-            (LossKind::Covariant, None) => bail!("there is no transformation to predict"),
-            (LossKind::Supervised, _) => {
-                let labels = labels(&plan.pack)?;
-                let most = labels.iter().max().map_or(0, |&label| label as usize + 1);
-                let classes = most.max(plan.pack.class_names().len());
-                let classifier =
-                    ClassifierHead::new(&recipe.model, features, 1, classes, head_seed, device)?;
-                Task::Supervised(Supervised { classifier, labels })
-            }
-            (_, pretext) => Task::Invariant(Invariant {
-                f: ProjectionHead::new(
-                    &recipe.model,
-                    features,
-                    recipe.bank.dim,
-                    Stream::ImageHead.seed(recipe.seed),
-                    device,
-                )?,
-                g: match pretext {
-                    None => None,
-                    Some(pretext) if pretext.views() == 1 => Some(Box::new(ProjectionHead::new(
-                        &recipe.model,
-                        features,
-                        recipe.bank.dim,
-                        head_seed,
-                        device,
-                    )?)),
-                    Some(pretext) => Some(Box::new(JigsawHead::new(
-                        &recipe.model,
-                        features,
-                        pretext.views(),
-                        recipe.bank.dim,
-                        head_seed,
-                        device,
-                    )?)),
-                },
-                loss: contrastive(&recipe.loss, plan.pack.len(), recipe.model.ops)?,
-                lambda: recipe.loss.lambda,
-                bank: MemoryBank::random(
-                    plan.pack.len(),
-                    recipe.bank.dim,
-                    recipe.bank.momentum,
-                    Stream::Bank.seed(recipe.seed),
-                    device,
-                )?
-                .fast(recipe.model.ops == Ops::Fast),
-                sampler: match recipe.loss.sampling {
-                    Sampling::Shared => Box::new(SharedSampler) as Box<dyn NegativeSampler>,
-                    Sampling::PerImage => Box::new(PerImageSampler),
-                },
-                negatives: recipe.loss.negatives,
-                seed: recipe.seed,
-            }),
+        let (device, further) = devices.split_first().context("no device to train on")?;
+        let task = match recipe.loss.kind {
+            LossKind::Covariant => Task::Covariant,
+            LossKind::Supervised => Task::Supervised(labels(&plan.pack)?),
+            _ => Task::Invariant(invariant(plan, device, further)?),
         };
-        let trained = modules(&backbone, &task)
-            .into_iter()
-            .map(|module| module.parameters.clone())
-            .collect();
+        let main = Replica::new(plan, &task, device)?;
+        let crew = further.iter().map(|device| {
+            let replica = Replica::new(plan, &task, device)?;
+            Worker::start(replica)
+        });
         Ok(Self {
+            crew: crew.collect::<Result<_>>()?,
             descent: Descent::new(
-                Optimizer::new(&recipe.optim, trained)?.with_ops(recipe.model.ops),
+                Optimizer::new(&recipe.optim, main.parameters())?.with_ops(recipe.model.ops),
                 recipe.train.precision,
             ),
-            backbone,
+            main,
             task,
-            device: device.clone(),
-            normalize: plan.loader.normalize().clone(),
         })
     }
 
     /// Writes the tensors of a checkpoint into `folder`.
     pub(crate) fn save(&self, folder: &Path) -> Result<()> {
-        let modules = modules(&self.backbone, &self.task);
-        let sets: Vec<_> = modules
-            .iter()
+        let sets: Vec<_> = self
+            .main
+            .modules()
+            .into_iter()
             .map(|module| (module.prefix, module.parameters, module.buffers))
             .collect();
         let path = folder.join(MODEL);
@@ -154,8 +94,8 @@ impl Learner {
         if let Task::Invariant(task) = &mut self.task {
             let (rows, dim, momentum) = (task.bank.len(), task.bank.dim(), task.bank.momentum());
             let bank = MemoryBank::load(folder.join(BANK), rows, dim, momentum)?;
-            let rows = bank.rows().to_device(&self.device)?;
-            let fast = self.backbone.config().ops == Ops::Fast;
+            let rows = bank.rows().to_device(task.bank.rows().device())?;
+            let fast = self.main.backbone.config().ops == Ops::Fast;
             task.bank = MemoryBank::from_rows(rows, momentum)?.fast(fast);
             if let Some(state) = loss {
                 task.loss.set_state(state)?;
@@ -165,27 +105,103 @@ impl Learner {
     }
 
     fn load_modules(&self, saved: &HashMap<String, Tensor>) -> Result<()> {
-        load_backbone(&self.backbone, saved)?;
-        match &self.task {
-            Task::Invariant(task) => {
-                load_head(&task.f, HEAD_F, saved)?;
-                match &task.g {
-                    Some(g) => load_head(g.as_ref(), HEAD_G, saved),
-                    None => Ok(()),
-                }
-            }
-            Task::Covariant(head) => load_head(head, HEAD_COVARIANT, saved),
-            Task::Supervised(task) => load_head(&task.classifier, HEAD_SUPERVISED, saved),
+        load_backbone(&self.main.backbone, saved)?;
+        for (prefix, head) in self.main.heads.named() {
+            load_head(head, prefix, saved)?;
         }
+        Ok(())
     }
 
     /// What the loss has learnt.
     pub(crate) fn loss_state(&self) -> Option<f64> {
         match &self.task {
             Task::Invariant(task) => task.loss.state(),
-            Task::Covariant(_) | Task::Supervised(_) => None,
+            Task::Covariant | Task::Supervised(_) => None,
         }
     }
+}
+
+impl Replica {
+    /// The untrained networks of `plan` on `device`, the same on every one.
+    fn new(plan: &Plan, task: &Task, device: &Device) -> Result<Self> {
+        let recipe = &plan.recipe;
+        let model = &recipe.model;
+        let backbone = ResNet::new(model, super::backbone_seed(recipe), device)?
+            .with_precision(recipe.train.precision)
+            .context("train.precision")?;
+        let (features, dim) = (backbone.feature_dim(), recipe.bank.dim);
+        let seed = Stream::Head.seed(recipe.seed);
+        let heads = match (task, &plan.pretext) {
+            (Task::Covariant, Some(pretext)) => {
+                let (views, classes) = (pretext.views(), pretext.labels());
+                let head = ClassifierHead::new(model, features, views, classes, seed, device)?;
+                Heads::Covariant(head)
+            }
+            (Task::Covariant, None) => bail!("there is no transformation to predict"),
+            (Task::Supervised(labels), _) => {
+                let most = labels.iter().max().map_or(0, |&label| label as usize + 1);
+                let classes = most.max(plan.pack.class_names().len());
+                let head = ClassifierHead::new(model, features, 1, classes, seed, device)?;
+                Heads::Supervised(head)
+            }
+            (Task::Invariant(_), pretext) => Heads::Invariant {
+                f: {
+                    let seed = Stream::ImageHead.seed(recipe.seed);
+                    ProjectionHead::new(model, features, dim, seed, device)?
+                },
+                g: match pretext.as_ref().map(|pretext| pretext.views()) {
+                    None => None,
+                    Some(1) => {
+                        let head = ProjectionHead::new(model, features, dim, seed, device)?;
+                        Some(Box::new(head) as Box<dyn Head>)
+                    }
+                    Some(views) => {
+                        let head = JigsawHead::new(model, features, views, dim, seed, device)?;
+                        Some(Box::new(head))
+                    }
+                },
+            },
+        };
+        Ok(Self {
+            backbone,
+            heads,
+            normalize: plan.loader.normalize().clone(),
+            upload: Upload::new(device)?,
+        })
+    }
+}
+
+fn invariant(plan: &Plan, device: &Device, further: &[Device]) -> Result<Invariant> {
+    let recipe = &plan.recipe;
+    let per_image = recipe.loss.sampling == Sampling::PerImage;
+    ensure!(
+        !per_image || further.is_empty() && (device.is_cpu() || !recipe.bank.on_host),
+        "loss.sampling = \"per-image\" compares with rows all over the bank, which must be in the \
+         memory of the one device: set loss.sampling = \"shared\", or give one --device and \
+         bank.on_host = false"
+    );
+    let bank = MemoryBank::random(
+        plan.pack.len(),
+        recipe.bank.dim,
+        recipe.bank.momentum,
+        Stream::Bank.seed(recipe.seed),
+        if recipe.bank.on_host {
+            &Device::Cpu
+        } else {
+            device
+        },
+    )?;
+    Ok(Invariant {
+        loss: contrastive(&recipe.loss, plan.pack.len(), recipe.model.ops)?,
+        lambda: recipe.loss.lambda,
+        bank: bank.fast(recipe.model.ops == Ops::Fast),
+        sampler: match recipe.loss.sampling {
+            Sampling::Shared => Box::new(SharedSampler) as Box<dyn NegativeSampler>,
+            Sampling::PerImage => Box::new(PerImageSampler),
+        },
+        negatives: recipe.loss.negatives,
+        seed: recipe.seed,
+    })
 }
 
 fn labels(pack: &Pack) -> Result<Vec<u32>> {
@@ -205,46 +221,14 @@ fn writing(path: &Path) -> String {
     format!("cannot write {}", path.display())
 }
 
-fn contrastive(config: &LossConfig, images: usize, ops: Ops) -> Result<Box<dyn ContrastiveLoss>> {
+fn contrastive(config: &LossConfig, images: usize, ops: Ops) -> Result<Arc<dyn ContrastiveLoss>> {
     let (temperature, fast) = (config.temperature, ops == Ops::Fast);
     Ok(match config.kind {
-        LossKind::Paper => Box::new(Paper::new(temperature)?.fused(fast)),
-        LossKind::Nce => Box::new(Nce::new(temperature, images)?.fused(fast)),
-        LossKind::InfoNce => Box::new(InfoNce::new(temperature)?.fused(fast)),
+        LossKind::Paper => Arc::new(Paper::new(temperature)?.fused(fast)),
+        LossKind::Nce => Arc::new(Nce::new(temperature, images)?.fused(fast)),
+        LossKind::InfoNce => Arc::new(InfoNce::new(temperature)?.fused(fast)),
         LossKind::Covariant | LossKind::Supervised => bail!("this loss compares no embeddings"),
     })
-}
-
-/// A module as checkpoints name it.
-struct Module<'a> {
-    /// Empty for the backbone, so that its names are torchvision's.
-    prefix: &'static str,
-    parameters: &'a ParamSet,
-    buffers: &'a Buffers,
-}
-
-fn modules<'a>(backbone: &'a ResNet, task: &'a Task) -> Vec<Module<'a>> {
-    fn module<'a>(prefix: &'static str, head: &'a dyn Head) -> Module<'a> {
-        Module {
-            prefix,
-            parameters: head.parameters(),
-            buffers: head.buffers(),
-        }
-    }
-    let mut modules = vec![Module {
-        prefix: "",
-        parameters: backbone.parameters(),
-        buffers: backbone.buffers(),
-    }];
-    match task {
-        Task::Invariant(task) => {
-            modules.push(module(HEAD_F, &task.f));
-            modules.extend(task.g.as_deref().map(|g| module(HEAD_G, g)));
-        }
-        Task::Covariant(head) => modules.push(module(HEAD_COVARIANT, head)),
-        Task::Supervised(task) => modules.push(module(HEAD_SUPERVISED, &task.classifier)),
-    }
-    modules
 }
 
 /// Loads a head, which must find all its tensors under `prefix` and no other.

@@ -1,10 +1,12 @@
 //! Pre-training: batches in, steps, and what is written on the way.
 
 mod bank;
+mod crew;
 mod descent;
 mod learner;
 mod plan;
 mod random;
+mod replica;
 mod step;
 #[cfg(test)]
 mod trajectory;

@@ -22,8 +22,8 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    /// Opens the images and checks that the settings fit them.
-    pub(crate) fn new(recipe: Recipe, pack: Pack) -> Result<Self> {
+    /// Opens the images and checks that the settings fit them, for training on so many devices.
+    pub(crate) fn new(recipe: Recipe, pack: Pack, devices: usize) -> Result<Self> {
         let pack = if recipe.data.limit > 0 {
             pack.subset(recipe.data.limit, Stream::Subset.seed(recipe.seed))?
         } else {
@@ -45,7 +45,14 @@ impl Plan {
         }
         let pack = Arc::new(pack);
         let pretext = pretext(&recipe)?;
-        let loader = loader(&recipe, &pack, pretext.clone())?;
+        let loader = loader(&recipe, &pack, pretext.clone(), devices)?;
+        if loader.parts() < devices {
+            tracing::warn!(
+                "a batch has {} parts for {devices} devices, so some have nothing to do: lower \
+                 train.micro_batch, or set it to 0 for equal shares",
+                loader.parts()
+            );
+        }
         let steps_per_epoch = loader.steps_per_epoch() as u64;
         let schedule = Schedule::new(
             &recipe.schedule,
@@ -81,11 +88,12 @@ impl Plan {
     }
 }
 
-/// What makes the batches of `recipe` from `pack`.
+/// What makes the batches of `recipe` from `pack`, for so many devices.
 pub(crate) fn loader(
     recipe: &Recipe,
     pack: &Arc<Pack>,
     pretext: Option<Arc<dyn Pretext>>,
+    devices: usize,
 ) -> Result<Loader> {
     let workers = match recipe.loader.workers {
         0 => std::thread::available_parallelism().map_or(1, usize::from),
@@ -97,7 +105,10 @@ pub(crate) fn loader(
         pretext,
         LoaderConfig {
             batch_size: recipe.train.batch_size,
-            micro_batch: recipe.train.micro_batch,
+            micro_batch: match recipe.train.micro_batch {
+                0 if devices > 1 => recipe.train.batch_size.div_ceil(devices),
+                images => images,
+            },
             workers,
             look_ahead: recipe.loader.look_ahead,
             look_ahead_mib: recipe.loader.look_ahead_mib,

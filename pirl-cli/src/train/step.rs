@@ -1,26 +1,30 @@
 //! One step of training, in the order of the paper (arXiv:1912.01991, section 3).
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
-use candle_core::{D, DType, Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use pirl_bank::{Drawn, MemoryBank, NegativeSampler};
-use pirl_data::{Batch, Normalize};
-use pirl_loss::{ContrastiveLoss, Negatives, cross_entropy, total_loss};
-use pirl_model::{Backbone, ClassifierHead, Head, Mode, ProjectionHead, ResNet};
+use pirl_data::Batch;
+use pirl_loss::{ContrastiveLoss, Negatives, total_loss};
+use pirl_model::{Backbone, LossScale, Mode};
 use rand_chacha::ChaCha8Rng;
 
+use super::crew::Worker;
 use super::descent::Descent;
 use super::random::Stream;
+use super::replica::{Goal, Outcome, Part, Replica, Rows};
+use crate::device::moved;
 
 /// Everything that learns.
 pub(crate) struct Learner {
-    pub(crate) backbone: ResNet,
+    /// The networks that are trained.
+    pub(crate) main: Replica,
+    /// Copies of them on further devices, which take over parts of each batch.
+    pub(crate) crew: Vec<Worker>,
     pub(crate) task: Task,
     pub(crate) descent: Descent,
-    pub(crate) device: Device,
-    /// Makes numbers of the views.
-    pub(crate) normalize: Normalize,
 }
 
 /// What the backbone is trained for.
@@ -28,25 +32,14 @@ pub(crate) enum Task {
     /// To represent an image and its transformed copy alike.
     Invariant(Invariant),
     /// The covariant baseline: to tell which transformation was applied.
-    Covariant(ClassifierHead),
-    /// To tell the class of an image.
-    Supervised(Supervised),
-}
-
-/// Training with labels.
-pub(crate) struct Supervised {
-    pub(crate) classifier: ClassifierHead,
-    /// Of every image of the pack.
-    pub(crate) labels: Vec<u32>,
+    Covariant,
+    /// To tell the class of an image, by the labels of every image of the pack.
+    Supervised(Vec<u32>),
 }
 
 /// PIRL, and NPID, which is PIRL without the transformed copy.
 pub(crate) struct Invariant {
-    /// f, for the image.
-    pub(crate) f: ProjectionHead,
-    /// g, for its transformed copy; `None` for NPID.
-    pub(crate) g: Option<Box<dyn Head>>,
-    pub(crate) loss: Box<dyn ContrastiveLoss>,
+    pub(crate) loss: Arc<dyn ContrastiveLoss>,
     /// Weight of the transformed copy's term.
     pub(crate) lambda: f64,
     pub(crate) bank: MemoryBank,
@@ -70,9 +63,9 @@ impl Learner {
     /// Does step number `step`, counted from 1, with learning rate `lr`, on a batch of `size` images
     /// that comes in `parts`, none of which is kept.
     ///
-    /// The loss is a mean over images, and a sum over the two views, none of which needs another's
-    /// embedding. So each part of the batch, and each view of it, is differentiated before the next
-    /// goes through the networks: the gradient is the same, and memory holds the maps of one.
+    /// The loss is a mean over images. So each part of the batch is differentiated on its own, with
+    /// several devices as many at a time, and memory holds the maps of one: the gradient is the same.
+    /// Nothing is read back from a device before all parts are on their way.
     pub(crate) fn step(
         &mut self,
         parts: impl Iterator<Item = Result<Batch>>,
@@ -80,214 +73,211 @@ impl Learner {
         step: u64,
         lr: f64,
     ) -> Result<Losses> {
-        let share = |part: &Batch| part.indices.len() as f64 / size as f64;
-        let mut seen = 0;
-        let losses = match &mut self.task {
-            Task::Invariant(task) => {
-                let mut draw = task.draw(step);
-                let parts = task.estimate(
-                    &self.backbone,
-                    parts,
-                    &mut draw,
-                    (&self.normalize, &self.device),
-                )?;
-                let (mut patch, mut image) = (0.0, 0.0);
-                let (mut indices, mut embeddings) = (Vec::with_capacity(size), Vec::new());
-                for part in parts {
-                    let part = part?;
-                    let weight = share(&part);
-                    let rows = task.rows(&part.indices, &mut draw)?;
-                    // The transformed copies go first, as in VISSL: both passes move batch norm's
-                    // running statistics, and the images' is to be the last.
-                    if let Some(g) = &task.g {
-                        let view = transformed(&part, &self.normalize, &self.device)?; // I^t
-                        let view = embed(&self.backbone, g.as_ref(), &view, Mode::Train)?;
-                        let loss = task.loss(&view, &rows)?;
-                        patch += weight * scalar(&loss)?;
-                        let share = (loss * (task.lambda * weight))?;
-                        self.descent.accumulate(&share)?;
-                    }
-                    let view = self.normalize.apply(&part.images, &self.device)?; // I
-                    let view = embed(&self.backbone, &task.f, &view, Mode::Train)?;
-                    let loss = task.loss(&view, &rows)?;
-                    image += weight * scalar(&loss)?;
-                    let lambda = if task.g.is_some() { task.lambda } else { 0.0 };
-                    let share = (loss * ((1.0 - lambda) * weight))?;
-                    self.descent.accumulate(&share)?;
-                    embeddings.push(view.detach());
-                    indices.extend(part.indices);
-                }
-                seen += indices.len();
-                ensure_whole(seen, size)?;
-                let losses = task.losses(patch, image)?;
-                losses.check(step, lr)?;
-                self.descent.step(lr)?;
-                task.remember(&indices, &Tensor::cat(&embeddings, 0)?)?;
-                losses
+        let mut draw = self.draw(step);
+        let mut parts = self.estimate(parts, &mut draw)?;
+        self.share_weights()?;
+        let mut outcomes = Vec::new();
+        loop {
+            let round: Vec<Batch> = parts
+                .by_ref()
+                .take(1 + self.crew.len())
+                .collect::<Result<_>>()?;
+            if round.is_empty() {
+                break;
             }
-            Task::Covariant(head) => {
-                let mut total = 0.0;
-                for part in parts {
-                    let part = part?;
-                    let view = transformed(&part, &self.normalize, &self.device)?;
-                    let logits = embed(&self.backbone, head, &view, Mode::Train)?;
-                    let weight = share(&part);
-                    total += classify(&mut self.descent, &logits, &part.targets, weight)?;
-                    seen += part.indices.len();
-                }
-                ensure_whole(seen, size)?;
-                let losses = Losses {
-                    total: total as f32,
-                    image: None,
-                    patch: None,
-                    top1: None,
-                };
-                losses.check(step, lr)?;
-                self.descent.step(lr)?;
-                losses
-            }
-            Task::Supervised(task) => {
-                let (mut total, mut right) = (0.0, 0);
-                for part in parts {
-                    let part = part?;
-                    let labels = task.labels(&part)?;
-                    let view = self.normalize.apply(&part.images, &self.device)?;
-                    let logits = embed(&self.backbone, &task.classifier, &view, Mode::Train)?;
-                    right += hits(&logits, &labels)?;
-                    total += classify(&mut self.descent, &logits, &labels, share(&part))?;
-                    seen += labels.len();
-                }
-                ensure_whole(seen, size)?;
-                let losses = Losses {
-                    total: total as f32,
-                    image: None,
-                    patch: None,
-                    top1: Some(100.0 * right as f32 / size as f32),
-                };
-                losses.check(step, lr)?;
-                self.descent.step(lr)?;
-                losses
-            }
-        };
+            self.round(round, size, &mut draw, &mut outcomes)?;
+        }
+        drop(parts);
+        for worker in &self.crew {
+            self.descent.optimizer.merge(worker.gradients()?)?;
+        }
+        // Weights are shares of the whole batch, so all of it must have come.
+        let seen: usize = outcomes.iter().map(|outcome| outcome.indices.len()).sum();
+        ensure!(seen == size, "{seen} images of a batch of {size}");
+        let losses = self.losses(&outcomes, size)?;
+        losses.check(step, lr)?;
+        self.descent.step(lr)?;
+        if let Task::Invariant(task) = &mut self.task {
+            task.remember(outcomes)?;
+        }
         Ok(losses)
     }
-}
 
-/// Weights are shares of the whole batch, so all of it must have come.
-fn ensure_whole(seen: usize, size: usize) -> Result<()> {
-    ensure!(seen == size, "{seen} images of a batch of {size}");
-    Ok(())
-}
+    /// One part for each device, or fewer at the end of a batch.
+    fn round(
+        &mut self,
+        batches: Vec<Batch>,
+        size: usize,
+        draw: &mut Draw,
+        outcomes: &mut Vec<Outcome>,
+    ) -> Result<()> {
+        let mut parts = Vec::with_capacity(batches.len());
+        for (place, batch) in batches.into_iter().enumerate() {
+            let weight = batch.indices.len() as f64 / size as f64;
+            parts.push(Part {
+                goal: self.goal(&batch, draw, place)?,
+                batch,
+                weight,
+            });
+        }
+        let scale = self.descent.scale.as_ref().map_or(1.0, LossScale::value);
+        let mut parts = parts.into_iter();
+        let own = parts.next();
+        let mut busy = Vec::new();
+        for (part, worker) in parts.zip(&self.crew) {
+            worker.differentiate(part, scale)?;
+            busy.push(worker);
+        }
+        if let Some(part) = own {
+            let descent = &mut self.descent;
+            let mut descend = |loss: &Tensor| descent.accumulate(loss);
+            outcomes.push(self.main.differentiate(part, &mut descend)?);
+        }
+        for worker in busy {
+            outcomes.push(worker.outcome()?);
+        }
+        Ok(())
+    }
 
-/// I^t of each image.
-fn transformed(part: &Batch, normalize: &Normalize, device: &Device) -> Result<Tensor> {
-    let views = part.transformed.as_ref();
-    let views = views.context("the loader made no transformed views")?;
-    Ok(normalize.apply(views, device)?)
-}
-
-/// phi, then f, g or a classifier.
-fn embed(backbone: &ResNet, head: &dyn Head, views: &Tensor, mode: Mode) -> Result<Tensor> {
-    Ok(head.forward(&backbone.forward(views, mode)?, mode)?)
-}
-
-/// The rows of the bank that the embeddings of a part of a batch are compared with.
-struct Rows {
-    /// m_I of each image.
-    own: Tensor,
-    /// One draw for the batch, and for both terms.
-    negatives: Negatives,
-}
-
-/// The negatives of one step, handed out part by part: those that one draw for the whole batch gives.
-#[derive(Clone)]
-struct Draw {
-    generator: ChaCha8Rng,
-    /// Once drawn, those that all images share, and the column of each.
-    shared: Option<(Tensor, HashMap<u32, u32>)>,
-}
-
-impl Invariant {
-    fn rows(&self, images: &[u32], draw: &mut Draw) -> Result<Rows> {
-        Ok(Rows {
-            own: self.bank.gather(images)?,
-            negatives: self.negatives(images, draw)?,
+    /// What is to be learnt from the part at `place` of a round.
+    fn goal(&self, batch: &Batch, draw: &mut Draw, place: usize) -> Result<Goal> {
+        Ok(match &self.task {
+            Task::Invariant(task) => Goal::Rows {
+                rows: task.rows(&batch.indices, draw, place)?,
+                loss: Arc::clone(&task.loss),
+                lambda: task.lambda,
+            },
+            Task::Covariant => Goal::Transformation,
+            Task::Supervised(labels) => {
+                let label = |&image: &u32| labels.get(image as usize).copied();
+                let labels: Option<Vec<u32>> = batch.indices.iter().map(label).collect();
+                Goal::Labels(labels.context("the batch has an image that the pack has not")?)
+            }
         })
     }
 
-    /// The loss of one view of one part.
-    fn loss(&self, view: &Tensor, rows: &Rows) -> Result<Tensor> {
-        Ok(self.loss.forward(view, &rows.own, &rows.negatives)?)
+    /// Brings the weights of all copies up to date.
+    fn share_weights(&self) -> Result<()> {
+        if self.crew.is_empty() {
+            return Ok(());
+        }
+        let flat = self.main.parameters().into_iter().map(|set| {
+            let flat = set.var().as_detached_tensor();
+            Ok(flat.to_device(&Device::Cpu)?)
+        });
+        let flat = flat.collect::<Result<Vec<_>>>()?;
+        for worker in &self.crew {
+            worker.adopt(flat.clone())?;
+        }
+        Ok(())
+    }
+
+    /// The step's negatives depend on the seed and the step alone, so that a resumed run draws
+    /// the same.
+    fn draw(&self, step: u64) -> Draw {
+        let seed = match &self.task {
+            Task::Invariant(task) => task.seed,
+            Task::Covariant | Task::Supervised(_) => 0, // draws nothing
+        };
+        let further = self.crew.iter().map(Worker::device);
+        let devices = std::iter::once(self.main.device()).chain(further);
+        Draw {
+            generator: Stream::Negatives.generator(seed, step),
+            devices: devices.cloned().collect(),
+            shared: None,
+        }
     }
 
     /// `nce` fixes its Z at the first loss it computes, which must be of the whole batch, and of the
     /// transformed copies where there are any. For this one step the parts are kept; nothing else
     /// changes.
     fn estimate<'a>(
-        &self,
-        backbone: &ResNet,
+        &mut self,
         parts: impl Iterator<Item = Result<Batch>> + 'a,
         draw: &mut Draw,
-        (normalize, device): (&Normalize, &Device),
     ) -> Result<Box<dyn Iterator<Item = Result<Batch>> + 'a>> {
-        if !self.loss.estimates() || self.loss.state().is_some() {
-            return Ok(Box::new(parts));
-        }
+        let task = match &self.task {
+            Task::Invariant(task) if task.loss.estimates() && task.loss.state().is_none() => task,
+            _ => return Ok(Box::new(parts)),
+        };
         let parts: Vec<Batch> = parts.collect::<Result<_>>()?;
         if parts.len() > 1 {
-            let before = backbone.buffers().snapshot();
+            let before = self.main.backbone.buffers().snapshot();
             let (mut indices, mut views) = (Vec::new(), Vec::new());
             for part in &parts {
-                views.push(match &self.g {
-                    Some(g) => {
-                        let view = transformed(part, normalize, device)?;
-                        embed(backbone, g.as_ref(), &view, Mode::Calibrate)?
-                    }
-                    None => {
-                        let view = normalize.apply(&part.images, device)?;
-                        embed(backbone, &self.f, &view, Mode::Calibrate)?
-                    }
-                });
+                let view = match self.main.embed_transformed(part, Mode::Calibrate)? {
+                    Some(view) => view,
+                    None => self.main.embed_images(part, Mode::Calibrate)?,
+                };
+                views.push(view);
                 indices.extend(&part.indices);
             }
-            backbone.buffers().restore(before);
+            self.main.backbone.buffers().restore(before);
             let views = Tensor::cat(&views, 0)?.detach();
             let mut whole = draw.clone();
-            let rows = self.rows(&indices, &mut whole)?;
+            let rows = task.rows(&indices, &mut whole, 0)?;
             draw.shared = whole.shared;
-            self.loss(&views, &rows)?;
+            task.loss.forward(&views, &rows.own, &rows.negatives)?;
         }
         Ok(Box::new(parts.into_iter().map(Ok)))
     }
 
-    /// Equation (6).
-    fn losses(&self, patch: f64, image: f64) -> Result<Losses> {
-        let term = |value: f64| Tensor::new(value, &Device::Cpu);
-        let total = match self.g {
-            Some(_) => total_loss(self.lambda, &term(patch)?, &term(image)?)?.to_scalar::<f64>()?,
-            None => image,
+    /// The means over the whole batch.
+    fn losses(&self, outcomes: &[Outcome], size: usize) -> Result<Losses> {
+        let mean = |of: fn(&Outcome) -> &Option<Tensor>| -> Result<Option<f64>> {
+            let mut sum = None;
+            for outcome in outcomes {
+                if let Some(loss) = of(outcome) {
+                    *sum.get_or_insert(0.0) += outcome.weight * scalar(loss)?;
+                }
+            }
+            Ok(sum)
         };
+        let (patch, image) = (mean(|one| &one.patch)?, mean(|one| &one.image)?);
+        let term = |value: f64| Tensor::new(value, &Device::Cpu);
+        let total = match (&self.task, patch, image) {
+            // Equation (6).
+            (Task::Invariant(task), Some(patch), Some(image)) => {
+                total_loss(task.lambda, &term(patch)?, &term(image)?)?.to_scalar::<f64>()?
+            }
+            (_, _, Some(image)) => image,
+            _ => mean(|one| &one.class)?.context("a step without a loss")?,
+        };
+        let hits: usize = outcomes.iter().map(|outcome| outcome.hits).sum();
+        let supervised = matches!(self.task, Task::Supervised(_));
         Ok(Losses {
             total: total as f32,
-            image: Some(image as f32),
-            patch: self.g.is_some().then_some(patch as f32),
-            top1: None,
+            image: image.map(|loss| loss as f32),
+            patch: patch.map(|loss| loss as f32),
+            top1: supervised.then_some(100.0 * hits as f32 / size as f32),
+        })
+    }
+}
+
+/// The negatives of one step, handed out part by part: those that one draw for the whole batch gives.
+#[derive(Clone)]
+struct Draw {
+    generator: ChaCha8Rng,
+    /// Where the parts of a round are.
+    devices: Vec<Device>,
+    /// Once drawn, those that all images share, on each of the devices, and the column of each.
+    shared: Option<(Vec<Tensor>, HashMap<u32, u32>)>,
+}
+
+impl Invariant {
+    /// What the part at `place` of a round is compared with, on its device.
+    fn rows(&self, images: &[u32], draw: &mut Draw, place: usize) -> Result<Rows> {
+        let device = draw.devices.get(place).context("a part without a device")?;
+        Ok(Rows {
+            own: moved(&self.bank.gather(images)?, device)?,
+            negatives: self.negatives(images, draw, place)?,
         })
     }
 
-    /// The step's negatives depend on the seed and the step alone, so that a resumed run draws
-    /// the same.
-    fn draw(&self, step: u64) -> Draw {
-        Draw {
-            generator: Stream::Negatives.generator(self.seed, step),
-            shared: None,
-        }
-    }
-
-    fn negatives(&self, images: &[u32], draw: &mut Draw) -> Result<Negatives> {
+    fn negatives(&self, images: &[u32], draw: &mut Draw, place: usize) -> Result<Negatives> {
         if let Some((rows, columns)) = &draw.shared {
             return Ok(Negatives::Shared {
-                rows: rows.clone(),
+                rows: rows[place].clone(),
                 own: images
                     .iter()
                     .map(|image| columns.get(image).copied())
@@ -300,7 +290,10 @@ impl Invariant {
         Ok(match drawn {
             Drawn::Shared { indices, own } => {
                 let rows = self.bank.gather(&indices)?;
-                draw.shared = Some((rows.clone(), indices.into_iter().zip(0..).collect()));
+                let everywhere = draw.devices.iter().map(|device| moved(&rows, device));
+                let everywhere = everywhere.collect::<Result<Vec<_>>>()?;
+                let rows = everywhere[place].clone();
+                draw.shared = Some((everywhere, indices.into_iter().zip(0..).collect()));
                 Negatives::Shared { rows, own }
             }
             Drawn::PerImage { indices } => Negatives::PerImage {
@@ -311,23 +304,16 @@ impl Invariant {
         })
     }
 
-    fn remember(&mut self, images: &[u32], embeddings: &Tensor) -> Result<()> {
-        Ok(self.bank.update(images, &embeddings.detach())?)
+    /// Moves the bank's rows towards the embeddings of the step.
+    fn remember(&mut self, outcomes: Vec<Outcome>) -> Result<()> {
+        let (mut indices, mut embeddings) = (Vec::new(), Vec::new());
+        for outcome in outcomes {
+            let of_part = outcome.embeddings.context("a part without embeddings")?;
+            embeddings.push(moved(&of_part, self.bank.rows().device())?);
+            indices.extend(outcome.indices);
+        }
+        Ok(self.bank.update(&indices, &Tensor::cat(&embeddings, 0)?)?)
     }
-}
-
-impl Supervised {
-    fn labels(&self, batch: &Batch) -> Result<Vec<u32>> {
-        let label = |&image: &u32| self.labels.get(image as usize).copied();
-        let labels: Option<Vec<u32>> = batch.indices.iter().map(label).collect();
-        labels.context("the batch has an image that the pack has not")
-    }
-}
-
-/// How many rows of `logits` are greatest at their label.
-fn hits(logits: &Tensor, labels: &[u32]) -> Result<usize> {
-    let told: Vec<u32> = logits.argmax(D::Minus1)?.to_vec1()?;
-    Ok(told.iter().zip(labels).filter(|(a, b)| a == b).count())
 }
 
 impl Losses {
@@ -348,17 +334,11 @@ fn scalar(loss: &Tensor) -> Result<f64> {
     Ok(loss.to_dtype(DType::F64)?.to_scalar::<f64>()?)
 }
 
-/// Accumulates the gradient of a part's cross-entropy; its share of the batch's loss.
-fn classify(descent: &mut Descent, logits: &Tensor, classes: &[u32], weight: f64) -> Result<f64> {
-    let loss = (cross_entropy(logits, classes)? * weight)?;
-    descent.accumulate(&loss)?;
-    scalar(&loss)
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::trajectory::{batch, learner};
     use super::*;
+    use crate::train::replica::Heads;
     use pirl_bank::{PerImageSampler, SharedSampler};
     use pirl_loss::{InfoNce, Nce, Paper};
     use pirl_model::{ClassifierHead, ModelConfig, Ops, Optimizer};
@@ -399,27 +379,55 @@ mod tests {
         (0..size).step_by(micro_batch).map(part).collect()
     }
 
-    /// The losses of a step, and by how much it moved the backbone and the bank.
-    fn step(change: impl Fn(&mut Learner), micro_batch: usize) -> (Losses, Vec<f32>, Vec<f32>) {
-        let mut learner = learner(Ops::Fast).unwrap();
-        change(&mut learner);
+    /// What two steps did.
+    struct Steps {
+        losses: [Losses; 2],
+        /// By how much the first moved the backbone and the bank.
+        backbone: Vec<f32>,
+        bank: Vec<f32>,
+    }
+
+    /// Two steps with parts of so many images, on so many devices besides one.
+    fn steps(change: impl Fn(&mut Learner), micro_batch: usize, further: usize) -> Steps {
+        let made = || {
+            let mut learner = learner(Ops::Fast).unwrap();
+            change(&mut learner);
+            learner
+        };
+        let mut learner = made();
+        for _ in 0..further {
+            let replica = made().main;
+            for set in replica.parameters() {
+                // What a copy has to begin with is of no account.
+                let zeros = set.var().as_detached_tensor().zeros_like().unwrap();
+                set.var().set(&zeros).unwrap();
+            }
+            learner.crew.push(Worker::start(replica).unwrap());
+        }
         let state = |learner: &Learner| -> (Vec<f32>, Vec<f32>) {
             let bank = match &learner.task {
                 Task::Invariant(task) => {
                     let rows = task.bank.rows().flatten_all().unwrap();
                     rows.to_vec1().unwrap()
                 }
-                Task::Covariant(_) | Task::Supervised(_) => Vec::new(),
+                Task::Covariant | Task::Supervised(_) => Vec::new(),
             };
-            let backbone = learner.backbone.parameters().var();
+            let backbone = learner.main.backbone.parameters().var();
             (backbone.to_vec1().unwrap(), bank)
         };
+        let step = |learner: &mut Learner, number: u64| {
+            let parts = cut(&doubled(), micro_batch).into_iter();
+            learner.step(parts, 16, number, 0.1).unwrap()
+        };
         let before = state(&learner);
-        let parts = cut(&doubled(), micro_batch).into_iter();
-        let losses = learner.step(parts, 16, 1, 0.1).unwrap();
+        let first = step(&mut learner, 1);
         let after = state(&learner);
         let moved = |a: Vec<f32>, b: Vec<f32>| a.into_iter().zip(b).map(|(a, b)| a - b).collect();
-        (losses, moved(after.0, before.0), moved(after.1, before.1))
+        Steps {
+            losses: [first, step(&mut learner, 2)],
+            backbone: moved(after.0, before.0),
+            bank: moved(after.1, before.1),
+        }
     }
 
     /// f32 rounding reaches a gradient through some twenty layers of batch norm, and takes up to 0.4 %
@@ -433,7 +441,7 @@ mod tests {
         assert!(error <= 1e-2 * size, "{name}: {error} of {size}");
     }
 
-    fn with_loss(make: impl Fn() -> Box<dyn ContrastiveLoss>) -> impl Fn(&mut Learner) {
+    fn with_loss(make: impl Fn() -> Arc<dyn ContrastiveLoss>) -> impl Fn(&mut Learner) {
         move |learner| match &mut learner.task {
             Task::Invariant(task) => task.loss = make(),
             _ => unreachable!("the trajectory's learner is invariant"),
@@ -441,39 +449,37 @@ mod tests {
     }
 
     /// Makes the learner tell three classes from `views` an image.
-    fn classify(learner: &mut Learner, views: usize, task: impl Fn(ClassifierHead) -> Task) {
+    fn classify(
+        learner: &mut Learner,
+        views: usize,
+        heads: impl Fn(ClassifierHead) -> Heads,
+        task: Task,
+    ) {
         let config = ModelConfig::default();
-        let features = learner.backbone.feature_dim();
+        let features = learner.main.backbone.feature_dim();
         let head = ClassifierHead::new(&config, features, views, 3, 0, &Device::Cpu).unwrap();
-        let sets = [learner.backbone.parameters(), head.parameters()];
-        let sets = sets.map(Clone::clone).to_vec();
+        learner.main.heads = heads(head);
+        let sets = learner.main.parameters();
         learner.descent.optimizer = Optimizer::new(&Default::default(), sets).unwrap();
-        learner.task = task(head);
+        learner.task = task;
     }
 
-    #[test]
-    fn hits_are_rows_greatest_at_their_label() {
-        let logits = Tensor::new(&[[0f32, 2.0, 1.0], [3.0, -1.0, 0.0]], &Device::Cpu).unwrap();
-        assert_eq!(hits(&logits, &[1, 2]).unwrap(), 1);
-        assert_eq!(hits(&logits, &[1, 0]).unwrap(), 2);
-    }
-
+    /// Also on devices that are fewer than the parts, as many, and more.
     #[test]
     fn parts_of_a_batch_take_the_same_step_as_the_whole() {
-        let covariant = |learner: &mut Learner| classify(learner, 9, Task::Covariant);
+        let covariant =
+            |learner: &mut Learner| classify(learner, 9, Heads::Covariant, Task::Covariant);
         let supervised = |learner: &mut Learner| {
-            classify(learner, 1, |classifier| {
-                let mut labels = vec![0; 96];
-                for (place, &image) in doubled().indices.iter().enumerate() {
-                    labels[image as usize] = place as u32 % 8 % 3;
-                }
-                Task::Supervised(Supervised { classifier, labels })
-            });
+            let mut labels = vec![0; 96];
+            for (place, &image) in doubled().indices.iter().enumerate() {
+                labels[image as usize] = place as u32 % 8 % 3;
+            }
+            classify(learner, 1, Heads::Supervised, Task::Supervised(labels));
         };
         type Change = Box<dyn Fn(&mut Learner)>;
-        let paper = with_loss(|| Box::new(Paper::new(0.1).unwrap()));
-        let nce = with_loss(|| Box::new(Nce::new(0.1, 96).unwrap()));
-        let infonce = with_loss(|| Box::new(InfoNce::new(0.1).unwrap()));
+        let paper = with_loss(|| Arc::new(Paper::new(0.1).unwrap()));
+        let nce = with_loss(|| Arc::new(Nce::new(0.1, 96).unwrap()));
+        let infonce = with_loss(|| Arc::new(InfoNce::new(0.1).unwrap()));
         let changes: [(&str, Change); 5] = [
             ("paper", Box::new(paper)),
             ("nce", Box::new(nce)),
@@ -482,12 +488,33 @@ mod tests {
             ("supervised", Box::new(supervised)),
         ];
         for (name, change) in changes {
-            let (whole, backbone, bank) = step(&change, 16);
-            let (parts, moved_backbone, moved_bank) = step(&change, 8);
-            let error = (parts.total / whole.total - 1.0).abs();
-            assert!(error < 1e-5, "{name}: {parts:?}, whole {whole:?}");
-            assert_same_direction(name, &backbone, &moved_backbone);
-            assert_same_direction(name, &bank, &moved_bank);
+            let whole = steps(&change, 16, 0);
+            let parts = steps(&change, 8, 0);
+            let near = |name: &str, found: &Steps, expected: &Steps, tolerances: [f32; 2]| {
+                let losses = found.losses.iter().zip(&expected.losses).zip(tolerances);
+                for ((found, expected), tolerance) in losses {
+                    let error = (found.total / expected.total - 1.0).abs();
+                    assert!(
+                        error < tolerance,
+                        "{name}: {found:?}, expected {expected:?}"
+                    );
+                    assert_eq!(found.top1, expected.top1, "{name}");
+                }
+                assert_same_direction(name, &expected.backbone, &found.backbone);
+                assert_same_direction(name, &expected.bank, &found.bank);
+            };
+            near(name, &parts, &whole, [1e-5, 1e-2]);
+            for further in [1, 2] {
+                let name = format!("{name} on {further} further devices");
+                near(&name, &steps(&change, 8, further), &parts, [1e-6, 1e-3]);
+            }
+            let (quarters, shared) = (steps(&change, 4, 0), steps(&change, 4, 2));
+            near(
+                &format!("{name} in quarters"),
+                &shared,
+                &quarters,
+                [1e-6, 1e-3],
+            );
         }
     }
 
@@ -510,11 +537,11 @@ mod tests {
                 unreachable!("the trajectory's learner is invariant");
             };
             let draw = |sizes: &[usize]| {
-                let mut draw = task.draw(3);
+                let mut draw = learner.draw(3);
                 let (mut start, mut columns, mut rows) = (0, Vec::new(), None);
                 for size in sizes {
                     let part = &images[start..start + size];
-                    match task.negatives(part, &mut draw).unwrap() {
+                    match task.negatives(part, &mut draw, 0).unwrap() {
                         Negatives::Shared { rows: shared, own } => {
                             let shared = shared.flatten_all().unwrap().to_vec1::<f32>().unwrap();
                             assert!(

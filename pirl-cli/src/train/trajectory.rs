@@ -1,5 +1,6 @@
 //! Twenty training steps beside PyTorch's: same weights, same batches, same losses.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::Result;
@@ -10,11 +11,12 @@ use pirl_data::{Batch, Normalize};
 use pirl_loss::Paper;
 use pirl_model::{
     Arch, Backbone, Head, JigsawHead, ModelConfig, Ops, OptimConfig, Optimizer, ParamSet,
-    Precision, ProjectionHead, ResNet, Stem,
+    Precision, ProjectionHead, ResNet, Stem, Upload,
 };
 use rand::Rng;
 
 use super::descent::Descent;
+use super::replica::{Heads, Replica};
 use super::step::{Invariant, Learner, Task};
 
 // The sizes of benches/peers/trajectory.py.
@@ -102,14 +104,22 @@ pub(super) fn learner(ops: Ops) -> Result<Learner> {
         lr: LR,
         ..OptimConfig::default()
     };
-    let sets = [backbone.parameters(), f.parameters(), g.parameters()];
-    let optimizer = Optimizer::new(&optim, sets.into_iter().cloned().collect())?.with_ops(ops);
-    Ok(Learner {
+    let main = Replica {
         backbone,
-        task: Task::Invariant(Invariant {
+        heads: Heads::Invariant {
             f,
             g: Some(Box::new(g)),
-            loss: Box::new(Paper::new(0.1)?.fused(ops == Ops::Fast)),
+        },
+        // The batches are numbers already.
+        normalize: Normalize::new([0.5; 3], [0.25; 3])?,
+        upload: Upload::new(&device)?,
+    };
+    let optimizer = Optimizer::new(&optim, main.parameters())?.with_ops(ops);
+    Ok(Learner {
+        main,
+        crew: Vec::new(),
+        task: Task::Invariant(Invariant {
+            loss: Arc::new(Paper::new(0.1)?.fused(ops == Ops::Fast)),
             lambda: 0.5,
             bank: MemoryBank::from_rows(rows, 0.5)?.fast(ops == Ops::Fast),
             sampler: Box::new(Scripted::default()),
@@ -117,9 +127,6 @@ pub(super) fn learner(ops: Ops) -> Result<Learner> {
             seed: 0,
         }),
         descent: Descent::new(optimizer, Precision::F32),
-        // The batches are numbers already.
-        normalize: Normalize::new([0.5; 3], [0.25; 3])?,
-        device,
     })
 }
 

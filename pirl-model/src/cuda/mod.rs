@@ -23,6 +23,8 @@
 //! # Ok::<(), candle_core::Error>(())
 //! ```
 
+mod staging;
+
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -35,6 +37,8 @@ use candle_core::op::BackpropOp;
 use candle_core::{
     CudaDevice, CudaStorage, DType, Error, Layout, Result, Shape, Storage, Tensor, WithDType, bail,
 };
+
+pub(crate) use staging::Staging;
 
 /// What kernels begin with.
 const HEADER: &str = include_str!("kernel.h");

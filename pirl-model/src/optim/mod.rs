@@ -1,5 +1,6 @@
 //! Optimisers over flat parameter sets, and schedules of the learning rate.
 
+mod gradients;
 mod lars;
 mod loss_scale;
 mod schedule;
@@ -18,6 +19,7 @@ use crate::params::{Param, ParamSet};
 
 use sgd::{Accumulate, Apply, Segment};
 
+pub use gradients::GradientSum;
 pub use loss_scale::LossScale;
 pub use schedule::{Schedule, ScheduleConfig, ScheduleKind};
 
@@ -113,14 +115,14 @@ impl OptimConfig {
 pub struct Optimizer {
     config: OptimConfig,
     sets: Vec<Group>,
+    /// Since the last step.
+    gradients: GradientSum,
     ops: Ops,
 }
 
 struct Group {
     params: ParamSet,
     momentum: Tensor,
-    /// The sum of the gradients since the last step.
-    gradient: Option<Tensor>,
     /// Weight decay of each entry, made when it is first needed.
     decay: Option<Tensor>,
     /// Factor of each entry's step, unless it changes from step to step; made likewise.
@@ -134,12 +136,12 @@ impl Optimizer {
     /// [`ModelError::Config`] for a setting out of range.
     pub fn new(config: &OptimConfig, sets: Vec<ParamSet>) -> Result<Self> {
         config.check()?;
+        let gradients = GradientSum::new(sets.clone());
         let group = |params: ParamSet| {
             let momentum = params.var().as_detached_tensor().zeros_like()?;
             Ok(Group {
                 params,
                 momentum,
-                gradient: None,
                 decay: None,
                 scale: None,
             })
@@ -147,6 +149,7 @@ impl Optimizer {
         Ok(Self {
             config: config.clone(),
             sets: sets.into_iter().map(group).collect::<Result<_>>()?,
+            gradients,
             ops: Ops::Fast,
         })
     }
@@ -163,16 +166,16 @@ impl Optimizer {
     /// # Errors
     /// Only if Candle cannot compute it.
     pub fn accumulate(&mut self, gradients: &GradStore) -> Result<()> {
-        for group in &mut self.sets {
-            let Some(gradient) = gradients.get(group.params.var().as_tensor()) else {
-                continue;
-            };
-            group.gradient = Some(match group.gradient.take() {
-                Some(sum) => (sum + gradient)?,
-                None => gradient.contiguous()?,
-            });
-        }
-        Ok(())
+        self.gradients.add(gradients)
+    }
+
+    /// Adds what copies of the sets, on other devices or threads, have summed up:
+    /// [`GradientSum::take`] of them, in the same order.
+    ///
+    /// # Errors
+    /// Only if Candle cannot compute it.
+    pub fn merge(&mut self, sums: Vec<Option<Tensor>>) -> Result<()> {
+        self.gradients.merge(sums)
     }
 
     /// Divides the accumulated gradients by `scale`, by which their losses were multiplied. `false` if
@@ -181,23 +184,7 @@ impl Optimizer {
     /// # Errors
     /// Only if Candle cannot compute it.
     pub fn unscale(&mut self, scale: f64) -> Result<bool> {
-        let mut finite = true;
-        for gradient in self
-            .sets
-            .iter_mut()
-            .filter_map(|group| group.gradient.as_mut())
-        {
-            *gradient = (&*gradient / scale)?;
-            // 0 times what is not finite is not a number, and so is a sum with it.
-            let zero = (&*gradient * 0.0)?.sum_all()?.to_scalar::<f32>()?;
-            finite &= zero == 0.0;
-        }
-        if !finite {
-            for group in &mut self.sets {
-                group.gradient = None;
-            }
-        }
-        Ok(finite)
+        self.gradients.unscale(scale)
     }
 
     /// One step at the learning rate `lr` down the accumulated gradients, which are then forgotten.
@@ -206,8 +193,8 @@ impl Optimizer {
     /// # Errors
     /// Only if Candle cannot compute it.
     pub fn step(&mut self, lr: f64) -> Result<()> {
-        for group in &mut self.sets {
-            let Some(gradient) = group.gradient.take() else {
+        for (group, gradient) in self.sets.iter_mut().zip(self.gradients.take()) {
+            let Some(gradient) = gradient else {
                 continue;
             };
             if self.ops == Ops::Fast && group.params.var().device().is_cpu() {

@@ -10,7 +10,7 @@ use pirl_eval::detect::{
 use pirl_loss::{ContrastiveLoss, InfoNce, Nce, Negatives, Paper, cross_entropy};
 use pirl_model::{
     Arch, Backbone, ClassifierHead, Head, JigsawHead, Mode, ModelConfig, Ops, OptimConfig,
-    OptimKind, Optimizer, ParamSet, Precision, ProjectionHead, ResNet, SingleOp, Stem, ops,
+    OptimKind, Optimizer, ParamSet, Precision, ProjectionHead, ResNet, SingleOp, Stem, Upload, ops,
 };
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -28,7 +28,7 @@ pub(super) fn all() -> Vec<Case> {
     cases.extend(layers());
     cases.extend(pools());
     cases.extend(losses());
-    cases.extend([bank(), sgd(), lars(), regions(), suppression()]);
+    cases.extend([upload(), bank(), sgd(), lars(), regions(), suppression()]);
     cases.extend(heads());
     cases.extend(networks());
     cases.extend([
@@ -295,6 +295,33 @@ fn optimiser(name: &str, config: OptimConfig) -> Case {
             ("parameters", host(set.var())?),
             ("momentum", momentum.unwrap_or_default()),
         ])
+    })
+}
+
+/// Batches of two sizes in turn, sent while the device still has work to do on those before: none may
+/// overwrite another.
+fn upload() -> Case {
+    Case::new("upload of views", 0.0, Measure::Largest, |ops, device| {
+        let mut upload = match ops {
+            Ops::Fast => Some(Upload::new(device)?),
+            Ops::Reference => None,
+        };
+        let factor = random(1, &[512, 512], device)?;
+        let mut sent = Vec::new();
+        for batch in 0..12 {
+            let size = [3 * 96 * 96, 3 * 40 * 41][batch % 2];
+            let bytes = (0..size).map(|place| ((place + batch) * 37 % 251) as u8);
+            let views = Tensor::from_vec(bytes.collect(), (size,), &Device::Cpu)?;
+            let views = match &mut upload {
+                Some(upload) => upload.send(&views)?,
+                None => views.to_device(device)?,
+            };
+            for _ in 0..20 {
+                factor.matmul(&factor)?;
+            }
+            sent.push(views.to_dtype(DType::F32)?);
+        }
+        Ok(vec![("bytes", host(&Tensor::cat(&sent, 0)?)?)])
     })
 }
 

@@ -112,7 +112,7 @@ fn steps(recipe: &Recipe, sizes: &[usize], folder: &Path, device: &Device) -> Re
     for &batch_size in sizes {
         let mut recipe = recipe.clone();
         recipe.train.batch_size = batch_size;
-        let timed = Plan::new(recipe, Pack::open(&path)?)
+        let timed = Plan::new(recipe, Pack::open(&path)?, 1)
             .and_then(|plan| time_step(&plan, batch_size, device));
         steps.push(match timed {
             Ok(seconds) => Step {
@@ -133,7 +133,7 @@ fn steps(recipe: &Recipe, sizes: &[usize], folder: &Path, device: &Device) -> Re
 /// Seconds of a step: after a first, which may allocate and choose algorithms, the mean of as many
 /// as half a second takes.
 fn time_step(plan: &Plan, batch_size: usize, device: &Device) -> Result<f64> {
-    let mut learner = Learner::new(plan, device)?;
+    let mut learner = Learner::new(plan, std::slice::from_ref(device))?;
     let batch = batch(plan, batch_size)?;
     let mut step = |number: u64| -> Result<()> {
         learner.step([Ok(batch.clone())].into_iter(), batch_size, number, 1e-4)?;

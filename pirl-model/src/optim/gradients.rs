@@ -1,0 +1,80 @@
+//! Sums of gradients over the parts of a step.
+
+use candle_core::Tensor;
+use candle_core::backprop::GradStore;
+
+use crate::error::Result;
+use crate::params::ParamSet;
+
+/// The gradients of parameter sets, summed over backward passes.
+///
+/// An [`Optimizer`](crate::Optimizer) has one of its own. Where copies of a network share the work of
+/// a step, each copy sums up its own gradients, and [`Optimizer::merge`](crate::Optimizer::merge) adds
+/// them up.
+pub struct GradientSum {
+    sets: Vec<ParamSet>,
+    /// Flat, of each set; `None`: no gradient has reached it.
+    sums: Vec<Option<Tensor>>,
+}
+
+impl GradientSum {
+    /// Of no backward pass yet.
+    pub fn new(sets: Vec<ParamSet>) -> Self {
+        let sums = sets.iter().map(|_| None).collect();
+        Self { sets, sums }
+    }
+
+    /// Adds the gradients of one backward pass.
+    ///
+    /// # Errors
+    /// Only if Candle cannot compute it.
+    pub fn add(&mut self, gradients: &GradStore) -> Result<()> {
+        for (set, sum) in self.sets.iter().zip(&mut self.sums) {
+            if let Some(gradient) = gradients.get(set.var().as_tensor()) {
+                add(sum, gradient)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds the sums of copies of the same sets, whatever device they are on.
+    ///
+    /// # Errors
+    /// Only if Candle cannot compute it.
+    pub fn merge(&mut self, sums: Vec<Option<Tensor>>) -> Result<()> {
+        for ((set, sum), other) in self.sets.iter().zip(&mut self.sums).zip(sums) {
+            if let Some(other) = other {
+                add(sum, &other.to_device(set.var().device())?)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The sums, flat, of each set; they begin anew.
+    pub fn take(&mut self) -> Vec<Option<Tensor>> {
+        self.sums.iter_mut().map(Option::take).collect()
+    }
+
+    /// Divides the sums by `scale`. `false` if one of them is not finite, and all are forgotten.
+    pub(super) fn unscale(&mut self, scale: f64) -> Result<bool> {
+        let mut finite = true;
+        for sum in self.sums.iter_mut().flatten() {
+            *sum = (&*sum / scale)?;
+            // 0 times what is not finite is not a number, and so is a sum with it.
+            let zero = (&*sum * 0.0)?.sum_all()?.to_scalar::<f32>()?;
+            finite &= zero == 0.0;
+        }
+        if !finite {
+            self.take();
+        }
+        Ok(finite)
+    }
+}
+
+fn add(sum: &mut Option<Tensor>, gradient: &Tensor) -> Result<()> {
+    *sum = Some(match sum.take() {
+        Some(sum) => (sum + gradient)?,
+        None => gradient.contiguous()?,
+    });
+    Ok(())
+}
