@@ -5,7 +5,9 @@ use std::borrow::Cow;
 use std::path::Path;
 
 use image::ImageEncoder;
-use pirl_data::{DataError, Encoding, Image, Objects, RawSample, Source};
+use pirl_data::{
+    DataError, Encoding, Image, Objects, PackOptions, PackReport, RawSample, Source, pack,
+};
 
 /// Smooth and different in every channel, so that JPEG keeps it nearly as it is.
 pub(crate) fn picture(width: usize, height: usize) -> Image {
@@ -50,6 +52,30 @@ pub(crate) fn png(image: &Image) -> Vec<u8> {
         )
         .unwrap();
     bytes
+}
+
+/// JPEG and PNG files of all sizes, some broken, in two classes.
+pub(crate) fn mixed_folder() -> tempfile::TempDir {
+    let images = tempfile::TempDir::new().unwrap();
+    for class in ["a", "b"] {
+        std::fs::create_dir(images.path().join(class)).unwrap();
+        for index in 0..30 {
+            let image = picture(20 + index * 3, 60 - index);
+            let bytes = match index % 7 {
+                0 => png(&image),
+                3 => b"no image".to_vec(),
+                _ => jpeg(&image),
+            };
+            let name = format!("{class}/{index:02}.jpg");
+            std::fs::write(images.path().join(name), bytes).unwrap();
+        }
+    }
+    images
+}
+
+/// Packs what can be packed.
+pub(crate) fn write(source: &dyn Source, output: &Path, options: &PackOptions) -> PackReport {
+    pack(source, output, options, &mut |_, _| {}).expect("packs")
 }
 
 /// The names in a folder, sorted.
