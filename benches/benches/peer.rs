@@ -74,7 +74,7 @@ fn case(kind: &str, name: &str, precision: Precision) -> Box<dyn FnMut()> {
         "loss" => loss(&cases(kind)[name]),
         "bank" => bank(&cases(kind)[name]),
         "op" => match precision {
-            Precision::F32 => op::<f32>(cases(kind)[name]),
+            Precision::F32 | Precision::Tf32 => op::<f32>(cases(kind)[name]),
             Precision::Bf16 => op::<bf16>(cases(kind)[name]),
             Precision::F16 => op::<f16>(cases(kind)[name]),
         },

@@ -141,7 +141,7 @@ impl ResNet {
     /// mode; [`Backbone::feature_maps`] are always computed in `f32`, the default.
     ///
     /// # Errors
-    /// [`ModelError::Config`] for `bf16` and `f16` without this crate's fast ops.
+    /// [`ModelError::Config`] for another than `f32` without this crate's fast ops.
     pub fn with_precision(mut self, precision: Precision) -> Result<Self> {
         self.traced.set_precision(precision)?;
         Ok(self)

@@ -417,6 +417,16 @@ fn networks_learn_in_the_direction_of_f32() {
 }
 
 #[test]
+fn a_cpu_has_no_tf32() {
+    let images = Tensor::from_vec(fill(3, 4 * 3 * 16 * 16), (4, 3, 16, 16), &CPU).unwrap();
+    let pass = |precision| {
+        let network = ResNet::new(&config(Arch::Resnet18, Stem::Small), 1, &CPU).unwrap();
+        pass(&network.with_precision(precision).unwrap(), &images)
+    };
+    assert_eq!(pass(Precision::Tf32), pass(Precision::F32));
+}
+
+#[test]
 fn maps_are_read_in_f32_whatever_the_precision() {
     let config = config(Arch::Resnet18, Stem::Small);
     let images = Tensor::from_vec(fill(3, 2 * 3 * 16 * 16), (2, 3, 16, 16), &CPU).unwrap();
@@ -438,7 +448,11 @@ fn the_reference_ops_know_f32_alone() {
         ops: Ops::Reference,
         ..config(Arch::Resnet18, Stem::Small)
     };
-    for (precision, name) in [(Precision::Bf16, "bf16"), (Precision::F16, "f16")] {
+    for (precision, name) in [
+        (Precision::Tf32, "tf32"),
+        (Precision::Bf16, "bf16"),
+        (Precision::F16, "f16"),
+    ] {
         let network = ResNet::new(&config, 1, &CPU).unwrap();
         let error = network.with_precision(precision).map(|_| ()).unwrap_err();
         let error = error.to_string();

@@ -8,7 +8,7 @@
 use candle_core::{DType, Tensor};
 
 use super::{Conv, Engine, Linear, Norm};
-use crate::config::Ops;
+use crate::config::{Ops, Precision};
 use crate::error::{ModelError, Result};
 use crate::mode::Mode;
 use crate::ops::{self, reference};
@@ -24,7 +24,7 @@ pub(crate) struct Composed<'a> {
     mode: Mode,
     ops: Ops,
     /// Of maps and vectors, and of the factors of products.
-    dtype: DType,
+    precision: Precision,
     statistics: Vec<Statistics>,
 }
 
@@ -37,13 +37,13 @@ struct Statistics {
 }
 
 impl<'a> Composed<'a> {
-    /// A pass with the chosen `ops` and activations stored as `dtype`, `f32` for the reference.
+    /// A pass with the chosen `ops` and activations in `precision`, `f32` for the reference.
     pub(crate) fn new(
         set: &'a ParamSet,
         buffers: &'a Buffers,
         mode: Mode,
         ops: Ops,
-        dtype: DType,
+        precision: Precision,
     ) -> Result<Self> {
         let flat = if mode.records() {
             set.var().as_tensor().clone()
@@ -58,7 +58,7 @@ impl<'a> Composed<'a> {
             buffers,
             mode,
             ops,
-            dtype,
+            precision,
             statistics: Vec::new(),
         })
     }
@@ -70,7 +70,7 @@ impl<'a> Composed<'a> {
 
     /// A parameter as the factor of a product.
     fn factor(&self, id: ParamId) -> Result<Tensor> {
-        Ok(self.param(id)?.to_dtype(self.dtype)?)
+        Ok(self.param(id)?.to_dtype(self.precision.dtype())?)
     }
 
     /// What the pass adds to the running statistics.
@@ -124,9 +124,10 @@ impl Engine for Composed<'_> {
         relu: bool,
     ) -> Result<Tensor> {
         let weight = self.factor(conv.weight)?;
-        let conv2d = match self.ops {
-            Ops::Fast => ops::conv2d,
-            Ops::Reference => reference::conv2d,
+        let conv2d = match (self.ops, self.precision) {
+            (Ops::Fast, Precision::Tf32) => ops::conv2d_tf32,
+            (Ops::Fast, _) => ops::conv2d,
+            (Ops::Reference, _) => reference::conv2d,
         };
         let x = conv2d(x, &weight, conv.stride, conv.padding)?;
         self.batch_norm(norm, &x, residual, relu)
@@ -205,7 +206,7 @@ impl Engine for Composed<'_> {
     fn average_pool(&mut self, x: &Tensor) -> Result<Tensor> {
         // In short types the sum over a map would be rounded at every term.
         let mean = reference::global_average_pool(&x.to_dtype(DType::F32)?)?;
-        Ok(mean.to_dtype(self.dtype)?)
+        Ok(mean.to_dtype(self.precision.dtype())?)
     }
 
     fn linear(&mut self, layer: &Linear, x: &Tensor) -> Result<Tensor> {

@@ -47,7 +47,7 @@ impl<N: Network> Traced<N> {
         if precision != Precision::F32 && !able {
             return Err(ModelError::Config {
                 key: "precision",
-                value: precision.dtype().as_str().to_owned(),
+                value: format!("{precision:?}").to_lowercase(),
                 expected: "needs a CPU or CUDA device and model.ops = \"fast\"; f32 runs anywhere"
                     .to_owned(),
             });
@@ -79,15 +79,15 @@ impl<N: Network> Traced<N> {
         let x = x.to_dtype(DType::F32)?.contiguous()?;
         let (out, updates) = if self.on_tape() {
             match self.precision {
-                Precision::F32 => self.run::<f32>(&x, mode)?,
+                Precision::F32 | Precision::Tf32 => self.run::<f32>(&x, mode)?,
                 Precision::Bf16 => self.run::<bf16>(&x, mode)?,
                 Precision::F16 => self.run::<f16>(&x, mode)?,
             }
         } else {
             let x = if mode.records() { x } else { x.detach() };
-            let dtype = self.precision.dtype();
-            let mut engine = Composed::new(&self.params, &self.buffers, mode, self.ops, dtype)?;
-            let x = x.to_dtype(dtype)?;
+            let (set, buffers) = (&self.params, &self.buffers);
+            let mut engine = Composed::new(set, buffers, mode, self.ops, self.precision)?;
+            let x = x.to_dtype(self.precision.dtype())?;
             let out = self.network.forward(&mut engine, &x, &mut |_, _| {})?;
             (out.to_dtype(DType::F32)?, engine.updates()?)
         };
@@ -128,7 +128,7 @@ impl<N: Network> Traced<N> {
         let mut maps = Vec::new();
         if !self.on_tape() {
             let (set, buffers) = (&self.params, &self.buffers);
-            let mut engine = Composed::new(set, buffers, Mode::Eval, self.ops, DType::F32)?;
+            let mut engine = Composed::new(set, buffers, Mode::Eval, self.ops, Precision::F32)?;
             let show = &mut |layer, map: &Tensor| {
                 if layers.contains(&layer) {
                     maps.push((layer, map.clone()));

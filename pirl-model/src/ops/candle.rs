@@ -26,6 +26,26 @@ use super::reference;
 /// If the shapes do not fit, the kernel is not square or larger than the padded input, or the
 /// stride is 0.
 pub fn conv2d(x: &Tensor, weight: &Tensor, stride: usize, padding: usize) -> Result<Tensor> {
+    convolve(x, weight, stride, padding, false)
+}
+
+/// [`conv2d()`] for which cuDNN may round factors to TF32's ten binary places.
+pub(crate) fn conv2d_tf32(
+    x: &Tensor,
+    weight: &Tensor,
+    stride: usize,
+    padding: usize,
+) -> Result<Tensor> {
+    convolve(x, weight, stride, padding, true)
+}
+
+fn convolve(
+    x: &Tensor,
+    weight: &Tensor,
+    stride: usize,
+    padding: usize,
+    tf32: bool,
+) -> Result<Tensor> {
     let (n, c_in, h, w) = x.dims4()?;
     let (c_out, weight_c_in, kernel, kernel_w) = weight.dims4()?;
     if kernel != kernel_w || kernel == 0 || stride == 0 {
@@ -59,7 +79,7 @@ pub fn conv2d(x: &Tensor, weight: &Tensor, stride: usize, padding: usize) -> Res
         _ => weight.contiguous()?,
     };
     channels_last(x)?
-        .apply_op2(&weight, Convolution(shape))?
+        .apply_op2(&weight, Convolution { shape, tf32 })?
         .permute((0, 3, 1, 2))
 }
 
@@ -225,7 +245,11 @@ fn with_numbers<T>(x: &Tensor, f: impl FnOnce(&[f32]) -> T) -> Result<T> {
 }
 
 /// NHWC input and output; on a CPU PyTorch's weight, on a CUDA device with its channels last.
-struct Convolution(ConvShape);
+struct Convolution {
+    shape: ConvShape,
+    #[cfg_attr(not(feature = "cudnn"), expect(dead_code, reason = "of cuDNN alone"))]
+    tf32: bool,
+}
 
 impl CustomOp2 for Convolution {
     fn name(&self) -> &'static str {
@@ -239,7 +263,7 @@ impl CustomOp2 for Convolution {
         weight: &CpuStorage,
         weight_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let s = &self.0;
+        let s = &self.shape;
         let mut out = vec![0f32; s.out_len()];
         kernels::forward(
             s,
@@ -259,8 +283,8 @@ impl CustomOp2 for Convolution {
         weight: &CudaStorage,
         weight_layout: &Layout,
     ) -> Result<(CudaStorage, Shape)> {
-        let s = &self.0;
-        let out = kernels::cudnn::forward(s, (x, x_layout), (weight, weight_layout))?;
+        let s = &self.shape;
+        let out = kernels::cudnn::forward(s, self.tf32, (x, x_layout), (weight, weight_layout))?;
         let (oh, ow) = s.out_hw();
         Ok((out, (s.n, oh, ow, s.c_out).into()))
     }
@@ -272,13 +296,13 @@ impl CustomOp2 for Convolution {
         _out: &Tensor,
         dy: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let s = &self.0;
+        let s = &self.shape;
         #[cfg(feature = "cudnn")]
         if x.device().is_cuda() {
             use kernels::cudnn::{backward_input, backward_weight};
-            let wanted = |of: &Tensor, gradient: fn(_, _, _, _) -> _| {
+            let wanted = |of: &Tensor, gradient: fn(_, _, _, _, _) -> _| {
                 of.track_op()
-                    .then(|| gradient(s, x, weight, dy))
+                    .then(|| gradient(s, self.tf32, x, weight, dy))
                     .transpose()
             };
             return Ok((wanted(x, backward_input)?, wanted(weight, backward_weight)?));

@@ -32,6 +32,7 @@ pub(super) fn all() -> Vec<Case> {
     cases.extend(heads());
     cases.extend(networks());
     cases.extend([
+        rounded_network("ResNet-18 in tf32; training", Precision::Tf32),
         rounded_network("ResNet-18 in bf16; training", Precision::Bf16),
         rounded_network("ResNet-18 in f16; training", Precision::F16),
     ]);

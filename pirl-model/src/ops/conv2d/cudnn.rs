@@ -2,7 +2,7 @@
 //! `(c_out, kernel, kernel, c_in)`.
 //!
 //! In `bf16` and `f16` products run on tensor cores and are summed in `f32`; in `f32` they are exact
-//! products, not TF32's. cuDNN's heuristics choose an algorithm for each shape and direction once, and
+//! products unless TF32's are asked for. cuDNN's heuristics choose an algorithm for each shape and direction once, and
 //! should theirs not run, the one that cuDNN has for most; the workspace is kept and only grows.
 
 use std::cell::RefCell;
@@ -41,8 +41,8 @@ struct State {
     filter: Choices<FilterAlgorithm>,
 }
 
-/// The algorithm and its workspace in bytes.
-type Choices<A> = HashMap<(ConvShape, DType), (A, usize)>;
+/// The algorithm and its workspace in bytes, by shape, type and whether TF32 will do.
+type Choices<A> = HashMap<(ConvShape, DType, bool), (A, usize)>;
 
 impl State {
     fn new(device: &CudaDevice) -> Result<Self> {
@@ -94,7 +94,7 @@ struct Descriptors<T> {
 }
 
 impl<T: Factor> Descriptors<T> {
-    fn new(cudnn: &Arc<Cudnn>, s: &ConvShape) -> Result<Self> {
+    fn new(cudnn: &Arc<Cudnn>, s: &ConvShape, tf32: bool) -> Result<Self> {
         let nhwc = cudnnTensorFormat_t::CUDNN_TENSOR_NHWC;
         let tensor = |c: usize, h: usize, w: usize| -> Result<TensorDescriptor<T>> {
             let dims = [cuda::int(s.n)?, cuda::int(c)?, cuda::int(h)?, cuda::int(w)?];
@@ -113,6 +113,7 @@ impl<T: Factor> Descriptors<T> {
             cudnnConvolutionMode_t::CUDNN_CROSS_CORRELATION,
         )?;
         convolution.set_math_type(match T::DTYPE {
+            DType::F32 if tf32 => cudnnMathType_t::CUDNN_DEFAULT_MATH,
             DType::F32 => cudnnMathType_t::CUDNN_FMA_MATH,
             _ => cudnnMathType_t::CUDNN_TENSOR_OP_MATH,
         })?;
@@ -129,12 +130,13 @@ impl<T: Factor> Descriptors<T> {
 /// `x * weight`, NHWC.
 pub(in crate::ops) fn forward(
     s: &ConvShape,
+    tf32: bool,
     (x, x_layout): (&CudaStorage, &Layout),
     (weight, weight_layout): (&CudaStorage, &Layout),
 ) -> Result<CudaStorage> {
     of_type!("convolution", x.dtype(), T => {
         let (input, weight) = (cuda::numbers(x, x_layout)?, cuda::numbers(weight, weight_layout)?);
-        let out = forward_of::<T>(s, &x.device, &input, &weight)?;
+        let out = forward_of::<T>(s, tf32, &x.device, &input, &weight)?;
         Ok(CudaStorage::wrap_cuda_slice(out, x.device.clone()))
     })
 }
@@ -142,13 +144,14 @@ pub(in crate::ops) fn forward(
 /// The gradient of `x`, NHWC, from that of [`forward`]'s result.
 pub(in crate::ops) fn backward_input(
     s: &ConvShape,
+    tf32: bool,
     x: &Tensor,
     weight: &Tensor,
     dy: &Tensor,
 ) -> Result<Tensor> {
     of_type!("convolution", x.dtype(), T => {
         with_two(weight, dy, |device, weight, dy| {
-            let dx = backward_input_of::<T>(s, device, weight, dy)?;
+            let dx = backward_input_of::<T>(s, tf32, device, weight, dy)?;
             Ok(cuda::tensor(dx, x.shape(), device))
         })
     })
@@ -157,13 +160,14 @@ pub(in crate::ops) fn backward_input(
 /// The gradient of the weight from that of [`forward`]'s result.
 pub(in crate::ops) fn backward_weight(
     s: &ConvShape,
+    tf32: bool,
     x: &Tensor,
     weight: &Tensor,
     dy: &Tensor,
 ) -> Result<Tensor> {
     of_type!("convolution", x.dtype(), T => {
         with_two(x, dy, |device, x, dy| {
-            let dw = backward_weight_of::<T>(s, device, x, dy)?;
+            let dw = backward_weight_of::<T>(s, tf32, device, x, dy)?;
             Ok(cuda::tensor(dw, weight.shape(), device))
         })
     })
@@ -187,6 +191,7 @@ fn with_two<T: Number, R>(
 
 fn forward_of<T: Factor>(
     s: &ConvShape,
+    tf32: bool,
     device: &CudaDevice,
     x: &CudaView<T>,
     weight: &CudaView<T>,
@@ -197,7 +202,7 @@ fn forward_of<T: Factor>(
     )?;
     let mut out = cuda::alloc::<T>(device, s.out_len())?;
     with_state(device, |state| {
-        let descriptors = Descriptors::<T>::new(&state.cudnn, s)?;
+        let descriptors = Descriptors::<T>::new(&state.cudnn, s, tf32)?;
         let op = ConvForward {
             conv: &descriptors.convolution,
             x: &descriptors.input,
@@ -206,7 +211,7 @@ fn forward_of<T: Factor>(
         };
         let (algorithm, bytes) = chosen(
             &mut state.forward,
-            (*s, T::DTYPE),
+            (*s, T::DTYPE, tf32),
             [
                 op.pick_algorithm(),
                 Ok(ForwardAlgorithm::CUDNN_CONVOLUTION_FWD_ALGO_IMPLICIT_PRECOMP_GEMM),
@@ -233,6 +238,7 @@ fn forward_of<T: Factor>(
 
 fn backward_input_of<T: Factor>(
     s: &ConvShape,
+    tf32: bool,
     device: &CudaDevice,
     weight: &CudaView<T>,
     dy: &CudaView<T>,
@@ -243,7 +249,7 @@ fn backward_input_of<T: Factor>(
     )?;
     let mut dx = cuda::alloc::<T>(device, s.in_len())?;
     with_state(device, |state| {
-        let descriptors = Descriptors::<T>::new(&state.cudnn, s)?;
+        let descriptors = Descriptors::<T>::new(&state.cudnn, s, tf32)?;
         let op = ConvBackwardData {
             conv: &descriptors.convolution,
             dx: &descriptors.input,
@@ -252,7 +258,7 @@ fn backward_input_of<T: Factor>(
         };
         let (algorithm, bytes) = chosen(
             &mut state.data,
-            (*s, T::DTYPE),
+            (*s, T::DTYPE, tf32),
             [
                 op.pick_algorithm(),
                 Ok(DataAlgorithm::CUDNN_CONVOLUTION_BWD_DATA_ALGO_1),
@@ -278,6 +284,7 @@ fn backward_input_of<T: Factor>(
 
 fn backward_weight_of<T: Factor>(
     s: &ConvShape,
+    tf32: bool,
     device: &CudaDevice,
     x: &CudaView<T>,
     dy: &CudaView<T>,
@@ -288,7 +295,7 @@ fn backward_weight_of<T: Factor>(
     )?;
     let mut dw = cuda::alloc::<T>(device, s.weight_len())?;
     with_state(device, |state| {
-        let descriptors = Descriptors::<T>::new(&state.cudnn, s)?;
+        let descriptors = Descriptors::<T>::new(&state.cudnn, s, tf32)?;
         let op = ConvBackwardFilter {
             conv: &descriptors.convolution,
             x: &descriptors.input,
@@ -297,7 +304,7 @@ fn backward_weight_of<T: Factor>(
         };
         let (algorithm, bytes) = chosen(
             &mut state.filter,
-            (*s, T::DTYPE),
+            (*s, T::DTYPE, tf32),
             [
                 op.pick_algorithm(),
                 Ok(FilterAlgorithm::CUDNN_CONVOLUTION_BWD_FILTER_ALGO_1),
@@ -325,7 +332,7 @@ fn backward_weight_of<T: Factor>(
 /// of the workspace that `bytes` tells.
 fn chosen<A: Copy>(
     choices: &mut Choices<A>,
-    key: (ConvShape, DType),
+    key: (ConvShape, DType, bool),
     algorithms: [std::result::Result<A, CudnnError>; 2],
     bytes: impl Fn(A) -> std::result::Result<usize, CudnnError>,
 ) -> Result<(A, usize)> {
