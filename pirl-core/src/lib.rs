@@ -1,0 +1,36 @@
+//! What the PIRL crates share and none of them is about.
+//!
+//! - [`SettingError`] and [`check`]: a setting outside its range, named so that a caller can say which
+//!   table it stands in.
+//! - [`random`]: a generator for each purpose, from one seed.
+//! - [`file`](mod@file): files and folders that are whole or absent, whenever the process dies.
+//! - [`storage`]: the numbers of a tensor in the CPU's memory, as a slice.
+//! - [`Matrix`] and [`product`]: matrix products of slices.
+//! - [`vectorised!`]: a plain loop, compiled for the processor's wider vectors.
+//!
+//! ```
+//! use pirl_core::{SettingError, check, random};
+//! use rand::Rng;
+//!
+//! fn temperature(value: f64) -> Result<f64, SettingError> {
+//!     check("temperature", value, value > 0.0, "must be positive")?;
+//!     Ok(value)
+//! }
+//! let error = temperature(-1.0).unwrap_err().within("loss");
+//! assert_eq!(error.to_string(), "loss.temperature = -1: must be positive");
+//!
+//! const ORDER: u64 = 2;
+//! let draw = |epoch| random::stream(7, ORDER, epoch, 0).next_u64();
+//! assert_eq!(draw(1), draw(1));
+//! assert_ne!(draw(1), draw(2));
+//! ```
+
+pub mod file;
+mod product;
+pub mod random;
+mod setting;
+pub mod storage;
+mod vectorised;
+
+pub use product::{Matrix, product};
+pub use setting::{SettingError, check};

@@ -1,0 +1,48 @@
+//! Plain loops compiled for the processor's wider vectors.
+
+/// Defines a function compiled twice, for AVX2 and for the target's baseline, and chosen on call.
+/// Its loops are plain, so both give the same bits. What it calls is compiled for AVX2 only where it
+/// is inlined.
+///
+/// ```
+/// pirl_core::vectorised! {
+///     /// Adds `x` to every number.
+///     fn shift(numbers: &mut [f32], x: f32) -> usize {
+///         numbers.iter_mut().for_each(|number| *number += x);
+///         numbers.len()
+///     }
+/// }
+/// let mut numbers = [1.0, 2.0];
+/// assert_eq!(shift(&mut numbers, 0.5), 2);
+/// assert_eq!(numbers, [1.5, 2.5]);
+/// ```
+#[macro_export]
+macro_rules! vectorised {
+    (
+        $(#[$doc:meta])*
+        $vis:vis fn $name:ident $(<$t:ident: $bound:ident>)? ($($arg:ident: $type:ty),* $(,)?)
+        $(-> $result:ty)? $body:block
+    ) => {
+        $(#[$doc])*
+        #[allow(clippy::too_many_arguments, reason = "a loop over plain slices")]
+        $vis fn $name $(<$t: $bound>)? ($($arg: $type),*) $(-> $result)? {
+            #[inline(always)]
+            #[allow(clippy::too_many_arguments, reason = "as above")]
+            fn body $(<$t: $bound>)? ($($arg: $type),*) $(-> $result)? $body
+
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx2")]
+                #[allow(clippy::too_many_arguments, reason = "as above")]
+                fn avx2 $(<$t: $bound>)? ($($arg: $type),*) $(-> $result)? {
+                    body($($arg),*)
+                }
+                if is_x86_feature_detected!("avx2") {
+                    // SAFETY: the only demand of `avx2` is the feature just detected.
+                    return unsafe { avx2($($arg),*) };
+                }
+            }
+            body($($arg),*)
+        }
+    };
+}
