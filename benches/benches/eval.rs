@@ -10,7 +10,7 @@ const CLASSES: u32 = 10;
 
 fn features(seed: u32, rows: usize, dim: usize) -> FeatureSet {
     let layer =
-        LayerFeatures::new(Layer::Res5, rows, dim, benches::fill(seed, rows * dim)).unwrap();
+        LayerFeatures::new(Layer::RES5, rows, dim, benches::fill(seed, rows * dim)).unwrap();
     let labels = (0..rows as u32).map(|row| Some(row % CLASSES)).collect();
     let names = (0..CLASSES).map(|class| class.to_string()).collect();
     FeatureSet::new(vec![layer], labels, names).unwrap()

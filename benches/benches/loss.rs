@@ -32,7 +32,10 @@ fn losses(c: &mut Criterion) {
     group.sample_size(10);
     let losses: [(&str, Box<dyn ContrastiveLoss>); 3] = [
         ("paper", Box::new(Paper::new(TEMPERATURE).unwrap())),
-        ("nce", Box::new(Nce::new(TEMPERATURE, 1_281_167).unwrap())),
+        (
+            "nce",
+            Box::new(Nce::new(TEMPERATURE, 1_281_167, 14.86).unwrap()),
+        ),
         ("infonce", Box::new(InfoNce::new(TEMPERATURE).unwrap())),
     ];
     for batch in [256, 1024] {

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 
 use candle_core::{D, DType, Device, Storage, Tensor};
+use pirl_core::Ops;
 use rand::RngExt;
 use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
 use rayon::prelude::*;
@@ -24,8 +25,8 @@ const UNIT_TOLERANCE: f32 = 1e-3;
 pub struct MemoryBank {
     rows: Tensor,
     momentum: f64,
-    /// Whether rows in the CPU's memory are gathered by this crate.
-    fast: bool,
+    /// What gathers rows in the CPU's memory.
+    ops: Ops,
 }
 
 impl MemoryBank {
@@ -103,15 +104,15 @@ impl MemoryBank {
         Self {
             rows,
             momentum,
-            fast: true,
+            ops: Ops::Fast,
         }
     }
 
-    /// Whether rows in the CPU's memory are gathered by this crate, the default, or by Candle's own
-    /// op, as on other devices. The bits are the same.
+    /// What gathers rows in the CPU's memory: this crate, the default, or Candle's own op, as on other
+    /// devices. The bits are the same.
     #[must_use]
-    pub fn fast(self, fast: bool) -> Self {
-        Self { fast, ..self }
+    pub fn with_ops(self, ops: Ops) -> Self {
+        Self { ops, ..self }
     }
 
     /// All rows, `(len, dim)`. The tensor shares the bank's storage and follows its updates.
@@ -147,8 +148,8 @@ impl MemoryBank {
         self.check_indices(indices)?;
         let dim = self.dim();
         let (storage, layout) = self.rows.storage_and_layout();
-        if let (true, Storage::Cpu(storage), Some((start, end))) =
-            (self.fast, &*storage, layout.contiguous_offsets())
+        if let (Ops::Fast, Storage::Cpu(storage), Some((start, end))) =
+            (self.ops, &*storage, layout.contiguous_offsets())
             && let Some(rows) = storage.as_slice::<f32>()?.get(start..end)
         {
             let gathered = gather_rows(rows, dim, indices);

@@ -8,7 +8,7 @@
 //!
 //! ```
 //! use candle_core::Device;
-//! use pirl_bank::{Drawn, MemoryBank, NegativeSampler, SharedSampler};
+//! use pirl_bank::{MemoryBank, NegativeSampler, SharedSampler};
 //! use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
 //!
 //! let mut bank = MemoryBank::random(1000, 16, 0.5, 7, &Device::Cpu)?;
@@ -16,9 +16,7 @@
 //!
 //! let mut rng = ChaCha8Rng::seed_from_u64(7);
 //! let drawn = SharedSampler.draw(bank.len(), &batch, 64, &mut rng)?;
-//! let Drawn::Shared { indices, own } = drawn else { unreachable!() };
-//! assert_eq!(bank.gather(&indices)?.dims(), [64, 16]);
-//! assert_eq!(own.len(), batch.len()); // where an image drew itself, to be masked out
+//! assert_eq!(bank.gather(drawn.indices())?.dims(), [64, 16]);
 //!
 //! // After the optimiser's step the bank moves half way to the new embeddings.
 //! let embeddings = MemoryBank::random(3, 16, 0.5, 8, &Device::Cpu)?;

@@ -9,7 +9,6 @@ use crate::BankError;
 
 /// The negatives of one batch, as rows of the bank.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
 pub enum Drawn {
     /// One set for the whole batch.
     Shared {
@@ -24,6 +23,15 @@ pub enum Drawn {
         /// The rows of image `b` at `b * count .. (b + 1) * count`, all different, none its own.
         indices: Vec<u32>,
     },
+}
+
+impl Drawn {
+    /// The rows drawn: `count` of a shared set, `batch * count` of sets for each image.
+    pub fn indices(&self) -> &[u32] {
+        match self {
+            Self::Shared { indices, .. } | Self::PerImage { indices } => indices,
+        }
+    }
 }
 
 /// A way to choose negatives.

@@ -2,6 +2,7 @@
 
 use candle_core::{DType, Device, Tensor, Var};
 use pirl_bank::{BankError, MemoryBank};
+use pirl_core::Ops;
 use proptest::prelude::*;
 
 fn matrix(bank: &MemoryBank) -> Vec<Vec<f32>> {
@@ -64,10 +65,10 @@ fn random_rows_depend_on_the_seed_alone() {
 #[test]
 fn candles_own_ops_give_the_same_bits() {
     let banks = || {
-        [true, false].map(|fast| {
+        [Ops::Fast, Ops::Reference].map(|ops| {
             MemoryBank::from_rows(unit_rows(4, 40, 6), 0.5)
                 .unwrap()
-                .fast(fast)
+                .with_ops(ops)
         })
     };
     let [mut fast, mut plain] = banks();

@@ -1,20 +1,11 @@
 //! `--device`.
 
 use anyhow::{Context, Result, bail};
-use candle_core::{Device, Tensor};
+use candle_core::Device;
 
 /// Devices with commas between them, as `cuda:0,cuda:1`; one named twice does the work of two.
 pub(crate) fn parse_several(names: &str) -> Result<Vec<Device>> {
     names.split(',').map(parse).collect()
-}
-
-/// `tensor` on `device`. Between two devices it goes by way of the host, whose copies are over when
-/// they return: neither device's own order says when the other is done with it.
-pub(crate) fn moved(tensor: &Tensor, device: &Device) -> Result<Tensor> {
-    if tensor.device().same_device(device) {
-        return Ok(tensor.clone());
-    }
-    Ok(tensor.to_device(&Device::Cpu)?.to_device(device)?)
 }
 
 /// `cpu`, or `cuda:N` in a build that has CUDA.

@@ -4,10 +4,9 @@
 
 mod allocator;
 mod args;
-mod checkpoint;
+mod assemble;
 mod commands;
 mod device;
-mod files;
 mod interrupt;
 mod metrics;
 mod output;
@@ -15,8 +14,8 @@ mod progress;
 mod recipe;
 mod report;
 mod run_dir;
+mod session;
 mod tensorboard;
-mod train;
 mod weights;
 
 use std::process::ExitCode;

@@ -1,8 +1,11 @@
-//! Standard output, and errors in words.
+//! Standard output, files of results, and errors in words.
 
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, Cursor, ErrorKind, Write};
+use std::path::Path;
 
 use anyhow::{Context, Result};
+use image::{ImageFormat, RgbImage};
+use pirl_data::Image;
 use serde::Serialize;
 
 /// Prints `text` and a line's end; a reader that has gone (`| head`) is no error.
@@ -17,6 +20,29 @@ pub(crate) fn print(text: &str) -> Result<()> {
 /// Prints one JSON object.
 pub(crate) fn print_json(value: &impl Serialize) -> Result<()> {
     print(&serde_json::to_string_pretty(value).context("writing the result as JSON")?)
+}
+
+/// Writes a file, whole or not at all.
+pub(crate) fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
+    pirl_core::file::write(path, bytes).with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// Writes a result as `result.json` into `folder`.
+pub(crate) fn write_result(folder: &Path, result: &impl Serialize) -> Result<()> {
+    let text = serde_json::to_string_pretty(result).context("writing the result as JSON")?;
+    write_file(&folder.join("result.json"), format!("{text}\n").as_bytes())
+}
+
+/// Writes a picture as PNG, whole or not at all.
+pub(crate) fn write_png(path: &Path, image: Image) -> Result<()> {
+    let (width, height) = (u32::try_from(image.width)?, u32::try_from(image.height)?);
+    let picture = RgbImage::from_raw(width, height, image.pixels)
+        .context("the picture's pixels do not fill it")?;
+    let mut png = Cursor::new(Vec::new());
+    picture
+        .write_to(&mut png, ImageFormat::Png)
+        .context("encoding a picture as PNG")?;
+    write_file(path, png.get_ref())
 }
 
 /// The chain of an error's causes, leaving out those that their effect has already quoted.

@@ -61,6 +61,14 @@ impl Progress {
         }
     }
 
+    /// Takes the bar off the terminal while `work` shows something else.
+    pub(crate) fn suspend<T>(&self, work: impl FnOnce() -> T) -> T {
+        match &self.bar {
+            Some(bar) => bar.suspend(work),
+            None => work(),
+        }
+    }
+
     /// Takes the bar off the terminal.
     pub(crate) fn finish(&self) {
         if let Some(bar) = &self.bar {

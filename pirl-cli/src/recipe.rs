@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use pirl_data::{DataConfig, EvalView, PretextConfig, ViewConfig};
+use pirl_data::{DataConfig, EvalView, OnCorrupt, PretextConfig, ViewConfig};
 use pirl_eval::detect::DetectConfig;
 use pirl_eval::{FinetuneConfig, KnnConfig, LinearConfig, Pool, SvmConfig};
-use pirl_model::{Layer as Place, ModelConfig, OptimConfig, Precision, ScheduleConfig};
+use pirl_model::{Layer, ModelConfig, OptimConfig, Precision, ScheduleConfig};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
@@ -131,14 +131,6 @@ pub(crate) struct LoaderTable {
     pub(crate) on_corrupt: OnCorrupt,
 }
 
-/// `loader.on_corrupt`
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum OnCorrupt {
-    Skip,
-    Fail,
-}
-
 /// `[log]`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -167,7 +159,7 @@ pub(crate) struct EvalConfig {
     /// Training images over which running batch-norm statistics are recomputed first; 0: none.
     pub(crate) precise_batch_norm: usize,
     /// Where features are read.
-    pub(crate) layers: Vec<Place>,
+    pub(crate) layers: Vec<Layer>,
     pub(crate) pool: Pool,
     /// Random crops of training views: share of the image's area, least and most.
     pub(crate) crop_scale: [f64; 2],
@@ -229,7 +221,7 @@ impl Default for Recipe {
                 batch_size: 256,
                 resize: 256,
                 precise_batch_norm: 0,
-                layers: vec![Place::Res2, Place::Res3, Place::Res4, Place::Res5],
+                layers: vec![Layer::RES2, Layer::RES3, Layer::RES4, Layer::RES5],
                 pool: Pool::Average,
                 crop_scale: [0.08, 1.0],
                 flip: 0.5,
@@ -278,9 +270,9 @@ impl Recipe {
     /// it), and without one from the paper's recipe.
     pub(crate) fn load(name: &str, settings: &[Setting]) -> Result<Self> {
         let mut table = Self::default_table()?;
-        for layer in layers(name, None)? {
-            overlay::apply(&mut table, layer.table)
-                .with_context(|| format!("recipe {}", layer.origin))?;
+        for written in chain(name, None)? {
+            overlay::apply(&mut table, written.table)
+                .with_context(|| format!("recipe {}", written.origin))?;
         }
         for Setting { key, value } in settings {
             overlay::set(&mut table, key, value.clone()).context("--set")?;
@@ -379,13 +371,14 @@ impl Recipe {
     }
 }
 
-struct Layer {
+/// A recipe as it is written, without its base.
+struct Written {
     origin: String,
     table: Table,
 }
 
 /// The chain of a recipe and its bases, the outermost base first.
-fn layers(name: &str, beside: Option<&Path>) -> Result<Vec<Layer>> {
+fn chain(name: &str, beside: Option<&Path>) -> Result<Vec<Written>> {
     const DEEPEST: usize = 8;
     let mut chain = Vec::new();
     let (mut name, mut beside) = (name.to_owned(), beside.map(Path::to_owned));
@@ -395,7 +388,7 @@ fn layers(name: &str, beside: Option<&Path>) -> Result<Vec<Layer>> {
             .parse()
             .with_context(|| format!("recipe {name} is not TOML"))?;
         let base = table.remove("base");
-        chain.push(Layer {
+        chain.push(Written {
             origin: name.clone(),
             table,
         });

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::files;
+use crate::output::write_file;
 use crate::recipe::Recipe;
 
 /// A folder with `config.toml`, `metrics.jsonl`, TensorBoard events, `checkpoints/` and
@@ -16,33 +16,34 @@ pub(crate) struct RunDir {
 }
 
 impl RunDir {
-    /// Whether a new run may live at `path`: only where there is nothing yet.
-    pub(crate) fn check_free(path: &Path) -> Result<()> {
-        match fs::read_dir(path) {
-            Ok(mut entries) => ensure!(
-                entries.next().is_none(),
-                "{} is not empty; go on with the run there by --resume, or choose another --out",
-                path.display()
-            ),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            Err(error) => {
-                return Err(error)
-                    .with_context(|| format!("cannot use {} as --out", path.display()));
-            }
-        }
-        Ok(())
-    }
-
-    /// Makes the folder of a new run.
-    pub(crate) fn create(path: &Path, recipe: &Recipe) -> Result<Self> {
-        Self::check_free(path)?;
-        let run = Self {
+    /// The folder of a new run, which is not made yet: only where there is nothing, or with `resumes` of
+    /// one that was started before, with settings that do not differ in keys that `matters`.
+    pub(crate) fn check(
+        path: &Path,
+        recipe: &Recipe,
+        resumes: bool,
+        matters: impl Fn(&str) -> bool,
+    ) -> Result<Self> {
+        let folder = Self {
             path: path.to_owned(),
         };
-        fs::create_dir_all(path)
-            .with_context(|| format!("cannot make the run's folder {}", path.display()))?;
-        run.write_config(recipe)?;
-        Ok(run)
+        if !resumes {
+            check_free(path)?;
+            return Ok(folder);
+        }
+        let folder = Self::open(path)?;
+        let started = folder
+            .recipe()
+            .with_context(|| format!("{} cannot be resumed", path.display()))?;
+        let conflicts = differences(&started, recipe, matters)?;
+        ensure!(
+            conflicts.is_empty(),
+            "{} was started with other settings: {}; resume with those of {}, or choose another --out",
+            path.display(),
+            conflicts.join("; "),
+            folder.config().display()
+        );
+        Ok(folder)
     }
 
     /// Opens the folder of a run that was started before.
@@ -59,8 +60,11 @@ impl RunDir {
         Ok(run)
     }
 
-    pub(crate) fn write_config(&self, recipe: &Recipe) -> Result<()> {
-        files::write_whole(&self.config(), recipe.to_toml()?.as_bytes())
+    /// Makes the folder, if need be, and writes the settings into it.
+    pub(crate) fn begin(&self, recipe: &Recipe) -> Result<()> {
+        fs::create_dir_all(&self.path)
+            .with_context(|| format!("cannot make the run's folder {}", self.path.display()))?;
+        write_file(&self.config(), recipe.to_toml()?.as_bytes())
     }
 
     /// The settings the run was started with.
@@ -90,9 +94,24 @@ impl RunDir {
     }
 }
 
-/// The keys that differ between the settings a run was started with and those it is to go on
-/// with, leaving out the ones that do not touch what was computed so far.
-pub(crate) fn conflicts(started: &Recipe, now: &Recipe) -> Result<Vec<String>> {
+/// Whether a new run may live at `path`: only where there is nothing yet.
+fn check_free(path: &Path) -> Result<()> {
+    match fs::read_dir(path) {
+        Ok(mut entries) => ensure!(
+            entries.next().is_none(),
+            "{} is not empty; go on with the run there by --resume, or choose another --out",
+            path.display()
+        ),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => {
+            return Err(error).with_context(|| format!("cannot use {} as --out", path.display()));
+        }
+    }
+    Ok(())
+}
+
+/// Whether a key of the recipe touches what pre-training computes.
+pub(crate) fn matters_to_pretraining(key: &str) -> bool {
     const FREE: [&str; 6] = [
         "train.epochs",
         "train.steps",
@@ -101,13 +120,11 @@ pub(crate) fn conflicts(started: &Recipe, now: &Recipe) -> Result<Vec<String>> {
         "loader.",
         "eval.",
     ];
-    differences(started, now, |key| {
-        !FREE.iter().any(|free| key.starts_with(free))
-    })
+    !FREE.iter().any(|free| key.starts_with(free))
 }
 
 /// The keys that differ, of those that matter.
-pub(crate) fn differences(
+fn differences(
     started: &Recipe,
     now: &Recipe,
     matters: impl Fn(&str) -> bool,
@@ -128,12 +145,12 @@ mod tests {
     #[test]
     fn only_an_empty_or_absent_folder_is_free() {
         let folder = tempfile::tempdir().unwrap();
-        RunDir::check_free(folder.path()).unwrap();
-        RunDir::check_free(&folder.path().join("new")).unwrap();
+        check_free(folder.path()).unwrap();
+        check_free(&folder.path().join("new")).unwrap();
         fs::write(folder.path().join("note"), "").unwrap();
-        let error = format!("{:#}", RunDir::check_free(folder.path()).unwrap_err());
+        let error = format!("{:#}", check_free(folder.path()).unwrap_err());
         assert!(error.contains("--resume"), "{error}");
-        assert!(RunDir::check_free(&folder.path().join("note")).is_err());
+        assert!(check_free(&folder.path().join("note")).is_err());
     }
 
     #[test]
@@ -142,17 +159,17 @@ mod tests {
             let settings: Vec<_> = settings.iter().map(|s| s.parse().unwrap()).collect();
             Recipe::load("fashion-mnist", &settings).unwrap()
         };
-        let free = load(&[
+        let conflicts = |a: &[&str], b: &[&str]| {
+            differences(&load(a), &load(b), matters_to_pretraining).unwrap()
+        };
+        let free = [
             "train.epochs=99",
             "log.every=3",
             "loader.workers=7",
             "eval.knn.k=3",
-        ]);
-        assert!(conflicts(&load(&[]), &free).unwrap().is_empty());
-        let found = conflicts(
-            &load(&["optim.lr=0.5"]),
-            &load(&["optim.lr=0.25", "log.every=3"]),
-        );
-        assert_eq!(found.unwrap(), ["optim.lr = 0.5, now 0.25"]);
+        ];
+        assert!(conflicts(&[], &free).is_empty());
+        let found = conflicts(&["optim.lr=0.5"], &["optim.lr=0.25", "log.every=3"]);
+        assert_eq!(found, ["optim.lr = 0.5, now 0.25"]);
     }
 }

@@ -1,17 +1,17 @@
 //! `--weights`: where a backbone and its recipe come from.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
-use candle_core::{Device, Tensor};
-use pirl_model::{LoadReport, ModelConfig, ResNet, read_backbone};
+use candle_core::Device;
+use pirl_model::{ModelConfig, ResNet, Trainable, read_backbone};
+use pirl_train::{Checkpoints, MODEL};
 use serde::Serialize;
 
-use crate::checkpoint::{Checkpoints, MODEL};
+use crate::assemble::backbone_seed;
 use crate::recipe::{Recipe, Setting};
 use crate::run_dir::RunDir;
-use crate::train::backbone_seed;
 
 /// A backbone and where it is from.
 pub(crate) struct Loaded {
@@ -55,8 +55,7 @@ pub(crate) fn load(
         (None, None)
     } else if path.is_dir() {
         let run = RunDir::open(path)?;
-        let checkpoint = Checkpoints::new(run.checkpoints(), 1)
-            .newest()?
+        let checkpoint = Checkpoints::newest_in(&run.checkpoints())?
             .with_context(|| format!("{} has no checkpoint yet", path.display()))?;
         (Some(checkpoint.join(MODEL)), Some(run.config()))
     } else if path.is_file() {
@@ -83,7 +82,8 @@ pub(crate) fn load(
     if let (Some(file), Some(found)) = (&file, &mut found) {
         let reading = || format!("loading {}", file.display());
         ensure_network(&recipe.model, &found.config).with_context(reading)?;
-        let report = load_whole(&backbone, &found.state).with_context(reading)?;
+        let report = backbone.load(&found.state).with_context(reading)?;
+        report.ensure_whole().with_context(reading)?;
         tensors = Some(Tensors {
             prefix: std::mem::take(&mut found.prefix),
             matched: report.matched,
@@ -104,7 +104,11 @@ pub(crate) fn load(
 
 /// The recipe of the run that a checkpoint's file lies in: RUN/checkpoints/step-N/model.safetensors.
 fn recipe_beside(file: &Path) -> Option<PathBuf> {
-    let config = file.ancestors().nth(3)?.join("config.toml");
+    let (checkpoint, checkpoints) = (file.parent()?, file.parent()?.parent()?);
+    let named =
+        |path: &Path, start: &str| path.file_name()?.to_str()?.strip_prefix(start).map(drop);
+    named(checkpoint, "step-").and(named(checkpoints, "checkpoints"))?;
+    let config = checkpoints.parent()?.join("config.toml");
     config.is_file().then_some(config)
 }
 
@@ -132,41 +136,6 @@ fn ensure_network(recipe: &ModelConfig, file: &ModelConfig) -> Result<()> {
         recipe.network()
     );
     Ok(())
-}
-
-/// Fills a backbone from the state dict of a run's model, which holds heads as well.
-pub(crate) fn load_backbone(backbone: &ResNet, saved: &HashMap<String, Tensor>) -> Result<()> {
-    let own: HashMap<String, Tensor> = saved
-        .iter()
-        .filter(|(name, _)| !name.starts_with("head."))
-        .map(|(name, tensor)| (name.clone(), tensor.clone()))
-        .collect();
-    load_whole(backbone, &own).map(drop)
-}
-
-/// Fills a backbone from a state dict that must have all its tensors and no other. Counts of batches
-/// may be missing, which PyTorch has kept since 0.4.1 and evaluations do not use.
-fn load_whole(backbone: &ResNet, state: &HashMap<String, Tensor>) -> Result<LoadReport> {
-    let report = backbone.load(state)?;
-    let is_count = |name: &&String| name.ends_with(".num_batches_tracked");
-    let missing: Vec<_> = report
-        .missing
-        .iter()
-        .filter(|name| !is_count(name))
-        .collect();
-    if let Some(name) = missing.first() {
-        bail!(
-            "{} of the network's tensors are not in it, {name} the first",
-            missing.len()
-        );
-    }
-    if let Some(name) = report.unexpected.first() {
-        bail!(
-            "{} of its tensors do not belong to the network, {name} the first",
-            report.unexpected.len()
-        );
-    }
-    Ok(report)
 }
 
 impl Tensors {

@@ -68,8 +68,16 @@ fn neighbours_that_cannot_be_are_explained() {
     assert!(message.contains("only 3 images"), "{message}");
     let message = bench.fails(&neighbours(&["--weights", "absent", "--neighbours", "2"]));
     assert!(message.contains("absent"), "{message}");
-    let layer = neighbours(&["--weights", "random", "--layer", "res9"]);
-    bench.pirl(&layer).code(2);
+    let of_two = [
+        "--weights",
+        "random",
+        "--neighbours",
+        "2",
+        "--layer",
+        "res9",
+    ];
+    let message = bench.fails(&neighbours(&of_two));
+    assert!(message.contains("no layer res9; it has conv1"), "{message}");
     assert!(!bench.path("found/result.json").exists());
 }
 

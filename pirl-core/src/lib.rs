@@ -5,6 +5,7 @@
 //! - [`random`]: a generator for each purpose, from one seed.
 //! - [`file`](mod@file): files and folders that are whole or absent, whenever the process dies.
 //! - [`storage`]: the numbers of a tensor in the CPU's memory, as a slice.
+//! - [`Ops`]: whether something is computed by the crates' own kernels or by Candle's ops.
 //! - [`Matrix`] and [`product`]: matrix products of slices.
 //! - [`vectorised!`]: a plain loop, compiled for the processor's wider vectors.
 //!
@@ -26,11 +27,13 @@
 //! ```
 
 pub mod file;
+mod ops;
 mod product;
 pub mod random;
 mod setting;
 pub mod storage;
 mod vectorised;
 
+pub use ops::Ops;
 pub use product::{Matrix, product};
 pub use setting::{SettingError, check};

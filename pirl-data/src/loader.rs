@@ -20,6 +20,7 @@ use candle_core::{Device, Tensor};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use rayon::ThreadPool;
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 
 use crate::pretext::Pretext;
 use crate::random::{Use, shuffle, stream};
@@ -34,7 +35,8 @@ const PAGE: usize = 4096;
 const LANES: usize = 2;
 
 /// What to do with a sample that cannot be decoded.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum OnCorrupt {
     /// Put the sample at the same place of the next batch in its stead, count it, and warn.
     Skip,
@@ -82,7 +84,7 @@ impl Default for LoaderConfig {
 /// The images of one step, or of a part of one, on the CPU.
 #[derive(Clone, Debug)]
 pub struct Batch {
-    /// `(B, 3, S, S)` u8; [`Loader::normalize`] makes numbers of them.
+    /// `(B, 3, S, S)` u8; [`Batch::normalize`] makes numbers of them.
     pub images: Tensor,
     /// `(B * P, 3, s, s)` u8: view `p` of image `b` in row `b * P + p`; `None` without a pretext
     /// task.
@@ -93,6 +95,10 @@ pub struct Batch {
     pub targets: Vec<u32>,
     /// Corrupt samples that others replace here.
     pub skipped: usize,
+    /// Images of the whole batch, of which this may be a part.
+    pub batch_size: usize,
+    /// What makes numbers of the views' bytes.
+    pub normalize: Normalize,
 }
 
 /// Makes the batches of any epoch, from any step on: see [`Loader::epoch`].
@@ -493,6 +499,8 @@ impl Work {
             indices: made.iter().map(|made| made.index).collect(),
             targets: made.iter().map(|made| made.target).collect(),
             skipped: made.iter().map(|made| made.skipped).sum(),
+            batch_size: self.batch_size,
+            normalize: self.view.normalize().clone(),
         })
     }
 

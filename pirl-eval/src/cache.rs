@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::DType;
 use pirl_data::Pack;
-use pirl_model::{Backbone, Layer, state_dict};
+use pirl_model::{Backbone, Layer};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use xxhash_rust::xxh3::{Xxh3, xxh3_128};
 
@@ -68,7 +68,7 @@ impl FeatureCache {
 /// # Errors
 /// [`EvalError::Tensor`] if they cannot be read from their device.
 pub fn weights_fingerprint(backbone: &dyn Backbone) -> Result<String> {
-    let state = state_dict(&[("", backbone.parameters(), backbone.buffers())])?;
+    let state = backbone.state()?;
     let mut hash = Xxh3::new();
     for (name, tensor) in state.into_iter().collect::<BTreeMap<_, _>>() {
         hash.update(format!("{name} {:?}", tensor.dims()).as_bytes());
@@ -126,7 +126,14 @@ fn read(path: &Path, key: &str, pack: &Pack, layers: &[Layer]) -> Option<Feature
         let values: Option<Vec<f32>> = words
             .map(|word| Some(f32::from_le_bytes(word.try_into().ok()?)))
             .collect();
-        LayerFeatures::with_cells(*layer, rows, channels.checked_mul(cells)?, cells, values?).ok()
+        LayerFeatures::with_cells(
+            layer.clone(),
+            rows,
+            channels.checked_mul(cells)?,
+            cells,
+            values?,
+        )
+        .ok()
     });
     FeatureSet::new(
         layers.collect::<Option<_>>()?,

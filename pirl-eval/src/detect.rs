@@ -42,5 +42,5 @@ pub use nms::{batched_nms, nms, nms_reference};
 pub use proposals::{ProposalConfig, Proposals, RpnLevel, select_proposals};
 pub use roi_align::{Roi, RoiAlignConfig, roi_align, roi_align_reference};
 pub use sample::{Sample, subsample};
-pub use train::{DetectStep, DetectTrainer, check_detection_packs};
+pub use train::{DetectTrainer, check_detection_packs};
 pub use voc_metrics::{DetectMetric, PrecisionRecall, VocClass, VocReport, voc_metrics};

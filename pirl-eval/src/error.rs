@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use pirl_data::DataError;
 use pirl_model::{Layer, ModelError};
+use pirl_train::TrainError;
 
 /// `std::result::Result` with this crate's error.
 pub type Result<T> = std::result::Result<T, EvalError>;
@@ -18,6 +19,9 @@ pub enum EvalError {
     /// The backbone refused a batch.
     #[error(transparent)]
     Model(#[from] ModelError),
+    /// A training went wrong, or its checkpoint does not fit.
+    #[error(transparent)]
+    Train(#[from] TrainError),
     /// Reading a feature map failed.
     #[error("cannot read the feature maps: {0}")]
     Tensor(#[from] candle_core::Error),
@@ -147,29 +151,6 @@ pub enum EvalError {
         set: &'static str,
         /// Images in the pack.
         images: usize,
-    },
-    /// A loss that is no number, while a network is trained.
-    #[error(
-        "step {step}: the loss is {loss} at learning rate {lr}; training has diverged, try a \
-         smaller {key}"
-    )]
-    LossNotFinite {
-        /// The recipe's key of the rate.
-        key: &'static str,
-        /// The step, counted from 1.
-        step: usize,
-        /// The loss.
-        loss: f64,
-        /// Its learning rate.
-        lr: f64,
-    },
-    /// A checkpoint does not fit what it is to be resumed with.
-    #[error("cannot go on from {path}: {reason}")]
-    Checkpoint {
-        /// The file or folder.
-        path: PathBuf,
-        /// What does not fit.
-        reason: String,
     },
     /// A list of labelled images cannot be used.
     #[error("line {line}: {reason}")]

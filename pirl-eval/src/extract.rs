@@ -35,7 +35,7 @@ impl Extraction {
     pub fn new(view: EvalView) -> Self {
         Self {
             view,
-            layers: vec![Layer::Res2, Layer::Res3, Layer::Res4, Layer::Res5],
+            layers: vec![Layer::RES2, Layer::RES3, Layer::RES4, Layer::RES5],
             pool: Pool::default(),
             batch_size: 256,
             workers: 0,
@@ -64,7 +64,7 @@ pub fn extract_features(
         &extraction.view,
         extraction.batch_size,
         extraction.workers,
-        backbone.parameters().var().device(),
+        &backbone.device(),
     )?;
     for batch in batches {
         let (images, batch_labels) = batch?;
@@ -74,7 +74,11 @@ pub fn extract_features(
         for (place, features) in read.into_iter().enumerate() {
             match found.get_mut(place) {
                 Some((_, _, values)) => values.extend(features.into_values()),
-                None => found.push((features.layer(), features.cells(), features.into_values())),
+                None => found.push((
+                    features.layer().clone(),
+                    features.cells(),
+                    features.into_values(),
+                )),
             }
         }
         progress(labels.len(), total);
@@ -114,14 +118,14 @@ pub(crate) fn read_features(
                     found: "a backbone without it".to_owned(),
                 });
             };
-            let (pooled, cells_now) = pool.apply(*layer, map)?;
+            let (pooled, cells_now) = pool.apply(layer, map)?;
             *cells = cells_now;
             values.extend(pooled);
         }
     }
     let found = layers.iter().zip(found).map(|(layer, (cells, values))| {
         let dim = values.len() / rows.max(1);
-        let features = LayerFeatures::with_cells(*layer, rows, dim, cells, values);
+        let features = LayerFeatures::with_cells(layer.clone(), rows, dim, cells, values);
         features.map_err(|error| match error {
             EvalError::NotFinite {
                 layer,
@@ -156,7 +160,7 @@ pub fn recompute_batch_norm(
     seed: u64,
 ) -> Result<usize> {
     let subset = pack.subset(images.min(pack.len()), seed)?;
-    let device = backbone.parameters().var().device();
+    let device = backbone.device();
     let size = extraction.batch_size;
     let whole = subset.len()
         - if subset.len() > size {
@@ -164,7 +168,7 @@ pub fn recompute_batch_norm(
         } else {
             0
         };
-    let batches = eval_batches(&subset, &extraction.view, size, extraction.workers, device)?;
+    let batches = eval_batches(&subset, &extraction.view, size, extraction.workers, &device)?;
     let batches = batches
         .take(whole.div_ceil(size.max(1)))
         .map(|batch| -> Result<_> { Ok(batch?.0) });

@@ -63,8 +63,8 @@ impl LayerFeatures {
     }
 
     /// Where in the backbone they were read.
-    pub fn layer(&self) -> Layer {
-        self.layer
+    pub fn layer(&self) -> &Layer {
+        &self.layer
     }
 
     /// Number of images, at least 1.

@@ -8,17 +8,17 @@ use std::path::Path;
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
-use pirl_data::{Batch, EvalView, ImageView, Loader, LoaderConfig, Pack, eval_batches};
+use pirl_data::{EvalView, ImageView, Loader, LoaderConfig, Pack, eval_batches};
 use pirl_model::{
-    Backbone, ClassifierHead, Head, Mode, ModelConfig, OptimConfig, Optimizer, ResNet, Schedule,
-    ScheduleConfig, ScheduleKind, load_state_dict, save_state_dict, save_tensors,
+    Backbone, ClassifierHead, Head, Mode, ModelConfig, Ops, OptimConfig, Optimizer, Schedule,
+    ScheduleConfig, ScheduleKind, Trainable, load_state_dict, save_state_dict, save_tensors,
 };
+use pirl_train::{Batches, MODEL, OPTIMIZER, State, Step, TrainError, Training};
 use serde::{Deserialize, Serialize};
 
 use crate::accuracy::Tally;
 use crate::error::{EvalError, Result};
 use crate::linear::softmax_minus_target;
-use crate::training::Training;
 
 /// `[eval.finetune]`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -79,34 +79,30 @@ pub struct FinetuneReport {
 
 /// A network that is being fine-tuned. It changes the backbone it was made with.
 pub struct Finetune<'a> {
-    backbone: &'a ResNet,
+    backbone: &'a dyn Backbone,
     head: ClassifierHead,
     optimizer: Optimizer,
-    loader: Loader,
+    batches: Batches,
     schedule: Schedule,
     pack: Arc<Pack>,
     device: Device,
     label_fraction: f64,
-    steps: usize,
-    done: usize,
+    steps: u64,
+    done: u64,
 }
 
-/// What a checkpoint's folder holds.
-const MODEL: &str = "model.safetensors";
-const OPTIMIZER: &str = "optimizer.safetensors";
-
 impl<'a> Finetune<'a> {
-    /// Fine-tunes `backbone`, built from `model`, on `pack`, whose images all count, seen through
-    /// `view`. `workers` threads decode (0: one a core). All chance (the classifier's first
-    /// weights, the order, the views) comes from `seed`.
+    /// Fine-tunes `backbone` on `pack`, whose images all count, seen through `view`. `ops` computes
+    /// classifier and optimiser. `workers` threads decode (0: one a core). All chance (the classifier's
+    /// first weights, the order, the views) comes from `seed`.
     ///
     /// # Errors
     /// [`EvalError::Setting`], [`EvalError::Model`] or [`EvalError::Data`] for a setting outside
     /// its range, [`EvalError::Unlabelled`].
     pub fn new(
         config: &FinetuneConfig,
-        backbone: &'a ResNet,
-        model: &ModelConfig,
+        backbone: &'a dyn Backbone,
+        ops: Ops,
         pack: Pack,
         view: ImageView,
         workers: usize,
@@ -161,20 +157,25 @@ impl<'a> Finetune<'a> {
             weight_decay: config.weight_decay,
             ..OptimConfig::default()
         };
-        let device = backbone.parameters().var().device().clone();
+        let device = backbone.device();
         let (features, classes) = (backbone.feature_dim(), pack.class_names().len());
-        let head = ClassifierHead::new(model, features, 1, classes, seed, &device)?;
-        let trained = vec![backbone.parameters().clone(), head.parameters().clone()];
+        let model = ModelConfig {
+            ops,
+            ..ModelConfig::default()
+        };
+        let head = ClassifierHead::new(&model, features, 1, classes, seed, &device)?;
+        let mut trained = backbone.parameter_sets();
+        trained.extend(head.parameter_sets());
         let epoch = loader.steps_per_epoch();
         Ok(Self {
-            optimizer: Optimizer::new(&optim, trained)?.with_ops(model.ops),
+            optimizer: Optimizer::new(&optim, trained)?.with_ops(ops),
             schedule: Schedule::new(&schedule, config.lr, epoch, config.epochs)?,
-            steps: epoch * config.epochs,
+            steps: (epoch * config.epochs) as u64,
             label_fraction: config.label_fraction,
             done: 0,
             backbone,
             head,
-            loader,
+            batches: Batches::after(loader, 0),
             pack,
             device,
         })
@@ -185,7 +186,7 @@ impl<'a> Finetune<'a> {
     ///
     /// # Errors
     /// [`EvalError::Data`] for an image that cannot be decoded, [`EvalError::Unlabelled`],
-    /// [`EvalError::LossNotFinite`] if the network has left the numbers.
+    /// [`TrainError::LossNotFinite`] if an output is not a number.
     pub fn evaluate(
         &self,
         test: &Pack,
@@ -207,11 +208,10 @@ impl<'a> Finetune<'a> {
                 let label = label.ok_or(EvalError::Unlabelled { set, index })?;
                 tally
                     .add(z, label as usize)
-                    .ok_or(EvalError::LossNotFinite {
-                        key: "eval.finetune.lr",
+                    .ok_or(TrainError::LossNotFinite {
                         step: self.done,
-                        loss: f64::NAN,
-                        lr: self.schedule.lr(self.done),
+                        loss: f32::NAN,
+                        lr: self.schedule.lr(self.done as usize),
                     })?;
                 seen += 1;
             }
@@ -222,29 +222,34 @@ impl<'a> Finetune<'a> {
             top5: tally.top5(),
             label_fraction: self.label_fraction,
             labelled_images: self.pack.len(),
-            steps: self.done,
+            steps: self.done as usize,
         })
     }
 }
 
 impl Training for Finetune<'_> {
-    const WHAT: &'static str = "fine-tuning";
+    type Error = EvalError;
 
-    fn loader(&self) -> &Loader {
-        &self.loader
+    fn name(&self) -> &'static str {
+        "fine-tuning"
     }
 
-    fn steps(&self) -> usize {
+    fn steps(&self) -> u64 {
         self.steps
     }
 
-    fn done(&self) -> usize {
+    fn steps_per_epoch(&self) -> u64 {
+        self.batches.loader().steps_per_epoch() as u64
+    }
+
+    fn done(&self) -> u64 {
         self.done
     }
 
-    fn step(&mut self, batch: &Batch) -> Result<f64> {
-        let lr = self.schedule.lr(self.done);
-        let images = self.loader.normalize().apply(&batch.images, &self.device)?;
+    fn step(&mut self) -> Result<Step> {
+        let lr = self.schedule.lr(self.done as usize);
+        let (batch, waited) = self.batches.timed_next()?;
+        let images = batch.normalize.apply(&batch.images, &self.device)?;
         let features = self.backbone.forward(&images, Mode::Train)?;
         let logits = self.head.forward(&features, Mode::Train)?;
         let (rows, classes) = logits.dims2()?;
@@ -258,58 +263,52 @@ impl Training for Finetune<'_> {
             let label = label.ok_or(EvalError::Unlabelled { set, index })? as usize;
             loss += softmax_minus_target(z, label, 1.0 / rows as f32);
         }
-        let loss = loss / rows as f64;
+        let loss = (loss / rows as f64) as f32;
         if !loss.is_finite() {
             let step = self.done + 1;
-            let key = "eval.finetune.lr";
-            return Err(EvalError::LossNotFinite {
-                key,
-                step,
-                loss,
-                lr,
-            });
+            return Err(TrainError::LossNotFinite { step, loss, lr }.into());
         }
         let gradient = Tensor::from_vec(gradient, (rows, classes), &self.device)?;
         let backward = (logits * gradient)?.sum_all()?.backward()?;
         self.optimizer.accumulate(&backward)?;
         self.optimizer.step(lr)?;
         self.done += 1;
-        Ok(loss)
+        Ok(Step {
+            loss,
+            lr,
+            images: rows,
+            waited,
+            metrics: Vec::new(),
+        })
     }
 
-    /// Writes weights, statistics and momentum into `folder`: `model.safetensors`, with
-    /// torchvision's names, `fc` among them, and `optimizer.safetensors`.
-    fn save(&mut self, folder: &Path) -> Result<()> {
+    /// Writes weights, statistics and momentum: `model.safetensors`, with the backbone's names, and
+    /// torchvision's `fc` for the classifier, and `optimizer.safetensors`.
+    fn save(&self, folder: &Path, _: &mut State) -> Result<()> {
         // The classifier's layer is called `fc`, as torchvision's: it needs no prefix.
-        let modules = [
-            ("", self.backbone.parameters(), self.backbone.buffers()),
-            ("", self.head.parameters(), self.head.buffers()),
-        ];
+        let modules = [("", self.backbone as &dyn Trainable), ("", &self.head)];
         save_state_dict(&folder.join(MODEL), &modules)?;
         let momentum = self.optimizer.state()?;
         Ok(save_tensors(&folder.join(OPTIMIZER), &momentum)?)
     }
 
-    fn restore(&mut self, folder: &Path, done: usize) -> Result<()> {
-        let bad = |reason| EvalError::Checkpoint {
+    fn restore(&mut self, folder: &Path, state: &State) -> Result<()> {
+        let bad = |reason| TrainError::Checkpoint {
             path: folder.to_owned(),
             reason,
         };
-        if done > self.steps {
-            let steps = self.steps;
-            return Err(bad(format!("it has done {done} steps, of {steps} to do")));
-        }
-        let state = load_state_dict(&folder.join(MODEL))?;
-        let missing = [self.backbone.load(&state)?, self.head.load(&state)?]
+        let saved = load_state_dict(&folder.join(MODEL))?;
+        let missing = [self.backbone.load(&saved)?, self.head.load(&saved)?]
             .into_iter()
             .flat_map(|report| report.missing)
             .next();
         if let Some(name) = missing {
-            return Err(bad(format!("it has no tensor {name}")));
+            return Err(bad(format!("it has no tensor {name}")).into());
         }
         let momentum = load_state_dict(&folder.join(OPTIMIZER))?;
         self.optimizer.load_state(&momentum)?;
-        self.done = done;
+        self.done = state.step;
+        self.batches.seek(self.done);
         Ok(())
     }
 }

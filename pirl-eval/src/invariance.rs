@@ -272,7 +272,7 @@ fn features(
 ) -> Result<Vec<f32>> {
     let pixels = views.iter().flat_map(|views| &views[kind]).copied();
     let shape = (views.len() * count, 3, side, side);
-    let device = backbone.parameters().var().device();
+    let device = &backbone.device();
     let images = Tensor::from_vec(pixels.collect::<Vec<u8>>(), shape, &Device::Cpu)?;
     let images = normalize.apply(&images, device)?;
     let found = backbone.forward(&images, Mode::Eval)?;
@@ -280,7 +280,7 @@ fn features(
     let dim = backbone.feature_dim();
     if let Some(at) = found.iter().position(|value| !value.is_finite()) {
         return Err(EvalError::NotFinite {
-            layer: Layer::Res5,
+            layer: Layer::RES5,
             row: first + at / dim / count,
             column: at % dim,
             value: found[at],

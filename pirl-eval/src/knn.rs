@@ -157,7 +157,7 @@ impl Probe for Knn {
                 .filter(|(a, b)| a == b)
                 .count();
             layers.insert(
-                train.layer(),
+                train.layer().clone(),
                 Accuracy {
                     top1: percent(right, queries),
                 },
@@ -166,7 +166,7 @@ impl Probe for Knn {
         let best = Best::of(
             layers
                 .iter()
-                .map(|(layer, accuracy)| (*layer, accuracy.top1)),
+                .map(|(layer, accuracy)| (layer.clone(), accuracy.top1)),
         );
         let best = best.ok_or_else(|| EvalError::Layers {
             train: train.describe(),

@@ -22,7 +22,7 @@
 //!     let values = (0..rows).flat_map(|row| [sign(row), 0.1 * (row % 5) as f32]).collect();
 //!     let labels = (0..rows).map(|row| Some((row % 2) as u32)).collect();
 //!     let classes = vec!["left".to_owned(), "right".to_owned()];
-//!     FeatureSet::new(vec![LayerFeatures::new(Layer::Res5, rows, 2, values)?], labels, classes)
+//!     FeatureSet::new(vec![LayerFeatures::new(Layer::RES5, rows, 2, values)?], labels, classes)
 //! };
 //! let (train, test) = (set(200)?, set(20)?);
 //!
@@ -53,7 +53,6 @@ mod presence;
 mod probe;
 mod room;
 mod svm;
-mod training;
 
 pub use cache::{FeatureCache, weights_fingerprint};
 pub use error::{EvalError, Result};
@@ -73,4 +72,3 @@ pub use presence::Presence;
 pub use probe::{Best, Probe, check_packs};
 pub use room::{check_room, feature_bytes, images_per_second};
 pub use svm::{Svm, SvmBest, SvmConfig, SvmLayer, SvmReport};
-pub use training::Training;

@@ -290,7 +290,7 @@ impl LinearProbe {
         let all: Vec<u32> = (0..train.rows() as u32).collect();
         let every: Vec<u32> = (0..test.rows() as u32).collect();
         let diverged = || EvalError::Diverged {
-            layer: train.layer(),
+            layer: train.layer().clone(),
             lrs: lrs.clone(),
         };
 
@@ -381,9 +381,13 @@ impl Probe for LinearProbe {
         let mut layers = BTreeMap::new();
         for (train, test) in train.layers().iter().zip(test.layers()) {
             let report = self.probe_layer(train, test, &labels, &mut epoch_done)?;
-            layers.insert(train.layer(), report);
+            layers.insert(train.layer().clone(), report);
         }
-        let best = Best::of(layers.iter().map(|(layer, report)| (*layer, report.top1)));
+        let best = Best::of(
+            layers
+                .iter()
+                .map(|(layer, report)| (layer.clone(), report.top1)),
+        );
         let best = best.ok_or_else(|| EvalError::Layers {
             train: train.describe(),
             test: test.describe(),
@@ -548,7 +552,7 @@ mod tests {
             .iter()
             .map(|x| x * 2.0 + 1.0)
             .collect();
-        let features = LayerFeatures::with_cells(Layer::Res5, rows, dim, cells, values).unwrap();
+        let features = LayerFeatures::with_cells(Layer::RES5, rows, dim, cells, values).unwrap();
         let labels: Vec<u32> = (0..rows as u32).map(|i| i * 7 % 11 % 4).collect();
         for (affine, key) in [(false, "plain"), (true, "affine")] {
             let config = LinearConfig {
@@ -579,7 +583,7 @@ mod tests {
         for (row, label) in values.chunks_mut(dim).zip(&labels) {
             row[*label as usize] += 0.5;
         }
-        let features = LayerFeatures::new(Layer::Res5, rows, dim, values).unwrap();
+        let features = LayerFeatures::new(Layer::RES5, rows, dim, values).unwrap();
         let config = LinearConfig {
             epochs: 2000,
             lrs: vec![0.1, 0.3],

@@ -65,20 +65,20 @@ impl Windows {
 /// (layer, channels, side of the map, kernel, stride, padding): VISSL,
 /// configs/config/benchmark/linear_image_classification/imagenet1k/eval_resnet_8gpu_transfer_in1k_linear.yaml
 const PUBLISHED: [(Layer, usize, usize, usize, usize, usize); 5] = [
-    (Layer::Conv1, 64, 112, 10, 10, 4),
-    (Layer::Res2, 256, 56, 16, 8, 0),
-    (Layer::Res3, 512, 28, 13, 5, 0),
-    (Layer::Res4, 1024, 14, 8, 3, 0),
-    (Layer::Res5, 2048, 7, 6, 1, 0),
+    (Layer::CONV1, 64, 112, 10, 10, 4),
+    (Layer::RES2, 256, 56, 16, 8, 0),
+    (Layer::RES3, 512, 28, 13, 5, 0),
+    (Layer::RES4, 1024, 14, 8, 3, 0),
+    (Layer::RES5, 2048, 7, 6, 1, 0),
 ];
 
 impl Pool {
-    fn windows(self, layer: Layer, channels: usize, height: usize, width: usize) -> [Windows; 2] {
+    fn windows(self, layer: &Layer, channels: usize, height: usize, width: usize) -> [Windows; 2] {
         let cells = match self {
             Self::Average => 1,
             Self::Grid => {
                 let published = PUBLISHED.iter().find(|(at, c, side, ..)| {
-                    (*at, *c, *side, *side) == (layer, channels, height, width)
+                    (at, *c, *side, *side) == (layer, channels, height, width)
                 });
                 if let Some(&(.., kernel, stride, padding)) = published {
                     return [height, width]
@@ -96,7 +96,7 @@ impl Pool {
 
     /// `maps`: `(b, c, h, w)`, in any memory layout. Returns the rows, `(b, c * cells)`, and the
     /// number of cells.
-    pub(crate) fn apply(self, layer: Layer, maps: &Tensor) -> Result<(Vec<f32>, usize)> {
+    pub(crate) fn apply(self, layer: &Layer, maps: &Tensor) -> Result<(Vec<f32>, usize)> {
         let (_, channels, height, width) = maps.dims4()?;
         let [rows, columns] = self.windows(layer, channels, height, width);
         let cells = rows.ranges.len() * columns.ranges.len();
@@ -144,7 +144,7 @@ mod tests {
     use super::*;
 
     fn dim(pool: Pool, layer: Layer, channels: usize, side: usize) -> usize {
-        let [rows, columns] = pool.windows(layer, channels, side, side);
+        let [rows, columns] = pool.windows(&layer, channels, side, side);
         channels * rows.ranges.len() * columns.ranges.len()
     }
 
@@ -153,11 +153,11 @@ mod tests {
         let sizes =
             PUBLISHED.map(|(layer, channels, side, ..)| dim(Pool::Grid, layer, channels, side));
         assert_eq!(sizes, [9216, 9216, 8192, 9216, 8192]);
-        assert_eq!(dim(Pool::Grid, Layer::Res5, 512, 7), 512 * 16); // ResNet-18
-        assert_eq!(dim(Pool::Grid, Layer::Res2, 32, 28), 32 * 16 * 16); // 17 * 17 * 32 = 9248
-        assert_eq!(dim(Pool::Grid, Layer::Res5, 256, 4), 256 * 16); // no finer than the map
-        assert_eq!(dim(Pool::Grid, Layer::Res5, 16_384, 7), 16_384);
-        assert_eq!(dim(Pool::Average, Layer::Res4, 1024, 14), 1024);
+        assert_eq!(dim(Pool::Grid, Layer::RES5, 512, 7), 512 * 16); // ResNet-18
+        assert_eq!(dim(Pool::Grid, Layer::RES2, 32, 28), 32 * 16 * 16); // 17 * 17 * 32 = 9248
+        assert_eq!(dim(Pool::Grid, Layer::RES5, 256, 4), 256 * 16); // no finer than the map
+        assert_eq!(dim(Pool::Grid, Layer::RES5, 16_384, 7), 16_384);
+        assert_eq!(dim(Pool::Average, Layer::RES4, 1024, 14), 1024);
     }
 
     #[test]
@@ -180,13 +180,13 @@ mod tests {
             .contiguous()?
             .permute((0, 3, 1, 2))?;
         for maps in [&maps, &view] {
-            let (average, cells) = Pool::Average.apply(Layer::Res3, maps)?;
+            let (average, cells) = Pool::Average.apply(&Layer::RES3, maps)?;
             assert_eq!((average.len(), cells), (6, 1));
             for (got, map) in average.iter().zip(values.chunks(24)) {
                 assert!((got - map.iter().sum::<f32>() / 24.0).abs() < 1e-6);
             }
             // A 4 x 4 grid over 4 x 6: columns [0, 2), [1, 3), [3, 5), [4, 6).
-            let (grid, cells) = Pool::Grid.apply(Layer::Res3, maps)?;
+            let (grid, cells) = Pool::Grid.apply(&Layer::RES3, maps)?;
             assert_eq!((grid.len(), cells), (2 * 3 * 16, 16));
             let [a, b] = [values[24 + 6 + 1], values[24 + 6 + 2]]; // channel 1, row 1
             assert!((grid[16 + 4 + 1] - (a + b) / 2.0).abs() < 1e-6);

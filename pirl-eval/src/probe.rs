@@ -27,7 +27,7 @@ pub trait Probe {
 }
 
 /// The layer with the highest test accuracy, as the paper reports it.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Best {
     /// The layer; of equal ones the lowest.
     pub layer: Layer,
@@ -82,7 +82,7 @@ pub(crate) fn same_layers(train: &FeatureSet, test: &FeatureSet) -> Result<()> {
     let sizes = |set: &FeatureSet| -> Vec<_> {
         let layers = set.layers().iter();
         layers
-            .map(|layer| (layer.layer(), layer.dim(), layer.cells()))
+            .map(|layer| (layer.layer().clone(), layer.dim(), layer.cells()))
             .collect()
     };
     if sizes(train) != sizes(test) {
@@ -124,14 +124,14 @@ mod tests {
     #[test]
     fn of_equal_layers_the_lowest_is_best() {
         let best = Best::of([
-            (Layer::Res2, 50.0),
-            (Layer::Res3, 60.0),
-            (Layer::Res4, 60.0),
+            (Layer::RES2, 50.0),
+            (Layer::RES3, 60.0),
+            (Layer::RES4, 60.0),
         ]);
         assert_eq!(
             best,
             Some(Best {
-                layer: Layer::Res3,
+                layer: Layer::RES3,
                 top1: 60.0
             })
         );

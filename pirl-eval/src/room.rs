@@ -30,7 +30,9 @@ pub(crate) fn feature_sizes(
     extraction: &Extraction,
 ) -> Result<Vec<(Layer, usize, usize)>> {
     let found = read_features(backbone, &black(extraction, 1)?, extraction, |row| row)?;
-    let sizes = found.iter().map(|f| (f.layer(), f.dim(), f.cells()));
+    let sizes = found
+        .iter()
+        .map(|f| (f.layer().clone(), f.dim(), f.cells()));
     Ok(sizes.collect())
 }
 

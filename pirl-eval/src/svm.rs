@@ -67,7 +67,7 @@ pub struct SvmReport {
 }
 
 /// The best layer of an [`SvmReport`].
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct SvmBest {
     /// The layer.
     pub layer: Layer,
@@ -205,12 +205,12 @@ impl Svm {
                 done += 1;
                 progress(done, total);
             }
-            layers.insert(train.layer(), layer);
+            layers.insert(train.layer().clone(), layer);
         }
         let best = layers
             .iter()
             .map(|(layer, found)| SvmBest {
-                layer: *layer,
+                layer: layer.clone(),
                 map: found.map,
             })
             .reduce(|best, next| if next.map > best.map { next } else { best });

@@ -15,7 +15,7 @@ use pirl_model::{Backbone, Layer, Mode};
 
 fn features(rows: usize, dim: usize, seed: u32) -> LayerFeatures {
     let values = benches::fill(seed, rows * dim);
-    LayerFeatures::new(Layer::Res5, rows, dim, values).unwrap()
+    LayerFeatures::new(Layer::RES5, rows, dim, values).unwrap()
 }
 
 /// All cosines in `f64`, the nearest first.
@@ -52,8 +52,8 @@ fn a_query_is_not_its_own_neighbour_and_of_equals_the_first_comes_first() {
     // Rows 0 to 3 are all the same.
     let mut values = [[1.0, 2.0]; 4].concat();
     values.extend([2.0, 1.0, -1.0, 0.0]);
-    let all = LayerFeatures::new(Layer::Res4, 6, 2, values).unwrap();
-    let query = LayerFeatures::new(Layer::Res4, 2, 2, vec![1.0, 2.0, 2.0, 1.0]).unwrap();
+    let all = LayerFeatures::new(Layer::RES4, 6, 2, values).unwrap();
+    let query = LayerFeatures::new(Layer::RES4, 2, 2, vec![1.0, 2.0, 2.0, 1.0]).unwrap();
     let found = nearest_neighbours(&query, &all, 4, Some(&[2, 4])).unwrap();
     let indices = |row: usize| -> Vec<usize> { found[row].iter().map(|n| n.index).collect() };
     assert_eq!(indices(0), [0, 1, 3, 4]);
@@ -79,7 +79,7 @@ fn a_sheet_shows_each_query_and_its_neighbours() {
     let pack = packed_with(folder.path(), "a", &["cat", "dog"], 6, plain);
     let shade = |index: usize| pack.decode(index).unwrap().pixels[0];
     let gallery = features(6, 4, 1);
-    let queries = LayerFeatures::new(Layer::Res5, 2, 4, gallery.values()[..8].to_vec()).unwrap();
+    let queries = LayerFeatures::new(Layer::RES5, 2, 4, gallery.values()[..8].to_vec()).unwrap();
     let found = nearest_neighbours(&queries, &gallery, 3, Some(&[0, 1])).unwrap();
     let sheet = neighbour_sheet(&pack, &[0, 1], &pack, &found).unwrap();
     for (row, neighbours) in found.iter().enumerate() {

@@ -10,8 +10,8 @@ use pirl_data::{
     DataError, Encoding, Objects, Pack, PackOptions, RawSample, Source, eval_batches, pack,
 };
 use pirl_eval::{
-    EvalError, Extraction, FeatureCache, FeatureSet, LayerFeatures, Pool, Presence, check_packs,
-    extract_features, feature_bytes, recompute_batch_norm, weights_fingerprint,
+    EvalError, Extraction, FeatureCache, FeatureSet, Pool, Presence, check_packs, extract_features,
+    feature_bytes, recompute_batch_norm, weights_fingerprint,
 };
 use pirl_model::{Backbone, Layer, Mode, ResNet};
 
@@ -38,8 +38,12 @@ fn averages_of_res5_are_the_backbones_features_whatever_the_batch() {
     })
     .unwrap();
     assert_eq!(told, [(4, 11), (8, 11), (11, 11)]);
-    let layers: Vec<Layer> = set.layers().iter().map(LayerFeatures::layer).collect();
-    assert_eq!(layers, [Layer::Res2, Layer::Res3, Layer::Res4, Layer::Res5]);
+    let layers: Vec<Layer> = set
+        .layers()
+        .iter()
+        .map(|layer| layer.layer().clone())
+        .collect();
+    assert_eq!(layers, [Layer::RES2, Layer::RES3, Layer::RES4, Layer::RES5]);
     assert_eq!(
         set.labels(),
         pack.labels()
@@ -57,7 +61,7 @@ fn averages_of_res5_are_the_backbones_features_whatever_the_batch() {
 
     let grid = Extraction {
         pool: Pool::Grid,
-        layers: vec![Layer::Conv1],
+        layers: vec![Layer::CONV1],
         ..extraction(11)
     };
     let grid = extract_features(&backbone, &pack, &grid, &mut |_, _| {}).unwrap();
@@ -173,7 +177,7 @@ fn the_size_of_features_is_known_before_they_are_read() {
     for pool in [Pool::Average, Pool::Grid] {
         let extraction = Extraction {
             pool,
-            layers: vec![Layer::Conv1, Layer::Res4],
+            layers: vec![Layer::CONV1, Layer::RES4],
             ..extraction(4)
         };
         let set = extract_features(&backbone, &pack, &extraction, &mut |_, _| {}).unwrap();

@@ -2,10 +2,11 @@
 
 mod common;
 
-use common::{SIDE, network, packed, packed_with, view};
+use common::{SIDE, checkpoints, network, packed, packed_with, save, train as train_until, view};
 use pirl_data::{DataConfig, ImageView, Pack, ViewConfig};
-use pirl_eval::{EvalError, Finetune, FinetuneConfig, LabelSubset, Training};
-use pirl_model::{Backbone, ResNet};
+use pirl_eval::{EvalError, Finetune, FinetuneConfig, LabelSubset};
+use pirl_model::{Ops, ResNet};
+use pirl_train::{Training, resume};
 use tempfile::tempdir;
 
 const CLASSES: [&str; 3] = ["a", "b", "c"];
@@ -98,16 +99,7 @@ fn finetune<'a>(backbone: &'a ResNet, pack: &Pack, config: &FinetuneConfig) -> F
         ..Default::default()
     };
     let image_view = ImageView::new(&data, &augment).unwrap();
-    Finetune::new(
-        config,
-        backbone,
-        &common::config(),
-        pack.clone(),
-        image_view,
-        1,
-        5,
-    )
-    .unwrap()
+    Finetune::new(config, backbone, Ops::Fast, pack.clone(), image_view, 1, 5).unwrap()
 }
 
 fn quick() -> FinetuneConfig {
@@ -132,15 +124,10 @@ fn fine_tuning_learns_what_the_labels_say() {
     let before = backbone.parameters().var().to_vec1::<f32>().unwrap();
     let mut tuner = finetune(&backbone, &train, &quick());
     assert_eq!((tuner.steps(), tuner.steps_per_epoch()), (36, 6));
-    let mut losses = Vec::new();
-    let mut pause = |done, loss| {
-        losses.push((done, loss));
-        false
-    };
-    tuner.train(&mut pause).unwrap();
-    assert_eq!((losses.len(), losses[35].0), (36, 36));
-    assert!((losses[0].1 - 3f64.ln()).abs() < 0.5, "{losses:?}");
-    assert!(losses[35].1 < 0.2, "{losses:?}");
+    let losses = train_until(&mut tuner, 36);
+    assert_eq!(losses.len(), 36);
+    assert!((losses[0] - 3f32.ln()).abs() < 0.5, "{losses:?}");
+    assert!(losses[35] < 0.2, "{losses:?}");
     let after = backbone.parameters().var().to_vec1::<f32>().unwrap();
     assert!(
         before.iter().zip(&after).filter(|(a, b)| a != b).count() > before.len() / 2,
@@ -163,29 +150,25 @@ fn a_resumed_fine_tuning_is_the_very_same() {
     let folder = tempdir().unwrap();
     let train = coloured(folder.path(), "train", 24);
     let weights = |backbone: &ResNet| backbone.parameters().var().to_vec1::<f32>().unwrap();
+    let tuner_steps = 18;
     let whole = {
         let backbone = network(1);
         let mut tuner = finetune(&backbone, &train, &quick());
-        tuner.train(&mut |_, _| false).unwrap();
+        train_until(&mut tuner, tuner_steps);
         weights(&backbone)
     };
-    let saved = folder.path().join("saved");
-    std::fs::create_dir(&saved).unwrap();
+    let saved = checkpoints(&folder.path().join("saved"));
     {
         let backbone = network(1);
         let mut tuner = finetune(&backbone, &train, &quick());
-        tuner.train(&mut |done, _| done == 7).unwrap(); // within an epoch
-        assert_eq!(tuner.done(), 7);
-        tuner.save(&saved).unwrap();
+        train_until(&mut tuner, 7); // within an epoch
+        save(&tuner, &saved, 7);
     }
     let backbone = network(2);
     let mut tuner = finetune(&backbone, &train, &quick());
-    assert!(matches!(
-        tuner.restore(&saved, 100),
-        Err(EvalError::Checkpoint { .. })
-    ));
-    tuner.restore(&saved, 7).unwrap();
-    tuner.train(&mut |_, _| false).unwrap();
+    assert!(resume(&mut tuner, &saved).unwrap().is_some());
+    assert_eq!(tuner.done(), 7);
+    train_until(&mut tuner, tuner_steps);
     assert_eq!(weights(&backbone), whole);
 }
 
@@ -203,7 +186,7 @@ fn settings_that_cannot_work_are_named() {
         let made = Finetune::new(
             &config,
             &backbone,
-            &common::config(),
+            Ops::Fast,
             train.clone(),
             image_view,
             1,

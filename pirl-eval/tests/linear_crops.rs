@@ -3,13 +3,15 @@
 mod common;
 
 use std::fs;
+use std::path::Path;
 
-use common::{SIDE, network, packed_with, view};
+use common::{SIDE, checkpoints, network, packed_with, save, train as train_until, view};
 use pirl_data::{DataConfig, ImageView, Pack, ViewConfig};
 use pirl_eval::{
-    Crops, EvalError, Extraction, LinearConfig, LinearReport, RandomCropProbe, Select, Training,
+    Crops, EvalError, Extraction, LinearConfig, LinearReport, RandomCropProbe, Select,
 };
 use pirl_model::{Layer, ResNet};
+use pirl_train::{Training, resume};
 use tempfile::tempdir;
 
 fn config() -> LinearConfig {
@@ -47,7 +49,7 @@ fn probe<'a>(
     };
     let crops = ImageView::new(&data, &ViewConfig::default().without_colors())?;
     let extraction = Extraction {
-        layers: vec![Layer::Conv1, Layer::Res5, Layer::Res5Avg],
+        layers: vec![Layer::CONV1, Layer::RES5, Layer::RES5_AVG],
         workers,
         ..Extraction::new(view())
     };
@@ -66,20 +68,15 @@ fn classes_that_can_be_told_apart_are() {
     let backbone = network(3);
     let mut probe = probe(&backbone, &train, &config(), 1).unwrap();
     assert_eq!((probe.steps(), probe.steps_per_epoch()), (15, 5));
-    let mut losses = Vec::new();
-    let mut pause = |_, loss| {
-        losses.push(loss);
-        false
-    };
-    probe.train(&mut pause).unwrap();
-    assert!((losses[0] - 2f64.ln()).abs() < 1e-6, "it begins at zero");
+    let losses = train_until(&mut probe, 15);
+    assert!((losses[0] - 2f32.ln()).abs() < 1e-6, "it begins at zero");
     assert!(losses[14] < 0.2, "{losses:?}");
     let report = report(&probe, &test);
     assert_eq!(report.layers.len(), 3);
     assert!(report.best.top1 > 95.0, "{report:?}");
-    assert_eq!(report.layers[&Layer::Res5Avg].dim, 128);
+    assert_eq!(report.layers[&Layer::RES5_AVG].dim, 128);
     // Maps of 2 x 2 pixels averaged are the average itself.
-    assert_eq!(report.layers[&Layer::Res5], report.layers[&Layer::Res5Avg]);
+    assert_eq!(report.layers[&Layer::RES5], report.layers[&Layer::RES5_AVG]);
 }
 
 #[test]
@@ -88,24 +85,24 @@ fn interruptions_and_workers_change_nothing() {
     let train = shades(folder.path(), "train", 26, 1);
     let backbone = network(3);
     let file = |name: &str| folder.path().join(name);
-    for name in ["whole", "half", "resumed"] {
-        fs::create_dir(file(name)).unwrap();
-    }
     let mut whole = probe(&backbone, &train, &config(), 1).unwrap();
-    whole.train(&mut |_, _| false).unwrap();
-    whole.save(&file("whole")).unwrap();
+    train_until(&mut whole, 9);
+    let save = |probe: &RandomCropProbe<'_>, name: &str| {
+        save(probe, &checkpoints(&file(name)), probe.done())
+    };
+    let of_whole = save(&whole, "whole");
 
     let mut half = probe(&backbone, &train, &config(), 3).unwrap();
-    half.train(&mut |done, _| done == 4).unwrap();
-    assert_eq!(half.done(), 4);
-    half.save(&file("half")).unwrap();
+    train_until(&mut half, 4);
+    let of_half = save(&half, "half");
     let mut resumed = probe(&backbone, &train, &config(), 2).unwrap();
-    resumed.restore(&file("half"), 4).unwrap();
-    resumed.train(&mut |_, _| false).unwrap();
-    resumed.save(&file("resumed")).unwrap();
-    let bytes = |name: &str| fs::read(file(name).join("linear.safetensors")).unwrap();
-    assert!(bytes("resumed") == bytes("whole"));
-    assert!(bytes("half") != bytes("whole"));
+    let from = resume(&mut resumed, &checkpoints(&file("half"))).unwrap();
+    assert_eq!((from.as_ref(), resumed.done()), (Some(&of_half), 4));
+    train_until(&mut resumed, 9);
+    let of_resumed = save(&resumed, "resumed");
+    let bytes = |path: &Path| fs::read(path.join("linear.safetensors")).unwrap();
+    assert!(bytes(&of_resumed) == bytes(&of_whole));
+    assert!(bytes(&of_half) != bytes(&of_whole));
     assert_eq!(report(&resumed, &train), report(&whole, &train));
 }
 
@@ -125,9 +122,9 @@ fn the_best_of_several_rates_is_chosen_on_the_test_set_alone() {
         ..several
     };
     let mut both = probe(&backbone, &pack, &chosen_by_test, 1).unwrap();
-    both.train(&mut |_, _| false).unwrap();
+    train_until(&mut both, 9);
     let mut single = probe(&backbone, &pack, &config(), 1).unwrap();
-    single.train(&mut |_, _| false).unwrap();
+    train_until(&mut single, 9);
     let (both, single) = (report(&both, &pack), report(&single, &pack));
     for (layer, found) in &both.layers {
         assert_eq!(found.rates.len(), 2);
@@ -176,20 +173,26 @@ fn what_cannot_be_trained_or_resumed_is_refused() {
     }
 
     let mut kept = probe(&backbone, &pack, &config(), 1).unwrap();
-    kept.save(folder.path()).unwrap();
-    let error = kept.restore(folder.path(), 7).unwrap_err().to_string();
-    assert!(error.contains("7 steps, of 6"), "{error}");
+    let saved = checkpoints(&folder.path().join("saved"));
+    save(&kept, &saved, 7);
+    let error = resume(&mut kept, &saved).unwrap_err().to_string();
+    assert!(
+        error.contains("7 steps") && error.contains("the 6"),
+        "{error}"
+    );
     let plain = LinearConfig {
         affine: false,
         ..config()
     };
     let mut other = probe(&backbone, &pack, &plain, 1).unwrap();
-    other.restore(folder.path(), 2).unwrap(); // has all that it needs
-    other.save(folder.path()).unwrap();
-    let error = kept.restore(folder.path(), 2).unwrap_err().to_string();
+    let fits = checkpoints(&folder.path().join("fits"));
+    save(&kept, &fits, 2);
+    assert!(resume(&mut other, &fits).unwrap().is_some()); // has all that it needs
+    let lacks = checkpoints(&folder.path().join("lacks"));
+    let path = save(&other, &lacks, 2);
+    let error = resume(&mut kept, &lacks).unwrap_err().to_string();
     assert!(error.contains("no tensor conv1.norm.weight"), "{error}");
     assert_eq!(kept.done(), 0);
-    let damaged = folder.path().join("linear.safetensors");
-    fs::write(&damaged, b"nothing").unwrap();
-    assert!(kept.restore(folder.path(), 2).is_err());
+    fs::write(path.join("linear.safetensors"), b"nothing").unwrap();
+    assert!(resume(&mut kept, &lacks).is_err());
 }

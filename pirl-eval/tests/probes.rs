@@ -12,7 +12,7 @@ fn classes(count: usize) -> Vec<String> {
 fn set(layers: &[(Layer, Vec<f32>)], labels: &[u32], count: usize) -> FeatureSet {
     let layers = layers.iter().map(|(layer, values)| {
         LayerFeatures::new(
-            *layer,
+            layer.clone(),
             labels.len(),
             values.len() / labels.len(),
             values.clone(),
@@ -35,8 +35,8 @@ fn clusters(rows: usize, spread: f32, seed: u32) -> FeatureSet {
         (0..rows * dim).map(value).collect()
     };
     let layers = [
-        (Layer::Res2, points(20.0, seed)),
-        (Layer::Res4, points(spread, seed + 1)),
+        (Layer::RES2, points(20.0, seed)),
+        (Layer::RES4, points(spread, seed + 1)),
     ];
     set(&layers, &labels, count as usize)
 }
@@ -59,10 +59,13 @@ fn both_probes_solve_clusters_and_name_the_layer_that_has_them() {
     let report = linear
         .evaluate(&train, &test, &mut |done, total| told.push((done, total)))
         .unwrap();
-    assert_eq!((report.best.layer, report.best.top1), (Layer::Res4, 100.0));
-    assert!(report.layers[&Layer::Res2].top1 < 60.0, "{report:?}");
-    assert!(report.layers[&Layer::Res2].top5 > 80.0, "{report:?}");
-    assert_eq!(report.layers[&Layer::Res4].rates.len(), 2);
+    assert_eq!(
+        (&report.best.layer, report.best.top1),
+        (&Layer::RES4, 100.0)
+    );
+    assert!(report.layers[&Layer::RES2].top1 < 60.0, "{report:?}");
+    assert!(report.layers[&Layer::RES2].top5 > 80.0, "{report:?}");
+    assert_eq!(report.layers[&Layer::RES4].rates.len(), 2);
     assert_eq!(told, (1..=20).map(|done| (done, 20)).collect::<Vec<_>>());
 
     let knn = Knn::new(KnnConfig {
@@ -71,7 +74,7 @@ fn both_probes_solve_clusters_and_name_the_layer_that_has_them() {
     })
     .unwrap();
     let report = knn.evaluate(&train, &test, &mut quiet()).unwrap();
-    assert_eq!((report.top1, report.best.layer), (100.0, Layer::Res4));
+    assert_eq!((report.top1, &report.best.layer), (100.0, &Layer::RES4));
     let json = serde_json::to_value(&report).unwrap();
     assert_eq!(json["layers"]["res4"]["top1"], 100.0);
     assert_eq!(
@@ -132,13 +135,7 @@ fn a_diverged_rate_is_not_chosen() {
         .unwrap()
         .evaluate(&train, &test, &mut quiet());
     assert!(
-        matches!(
-            error,
-            Err(EvalError::Diverged {
-                layer: Layer::Res2,
-                ..
-            })
-        ),
+        matches!(&error, Err(EvalError::Diverged { layer, .. }) if *layer == Layer::RES2),
         "{error:?}"
     );
 }
@@ -148,9 +145,9 @@ fn neighbours_vote_as_in_scikit_learn() {
     let file: serde_json::Value = serde_json::from_str(include_str!("golden/probes.json")).unwrap();
     let expected: Vec<u32> = serde_json::from_value(file["neighbours"].clone()).unwrap();
     let labels: Vec<u32> = (0..500).map(|i| i * 13 % 17 % 6).collect();
-    let train = set(&[(Layer::Res5, benches::fill(41, 500 * 8))], &labels, 6);
+    let train = set(&[(Layer::RES5, benches::fill(41, 500 * 8))], &labels, 6);
     // With the expected classes as labels, every prediction must be right.
-    let test = set(&[(Layer::Res5, benches::fill(42, 150 * 8))], &expected, 6);
+    let test = set(&[(Layer::RES5, benches::fill(42, 150 * 8))], &expected, 6);
     let knn = Knn::new(KnnConfig {
         k: 40,
         ..Default::default()
@@ -164,7 +161,7 @@ fn neighbours_vote_as_in_scikit_learn() {
 
 #[test]
 fn sets_that_cannot_be_compared_are_refused_with_the_facts() {
-    let features = vec![(Layer::Res5, vec![0.5, 1.0, 2.0])];
+    let features = vec![(Layer::RES5, vec![0.5, 1.0, 2.0])];
     let train = set(&features, &[0, 1, 0], 2);
     let knn = Knn::new(KnnConfig {
         k: 1,
@@ -191,12 +188,12 @@ fn sets_that_cannot_be_compared_are_refused_with_the_facts() {
         message.contains("2, none as number 2") && message.contains("\"class 2\""),
         "{message}"
     );
-    let message = refused(&train, &set(&[(Layer::Res4, vec![1.0; 3])], &[0, 1, 0], 2));
+    let message = refused(&train, &set(&[(Layer::RES4, vec![1.0; 3])], &[0, 1, 0], 2));
     assert!(
         message.contains("res5 of 1") && message.contains("res4 of 1"),
         "{message}"
     );
-    let layer = LayerFeatures::new(Layer::Res5, 2, 1, vec![1.0; 2]).unwrap();
+    let layer = LayerFeatures::new(Layer::RES5, 2, 1, vec![1.0; 2]).unwrap();
     let partly = FeatureSet::new(vec![layer], vec![Some(0), None], classes(2)).unwrap();
     let message = refused(&train, &partly);
     assert!(
@@ -217,7 +214,7 @@ fn sets_that_cannot_be_compared_are_refused_with_the_facts() {
 
 #[test]
 fn tables_that_are_no_features_are_refused() {
-    let layer = |rows, dim, values| LayerFeatures::new(Layer::Res3, rows, dim, values);
+    let layer = |rows, dim, values| LayerFeatures::new(Layer::RES3, rows, dim, values);
     assert!(matches!(
         layer(2, 3, vec![0.0; 5]),
         Err(EvalError::Shape { .. })

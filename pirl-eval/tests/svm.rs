@@ -26,7 +26,7 @@ fn split(seed: u32, rows: usize) -> (FeatureSet, Presence) {
             });
         }
     }
-    let layer = LayerFeatures::new(Layer::Res5, rows, DIM, x).unwrap();
+    let layer = LayerFeatures::new(Layer::RES5, rows, DIM, x).unwrap();
     (
         FeatureSet::new(vec![layer], vec![None; rows], names()).unwrap(),
         Presence::new(CLASSES, presence).unwrap(),
@@ -54,7 +54,7 @@ fn average_precisions_are_those_of_scikit_learn() {
     assert_eq!(told, [(1, 4), (2, 4), (3, 4), (4, 4)]);
     let golden: serde_json::Value = serde_json::from_str(include_str!("golden/svm.json")).unwrap();
     let expected: Vec<f64> = serde_json::from_value(golden["precision"].clone()).unwrap();
-    let layer = &report.layers[&Layer::Res5];
+    let layer = &report.layers[&Layer::RES5];
     for (name, expected) in names().iter().zip(&expected) {
         let found = report.per_class[name];
         assert!(
@@ -64,7 +64,7 @@ fn average_precisions_are_those_of_scikit_learn() {
     }
     let mean = expected.iter().sum::<f64>() / CLASSES as f64;
     assert!((report.map - mean).abs() < 0.1, "{} {mean}", report.map);
-    assert_eq!((report.best.layer, layer.dim), (Layer::Res5, DIM));
+    assert_eq!((report.best.layer, layer.dim), (Layer::RES5, DIM));
     assert_eq!((layer.map, layer.unfinished), (report.map, 0));
 }
 

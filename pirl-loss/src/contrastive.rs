@@ -1,9 +1,9 @@
 //! The three contrastive losses behind one trait.
 
 use std::fmt;
-use std::sync::Mutex;
 
 use candle_core::Tensor;
+use pirl_core::Ops;
 
 use crate::fused;
 use crate::negatives::Sizes;
@@ -27,27 +27,6 @@ pub trait ContrastiveLoss: fmt::Debug + Send + Sync {
         positive: &Tensor,
         negatives: &Negatives,
     ) -> Result<Tensor, LossError>;
-
-    /// Whether the first [`ContrastiveLoss::forward`] estimates something from the whole batch it is
-    /// given ([`Nce`] its Z), so that a batch must not be given in parts then.
-    fn estimates(&self) -> bool {
-        false
-    }
-
-    /// What the loss has learnt and a resumed run must restore: for [`Nce`] the natural logarithm
-    /// of Z once it is fixed, else `None`.
-    fn state(&self) -> Option<f64> {
-        None
-    }
-
-    /// Restores [`ContrastiveLoss::state`]. Losses without state ignore it.
-    ///
-    /// # Errors
-    /// [`LossError::State`] if `state` is not finite.
-    fn set_state(&self, state: f64) -> Result<(), LossError> {
-        let _ = state;
-        Ok(())
-    }
 }
 
 /// The paper's loss, arXiv:1912.01991, equations (4) and (5).
@@ -58,7 +37,7 @@ pub trait ContrastiveLoss: fmt::Debug + Send + Sync {
 #[derive(Debug, Clone, Copy)]
 pub struct Paper {
     temperature: f64,
-    fused: bool,
+    ops: Ops,
 }
 
 impl Paper {
@@ -69,14 +48,14 @@ impl Paper {
     pub fn new(temperature: f64) -> Result<Self, LossError> {
         Ok(Self {
             temperature: check_temperature(temperature)?,
-            fused: true,
+            ops: Ops::Fast,
         })
     }
 
-    /// Whether the fused op runs where it can; true by default. Else [`mod@reference`] does.
+    /// What computes it: the fused op where there is one, the default, or [`mod@reference`].
     #[must_use]
-    pub fn fused(self, fused: bool) -> Self {
-        Self { fused, ..self }
+    pub fn with_ops(self, ops: Ops) -> Self {
+        Self { ops, ..self }
     }
 }
 
@@ -89,7 +68,7 @@ impl ContrastiveLoss for Paper {
     ) -> Result<Tensor, LossError> {
         let sizes = negatives.check(query, positive)?;
         let inputs = (query, positive, negatives);
-        Kind::Paper.forward(inputs, sizes, self.temperature, self.fused)
+        Kind::Paper.forward(inputs, sizes, self.temperature, self.ops)
     }
 }
 
@@ -98,7 +77,7 @@ impl ContrastiveLoss for Paper {
 #[derive(Debug, Clone, Copy)]
 pub struct InfoNce {
     temperature: f64,
-    fused: bool,
+    ops: Ops,
 }
 
 impl InfoNce {
@@ -109,14 +88,14 @@ impl InfoNce {
     pub fn new(temperature: f64) -> Result<Self, LossError> {
         Ok(Self {
             temperature: check_temperature(temperature)?,
-            fused: true,
+            ops: Ops::Fast,
         })
     }
 
-    /// Whether the fused op runs where it can; true by default. Else [`mod@reference`] does.
+    /// What computes it: the fused op where there is one, the default, or [`mod@reference`].
     #[must_use]
-    pub fn fused(self, fused: bool) -> Self {
-        Self { fused, ..self }
+    pub fn with_ops(self, ops: Ops) -> Self {
+        Self { ops, ..self }
     }
 }
 
@@ -129,7 +108,7 @@ impl ContrastiveLoss for InfoNce {
     ) -> Result<Tensor, LossError> {
         let sizes = negatives.check(query, positive)?;
         let inputs = (query, positive, negatives);
-        Kind::InfoNce.forward(inputs, sizes, self.temperature, self.fused)
+        Kind::InfoNce.forward(inputs, sizes, self.temperature, self.ops)
     }
 }
 
@@ -137,45 +116,73 @@ impl ContrastiveLoss for InfoNce {
 ///
 /// With `P = exp(z) / Z`, noise `c = K / M` for `K` negatives out of `M` images and
 /// `eps = 1.1920929e-7`, an image costs
-/// `-ln(P_p / (P_p + c + eps)) - sum_n ln(c / (P_n + c + eps))`. `Z` is estimated at the first
-/// forward, `M` times the mean of `exp(z)` over positives and negatives, and fixed from then on.
-/// A negative that is masked out counts neither in `K` nor in `Z`.
-#[derive(Debug)]
+/// `-ln(P_p / (P_p + c + eps)) - sum_n ln(c / (P_n + c + eps))`. `Z` is a constant: VISSL estimates it
+/// at the first forward ([`Nce::estimated`]) and keeps it. A negative that is masked out does not count
+/// in `K`.
+#[derive(Debug, Clone, Copy)]
 pub struct Nce {
     temperature: f64,
     dataset_size: usize,
-    log_z: Mutex<Option<f64>>,
-    fused: bool,
+    log_z: f64,
+    ops: Ops,
 }
 
 impl Nce {
-    /// `temperature` is tau, 0.07; `dataset_size` is `M`, the number of images in the bank.
+    /// `temperature` is tau, 0.07; `dataset_size` is `M`, the number of images in the bank; `log_z` is
+    /// the natural logarithm of `Z`.
     ///
     /// # Errors
-    /// [`LossError::Temperature`] unless positive and finite, [`LossError::DatasetSize`] if 0.
-    pub fn new(temperature: f64, dataset_size: usize) -> Result<Self, LossError> {
+    /// [`LossError::Temperature`] unless positive and finite, [`LossError::DatasetSize`] if 0,
+    /// [`LossError::LogZ`] unless finite.
+    pub fn new(temperature: f64, dataset_size: usize, log_z: f64) -> Result<Self, LossError> {
         if dataset_size == 0 {
             return Err(LossError::DatasetSize);
+        }
+        if !log_z.is_finite() {
+            return Err(LossError::LogZ { value: log_z });
         }
         Ok(Self {
             temperature: check_temperature(temperature)?,
             dataset_size,
-            log_z: Mutex::new(None),
-            fused: true,
+            log_z,
+            ops: Ops::Fast,
         })
     }
 
-    /// Whether the fused op runs where it can; true by default. Else [`mod@reference`] does.
-    #[must_use]
-    pub fn fused(self, fused: bool) -> Self {
-        Self { fused, ..self }
+    /// The same with `Z` estimated from a batch: `M` times the mean of `exp(z)` over positives and
+    /// negatives, those that are masked out not counted. The arguments are those of
+    /// [`ContrastiveLoss::forward`].
+    ///
+    /// # Errors
+    /// Those of [`Nce::new`] and of [`ContrastiveLoss::forward`].
+    pub fn estimated(
+        temperature: f64,
+        dataset_size: usize,
+        query: &Tensor,
+        positive: &Tensor,
+        negatives: &Negatives,
+        ops: Ops,
+    ) -> Result<Self, LossError> {
+        check_temperature(temperature)?;
+        let sizes = negatives.check(query, positive)?;
+        let mean = if ops == Ops::Fast && fused::runs_on(query) {
+            fused::log_mean_exp(query, positive, negatives, sizes, temperature)?
+        } else {
+            reference::log_mean_exp(query, positive, negatives, temperature)?
+        };
+        let log_z = (dataset_size as f64).ln() + mean;
+        Ok(Self::new(temperature, dataset_size, log_z)?.with_ops(ops))
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Option<f64>> {
-        // The value is written in one assignment, so a panic elsewhere cannot leave it half done.
+    /// The natural logarithm of `Z`.
+    pub fn log_z(&self) -> f64 {
         self.log_z
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// What computes it: the fused op where there is one, the default, or [`mod@reference`].
+    #[must_use]
+    pub fn with_ops(self, ops: Ops) -> Self {
+        Self { ops, ..self }
     }
 }
 
@@ -187,42 +194,12 @@ impl ContrastiveLoss for Nce {
         negatives: &Negatives,
     ) -> Result<Tensor, LossError> {
         let sizes = negatives.check(query, positive)?;
-        let log_z = {
-            let mut fixed = self.lock();
-            match *fixed {
-                Some(log_z) => log_z,
-                None => {
-                    let mean = if self.fused && fused::runs_on(query) {
-                        fused::log_mean_exp(query, positive, negatives, sizes, self.temperature)?
-                    } else {
-                        reference::log_mean_exp(query, positive, negatives, self.temperature)?
-                    };
-                    *fixed.insert((self.dataset_size as f64).ln() + mean)
-                }
-            }
-        };
         let kind = Kind::Nce {
-            log_z,
+            log_z: self.log_z,
             dataset_size: self.dataset_size,
         };
         let inputs = (query, positive, negatives);
-        kind.forward(inputs, sizes, self.temperature, self.fused)
-    }
-
-    fn estimates(&self) -> bool {
-        true
-    }
-
-    fn state(&self) -> Option<f64> {
-        *self.lock()
-    }
-
-    fn set_state(&self, state: f64) -> Result<(), LossError> {
-        if !state.is_finite() {
-            return Err(LossError::State { value: state });
-        }
-        *self.lock() = Some(state);
-        Ok(())
+        kind.forward(inputs, sizes, self.temperature, self.ops)
     }
 }
 
@@ -243,9 +220,9 @@ impl Kind {
         (query, positive, negatives): (&Tensor, &Tensor, &Negatives),
         sizes: Sizes,
         temperature: f64,
-        fused: bool,
+        ops: Ops,
     ) -> Result<Tensor, LossError> {
-        if fused && fused::runs_on(query) {
+        if ops == Ops::Fast && fused::runs_on(query) {
             return fused::forward(self, query, positive, negatives, sizes, temperature);
         }
         match self {

@@ -19,9 +19,9 @@ pub enum LossError {
     /// NCE was told that the data set is empty.
     #[error("NCE needs the number of images in the data set, at least 1")]
     DatasetSize,
-    /// The saved normalisation constant is not a finite number.
-    #[error("the saved logarithm of NCE's constant Z is {value}; it must be finite")]
-    State {
+    /// NCE's normalisation constant is not a finite number.
+    #[error("the logarithm of NCE's constant Z is {value}; it must be finite")]
+    LogZ {
         /// The value given.
         value: f64,
     },

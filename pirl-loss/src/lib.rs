@@ -50,4 +50,4 @@ pub use contrastive::{ContrastiveLoss, InfoNce, Nce, Paper};
 pub use cross_entropy::cross_entropy;
 pub use error::LossError;
 pub use negatives::Negatives;
-pub use total::total_loss;
+pub use total::{ViewWeights, total_loss};

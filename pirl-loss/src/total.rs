@@ -4,11 +4,36 @@ use candle_core::Tensor;
 
 use crate::LossError;
 
-/// `lambda * patch_term + (1 - lambda) * image_term` (arXiv:1912.01991, equation 6).
+/// The weights of the two views' terms, lambda and 1 - lambda (arXiv:1912.01991, equation 6).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ViewWeights {
+    /// Of the transformed view's term.
+    pub transformed: f64,
+    /// Of the image's own.
+    pub image: f64,
+}
+
+impl ViewWeights {
+    /// `lambda` in `[0, 1]` weighs the transformed view; the paper's is 0.5, and 0 is NPID.
+    ///
+    /// # Errors
+    /// [`LossError::Lambda`].
+    pub fn new(lambda: f64) -> Result<Self, LossError> {
+        if !(0.0..=1.0).contains(&lambda) {
+            return Err(LossError::Lambda { value: lambda });
+        }
+        Ok(Self {
+            transformed: lambda,
+            image: 1.0 - lambda,
+        })
+    }
+}
+
+/// `lambda * patch_term + (1 - lambda) * image_term`, equation (6).
 ///
-/// `lambda` in `[0, 1]` weighs the transformed view; the paper's is 0.5, and 0 is NPID. The terms
-/// are tensors of one shape, as [`ContrastiveLoss::forward`](crate::ContrastiveLoss::forward)
-/// returns them.
+/// The terms are tensors of one shape, as
+/// [`ContrastiveLoss::forward`](crate::ContrastiveLoss::forward) returns them. Whoever differentiates
+/// them one after the other weighs them by [`ViewWeights`].
 ///
 /// # Errors
 /// [`LossError::Lambda`]; [`LossError::Candle`] if the terms' shapes or types differ.
@@ -17,8 +42,6 @@ pub fn total_loss(
     patch_term: &Tensor,
     image_term: &Tensor,
 ) -> Result<Tensor, LossError> {
-    if !(0.0..=1.0).contains(&lambda) {
-        return Err(LossError::Lambda { value: lambda });
-    }
-    Ok(((patch_term * lambda)? + (image_term * (1.0 - lambda))?)?)
+    let weights = ViewWeights::new(lambda)?;
+    Ok(((patch_term * weights.transformed)? + (image_term * weights.image)?)?)
 }

@@ -4,8 +4,10 @@ mod common;
 
 use candle_core::{DType, Device, Tensor, Var};
 use common::{
-    Case, KINDS, evaluate, evaluate_reference, loss, relative, scalar, tensor, unit, values,
+    Case, DATASET_SIZE, FirstBatchNce, KINDS, evaluate, evaluate_reference, loss, relative, scalar,
+    tensor, unit, values,
 };
+use pirl_core::Ops;
 use pirl_loss::{
     ContrastiveLoss, InfoNce, LossError, Nce, Negatives, Paper, cross_entropy, total_loss,
 };
@@ -87,29 +89,24 @@ fn by_the_reference_a_loss_is_the_same() {
         Case::per_image(4, 30, dim, (0..4 * 11).map(|i| i * 7 % 30).collect()),
     ];
     for case in cases {
-        let losses: [(Box<dyn ContrastiveLoss>, Box<dyn ContrastiveLoss>); 3] = [
-            (
-                Box::new(Paper::new(0.1).unwrap()),
-                Box::new(Paper::new(0.1).unwrap().fused(false)),
-            ),
-            (
-                Box::new(Nce::new(0.1, 500).unwrap()),
-                Box::new(Nce::new(0.1, 500).unwrap().fused(false)),
-            ),
-            (
-                Box::new(InfoNce::new(0.1).unwrap()),
-                Box::new(InfoNce::new(0.1).unwrap().fused(false)),
-            ),
-        ];
-        for (fused, plain) in losses {
+        let nce = |ops| FirstBatchNce::new(0.1, 500, ops);
+        let losses = |ops| -> [Box<dyn ContrastiveLoss>; 3] {
+            [
+                Box::new(Paper::new(0.1).unwrap().with_ops(ops)),
+                Box::new(nce(ops)),
+                Box::new(InfoNce::new(0.1).unwrap().with_ops(ops)),
+            ]
+        };
+        let constants =
+            [Ops::Fast, Ops::Reference].map(|ops| nce(ops).estimated(&case).unwrap().log_z());
+        assert!((constants[0] - constants[1]).abs() < 1e-5, "{constants:?}");
+        for (fused, plain) in losses(Ops::Fast).iter().zip(losses(Ops::Reference)) {
             let (value, gradient) = evaluate(fused.as_ref(), &case).unwrap();
             let (want, want_gradient) = evaluate(plain.as_ref(), &case).unwrap();
             // Other code computed it, so the last bits differ in some of so many numbers.
             assert_ne!(gradient, want_gradient, "{fused:?}");
             assert!((value - want).abs() < 1e-5 * want, "{value}, want {want}");
             assert!(relative(&gradient, &want_gradient) < 1e-5, "{fused:?}");
-            let states = [fused.state(), plain.state()].map(|state| state.unwrap_or(0.0));
-            assert!((states[0] - states[1]).abs() < 1e-5, "{states:?}");
         }
     }
 }
@@ -244,10 +241,20 @@ fn nan_and_infinity_are_not_hidden() {
             query: tensor(&query, 4),
             ..Case::shared(2, 9, 4, vec![None; 2])
         };
-        for kind in KINDS {
-            let (value, _) = evaluate(loss(kind, 0.07).as_ref(), &case).unwrap();
-            assert!(!value.is_finite(), "{kind}: {value} from {bad}");
+        let losses: [Box<dyn ContrastiveLoss>; 3] = [
+            Box::new(Paper::new(0.07).unwrap()),
+            Box::new(Nce::new(0.07, DATASET_SIZE, 3.0).unwrap()),
+            Box::new(InfoNce::new(0.07).unwrap()),
+        ];
+        for loss in losses {
+            let (value, _) = evaluate(loss.as_ref(), &case).unwrap();
+            assert!(!value.is_finite(), "{loss:?}: {value} from {bad}");
         }
+        // No constant is estimated from what is not a number.
+        assert!(matches!(
+            evaluate(loss("nce", 0.07).as_ref(), &case),
+            Err(LossError::LogZ { .. })
+        ));
     }
 }
 
@@ -361,11 +368,12 @@ fn first_losses_over_a_random_bank_are_those_derived() {
     );
 
     // Z is M E[exp(z)] = 2.84e6, and the terms as above; eps adds K eps / (K / M) = M eps = 0.153.
-    let nce = Nce::new(0.07, m).unwrap();
+    let nce = FirstBatchNce::new(0.07, m, Ops::Fast);
+    let nce = nce.estimated(&case).unwrap();
     let (value, _) = evaluate(&nce, &case).unwrap();
     let want = want + m as f64 * f64::from(f32::EPSILON);
     assert!((value - want).abs() < 0.02, "{value}, want {want}");
-    let z = nce.state().unwrap().exp();
+    let z = nce.log_z().exp();
     assert!((z / 2.84e6 - 1.0).abs() < 0.02, "Z = {z}");
 
     let (value, _) = evaluate(&InfoNce::new(0.1).unwrap(), &case).unwrap();
@@ -377,27 +385,24 @@ fn first_losses_over_a_random_bank_are_those_derived() {
 }
 
 #[test]
-fn nce_fixes_its_constant_once_and_restores_it() {
+fn nce_keeps_the_constant_it_was_estimated_with() {
     let first = Case::shared(4, 30, 8, some_own(4, 30));
     let second = Case {
         query: tensor(&unit(9, 4, 8), 8),
         ..Case::shared(4, 30, 8, vec![None; 4])
     };
-    let nce = Nce::new(0.07, 1000).unwrap();
-    assert_eq!(nce.state(), None);
-    evaluate(&nce, &first).unwrap();
-    let state = nce.state().unwrap();
+    let estimated = |case: &Case| {
+        let nce = FirstBatchNce::new(0.07, 1000, Ops::Fast);
+        nce.estimated(case).unwrap()
+    };
+    let nce = estimated(&first);
     let (value, gradient) = evaluate(&nce, &second).unwrap();
-    assert_eq!(nce.state(), Some(state));
-
-    let resumed = Nce::new(0.07, 1000).unwrap();
-    resumed.set_state(state).unwrap();
+    let resumed = Nce::new(0.07, 1000, nce.log_z()).unwrap();
     assert_eq!(evaluate(&resumed, &second).unwrap(), (value, gradient));
-    let fresh = Nce::new(0.07, 1000).unwrap();
-    assert_ne!(evaluate(&fresh, &second).unwrap().0, value);
+    assert_ne!(evaluate(&estimated(&second), &second).unwrap().0, value);
     assert!(matches!(
-        fresh.set_state(f64::NAN),
-        Err(LossError::State { .. })
+        Nce::new(0.07, 1000, f64::NAN),
+        Err(LossError::LogZ { .. })
     ));
 }
 
@@ -425,11 +430,14 @@ fn bad_arguments_are_errors_that_name_them() {
             Err(LossError::Temperature { .. })
         ));
         assert!(matches!(
-            Nce::new(bad, 10),
+            Nce::new(bad, 10, 0.0),
             Err(LossError::Temperature { .. })
         ));
     }
-    assert!(matches!(Nce::new(0.07, 0), Err(LossError::DatasetSize)));
+    assert!(matches!(
+        Nce::new(0.07, 0, 0.0),
+        Err(LossError::DatasetSize)
+    ));
 
     let fails = |case: &Case| {
         let errors = KINDS.map(|kind| evaluate(loss(kind, 0.07).as_ref(), case).unwrap_err());

@@ -1,21 +1,20 @@
 //! A ResNet cut in two for Faster R-CNN: the maps of res4 for a whole image, and res5 as the head on
 //! each region (the C4 detector of Ren et al., arXiv:1506.01497, as detectron2 builds it).
 
-use std::collections::HashMap;
-
 use candle_core::Tensor;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 use serde::{Deserialize, Serialize};
 
+use crate::backbone::{Backbone, Layer};
 use crate::config::Stem as StemKind;
 use crate::engine::{Engine, Network, Norm, Traced};
 use crate::error::{ModelError, Result};
 use crate::mode::Mode;
 use crate::params::{Buffers, Builder, ParamSet};
 use crate::residual::{Stage, Stem, stage_channels};
-use crate::resnet::{Backbone, Layer, ResNet};
-use crate::weights;
+use crate::resnet::ResNet;
+use crate::trainable::Trainable;
 
 /// What batch norm does while a detector is trained.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -135,11 +134,7 @@ impl C4 {
             channels: stage_channels(model, 2)?,
             feature_dim: backbone.feature_dim(),
         };
-        c4.load(&weights::state_dict(&[(
-            "",
-            backbone.parameters(),
-            backbone.buffers(),
-        )])?)?;
+        c4.load(&backbone.state()?)?;
         Ok(c4)
     }
 
@@ -196,13 +191,6 @@ impl C4 {
         parts.map(|part| part.params().clone()).collect()
     }
 
-    /// All parameters and statistics, under torchvision's names; those of the extra norm begin with
-    /// `layer4.norm`.
-    pub fn modules(&self) -> Vec<(&ParamSet, &Buffers)> {
-        let parts = self.frozen.iter().chain(&self.trunk).chain([&self.res5]);
-        parts.map(|part| (part.params(), part.buffers())).collect()
-    }
-
     /// Whether batches move the statistics of batch norm.
     pub fn trains_norm(&self) -> bool {
         self.norm == C4Norm::Train
@@ -217,15 +205,8 @@ impl C4 {
         }
     }
 
-    /// Takes weights and statistics by name. What the dict lacks keeps its value.
-    ///
-    /// # Errors
-    /// [`ModelError::WrongShape`].
-    pub fn load(&self, state: &HashMap<String, Tensor>) -> Result<()> {
-        for (params, buffers) in self.modules() {
-            weights::load_into(state, params, buffers)?;
-        }
-        Ok(())
+    fn parts(&self) -> impl Iterator<Item = &Traced<Part>> {
+        self.frozen.iter().chain(&self.trunk).chain([&self.res5])
     }
 
     fn mode(&self, mode: Mode) -> Mode {
@@ -234,6 +215,18 @@ impl C4 {
             (C4Norm::Frozen, Mode::Calibrate) => Mode::Eval,
             _ => mode,
         }
+    }
+}
+
+/// All parameters and statistics, under torchvision's names; those of the extra norm begin with
+/// `layer4.norm`.
+impl Trainable for C4 {
+    fn parameter_sets(&self) -> Vec<ParamSet> {
+        self.parts().map(|part| part.params().clone()).collect()
+    }
+
+    fn buffer_sets(&self) -> Vec<Buffers> {
+        self.parts().map(|part| part.buffers().clone()).collect()
     }
 }
 

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use candle_core::DType;
+use pirl_core::Ops;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{ModelError, Result};
@@ -77,17 +78,6 @@ pub enum HeadKind {
     Mlp,
 }
 
-/// Which implementation runs a network, its optimiser, and what is computed from its outputs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Ops {
-    /// This crate's kernels on a CPU, and with the feature `cuda` on a CUDA device; the reference where
-    /// there are none.
-    Fast,
-    /// Candle's own differentiable ops: slow, and what the fast ones are compared with.
-    Reference,
-}
-
 /// What the activations of a network are stored in and its products computed from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -106,6 +96,17 @@ pub enum Precision {
     /// but gradients below 6e-8 vanish and those above 65,504 are infinite, so the loss is to be
     /// scaled ([`LossScale`](crate::LossScale)).
     F16,
+}
+
+impl fmt::Display for Precision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::F32 => "f32",
+            Self::Tf32 => "tf32",
+            Self::Bf16 => "bf16",
+            Self::F16 => "f16",
+        })
+    }
 }
 
 impl Precision {

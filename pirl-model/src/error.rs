@@ -2,6 +2,10 @@
 
 use std::path::PathBuf;
 
+use pirl_core::SettingError;
+
+use crate::backbone::Layer;
+
 /// A result with this crate's error.
 pub(crate) type Result<T> = std::result::Result<T, ModelError>;
 
@@ -18,6 +22,17 @@ pub enum ModelError {
         value: String,
         /// What it must be.
         expected: String,
+    },
+    /// A setting has a value that cannot work.
+    #[error(transparent)]
+    Setting(#[from] SettingError),
+    /// A layer that the backbone does not have.
+    #[error("the backbone has no layer {layer}; it has {}", names(known))]
+    NoLayer {
+        /// The layer asked for.
+        layer: Layer,
+        /// Those there are.
+        known: Vec<Layer>,
     },
     /// A module was given a tensor of another shape.
     #[error("{module} needs {expected}, found shape {found:?}")]
@@ -60,6 +75,22 @@ pub enum ModelError {
         /// Which network the state dict looks like, or nothing.
         hint: String,
     },
+    /// A state dict lacks tensors of the network.
+    #[error("{count} of the network's tensors are not in it, {first} the first")]
+    Missing {
+        /// How many.
+        count: usize,
+        /// The first of them.
+        first: String,
+    },
+    /// A state dict has tensors of something else.
+    #[error("{count} of its tensors do not belong to the network, {first} the first")]
+    Unexpected {
+        /// How many.
+        count: usize,
+        /// The first of them.
+        first: String,
+    },
     /// A file of weights cannot be read or written.
     #[error("{path}: {source}")]
     Io {
@@ -98,6 +129,11 @@ pub enum ModelError {
     /// An error of Candle.
     #[error(transparent)]
     Candle(#[from] candle_core::Error),
+}
+
+fn names(layers: &[Layer]) -> String {
+    let names: Vec<&str> = layers.iter().map(Layer::as_str).collect();
+    names.join(", ")
 }
 
 impl From<ModelError> for candle_core::Error {

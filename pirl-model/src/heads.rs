@@ -1,41 +1,31 @@
 //! What stands on a backbone during pre-training: the paper's f and g, and the classifiers of the
 //! covariant baselines.
 
-use std::collections::HashMap;
-
 use candle_core::{D, Device, Tensor};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 
+use crate::backbone::Layer;
 use crate::config::{HeadKind, ModelConfig};
 use crate::engine::{Engine, Linear, Network, Norm, Traced};
 use crate::error::{ModelError, Result};
 use crate::mode::Mode;
 use crate::params::{Buffers, Builder, ParamSet};
-use crate::resnet::Layer;
-use crate::weights::{self, LoadReport};
+use crate::trainable::Trainable;
 
 /// A network from feature vectors to embeddings or logits.
-pub trait Head: Send + Sync {
+pub trait Head: Trainable {
     /// `features`: `(b * views, c)`, the views of an image in neighbouring rows. Returns
     /// `(b, outputs)`.
     ///
     /// # Errors
     /// [`ModelError::Input`] for another shape.
     fn forward(&self, features: &Tensor, mode: Mode) -> Result<Tensor>;
+}
 
-    /// The trainable parameters.
-    fn parameters(&self) -> &ParamSet;
-
-    /// The batch-norm statistics; empty for a head without batch norm.
-    fn buffers(&self) -> &Buffers;
-
-    /// Takes parameters and statistics by name.
-    ///
-    /// # Errors
-    /// [`ModelError::WrongShape`], before anything is loaded.
-    fn load(&self, state: &HashMap<String, Tensor>) -> Result<LoadReport> {
-        weights::load_into(state, self.parameters(), self.buffers())
+impl<T: Head + ?Sized> Head for Box<T> {
+    fn forward(&self, features: &Tensor, mode: Mode) -> Result<Tensor> {
+        (**self).forward(features, mode)
     }
 }
 
@@ -321,12 +311,27 @@ macro_rules! head {
                 self.0.forward(features, mode)
             }
 
-            fn parameters(&self) -> &ParamSet {
+        }
+
+        impl $name {
+            /// Its parameters, all in one flat tensor.
+            pub fn parameters(&self) -> &ParamSet {
                 self.0.traced.params()
             }
 
-            fn buffers(&self) -> &Buffers {
+            /// The statistics of its batch norms.
+            pub fn buffers(&self) -> &Buffers {
                 self.0.traced.buffers()
+            }
+        }
+
+        impl Trainable for $name {
+            fn parameter_sets(&self) -> Vec<ParamSet> {
+                vec![self.parameters().clone()]
+            }
+
+            fn buffer_sets(&self) -> Vec<Buffers> {
+                vec![self.buffers().clone()]
             }
         }
     )*};

@@ -32,6 +32,7 @@
 //! # Ok::<(), pirl_model::ModelError>(())
 //! ```
 
+mod backbone;
 mod c4;
 mod config;
 #[cfg(feature = "cuda")]
@@ -47,11 +48,13 @@ mod precise;
 mod residual;
 mod resnet;
 mod single_op;
+mod trainable;
 mod upload;
 mod weights;
 
+pub use backbone::{Backbone, Layer};
 pub use c4::{C4, C4Config, C4Norm};
-pub use config::{Arch, HeadKind, ModelConfig, Ops, Precision, Stem};
+pub use config::{Arch, HeadKind, ModelConfig, Precision, Stem};
 pub use error::ModelError;
 pub use heads::{ClassifierHead, Head, JigsawHead, ProjectionHead, l2_normalize};
 pub use mode::Mode;
@@ -60,11 +63,13 @@ pub use optim::{
     ScheduleKind,
 };
 pub use params::{Buffers, Param, ParamSet};
+pub use pirl_core::Ops;
 pub use precise::precise_batch_norm;
-pub use resnet::{Backbone, Layer, ResNet};
+pub use resnet::ResNet;
 pub use single_op::SingleOp;
+pub use trainable::Trainable;
 pub use upload::Upload;
 pub use weights::{
-    BackboneWeights, LoadReport, detectron2_names, load_into, load_state_dict, read_backbone,
-    save_state_dict, save_tensors, state_dict, strip_prefix,
+    BackboneWeights, LoadReport, detectron2_names, load_state_dict, read_backbone, save_state_dict,
+    save_tensors, state_dict, strip_prefix,
 };

@@ -8,6 +8,7 @@ use std::ops::Range;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use candle_core::{DType, Device, Tensor, Var};
+use candle_nn::VarMap;
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
@@ -53,9 +54,11 @@ impl ParamId {
     }
 }
 
-/// The trainable parameters of a module: one flat `f32` [`Var`] and the index of what lies where.
+/// Trainable parameters in one `f32` [`Var`], and the index of what lies where.
 ///
-/// A clone shares the numbers.
+/// The modules of this crate have all of theirs in one flat variable. A network whose variables lie in
+/// a [`VarMap`](candle_nn::VarMap) has a set for each ([`ParamSet::of_var_map`]). A clone shares the
+/// numbers.
 #[derive(Debug, Clone)]
 pub struct ParamSet {
     var: Var,
@@ -81,17 +84,54 @@ impl ParamSet {
         Ok(builder.finish(device)?.0)
     }
 
+    /// A set for each variable of `variables`, in the order of their names.
+    ///
+    /// Matrices and kernels are subject to weight decay, vectors and scalars may be exempt;
+    /// `running_mean` and `running_var`, the statistics of `candle_nn`'s batch norms, are saved and
+    /// loaded like the others, but no optimiser changes them.
+    pub fn of_var_map(variables: &VarMap) -> Vec<Self> {
+        // Whole whatever panicked elsewhere: nothing here writes to it.
+        let data = variables
+            .data()
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let mut sets: Vec<Self> = data
+            .iter()
+            .map(|(name, var)| Self::of_var(name, var.clone()))
+            .collect();
+        sets.sort_by(|a, b| a.params[0].name.cmp(&b.params[0].name));
+        sets
+    }
+
+    /// A set of one variable, of any shape.
+    fn of_var(name: &str, var: Var) -> Self {
+        let statistic = [".running_mean", ".running_var"].iter();
+        let param = Param {
+            name: name.to_owned(),
+            shape: var.dims().to_vec(),
+            offset: 0,
+            decay: var.rank() > 1,
+            trained: !statistic.into_iter().any(|end| name.ends_with(end)),
+        };
+        Self {
+            var,
+            params: Arc::new([param]),
+        }
+    }
+
     /// One parameter in its shape, as part of Candle's graph: gradients reach the set.
     ///
     /// # Errors
     /// [`ModelError::UnknownTensor`].
     pub fn tracked(&self, name: &str) -> Result<Tensor> {
         let param = self.find(name)?;
-        let part = self.var.narrow(0, param.offset, param.elements())?;
+        let flat = self.var.flatten_all()?;
+        let part = flat.narrow(0, param.offset, param.elements())?;
         Ok(part.reshape(param.shape.as_slice())?)
     }
 
-    /// The flat tensor; Candle's backward pass gives its gradient.
+    /// The numbers of all its parameters, flat unless it is a variable of somebody else's; Candle's
+    /// backward pass gives their gradient.
     pub fn var(&self) -> &Var {
         &self.var
     }
@@ -111,7 +151,7 @@ impl ParamSet {
     /// [`ModelError::UnknownTensor`].
     pub fn get(&self, name: &str) -> Result<Tensor> {
         let param = self.find(name)?;
-        let flat = self.var.as_detached_tensor();
+        let flat = self.var.as_detached_tensor().flatten_all()?;
         let part = flat.narrow(0, param.offset, param.elements())?;
         // Not `copy`, which takes the whole storage along.
         Ok(part.force_contiguous()?.reshape(param.shape.as_slice())?)
@@ -125,6 +165,9 @@ impl ParamSet {
         let param = self.find(name)?;
         check_shape(name, &param.shape, value)?;
         let value = value.to_device(self.var.device())?.to_dtype(DType::F32)?;
+        if self.params.len() == 1 {
+            return Ok(self.var.set(&value.reshape(self.var.shape())?)?);
+        }
         let value = value.flatten_all()?.contiguous()?;
         Ok(self.var.slice_set(&value, 0, param.offset)?)
     }

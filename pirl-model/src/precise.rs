@@ -2,12 +2,14 @@
 
 use candle_core::Tensor;
 
+use crate::backbone::Backbone;
 use crate::error::ModelError;
 use crate::mode::Mode;
-use crate::resnet::Backbone;
+use crate::params::Buffers;
 
 /// Replaces the running statistics by the plain average, over `batches`, of each batch's mean and
-/// unbiased variance, and returns the number of batches.
+/// unbiased variance, and returns the number of batches: 0, for a backbone without
+/// [`Buffers`].
 ///
 /// During pre-training the running statistics follow patches and images alike; recomputing them on
 /// whole images alone makes them those of the images that an evaluation sees. The parameters stay
@@ -19,8 +21,12 @@ pub fn precise_batch_norm<E: From<ModelError>>(
     backbone: &dyn Backbone,
     batches: impl IntoIterator<Item = std::result::Result<Tensor, E>>,
 ) -> std::result::Result<usize, E> {
-    let before = backbone.buffers().snapshot();
-    backbone.buffers().reset();
+    let statistics = backbone.buffer_sets();
+    if statistics.is_empty() {
+        return Ok(0);
+    }
+    let before: Vec<_> = statistics.iter().map(Buffers::snapshot).collect();
+    statistics.iter().for_each(Buffers::reset);
     let run = || {
         let mut count = 0;
         for images in batches {
@@ -34,7 +40,9 @@ pub fn precise_batch_norm<E: From<ModelError>>(
     };
     let result = run();
     if result.is_err() {
-        backbone.buffers().restore(before);
+        for (buffers, before) in statistics.iter().zip(before) {
+            buffers.restore(before);
+        }
     }
     result
 }

@@ -1,105 +1,18 @@
 //! ResNets with torchvision's structure, names and initialisation.
 
-use std::collections::HashMap;
-use std::fmt;
-use std::str::FromStr;
-
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
+use candle_nn::VarBuilder;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
-use serde::{Deserialize, Serialize};
 
+use crate::backbone::{Backbone, Layer, check_layers};
 use crate::config::{ModelConfig, Precision};
 use crate::engine::{Engine, Network, Traced};
 use crate::error::{ModelError, Result};
 use crate::mode::Mode;
 use crate::params::{Buffers, Builder, ParamSet};
 use crate::residual::{Stage, Stem, stage_channels};
-use crate::weights::{self, LoadReport};
-
-/// A place inside a backbone whose maps a probe can read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Layer {
-    /// The stem's convolution, after batch norm and ReLU, before any pooling.
-    Conv1,
-    /// Torchvision's `layer1`.
-    Res2,
-    /// Torchvision's `layer2`.
-    Res3,
-    /// Torchvision's `layer3`.
-    Res4,
-    /// Torchvision's `layer4`.
-    Res5,
-    /// The average of [`Layer::Res5`]: torchvision's `avgpool`, a map of one pixel.
-    Res5Avg,
-}
-
-impl Layer {
-    /// Every layer, from the image upwards.
-    pub const ALL: [Self; 6] = [
-        Self::Conv1,
-        Self::Res2,
-        Self::Res3,
-        Self::Res4,
-        Self::Res5,
-        Self::Res5Avg,
-    ];
-}
-
-impl fmt::Display for Layer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Conv1 => "conv1",
-            Self::Res2 => "res2",
-            Self::Res3 => "res3",
-            Self::Res4 => "res4",
-            Self::Res5 => "res5",
-            Self::Res5Avg => "res5avg",
-        })
-    }
-}
-
-impl FromStr for Layer {
-    type Err = ModelError;
-
-    fn from_str(name: &str) -> Result<Self> {
-        let found = Self::ALL
-            .into_iter()
-            .find(|layer| layer.to_string() == name);
-        found.ok_or_else(|| ModelError::Config {
-            key: "layer",
-            value: name.to_owned(),
-            expected: "must be conv1, res2, res3, res4, res5 or res5avg".to_owned(),
-        })
-    }
-}
-
-/// A network from images to feature vectors.
-pub trait Backbone: Send + Sync {
-    /// Length of a feature vector.
-    fn feature_dim(&self) -> usize;
-
-    /// `images`: `(b, 3, h, w)`. Returns `(b, feature_dim)`, the average-pooled last maps.
-    ///
-    /// # Errors
-    /// [`ModelError::Input`] for another shape; [`ModelError::SingleValue`] if batch statistics
-    /// are asked of a single value.
-    fn forward(&self, images: &Tensor, mode: Mode) -> Result<Tensor>;
-
-    /// The maps of `layers` in evaluation mode, without gradient, from the image upwards:
-    /// `(b, c, h, w)` tensors, which may be strided views.
-    ///
-    /// # Errors
-    /// As [`Backbone::forward`].
-    fn feature_maps(&self, images: &Tensor, layers: &[Layer]) -> Result<Vec<(Layer, Tensor)>>;
-
-    /// The trainable parameters.
-    fn parameters(&self) -> &ParamSet;
-
-    /// The batch-norm statistics.
-    fn buffers(&self) -> &Buffers;
-}
+use crate::trainable::Trainable;
 
 /// A ResNet without its classifier.
 ///
@@ -132,28 +45,74 @@ impl ResNet {
         })
     }
 
+    /// The network of `config` with the weights and statistics that `vb` holds under torchvision's
+    /// names, on its device: those of a safetensors file, for instance, for any program of Candle's.
+    ///
+    /// ```no_run
+    /// use candle_core::{DType, Device};
+    /// use candle_nn::VarBuilder;
+    /// use pirl_model::{ModelConfig, ResNet};
+    ///
+    /// // SAFETY: nobody writes to the file meanwhile.
+    /// let vb = unsafe {
+    ///     VarBuilder::from_mmaped_safetensors(&["resnet50.safetensors"], DType::F32, &Device::Cpu)?
+    /// };
+    /// let backbone = ResNet::from_var_builder(&ModelConfig::default(), vb)?;
+    /// # Ok::<(), pirl_model::ModelError>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`ModelError::Setting`] for a width out of range; [`ModelError::Candle`] for a tensor that is
+    /// missing or of another shape. Counts of batches may be missing.
+    pub fn from_var_builder(config: &ModelConfig, vb: VarBuilder<'_>) -> Result<Self> {
+        let network = Self::new(config, 0, vb.device())?;
+        for param in network.parameters().params() {
+            let value = vb.get(param.shape.as_slice(), &param.name)?;
+            network.parameters().set(&param.name, &value)?;
+        }
+        for (name, shape) in network.buffers().names() {
+            let counts = name.ends_with(".num_batches_tracked");
+            if counts && !vb.contains_tensor(&name) {
+                continue;
+            }
+            let value = vb.get(shape.as_slice(), &name)?;
+            network.buffers().set(&name, &value)?;
+        }
+        Ok(network)
+    }
+
+    /// Its weights and statistics under torchvision's names, to build another network of Candle's
+    /// from, such as `candle_transformers`' ResNet; [`Trainable::state`] has them as tensors.
+    ///
+    /// # Errors
+    /// Only if Candle cannot copy a tensor.
+    pub fn var_builder(&self) -> Result<VarBuilder<'static>> {
+        let state = self.state()?;
+        Ok(VarBuilder::from_tensors(state, DType::F32, &self.device()))
+    }
+
     /// What it was built from.
     pub fn config(&self) -> &ModelConfig {
         &self.config
     }
 
-    /// The network with activations stored in `precision`: those of [`Backbone::forward`], in every
-    /// mode; [`Backbone::feature_maps`] are always computed in `f32`, the default.
+    /// The network with activations stored in `precision`; see [`Backbone::set_precision`].
     ///
     /// # Errors
-    /// [`ModelError::Config`] for another than `f32` without this crate's fast ops.
+    /// [`ModelError::Setting`] for another than `f32` without this crate's fast ops.
     pub fn with_precision(mut self, precision: Precision) -> Result<Self> {
-        self.traced.set_precision(precision)?;
+        self.set_precision(precision)?;
         Ok(self)
     }
 
-    /// Takes the weights and statistics of a torchvision state dict. Entries the network does not
-    /// have (such as `fc.weight`) are reported, not loaded; what the dict lacks keeps its value.
-    ///
-    /// # Errors
-    /// [`ModelError::WrongShape`], before anything is loaded.
-    pub fn load(&self, state: &HashMap<String, Tensor>) -> Result<LoadReport> {
-        weights::load_into(state, self.traced.params(), self.traced.buffers())
+    /// Its parameters, all in one flat tensor.
+    pub fn parameters(&self) -> &ParamSet {
+        self.traced.params()
+    }
+
+    /// The statistics of its batch norms.
+    pub fn buffers(&self) -> &Buffers {
+        self.traced.buffers()
     }
 
     fn check(&self, images: &Tensor) -> Result<()> {
@@ -178,19 +137,36 @@ impl Backbone for ResNet {
         self.traced.forward(images, mode)
     }
 
+    fn layers(&self) -> Vec<Layer> {
+        let mut layers = vec![Layer::CONV1];
+        layers.extend(STAGES);
+        layers.push(Layer::RES5_AVG);
+        layers
+    }
+
     fn feature_maps(&self, images: &Tensor, layers: &[Layer]) -> Result<Vec<(Layer, Tensor)>> {
         self.check(images)?;
+        check_layers(layers, &self.layers())?;
         self.traced.maps(images, layers)
     }
 
-    fn parameters(&self) -> &ParamSet {
-        self.traced.params()
-    }
-
-    fn buffers(&self) -> &Buffers {
-        self.traced.buffers()
+    fn set_precision(&mut self, precision: Precision) -> Result<()> {
+        self.traced.set_precision(precision)
     }
 }
+
+impl Trainable for ResNet {
+    fn parameter_sets(&self) -> Vec<ParamSet> {
+        vec![self.parameters().clone()]
+    }
+
+    fn buffer_sets(&self) -> Vec<Buffers> {
+        vec![self.buffers().clone()]
+    }
+}
+
+/// The outputs of the four stages.
+const STAGES: [Layer; 4] = [Layer::RES2, Layer::RES3, Layer::RES4, Layer::RES5];
 
 /// The structure of a ResNet.
 struct Plan {
@@ -219,17 +195,16 @@ impl Network for Plan {
         show: &mut dyn FnMut(Layer, &E::Value),
     ) -> Result<E::Value> {
         let mut x = self.stem.forward(engine, images)?;
-        show(Layer::Conv1, &x);
+        show(Layer::CONV1, &x);
         if self.stem.pool {
             x = engine.max_pool(&x)?;
         }
-        let layers = [Layer::Res2, Layer::Res3, Layer::Res4, Layer::Res5];
-        for (layer, stage) in layers.into_iter().zip(&self.stages) {
+        for (layer, stage) in STAGES.into_iter().zip(&self.stages) {
             x = stage.forward(engine, x)?;
             show(layer, &x);
         }
         let average = engine.average_pool(&x)?;
-        show(Layer::Res5Avg, &average);
+        show(Layer::RES5_AVG, &average);
         Ok(average)
     }
 }

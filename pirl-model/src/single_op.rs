@@ -4,12 +4,12 @@ use candle_core::{DType, Device, Tensor, Var};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 
-use crate::config::Ops;
+use crate::backbone::Layer;
 use crate::engine::{Conv, Engine, Linear, Network, Norm, Traced};
 use crate::error::Result;
 use crate::mode::Mode;
 use crate::params::{Builder, Init, ParamSet};
-use crate::resnet::Layer;
+use pirl_core::Ops;
 
 /// One op of a network, to be compared with what another device or implementation makes of it.
 ///

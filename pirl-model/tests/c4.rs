@@ -3,7 +3,7 @@
 use candle_core::{Device, Tensor, Var};
 use pirl_model::{
     Arch, Backbone, C4, C4Config, C4Norm, Mode, ModelConfig, ModelError, Ops, OptimConfig,
-    Optimizer, ResNet, Stem, state_dict,
+    Optimizer, ResNet, Stem, Trainable,
 };
 
 const CPU: Device = Device::Cpu;
@@ -88,9 +88,9 @@ fn gradients_and_statistics_are_those_of_the_network() {
             .collect();
         assert_eq!(found, expected, "{arch:?} {stem:?}");
         let statistics: Vec<_> = c4
-            .modules()
+            .buffer_sets()
             .iter()
-            .flat_map(|(_, buffers)| buffers.entries().unwrap())
+            .flat_map(|buffers| buffers.entries().unwrap())
             .map(|(name, value)| (name, value.to_string()))
             .collect();
         let expected = network.buffers().entries().unwrap();
@@ -139,11 +139,7 @@ fn the_fast_engine_agrees_with_the_reference_on_maps_and_regions() {
 
 /// The tensors that differ between two states, by name.
 fn moved(c4: &C4, act: impl FnOnce()) -> Vec<String> {
-    let state = || {
-        let modules = c4.modules();
-        let modules: Vec<_> = modules.iter().map(|(p, b)| ("", *p, *b)).collect();
-        state_dict(&modules).unwrap()
-    };
+    let state = || c4.state().unwrap();
     let before = state();
     act();
     let after = state();
@@ -252,8 +248,8 @@ fn the_extra_norm_is_the_last_thing_before_the_average() {
             .iter()
             .all(|mean| mean.abs() < 1e-5)
     );
-    let modules = extra.modules();
-    let last = modules[1].0.params().last().unwrap();
+    let sets = extra.parameter_sets();
+    let last = sets[1].params().last().unwrap();
     assert_eq!(last.name, "layer4.norm.bias");
 
     let frozen = C4Config {

@@ -222,7 +222,7 @@ fn check_resnet(name: &str, config: &ModelConfig, size: usize) {
 fn check_head(name: &str, head: &dyn Head) {
     Golden::read().check(
         name,
-        (head.parameters(), head.buffers()),
+        (&head.parameter_sets()[0], &head.buffer_sets()[0]),
         |features, mode| head.forward(features, mode),
         &formula(1, &[12, 24]),
         0.0,
@@ -308,10 +308,8 @@ fn both_engines_show_the_same_maps() {
             ops,
             ..config(Arch::Resnet18, 0.25, Stem::Imagenet)
         };
-        ResNet::new(&config, 3, &CPU)
-            .unwrap()
-            .feature_maps(&images, &Layer::ALL)
-            .unwrap()
+        let network = ResNet::new(&config, 3, &CPU).unwrap();
+        network.feature_maps(&images, &network.layers()).unwrap()
     };
     let (fast, slow) = (maps(Ops::Fast), maps(Ops::Reference));
     let names: Vec<_> = fast.iter().map(|(layer, _)| layer.to_string()).collect();
@@ -325,13 +323,17 @@ fn both_engines_show_the_same_maps() {
         assert!(distance(&flat(fast), &flat(slow)) < 1e-5, "{layer}");
     }
     let network = ResNet::new(&config(Arch::Resnet18, 0.25, Stem::Imagenet), 3, &CPU).unwrap();
-    let some = network.feature_maps(&images, &[Layer::Res5, Layer::Res3]);
+    let some = network.feature_maps(&images, &[Layer::RES5, Layer::RES3]);
     let some = some.unwrap();
-    assert_eq!(
-        (some[0].0, some[1].0, some.len()),
-        (Layer::Res3, Layer::Res5, 2)
-    );
+    let names: Vec<_> = some.iter().map(|(layer, _)| layer.as_str()).collect();
+    assert_eq!(names, ["res3", "res5"]);
     assert_eq!(flat(&some[1].1), flat(&fast[4].1));
+    let error = network.feature_maps(&images, &[Layer::RES5, Layer::new("res6")]);
+    let error = error.unwrap_err().to_string();
+    assert!(
+        error.contains("no layer res6; it has conv1, res2"),
+        "{error}"
+    );
 }
 
 #[test]

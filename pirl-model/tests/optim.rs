@@ -4,8 +4,8 @@ use std::collections::HashMap;
 
 use candle_core::{Device, Tensor};
 use pirl_model::{
-    Head, ModelConfig, Ops, OptimConfig, OptimKind, Optimizer, ProjectionHead, Schedule,
-    ScheduleConfig, ScheduleKind,
+    ModelConfig, Ops, OptimConfig, OptimKind, Optimizer, ProjectionHead, Schedule, ScheduleConfig,
+    ScheduleKind,
 };
 use serde_json::Value;
 

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use pirl_model::{
-    Arch, Backbone, BackboneWeights, Mode, ModelConfig, ModelError, ResNet, Stem, detectron2_names,
-    read_backbone, save_tensors, state_dict,
+    Arch, Backbone, BackboneWeights, Mode, ModelConfig, ModelError, ResNet, Stem, Trainable,
+    detectron2_names, read_backbone, save_tensors,
 };
 
 const CPU: Device = Device::Cpu;
@@ -108,7 +108,7 @@ fn small(seed: u64) -> ResNet {
 }
 
 fn state(network: &ResNet) -> HashMap<String, Tensor> {
-    state_dict(&[("", network.parameters(), network.buffers())]).unwrap()
+    network.state().unwrap()
 }
 
 fn bits(state: &HashMap<String, Tensor>) -> HashMap<String, (DType, Vec<u64>)> {

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use candle_core::{DType, Device, Tensor};
 use pirl_model::{
-    Arch, Backbone, Head, Mode, ModelConfig, ProjectionHead, ResNet, Stem, load_state_dict,
+    Arch, Backbone, Mode, ModelConfig, ProjectionHead, ResNet, Stem, Trainable, load_state_dict,
     save_state_dict, save_tensors, strip_prefix,
 };
 
@@ -79,7 +79,7 @@ fn a_torchvision_state_dict_loads_and_comes_back_the_same() {
 
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model.safetensors");
-    save_state_dict(&path, &[("", network.parameters(), network.buffers())]).unwrap();
+    save_state_dict(&path, &[("", &network)]).unwrap();
     let saved = load_state_dict(&path).unwrap();
     assert_eq!(saved.len(), 120);
     for (name, found) in &saved {
@@ -114,10 +114,7 @@ fn modules_share_a_file_under_their_prefixes() {
     );
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("two.safetensors");
-    let modules = [
-        ("a.", a.parameters(), a.buffers()),
-        ("b.", b.parameters(), b.buffers()),
-    ];
+    let modules = [("a.", &a as &dyn Trainable), ("b.", &b)];
     save_state_dict(&path, &modules).unwrap();
     let state = load_state_dict(&path).unwrap();
     let images = Tensor::ones((2, 3, 8, 8), DType::F32, &CPU).unwrap();
@@ -136,7 +133,7 @@ fn modules_share_a_file_under_their_prefixes() {
 #[test]
 fn a_wrong_shape_names_tensor_shapes_and_architecture_and_loads_nothing() {
     let wide = network(Arch::Resnet18, 0.5, Stem::Small, 1);
-    let state = pirl_model::state_dict(&[("", wide.parameters(), wide.buffers())]).unwrap();
+    let state = wide.state().unwrap();
     let narrow = network(Arch::Resnet18, 0.25, Stem::Small, 2);
     let before: Vec<f32> = narrow.parameters().var().to_vec1().unwrap();
     let error = narrow.load(&state).unwrap_err().to_string();

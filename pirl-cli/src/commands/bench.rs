@@ -9,9 +9,9 @@ use pirl_data::{Pack, Stages};
 use serde_json::{Map, Value, json};
 
 use crate::args::DataBenchArgs;
+use crate::assemble;
 use crate::output::{print, print_json};
 use crate::recipe::Recipe;
-use crate::train;
 
 /// The loader waited on less than this share of the time leaves its user the bottleneck.
 const IDLE: f64 = 0.05;
@@ -92,7 +92,7 @@ struct Found {
 /// Takes batches until `time` is over, after the first, which the threads start with, and normalises
 /// them, as a step on a CPU does.
 fn measure(recipe: &Recipe, pack: &Arc<Pack>, time: Duration) -> Result<Found> {
-    let loader = train::loader(recipe, pack, train::pretext(recipe)?, 1)?;
+    let loader = assemble::loader(recipe, pack, assemble::pretext(recipe)?, 1)?;
     let mut batches = (0..).flat_map(|epoch| loader.epoch(epoch, 0));
     let mut next = || {
         batches
@@ -117,7 +117,7 @@ fn measure(recipe: &Recipe, pack: &Arc<Pack>, time: Duration) -> Result<Found> {
         let batch = next()?;
         found.waiting += asked.elapsed().as_secs_f64();
         for views in [Some(&batch.images), batch.transformed.as_ref()] {
-            let numbers = views.map(|views| loader.normalize().apply(views, &Device::Cpu));
+            let numbers = views.map(|views| batch.normalize.apply(views, &Device::Cpu));
             std::hint::black_box(numbers.transpose()?);
         }
         found.images += batch.indices.len();

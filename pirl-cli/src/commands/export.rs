@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, bail};
 use candle_core::Device;
-use pirl_model::{Backbone, Stem, detectron2_names, save_tensors, state_dict};
+use pirl_model::{Stem, Trainable, detectron2_names, save_tensors};
 use serde_json::json;
 
 use crate::args::{ExportArgs, ExportFormat};
@@ -14,7 +14,7 @@ pub(crate) fn run(args: &ExportArgs) -> Result<()> {
     let recipe = args.recipe.as_deref();
     let loaded = weights::load(&args.weights, recipe, &args.settings, None, &Device::Cpu)?;
     let (backbone, recipe) = (&loaded.backbone, &loaded.recipe);
-    let mut state = state_dict(&[("", backbone.parameters(), backbone.buffers())])?;
+    let mut state = backbone.state()?;
     if args.format == ExportFormat::Detectron2 {
         if recipe.model.stem != Stem::Imagenet {
             bail!(

@@ -1,18 +1,23 @@
 //! `pirl pretrain`
 
 use std::path::Path;
+use std::time::Instant;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, bail};
+use candle_core::Device;
 use pirl_data::Pack;
+use pirl_train::{Ended, Objective, Pretraining, Training};
 use serde_json::json;
 
 use crate::args::PretrainArgs;
+use crate::assemble::Inputs;
 use crate::device;
-use crate::interrupt::Interrupt;
+use crate::interrupt::Interrupted;
 use crate::output::{print, print_json};
-use crate::recipe::Recipe;
-use crate::run_dir::{RunDir, conflicts};
-use crate::train::{Learner, Plan, Run, restore};
+use crate::progress::Progress;
+use crate::recipe::{BankInit, LossKind, Recipe};
+use crate::run_dir::{RunDir, matters_to_pretraining};
+use crate::session::{Session, nothing};
 
 /// Nothing is written before everything that can be checked has been.
 pub(crate) fn run(args: &PretrainArgs) -> Result<()> {
@@ -21,78 +26,122 @@ pub(crate) fn run(args: &PretrainArgs) -> Result<()> {
         recipe.seed = seed;
     }
     let devices = device::parse_several(&args.run.device)?;
-    let started = if args.resume {
-        let folder = RunDir::open(&args.out)?;
-        check_same_run(&folder, &recipe)?;
-        Some(folder)
-    } else {
-        RunDir::check_free(&args.out)?;
-        None
+    let folder = RunDir::check(&args.out, &recipe, args.resume, matters_to_pretraining)?;
+    let inputs = Inputs::new(recipe, Pack::open(&args.data)?, devices.len())?;
+    let kind = inputs.recipe.loss.kind;
+    let command = Command {
+        args,
+        folder,
+        devices,
     };
-    let plan = Plan::new(recipe, Pack::open(&args.data)?, devices.len())?;
-    let mut learner = Learner::new(&plan, &devices)?;
-    let (folder, done) = match started {
-        Some(folder) => {
-            let done = restore(&mut learner, &plan, &folder)?;
-            ensure!(
-                done <= plan.steps,
-                "{} has done {done} steps already, more than the {} of train.epochs and train.steps",
-                folder.path().display(),
-                plan.steps
-            );
-            folder.write_config(&plan.recipe)?;
-            (folder, done)
+    match kind {
+        LossKind::Covariant => {
+            let objective = inputs.covariant()?;
+            command.train(inputs, objective, |_, _| Ok(()))
         }
-        None => (RunDir::create(&args.out, &plan.recipe)?, 0),
-    };
-    let interrupt = Interrupt::install()?;
-    let summary = Run {
-        plan: &plan,
-        learner,
-        folder: &folder,
-        resume_command: resume_command(args, &folder),
-        done,
+        LossKind::Supervised => {
+            let objective = inputs.supervised()?;
+            command.train(inputs, objective, |_, _| Ok(()))
+        }
+        LossKind::Paper | LossKind::Nce | LossKind::InfoNce => {
+            let objective = inputs.pirl(&command.devices[0])?;
+            let (recipe, pack) = (inputs.recipe.clone(), inputs.pack.clone());
+            command.train(inputs, objective, |training, session| {
+                if training.done() > 0 || recipe.bank.init == BankInit::Random {
+                    return Ok(());
+                }
+                let (view, size) = (recipe.eval_view(), recipe.train.batch_size);
+                let workers = recipe.loader.workers;
+                let total = pack.len() as u64;
+                let mut progress = Progress::new("filling the bank", "images", total, 0);
+                let mut show = |done: usize, _| {
+                    progress.at(done as u64, String::new);
+                    !session.interrupt().seen()
+                };
+                let learner = training.learner_mut();
+                let filled = learner.fill_bank(&pack, &view, size, workers, &mut show)?;
+                progress.finish();
+                if !filled {
+                    bail!(Interrupted(
+                        "the first step was not reached; run the same command again with --resume"
+                            .to_owned()
+                    ));
+                }
+                Ok(())
+            })
+        }
     }
-    .train(&interrupt)?;
-    if args.run.json {
-        return print_json(&json!({
-            "run": args.out,
-            "steps": summary.steps,
-            "epochs": summary.epochs,
-            "loss": summary.loss,
-            "skipped": summary.skipped,
-            "seconds": summary.seconds,
-            "checkpoint": summary.checkpoint,
-        }));
-    }
-    let loss = match summary.loss {
-        Some(loss) => format!("last loss {loss:.4}"),
-        None => "nothing was left to do".to_owned(),
-    };
-    print(&format!(
-        "{}: {} steps, {} epochs, {loss}, {:.0} s\nweights  {}\nreport   {}",
-        args.out.display(),
-        summary.steps,
-        summary.epochs,
-        summary.seconds,
-        summary.checkpoint.join(crate::checkpoint::MODEL).display(),
-        folder.report().display()
-    ))
 }
 
-fn check_same_run(folder: &RunDir, recipe: &Recipe) -> Result<()> {
-    let started = folder
-        .recipe()
-        .with_context(|| format!("{} cannot be resumed", folder.path().display()))?;
-    let conflicts = conflicts(&started, recipe)?;
-    ensure!(
-        conflicts.is_empty(),
-        "{} was started with other settings: {}; resume with --recipe {}",
-        folder.path().display(),
-        conflicts.join("; "),
-        folder.config().display()
-    );
-    Ok(())
+/// A run that has been checked.
+struct Command<'a> {
+    args: &'a PretrainArgs,
+    folder: RunDir,
+    devices: Vec<Device>,
+}
+
+impl Command<'_> {
+    /// Trains, after what `prepare` does once the run's folder is there.
+    fn train<O: Objective>(
+        self,
+        inputs: Inputs,
+        objective: O,
+        prepare: impl FnOnce(&mut Pretraining<O>, &Session<'_>) -> Result<()>,
+    ) -> Result<()> {
+        let started = Instant::now();
+        let recipe = inputs.recipe.clone();
+        let identity = inputs.identity();
+        let learner = inputs.learner(objective, &self.devices)?;
+        let mut training = inputs.pretraining(learner)?;
+        let session = Session::open(
+            &mut training,
+            Some(self.folder.clone()),
+            &recipe,
+            identity,
+            self.args.resume,
+            format!(":\n  {}", resume_command(self.args, &self.folder)),
+        )?;
+        prepare(&mut training, &session)?;
+        let ended = session.run(&mut training, &mut nothing)?;
+        let seconds = started.elapsed().as_secs_f64();
+        self.finish(&training, ended, training.skipped(), seconds)
+    }
+
+    fn finish<T: Training>(
+        &self,
+        training: &T,
+        ended: Ended,
+        skipped: u64,
+        seconds: f64,
+    ) -> Result<()> {
+        let out = &self.args.out;
+        let (steps, epochs) = (
+            training.done(),
+            training.done() / training.steps_per_epoch().max(1),
+        );
+        let checkpoint = ended.checkpoint.unwrap_or_default();
+        if self.args.run.json {
+            return print_json(&json!({
+                "run": out,
+                "steps": steps,
+                "epochs": epochs,
+                "loss": ended.loss,
+                "skipped": skipped,
+                "seconds": seconds,
+                "checkpoint": checkpoint,
+            }));
+        }
+        let loss = match ended.loss {
+            Some(loss) => format!("last loss {loss:.4}"),
+            None => "nothing was left to do".to_owned(),
+        };
+        print(&format!(
+            "{}: {steps} steps, {epochs} epochs, {loss}, {seconds:.0} s\nweights  {}\nreport   {}",
+            out.display(),
+            checkpoint.join(pirl_train::MODEL).display(),
+            self.folder.report().display()
+        ))
+    }
 }
 
 fn resume_command(args: &PretrainArgs, folder: &RunDir) -> String {

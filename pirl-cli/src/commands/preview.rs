@@ -4,8 +4,7 @@ use anyhow::Result;
 use pirl_data::{ImageView, Pack, build_pretext, preview_sheet};
 
 use crate::args::PreviewArgs;
-use crate::files;
-use crate::output::print;
+use crate::output::{print, write_png};
 use crate::recipe::Recipe;
 
 pub(crate) fn run(args: &PreviewArgs) -> Result<()> {
@@ -21,7 +20,7 @@ pub(crate) fn run(args: &PreviewArgs) -> Result<()> {
     let count = (args.count as usize).min(pack.len());
     let sheet = preview_sheet(&pack, &view, Some(&*pretext), count, recipe.seed)?;
     let (width, height) = (sheet.width, sheet.height);
-    files::write_png(&args.output, sheet)?;
+    write_png(&args.output, sheet)?;
     print(&format!(
         "{}: {count} images, {width} x {height} pixels",
         args.output.display()

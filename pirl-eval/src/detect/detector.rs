@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use candle_core::{Device, Tensor};
-use pirl_model::{Backbone, Buffers, C4, Mode, ParamSet, ResNet, load_into, strip_prefix};
+use pirl_model::{C4, Mode, ParamSet, ResNet, Trainable, strip_prefix};
 use rand::Rng;
 use serde::Serialize;
 
@@ -52,7 +52,6 @@ pub(super) struct Detector {
     rpn: Rpn,
     heads: RoiHeads,
     config: DetectConfig,
-    no_buffers: Buffers,
 }
 
 impl Detector {
@@ -89,7 +88,6 @@ impl Detector {
             heads: RoiHeads::new(&config.roi, classes, &c4, predictor_seed, (ops, device))?,
             c4,
             config: config.clone(),
-            no_buffers: Buffers::default(),
         })
     }
 
@@ -109,21 +107,19 @@ impl Detector {
     }
 
     /// All parameters and statistics by prefix.
-    pub(super) fn modules(&self) -> Vec<(&'static str, &ParamSet, &Buffers)> {
-        let backbone = self.c4.modules().into_iter();
-        let mut modules: Vec<_> = backbone
-            .map(|(params, buffers)| ("", params, buffers))
-            .collect();
-        modules.push((RPN, self.rpn.params(), &self.no_buffers));
-        modules.push((PREDICTOR, self.heads.params(), &self.no_buffers));
-        modules
+    pub(super) fn modules(&self) -> [(&'static str, &dyn Trainable); 3] {
+        [
+            ("", &self.c4),
+            (RPN, self.rpn.params()),
+            (PREDICTOR, self.heads.params()),
+        ]
     }
 
     /// Takes all parameters and statistics by name, and returns the names that `state` lacks.
     pub(super) fn load(&self, state: &HashMap<String, Tensor>) -> Result<Vec<String>> {
         let mut missing = Vec::new();
-        for (prefix, params, buffers) in self.modules() {
-            let report = load_into(&strip_prefix(state, prefix), params, buffers)?;
+        for (prefix, module) in self.modules() {
+            let report = module.load(&strip_prefix(state, prefix))?;
             let names = report.missing.into_iter();
             missing.extend(names.map(|name| format!("{prefix}{name}")));
         }

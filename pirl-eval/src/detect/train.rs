@@ -1,11 +1,13 @@
 //! Training a detector, step by step, and running it over a test set.
 
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use pirl_data::Pack;
 use pirl_model::{
     Mode, OptimConfig, OptimKind, Optimizer, ResNet, load_state_dict, save_state_dict, save_tensors,
 };
+use pirl_train::{MODEL, Metric, OPTIMIZER, State, Step, TrainError, Training};
 
 use super::boxes::{clip, is_larger_than};
 use super::config::DetectConfig;
@@ -34,8 +36,8 @@ pub fn check_detection_packs(train: &Pack, test: &Pack) -> Result<()> {
 
 /// A detector being trained.
 ///
-/// All chance of a step comes from the seed and the step's number, so training that goes on from
-/// [`DetectTrainer::save`]'s files is, to the bit, training that was never interrupted.
+/// All chance of a step comes from the seed and the step's number, so training that goes on from a
+/// checkpoint is, to the bit, training that was never interrupted.
 pub struct DetectTrainer<'a> {
     detector: Detector,
     optimizer: Optimizer,
@@ -45,17 +47,6 @@ pub struct DetectTrainer<'a> {
     order: Order,
     seed: u64,
     done: usize,
-}
-
-/// What a step did.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct DetectStep {
-    /// Steps done, this one included.
-    pub step: usize,
-    /// Its losses, means over the images.
-    pub losses: DetectLosses,
-    /// Its learning rate.
-    pub lr: f64,
 }
 
 impl<'a> DetectTrainer<'a> {
@@ -92,48 +83,9 @@ impl<'a> DetectTrainer<'a> {
         })
     }
 
-    /// Steps done.
-    pub fn done(&self) -> usize {
-        self.done
-    }
-
     /// Training images that are used: those with objects.
     pub fn images(&self) -> usize {
         self.order.len()
-    }
-
-    /// One step on the next batch.
-    ///
-    /// # Errors
-    /// [`EvalError::LossNotFinite`], and the parameters are as before; [`EvalError::Data`] for an
-    /// image that cannot be decoded.
-    pub fn step(&mut self) -> Result<DetectStep> {
-        let draws = self.order.next_batch();
-        let lr = self.config.optim.rate(self.done);
-        let step = self.done + 1;
-        let mut losses = DetectLosses::default();
-        for (number, part) in self.parts(&draws).enumerate() {
-            let mut rng = Stream::Sample.generator(self.seed, step as u64, number as u64);
-            let device = self.detector.device();
-            let batch = self.input.training(self.train, part, self.seed, &device)?;
-            let (own, graph) = self.detector.losses(&batch, Mode::Train, &mut rng)?;
-            let share = part.len() as f64 / draws.len() as f64;
-            losses.add(share, &own);
-            let loss = losses.total();
-            if !loss.is_finite() {
-                let key = "eval.detect.optim.lr";
-                return Err(EvalError::LossNotFinite {
-                    key,
-                    step,
-                    loss,
-                    lr,
-                });
-            }
-            self.optimizer.accumulate(&(graph * share)?.backward()?)?;
-        }
-        self.optimizer.step(lr)?;
-        self.done = step;
-        Ok(DetectStep { step, losses, lr })
     }
 
     /// A batch as it goes through the network.
@@ -209,35 +161,96 @@ impl<'a> DetectTrainer<'a> {
         }
         Ok(all)
     }
+}
+
+impl Training for DetectTrainer<'_> {
+    type Error = EvalError;
+
+    fn name(&self) -> &'static str {
+        "training the detector"
+    }
+
+    fn steps(&self) -> u64 {
+        self.config.steps as u64
+    }
+
+    /// A pass over the images that have objects, rounded down to whole steps.
+    fn steps_per_epoch(&self) -> u64 {
+        (self.images() / self.config.batch_size.max(1)).max(1) as u64
+    }
+
+    fn done(&self) -> u64 {
+        self.done as u64
+    }
+
+    /// [`TrainError::LossNotFinite`], and the parameters are as before; [`EvalError::Data`] for an
+    /// image that cannot be decoded.
+    fn step(&mut self) -> Result<Step> {
+        let draws = self.order.next_batch();
+        let lr = self.config.optim.rate(self.done);
+        let step = self.done as u64 + 1;
+        let mut losses = DetectLosses::default();
+        let mut waited = Duration::ZERO;
+        for (number, part) in self.parts(&draws).enumerate() {
+            let mut rng = Stream::Sample.generator(self.seed, step, number as u64);
+            let device = self.detector.device();
+            let waiting = Instant::now();
+            let batch = self.input.training(self.train, part, self.seed, &device)?;
+            waited += waiting.elapsed();
+            let (own, graph) = self.detector.losses(&batch, Mode::Train, &mut rng)?;
+            let share = part.len() as f64 / draws.len() as f64;
+            losses.add(share, &own);
+            let loss = losses.total() as f32;
+            if !loss.is_finite() {
+                return Err(TrainError::LossNotFinite { step, loss, lr }.into());
+            }
+            self.optimizer.accumulate(&(graph * share)?.backward()?)?;
+        }
+        self.optimizer.step(lr)?;
+        self.done += 1;
+        let terms = [
+            ("loss_rpn_objectness", losses.rpn_objectness),
+            ("loss_rpn_box", losses.rpn_box),
+            ("loss_class", losses.class),
+            ("loss_box", losses.r#box),
+        ];
+        Ok(Step {
+            loss: losses.total() as f32,
+            lr,
+            images: draws.len(),
+            waited,
+            metrics: terms
+                .map(|(key, loss)| (key, Metric::Real(loss as f32)))
+                .to_vec(),
+        })
+    }
 
     /// Writes weights and statistics, and the optimiser's momentum.
-    ///
-    /// # Errors
-    /// [`EvalError::Model`]; each file is whole or untouched.
-    pub fn save(&self, model: &Path, optimizer: &Path) -> Result<()> {
-        save_state_dict(model, &self.detector.modules())?;
-        save_tensors(optimizer, &self.optimizer.state()?)?;
+    fn save(&self, folder: &Path, _: &mut State) -> Result<()> {
+        save_state_dict(&folder.join(MODEL), &self.detector.modules())?;
+        save_tensors(&folder.join(OPTIMIZER), &self.optimizer.state()?)?;
         Ok(())
     }
 
-    /// Goes on from what [`DetectTrainer::save`] wrote after `done` steps.
-    ///
-    /// # Errors
-    /// [`EvalError::Checkpoint`] and [`EvalError::Model`] for files of another detector.
-    pub fn restore(&mut self, model: &Path, optimizer: &Path, done: usize) -> Result<()> {
-        let missing = self.detector.load(&load_state_dict(model)?)?;
+    fn restore(&mut self, folder: &Path, state: &State) -> Result<()> {
+        let path = folder.join(MODEL);
+        let bad = |reason| TrainError::Checkpoint {
+            path: path.clone(),
+            reason,
+        };
+        let missing = self.detector.load(&load_state_dict(&path)?)?;
         if let Some(first) = missing.first() {
-            return Err(EvalError::Checkpoint {
-                path: model.to_owned(),
-                reason: format!("it lacks {} tensors, {first} the first", missing.len()),
-            });
+            let count = missing.len();
+            let reason = format!("it lacks {count} tensors, {first} the first");
+            return Err(bad(reason).into());
         }
-        self.optimizer.load_state(&load_state_dict(optimizer)?)?;
+        let momentum = load_state_dict(&folder.join(OPTIMIZER))?;
+        self.optimizer.load_state(&momentum)?;
         self.order = Order::new(self.train, self.config.batch_size, self.seed)?;
-        for _ in 0..done {
+        for _ in 0..state.step {
             self.order.next_batch();
         }
-        self.done = done;
+        self.done = state.step as usize;
         Ok(())
     }
 }

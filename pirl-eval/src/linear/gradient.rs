@@ -141,7 +141,7 @@ mod tests {
     fn the_gradient_is_that_of_the_loss() {
         let (rows, dim, classes) = (150, 7, 4);
         let features =
-            LayerFeatures::new(Layer::Res5, rows, dim, benches::fill(1, rows * dim)).unwrap();
+            LayerFeatures::new(Layer::RES5, rows, dim, benches::fill(1, rows * dim)).unwrap();
         let standard = Standard::of(&features);
         let labels: Vec<u32> = (0..rows as u32)
             .map(|i| i * 7 % 11 % classes as u32)

@@ -10,8 +10,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
-use pirl_data::{Batch, ImageView, Loader, LoaderConfig, OnCorrupt, Pack, eval_batches};
+use pirl_data::{ImageView, Loader, LoaderConfig, OnCorrupt, Pack, eval_batches};
 use pirl_model::{Backbone, Layer, Schedule, load_state_dict, save_tensors};
+use pirl_train::{Batches, State, Step, TrainError, Training};
 
 use super::sgd::Classifiers;
 use super::standard::{Moments, Standard};
@@ -25,7 +26,6 @@ use crate::extract::{Extraction, read_features};
 use crate::feature_set::LayerFeatures;
 use crate::probe::Best;
 use crate::room::feature_sizes;
-use crate::training::Training;
 
 /// What a checkpoint's folder holds.
 const FILE: &str = "linear.safetensors";
@@ -37,13 +37,13 @@ pub struct RandomCropProbe<'a> {
     config: LinearConfig,
     backbone: &'a dyn Backbone,
     extraction: Extraction,
-    loader: Loader,
+    batches: Batches,
     schedule: Schedule,
     labels: Vec<u32>,
     classes: usize,
     probes: Vec<Probe>,
-    steps: usize,
-    done: usize,
+    steps: u64,
+    done: u64,
 }
 
 /// The classifiers of one layer, one for each learning rate, and their batch norm's statistics.
@@ -150,12 +150,12 @@ impl<'a> RandomCropProbe<'a> {
         Ok(Self {
             probes: probes.collect(),
             schedule: config.schedule(epoch)?,
-            steps: epoch * config.epochs,
+            steps: (epoch * config.epochs) as u64,
             done: 0,
             config,
             backbone,
             extraction,
-            loader,
+            batches: Batches::after(loader, 0),
             labels,
             classes,
         })
@@ -192,7 +192,7 @@ impl<'a> RandomCropProbe<'a> {
             workers,
             ..
         } = &self.extraction;
-        let device = self.backbone.parameters().var().device();
+        let device = &self.backbone.device();
         for batch in eval_batches(test, view, *batch_size, *workers, device)? {
             let (images, labels) = batch?;
             let labels = labels.into_iter().enumerate().map(|(row, label)| {
@@ -221,7 +221,7 @@ impl<'a> RandomCropProbe<'a> {
         let mut layers = BTreeMap::new();
         for (probe, tallies) in self.probes.iter().zip(&tallies) {
             let diverged = || EvalError::Diverged {
-                layer: probe.layer,
+                layer: probe.layer.clone(),
                 lrs: lrs.clone(),
             };
             let rates = rates(lrs, tallies);
@@ -236,9 +236,13 @@ impl<'a> RandomCropProbe<'a> {
                 dim: probe.dim,
                 rates: if lrs.len() > 1 { rates } else { Vec::new() },
             };
-            layers.insert(probe.layer, report);
+            layers.insert(probe.layer.clone(), report);
         }
-        let best = Best::of(layers.iter().map(|(layer, report)| (*layer, report.top1)));
+        let best = Best::of(
+            layers
+                .iter()
+                .map(|(layer, report)| (layer.clone(), report.top1)),
+        );
         let best = best.ok_or_else(|| EvalError::Layers {
             train: "of no layer".to_owned(),
             test: "of no layer".to_owned(),
@@ -248,30 +252,35 @@ impl<'a> RandomCropProbe<'a> {
 }
 
 impl Training for RandomCropProbe<'_> {
-    const WHAT: &'static str = "training of linear probes";
+    type Error = EvalError;
 
-    fn loader(&self) -> &Loader {
-        &self.loader
+    fn name(&self) -> &'static str {
+        "training linear probes"
     }
 
-    fn steps(&self) -> usize {
+    fn steps(&self) -> u64 {
         self.steps
     }
 
-    fn done(&self) -> usize {
+    fn steps_per_epoch(&self) -> u64 {
+        self.batches.loader().steps_per_epoch() as u64
+    }
+
+    fn done(&self) -> u64 {
         self.done
     }
 
-    /// The loss is the mean over layers and rates.
-    fn step(&mut self, batch: &Batch) -> Result<f64> {
+    /// The loss is the mean over layers and rates, the learning rate the first.
+    fn step(&mut self) -> Result<Step> {
+        let (batch, waited) = self.batches.timed_next()?;
         let indices = &batch.indices;
         let labels = indices.iter().map(|index| self.labels[*index as usize]);
         let labels: Vec<u32> = labels.collect();
-        let share = self.schedule.lr(self.done);
+        let share = self.schedule.lr(self.done as usize);
         let rates: Vec<f64> = self.config.lrs.iter().map(|lr| lr * share).collect();
         let number = |row: usize| indices[row] as usize;
-        let device = self.backbone.parameters().var().device();
-        let images = self.loader.normalize().apply(&batch.images, device)?;
+        let device = &self.backbone.device();
+        let images = batch.normalize.apply(&batch.images, device)?;
         let read = read_features(self.backbone, &images, &self.extraction, number)?;
         let probes = self.probes.iter_mut().zip(&read);
         let losses = probes.map(|(probe, features)| {
@@ -279,19 +288,25 @@ impl Training for RandomCropProbe<'_> {
         });
         let loss = losses.sum::<f64>() / read.len() as f64;
         self.done += 1;
-        Ok(loss)
+        Ok(Step {
+            loss: loss as f32,
+            lr: rates[0],
+            images: labels.len(),
+            waited,
+            metrics: Vec::new(),
+        })
     }
 
-    /// Writes classifiers, momentum and running statistics into `folder`: `linear.safetensors`.
-    fn save(&mut self, folder: &Path) -> Result<()> {
+    /// Writes classifiers, momentum and running statistics: `linear.safetensors`.
+    fn save(&self, folder: &Path, _: &mut State) -> Result<()> {
         let mut tensors = HashMap::new();
-        for probe in &mut self.probes {
+        for probe in &self.probes {
             let Probe { layer, running, .. } = probe;
-            for (name, values) in probe.classifiers.parts_mut() {
+            for (name, values) in probe.classifiers.parts() {
                 let values = Tensor::from_slice(values, values.len(), &Device::Cpu)?;
                 tensors.insert(format!("{layer}.{name}"), values);
             }
-            for (name, values) in running.parts_mut() {
+            for (name, values) in running.parts() {
                 let values = Tensor::from_slice(values, values.len(), &Device::Cpu)?;
                 tensors.insert(format!("{layer}.{name}"), values);
             }
@@ -300,52 +315,49 @@ impl Training for RandomCropProbe<'_> {
     }
 
     /// Nothing is restored of a file that does not fit.
-    fn restore(&mut self, folder: &Path, done: usize) -> Result<()> {
+    fn restore(&mut self, folder: &Path, state: &State) -> Result<()> {
         let path = folder.join(FILE);
-        let bad = |reason| EvalError::Checkpoint {
+        let bad = |reason| TrainError::Checkpoint {
             path: path.clone(),
             reason,
         };
-        if done > self.steps {
-            let steps = self.steps;
-            return Err(bad(format!("it has done {done} steps, of {steps} to do")));
-        }
         let saved = load_state_dict(&path)?;
-        let find = |name: String, len: usize, dtype: DType| {
+        let find = |name: String, len: usize, dtype: DType| -> Result<Tensor> {
             let tensor = saved.get(&name);
             let tensor = tensor.ok_or_else(|| bad(format!("it has no tensor {name}")))?;
             if tensor.elem_count() != len || tensor.dtype() != dtype {
                 let (found, kind) = (tensor.elem_count(), tensor.dtype());
                 let reason = format!("{name} has {found} numbers ({kind:?}), expected {len}");
-                return Err(bad(reason));
+                return Err(bad(reason).into());
             }
             Ok(tensor.flatten_all()?)
         };
         // Everything is read before anything is replaced.
         let mut restored = Vec::with_capacity(self.probes.len());
-        for probe in &mut self.probes {
+        for probe in &self.probes {
             let Probe { layer, running, .. } = probe;
             let mut single = Vec::new();
-            for (name, values) in probe.classifiers.parts_mut() {
+            for (name, values) in probe.classifiers.parts() {
                 let tensor = find(format!("{layer}.{name}"), values.len(), DType::F32)?;
                 single.push(tensor.to_vec1::<f32>()?);
             }
             let mut double = Vec::new();
-            for (name, values) in running.parts_mut() {
+            for (name, values) in running.parts() {
                 let tensor = find(format!("{layer}.{name}"), values.len(), DType::F64)?;
                 double.push(tensor.to_vec1::<f64>()?);
             }
             restored.push((single, double));
         }
         for (probe, (single, double)) in self.probes.iter_mut().zip(restored) {
-            for ((_, values), saved) in probe.classifiers.parts_mut().into_iter().zip(single) {
+            for (values, saved) in probe.classifiers.parts_mut().into_iter().zip(single) {
                 *values = saved;
             }
-            for ((_, values), saved) in probe.running.parts_mut().into_iter().zip(double) {
+            for (values, saved) in probe.running.parts_mut().into_iter().zip(double) {
                 *values = saved;
             }
         }
-        self.done = done;
+        self.done = state.step;
+        self.batches.seek(self.done);
         Ok(())
     }
 }
@@ -364,11 +376,11 @@ mod tests {
         let features = |seed, rows: usize| {
             let values = benches::fill(seed, rows * dim);
             let values = values.iter().map(|x| x * 2.0 + 1.0).collect();
-            LayerFeatures::with_cells(Layer::Res5, rows, dim, cells, values).unwrap()
+            LayerFeatures::with_cells(Layer::RES5, rows, dim, cells, values).unwrap()
         };
         let labels: Vec<u32> = (0..rows as u32).map(|i| i * 7 % 11 % 4).collect();
         let mut probe = Probe {
-            layer: Layer::Res5,
+            layer: Layer::RES5,
             dim,
             cells,
             classifiers: Classifiers::zero((dim, cells), classes, 1, true),

@@ -161,22 +161,33 @@ impl Classifiers {
     }
 
     /// All parameters and velocities, by name: what a checkpoint keeps.
-    pub(crate) fn parts_mut(&mut self) -> Vec<(&'static str, &mut Vec<f32>)> {
-        let mut parts = vec![
-            ("fc.weight", &mut self.weight.value),
-            ("fc.weight.velocity", &mut self.weight.velocity),
-            ("fc.bias", &mut self.bias.value),
-            ("fc.bias.velocity", &mut self.bias.velocity),
+    pub(crate) fn parts(&self) -> Vec<(&'static str, &[f32])> {
+        let mut parts: Vec<(_, &[f32])> = vec![
+            ("fc.weight", &self.weight.value),
+            ("fc.weight.velocity", &self.weight.velocity),
+            ("fc.bias", &self.bias.value),
+            ("fc.bias.velocity", &self.bias.velocity),
         ];
-        if let Some(Affine { scale, shift }) = &mut self.affine {
+        if let Some(Affine { scale, shift }) = &self.affine {
             parts.extend([
-                ("norm.weight", &mut scale.value),
-                ("norm.weight.velocity", &mut scale.velocity),
-                ("norm.bias", &mut shift.value),
-                ("norm.bias.velocity", &mut shift.velocity),
+                ("norm.weight", scale.value.as_slice()),
+                ("norm.weight.velocity", &scale.velocity),
+                ("norm.bias", &shift.value),
+                ("norm.bias.velocity", &shift.velocity),
             ]);
         }
         parts
+    }
+
+    /// The same, in the same order, to be replaced.
+    pub(crate) fn parts_mut(&mut self) -> Vec<&mut Vec<f32>> {
+        let mut all = vec![&mut self.weight, &mut self.bias];
+        if let Some(Affine { scale, shift }) = &mut self.affine {
+            all.extend([scale, shift]);
+        }
+        all.into_iter()
+            .flat_map(|part| [&mut part.value, &mut part.velocity])
+            .collect()
     }
 
     #[cfg(test)]

@@ -78,11 +78,16 @@ impl Moments {
     }
 
     /// What a checkpoint keeps of running statistics.
-    pub(crate) fn parts_mut(&mut self) -> [(&'static str, &mut Vec<f64>); 2] {
+    pub(crate) fn parts(&self) -> [(&'static str, &[f64]); 2] {
         [
-            ("running_mean", &mut self.mean),
-            ("running_var", &mut self.variance),
+            ("running_mean", &self.mean),
+            ("running_var", &self.variance),
         ]
+    }
+
+    /// The same, in the same order, to be replaced.
+    pub(crate) fn parts_mut(&mut self) -> [&mut Vec<f64>; 2] {
+        [&mut self.mean, &mut self.variance]
     }
 }
 
@@ -149,7 +154,7 @@ mod tests {
             .iter()
             .map(|x| 3.0 * x + 5.0)
             .collect();
-        let features = LayerFeatures::with_cells(Layer::Res4, rows, dim, cells, values).unwrap();
+        let features = LayerFeatures::with_cells(Layer::RES4, rows, dim, cells, values).unwrap();
         let standard = Standard::of(&features);
         let mut moments = [[0f64; 2]; 2];
         let mut out = vec![0.0; dim];
@@ -170,7 +175,7 @@ mod tests {
 
     #[test]
     fn a_constant_feature_becomes_zero() {
-        let features = LayerFeatures::new(Layer::Res2, 4, 1, vec![7.0; 4]).unwrap();
+        let features = LayerFeatures::new(Layer::RES2, 4, 1, vec![7.0; 4]).unwrap();
         let mut out = [1.0];
         Standard::of(&features).apply(&[7.0], &mut out);
         assert_eq!(out, [0.0]);

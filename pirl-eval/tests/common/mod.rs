@@ -2,11 +2,42 @@
 #![allow(dead_code)] // each test file uses its share
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use candle_core::Device;
 use pirl_data::{EvalView, ImageFolder, Pack, PackOptions, pack};
+use pirl_eval::EvalError;
 use pirl_model::{Arch, ModelConfig, ResNet, Stem};
+use pirl_train::{Checkpoints, Identity, State, Training};
+
+/// Steps until `until` are done; their losses.
+pub(crate) fn train<T: Training<Error = EvalError>>(training: &mut T, until: u64) -> Vec<f32> {
+    let mut losses = Vec::new();
+    while training.done() < until {
+        losses.push(training.step().unwrap().loss);
+    }
+    losses
+}
+
+/// Checkpoints in `folder`.
+pub(crate) fn checkpoints(folder: &Path) -> Checkpoints {
+    let identity = Identity {
+        images: 1,
+        fingerprint: "of a test".to_owned(),
+        seed: 0,
+    };
+    Checkpoints::new(folder, 9, identity)
+}
+
+/// Saves a training as if it had done `step` steps.
+pub(crate) fn save<T: Training<Error = EvalError>>(
+    training: &T,
+    checkpoints: &Checkpoints,
+    step: u64,
+) -> PathBuf {
+    let save = |folder: &Path, state: &mut State| training.save(folder, state);
+    checkpoints.write(step, 0, save).unwrap()
+}
 
 /// Side of the images.
 pub(crate) const SIDE: u32 = 16;

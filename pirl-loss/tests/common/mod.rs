@@ -1,7 +1,10 @@
 //! Inputs that the tests of the losses share.
 #![allow(dead_code)] // each test binary uses its part
 
+use std::sync::OnceLock;
+
 use candle_core::{DType, Device, Tensor, Var};
+use pirl_core::Ops;
 use pirl_loss::{ContrastiveLoss, InfoNce, LossError, Nce, Negatives, Paper, reference};
 
 pub(crate) const DATASET_SIZE: usize = 997;
@@ -78,9 +81,54 @@ pub(crate) const KINDS: [&str; 3] = ["paper", "nce", "infonce"];
 pub(crate) fn loss(kind: &str, temperature: f64) -> Box<dyn ContrastiveLoss> {
     match kind {
         "paper" => Box::new(Paper::new(temperature).unwrap()),
-        "nce" => Box::new(Nce::new(temperature, DATASET_SIZE).unwrap()),
+        "nce" => Box::new(FirstBatchNce::new(temperature, DATASET_SIZE, Ops::Fast)),
         "infonce" => Box::new(InfoNce::new(temperature).unwrap()),
         other => panic!("no loss {other}"),
+    }
+}
+
+/// NCE with the constant of the first batch it sees.
+#[derive(Debug)]
+pub(crate) struct FirstBatchNce {
+    temperature: f64,
+    dataset_size: usize,
+    ops: Ops,
+    first: OnceLock<Nce>,
+}
+
+impl FirstBatchNce {
+    pub(crate) fn new(temperature: f64, dataset_size: usize, ops: Ops) -> Self {
+        Self {
+            temperature,
+            dataset_size,
+            ops,
+            first: OnceLock::new(),
+        }
+    }
+
+    pub(crate) fn estimated(&self, case: &Case) -> Result<Nce, LossError> {
+        self.of(&case.query, &case.positive, &case.negatives)
+    }
+
+    fn of(&self, q: &Tensor, p: &Tensor, negatives: &Negatives) -> Result<Nce, LossError> {
+        if let Some(nce) = self.first.get() {
+            return Ok(*nce);
+        }
+        let (tau, images) = (self.temperature, self.dataset_size);
+        let nce = Nce::estimated(tau, images, q, p, negatives, self.ops)?;
+        Ok(*self.first.get_or_init(|| nce))
+    }
+}
+
+impl ContrastiveLoss for FirstBatchNce {
+    fn forward(
+        &self,
+        query: &Tensor,
+        positive: &Tensor,
+        negatives: &Negatives,
+    ) -> Result<Tensor, LossError> {
+        let nce = self.of(query, positive, negatives)?;
+        nce.forward(query, positive, negatives)
     }
 }
 

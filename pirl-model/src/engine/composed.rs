@@ -8,11 +8,12 @@
 use candle_core::{DType, Tensor};
 
 use super::{Conv, Engine, Linear, Norm};
-use crate::config::{Ops, Precision};
+use crate::config::Precision;
 use crate::error::{ModelError, Result};
 use crate::mode::Mode;
 use crate::ops::{self, reference};
 use crate::params::{Buffers, NormId, NormUpdate, Param, ParamId, ParamSet};
+use pirl_core::Ops;
 
 /// A forward pass in progress; values are NCHW or `(n, c)` tensors, the maps of this crate's ops views
 /// of NHWC memory.

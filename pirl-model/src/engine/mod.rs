@@ -11,9 +11,9 @@ mod composed;
 mod tape;
 mod traced;
 
+use crate::backbone::Layer;
 use crate::error::Result;
 use crate::params::{Builder, Init, NormId, ParamId};
-use crate::resnet::Layer;
 
 pub(crate) use traced::Traced;
 

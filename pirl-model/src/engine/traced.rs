@@ -9,12 +9,13 @@ use super::Network;
 use super::buffer::Arena;
 use super::composed::Composed;
 use super::tape::{self, Forward, Tape};
-use crate::config::{Ops, Precision};
+use crate::backbone::Layer;
+use crate::config::Precision;
 use crate::error::{ModelError, Result};
 use crate::mode::Mode;
 use crate::ops::Element;
 use crate::params::{Buffers, Builder, NormUpdate, ParamSet};
-use crate::resnet::Layer;
+use pirl_core::Ops;
 
 /// A network, its parameters and statistics, and the engine that runs it.
 pub(crate) struct Traced<N> {
@@ -44,14 +45,12 @@ impl<N: Network> Traced<N> {
     pub(crate) fn set_precision(&mut self, precision: Precision) -> Result<()> {
         let device = self.params.var().device();
         let able = self.ops == Ops::Fast && (device.is_cpu() || device.is_cuda());
-        if precision != Precision::F32 && !able {
-            return Err(ModelError::Config {
-                key: "precision",
-                value: format!("{precision:?}").to_lowercase(),
-                expected: "needs a CPU or CUDA device and model.ops = \"fast\"; f32 runs anywhere"
-                    .to_owned(),
-            });
-        }
+        pirl_core::check(
+            "precision",
+            precision,
+            precision == Precision::F32 || able,
+            "must be f32, unless the device is a CPU or a CUDA device and ops is fast",
+        )?;
         self.precision = precision;
         Ok(())
     }

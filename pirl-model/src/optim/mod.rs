@@ -13,9 +13,9 @@ use candle_core::{DType, Storage, Tensor};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use crate::config::Ops;
 use crate::error::{ModelError, Result};
 use crate::params::{Param, ParamSet};
+use pirl_core::Ops;
 
 use sgd::{Accumulate, Apply, Segment};
 
@@ -176,6 +176,11 @@ impl Optimizer {
     /// Only if Candle cannot compute it.
     pub fn merge(&mut self, sums: Vec<Option<Tensor>>) -> Result<()> {
         self.gradients.merge(sums)
+    }
+
+    /// Forgets the accumulated gradients, those of a step that is not to be taken.
+    pub fn discard(&mut self) {
+        self.gradients.take();
     }
 
     /// Divides the accumulated gradients by `scale`, by which their losses were multiplied. `false` if
@@ -344,13 +349,15 @@ impl Group {
         let entries = entries
             .flat_map(|param| std::iter::repeat_n(number(param) as f32, param.elements()))
             .collect::<Vec<_>>();
-        let len = entries.len();
-        Ok(Tensor::from_vec(entries, len, self.params.var().device())?)
+        let var = self.params.var();
+        Ok(Tensor::from_vec(entries, var.shape(), var.device())?)
     }
 
     /// [`lars::trust`] of each parameter, repeated for each of its entries.
     fn lars_scale(&self, config: &OptimConfig, gradient: &Tensor) -> Result<Tensor> {
-        let values = self.params.var().as_detached_tensor();
+        let shape = self.params.var().shape();
+        let values = self.params.var().as_detached_tensor().flatten_all()?;
+        let gradient = gradient.flatten_all()?;
         let norm = |t: &Tensor, param: &Param| {
             let part = t.narrow(0, param.offset, param.elements())?;
             part.to_dtype(DType::F64)?.sqr()?.sum_keepdim(0)?.sqrt()
@@ -361,7 +368,7 @@ impl Group {
             let trust = if !param.trained {
                 one.zeros_like()?
             } else if config.adapts(param.decay) {
-                let (w, g) = (norm(&values, param)?, norm(gradient, param)?);
+                let (w, g) = (norm(&values, param)?, norm(&gradient, param)?);
                 let decay = config.decay(param.decay);
                 let trust = ((&w * config.trust_coefficient)? / (&g + (&w * decay)?)?)?;
                 let trust = w.gt(0.0)?.where_cond(&trust, &one)?;
@@ -373,7 +380,7 @@ impl Group {
             Ok(trust.broadcast_as(param.elements())?.contiguous()?)
         };
         let scales = self.params.params().iter().map(scale);
-        Ok(Tensor::cat(&scales.collect::<Result<Vec<_>>>()?, 0)?)
+        Ok(Tensor::cat(&scales.collect::<Result<Vec<_>>>()?, 0)?.reshape(shape)?)
     }
 }
 

@@ -15,6 +15,7 @@ use safetensors::tensor::{Dtype, TensorView};
 use crate::config::ModelConfig;
 use crate::error::{ModelError, Result};
 use crate::params::{Buffers, ParamSet};
+use crate::trainable::Trainable;
 use names::Shapes;
 use pth::Pth;
 
@@ -29,12 +30,36 @@ pub struct LoadReport {
     pub unexpected: Vec<String>,
 }
 
+impl LoadReport {
+    /// An error unless the state dict had all the network's tensors and no other. Counts of batches may
+    /// be missing, which PyTorch has kept since 0.4.1 and evaluations do not use.
+    ///
+    /// # Errors
+    /// [`ModelError::Missing`], [`ModelError::Unexpected`].
+    pub fn ensure_whole(&self) -> Result<()> {
+        let is_count = |name: &&String| name.ends_with(".num_batches_tracked");
+        let missing = self.missing.iter().filter(|name| !is_count(name));
+        let count = missing.clone().count();
+        if let Some(first) = missing.clone().next() {
+            let first = first.clone();
+            return Err(ModelError::Missing { count, first });
+        }
+        match self.unexpected.first() {
+            Some(first) => Err(ModelError::Unexpected {
+                count: self.unexpected.len(),
+                first: first.clone(),
+            }),
+            None => Ok(()),
+        }
+    }
+}
+
 /// Saves modules in one safetensors file, each under its prefix (empty, or ending in a dot).
 /// The file is whole or untouched: it is written beside, synced and renamed.
 ///
 /// # Errors
 /// [`ModelError::Io`].
-pub fn save_state_dict(path: &Path, modules: &[(&str, &ParamSet, &Buffers)]) -> Result<()> {
+pub fn save_state_dict(path: &Path, modules: &[(&str, &dyn Trainable)]) -> Result<()> {
     save_tensors(path, &state_dict(modules)?)
 }
 
@@ -42,15 +67,11 @@ pub fn save_state_dict(path: &Path, modules: &[(&str, &ParamSet, &Buffers)]) -> 
 ///
 /// # Errors
 /// Only if Candle cannot copy a tensor.
-pub fn state_dict(modules: &[(&str, &ParamSet, &Buffers)]) -> Result<HashMap<String, Tensor>> {
+pub fn state_dict(modules: &[(&str, &dyn Trainable)]) -> Result<HashMap<String, Tensor>> {
     let mut state = HashMap::new();
-    for (prefix, params, buffers) in modules {
-        for param in params.params() {
-            state.insert(format!("{prefix}{}", param.name), params.get(&param.name)?);
-        }
-        for (name, tensor) in buffers.entries()? {
-            state.insert(format!("{prefix}{name}"), tensor);
-        }
+    for (prefix, module) in modules {
+        let own = module.state()?.into_iter();
+        state.extend(own.map(|(name, tensor)| (format!("{prefix}{name}"), tensor)));
     }
     Ok(state)
 }
@@ -144,56 +165,53 @@ pub fn strip_prefix(state: &HashMap<String, Tensor>, prefix: &str) -> HashMap<St
     state.iter().filter_map(stripped).collect()
 }
 
-/// Takes the tensors of `state` by name into a module: every shape is checked before any is loaded.
-///
-/// # Errors
-/// [`ModelError::WrongShape`].
-pub fn load_into(
+/// Takes the tensors of `state` by name: every shape is checked before any is loaded.
+pub(crate) fn load_into(
     state: &HashMap<String, Tensor>,
-    params: &ParamSet,
-    buffers: &Buffers,
+    params: &[ParamSet],
+    buffers: &[Buffers],
 ) -> Result<LoadReport> {
-    let params_of = params
-        .params()
-        .iter()
-        .map(|p| (p.name.clone(), p.shape.clone()));
-    let expected: Vec<_> = params_of.chain(buffers.names()).collect();
     let mut report = LoadReport::default();
-    for (name, shape) in &expected {
-        match state.get(name) {
-            None => report.missing.push(name.clone()),
-            Some(tensor) if tensor.dims() == shape => report.matched.push(name.clone()),
-            Some(tensor) => {
-                return Err(ModelError::WrongShape {
-                    name: name.clone(),
-                    expected: shape.clone(),
-                    found: tensor.dims().to_vec(),
-                    hint: describe(state),
-                });
+    let mut check = |name: &str, shape: &[usize]| match state.get(name) {
+        None => {
+            report.missing.push(name.to_owned());
+            Ok(false)
+        }
+        Some(tensor) if tensor.dims() == shape => {
+            report.matched.push(name.to_owned());
+            Ok(true)
+        }
+        Some(tensor) => Err(ModelError::WrongShape {
+            name: name.to_owned(),
+            expected: shape.to_vec(),
+            found: tensor.dims().to_vec(),
+            hint: describe(state),
+        }),
+    };
+    let (mut of_params, mut of_buffers) = (Vec::new(), Vec::new());
+    for set in params {
+        for param in set.params() {
+            if check(&param.name, &param.shape)? {
+                of_params.push((set, param.name.as_str()));
             }
         }
     }
-    let known: HashSet<_> = expected.iter().map(|(name, _)| name).collect();
-    report.unexpected = state
-        .keys()
-        .filter(|name| !known.contains(name))
-        .cloned()
-        .collect();
-    report.unexpected.sort();
-    let parameters = params.params().len();
-    let names: HashSet<_> = report.matched.iter().collect();
-    for (i, (name, _)) in expected
-        .iter()
-        .enumerate()
-        .filter(|(_, (name, _))| names.contains(name))
-    {
-        if let Some(tensor) = state.get(name) {
-            if i < parameters {
-                params.set(name, tensor)?;
-            } else {
-                buffers.set(name, tensor)?;
+    for set in buffers {
+        for (name, shape) in set.names() {
+            if check(&name, &shape)? {
+                of_buffers.push((set, name));
             }
         }
+    }
+    let known: HashSet<_> = report.matched.iter().collect();
+    let unexpected = state.keys().filter(|name| !known.contains(name));
+    report.unexpected = unexpected.cloned().collect();
+    report.unexpected.sort();
+    for (set, name) in of_params {
+        set.set(name, &state[name])?;
+    }
+    for (set, name) in of_buffers {
+        set.set(&name, &state[&name])?;
     }
     Ok(report)
 }

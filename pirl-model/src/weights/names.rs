@@ -189,12 +189,12 @@ mod tests {
     use candle_core::Device;
 
     use super::*;
-    use crate::resnet::{Backbone, ResNet};
-    use crate::weights::state_dict;
+    use crate::resnet::ResNet;
+    use crate::trainable::Trainable;
 
     fn shapes(config: &ModelConfig) -> Shapes {
         let network = ResNet::new(config, 0, &Device::Cpu).unwrap();
-        let state = state_dict(&[("", network.parameters(), network.buffers())]).unwrap();
+        let state = network.state().unwrap();
         let shape = |(name, tensor): (String, candle_core::Tensor)| (name, tensor.dims().to_vec());
         state.into_iter().map(shape).collect()
     }

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::{Network, finish, make_folder};
 use crate::args::InvarianceArgs;
 use crate::commands::eval::describe_pack;
-use crate::files::write_png;
+use crate::output::write_png;
 use crate::progress::Progress;
 use crate::recipe::Recipe;
 

@@ -14,8 +14,7 @@ use serde_json::{Value, json};
 
 use super::eval::{extraction, recompute_batch_norm};
 use crate::args::AnalyzeArgs;
-use crate::files::write_whole;
-use crate::output::{print, print_json};
+use crate::output::{print, print_json, write_result};
 use crate::recipe::Recipe;
 use crate::{device, weights};
 
@@ -58,11 +57,7 @@ fn make_folder(out: &Path) -> Result<()> {
 
 /// Writes the result into `--out` and prints it, or `text`.
 fn finish(args: &AnalyzeArgs, result: &Value, text: &str) -> Result<()> {
-    let json = serde_json::to_string_pretty(result).context("writing the result as JSON")?;
-    write_whole(
-        &args.out.join("result.json"),
-        format!("{json}\n").as_bytes(),
-    )?;
+    write_result(&args.out, result)?;
     if args.run.json {
         return print_json(result);
     }

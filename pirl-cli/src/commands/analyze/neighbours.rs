@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use super::{Network, finish, make_folder};
 use crate::args::NeighboursArgs;
 use crate::commands::eval::{describe_pack, extraction};
-use crate::files::write_png;
+use crate::output::write_png;
 use crate::progress::Progress;
 
 const SHEET: &str = "neighbours.png";
@@ -105,7 +105,7 @@ fn features(
     what: &'static str,
 ) -> Result<FeatureSet> {
     let extraction = Extraction {
-        layers: vec![args.layer],
+        layers: vec![args.layer.clone()],
         pool: Pool::Average,
         ..extraction(&network.recipe)
     };

@@ -177,16 +177,17 @@ fn pools() -> Vec<Case> {
 }
 
 fn losses() -> Vec<Case> {
-    type Make = fn(bool) -> Result<Box<dyn ContrastiveLoss>>;
+    type Make = fn(Ops, &Tensor, &Tensor, &Negatives) -> Result<Box<dyn ContrastiveLoss>>;
     let kinds: [(&str, Make); 3] = [
-        ("paper", |fused| {
-            Ok(Box::new(Paper::new(0.07)?.fused(fused)))
+        ("paper", |ops, _, _, _| {
+            Ok(Box::new(Paper::new(0.07)?.with_ops(ops)))
         }),
-        ("nce", |fused| {
-            Ok(Box::new(Nce::new(0.07, 5000)?.fused(fused)))
+        ("nce", |ops, query, positive, negatives| {
+            let nce = Nce::estimated(0.07, 5000, query, positive, negatives, ops)?;
+            Ok(Box::new(nce))
         }),
-        ("infonce", |fused| {
-            Ok(Box::new(InfoNce::new(0.1)?.fused(fused)))
+        ("infonce", |ops, _, _, _| {
+            Ok(Box::new(InfoNce::new(0.1)?.with_ops(ops)))
         }),
     ];
     const DIM: usize = 128;
@@ -212,7 +213,8 @@ fn losses() -> Vec<Case> {
                     indices,
                 }
             };
-            let loss = make(ops == Ops::Fast)?.forward(&query, &positive, &negatives)?;
+            let loss = make(ops, &query, &positive, &negatives)?;
+            let loss = loss.forward(&query, &positive, &negatives)?;
             let gradients = loss.backward()?;
             let gradient = gradients.get(&query).map(host).transpose()?;
             Ok(vec![
@@ -246,7 +248,7 @@ fn bank() -> Case {
         Measure::Largest,
         |ops, device| {
             let bank = MemoryBank::from_rows(unit(1, 500, 128, device)?, 0.5)?;
-            let mut bank = bank.fast(ops == Ops::Fast);
+            let mut bank = bank.with_ops(ops);
             let drawn: Vec<u32> = (0..700).map(|i| i * 13 % 500).collect();
             let gathered = host(&bank.gather(&drawn)?)?;
             bank.update(&[3, 499, 0, 77], &unit(2, 4, 128, device)?)?;
@@ -407,12 +409,12 @@ fn heads() -> Vec<Case> {
             let head = make(&config, device)?;
             let features = variable(1, &[36, 96], device)?;
             let out = head.forward(&features, Mode::Train)?;
-            let parameters = head.parameters().var().as_tensor();
+            let sets = head.parameter_sets();
             differentiated(
                 &out,
                 &[
                     ("input gradient", &features),
-                    ("parameter gradient", parameters),
+                    ("parameter gradient", sets[0].var().as_tensor()),
                 ],
             )
         })

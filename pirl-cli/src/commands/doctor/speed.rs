@@ -9,13 +9,16 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{DType, Device, Tensor};
 use image::codecs::jpeg::JpegEncoder;
-use pirl_data::{Batch, DataError, Encoding, Pack, PackOptions, RawSample, Source, pack};
+use pirl_data::{
+    Batch, DataError, Encoding, Normalize, Pack, PackOptions, RawSample, Source, pack,
+};
+use pirl_train::Objective;
 use serde::Serialize;
 
 use crate::args::DoctorArgs;
+use crate::assemble::Inputs;
 use crate::commands::bench;
-use crate::recipe::Recipe;
-use crate::train::{Learner, Plan};
+use crate::recipe::{LossKind, Recipe};
 
 /// Sizes of the batches that are timed.
 const ON_CPU: [usize; 3] = [2, 4, 8];
@@ -112,8 +115,8 @@ fn steps(recipe: &Recipe, sizes: &[usize], folder: &Path, device: &Device) -> Re
     for &batch_size in sizes {
         let mut recipe = recipe.clone();
         recipe.train.batch_size = batch_size;
-        let timed = Plan::new(recipe, Pack::open(&path)?, 1)
-            .and_then(|plan| time_step(&plan, batch_size, device));
+        let timed = Inputs::new(recipe, Pack::open(&path)?, 1)
+            .and_then(|inputs| time_step(&inputs, batch_size, device));
         steps.push(match timed {
             Ok(seconds) => Step {
                 batch_size,
@@ -132,11 +135,24 @@ fn steps(recipe: &Recipe, sizes: &[usize], folder: &Path, device: &Device) -> Re
 
 /// Seconds of a step: after a first, which may allocate and choose algorithms, the mean of as many
 /// as half a second takes.
-fn time_step(plan: &Plan, batch_size: usize, device: &Device) -> Result<f64> {
-    let mut learner = Learner::new(plan, std::slice::from_ref(device))?;
-    let batch = batch(plan, batch_size)?;
+fn time_step(inputs: &Inputs, batch_size: usize, device: &Device) -> Result<f64> {
+    match inputs.recipe.loss.kind {
+        LossKind::Covariant => time(inputs, inputs.covariant()?, batch_size, device),
+        LossKind::Supervised => time(inputs, inputs.supervised()?, batch_size, device),
+        _ => time(inputs, inputs.pirl(device)?, batch_size, device),
+    }
+}
+
+fn time<O: Objective>(
+    inputs: &Inputs,
+    objective: O,
+    batch_size: usize,
+    device: &Device,
+) -> Result<f64> {
+    let mut learner = inputs.learner(objective, std::slice::from_ref(device))?;
+    let batch = batch(inputs, batch_size)?;
     let mut step = |number: u64| -> Result<()> {
-        learner.step([Ok(batch.clone())].into_iter(), batch_size, number, 1e-4)?;
+        learner.step([Ok(batch.clone())], number, 1e-4)?;
         Ok(device.synchronize()?)
     };
     step(1)?;
@@ -149,20 +165,22 @@ fn time_step(plan: &Plan, batch_size: usize, device: &Device) -> Result<f64> {
 }
 
 /// A batch of noise.
-fn batch(plan: &Plan, images: usize) -> Result<Batch> {
+fn batch(inputs: &Inputs, images: usize) -> Result<Batch> {
     let noise = |count: usize, side: usize| {
         let noise = Tensor::rand(0f32, 256.0, (count, 3, side, side), &Device::Cpu)?;
         noise.to_dtype(DType::U8)
     };
-    let pretext = plan.pretext.as_deref();
+    let pretext = inputs.pretext.as_deref();
     let transformed = pretext.map(|pretext| noise(images * pretext.views(), pretext.view_size()));
     let labels = pretext.map_or(1, |pretext| pretext.labels().max(1));
     Ok(Batch {
-        images: noise(images, plan.recipe.data.image_size)?,
+        images: noise(images, inputs.recipe.data.image_size)?,
         transformed: transformed.transpose()?,
         indices: (0..images as u32).collect(),
         targets: (0..images).map(|image| (image % labels) as u32).collect(),
         skipped: 0,
+        batch_size: images,
+        normalize: Normalize::new(inputs.recipe.data.mean, inputs.recipe.data.std)?,
     })
 }
 

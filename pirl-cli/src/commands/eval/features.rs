@@ -4,15 +4,15 @@ use anyhow::{Context, Result, ensure};
 use pirl_data::Pack;
 use pirl_eval::{
     Crops, EvalError, Extraction, FeatureCache, FeatureSet, Knn, KnnReport, LayerReport,
-    LinearProbe, LinearReport, Probe, RandomCropProbe, Training, check_room, extract_features,
-    feature_bytes, images_per_second, weights_fingerprint,
+    LinearProbe, LinearReport, Probe, RandomCropProbe, check_room, extract_features, feature_bytes,
+    images_per_second, weights_fingerprint,
 };
 use pirl_model::ResNet;
+use pirl_train::Training;
 use serde_json::{Value, json};
 
 use super::Task;
 use super::published::Protocol;
-use super::session::Session;
 use crate::args::{LinearArgs, ProbeArgs};
 use crate::progress::Progress;
 use crate::recipe::Recipe;
@@ -57,7 +57,17 @@ fn on_random_crops(args: &ProbeArgs, task: &Task, resume: bool) -> Result<()> {
     settings["layers"] = json!(extraction.layers);
     settings["pool"] = json!(extraction.pool);
     settings["precise_batch_norm"] = json!(recomputed);
-    Session::new(&args.eval, task, &task.train, &settings)?.run(&mut probe, resume)?;
+    let matters = |key: &str| {
+        let keys = [
+            "eval.linear.",
+            "eval.layers",
+            "eval.pool",
+            "eval.crop_scale",
+            "eval.flip",
+        ];
+        keys.iter().any(|start| key.starts_with(start))
+    };
+    task.train(&args.eval, resume, &mut probe, &task.train, matters)?;
 
     let mut progress = Progress::new("testing", "images", task.test.len() as u64, 0);
     let report = probe.evaluate(&task.test, &mut |done, _| {
@@ -73,7 +83,7 @@ fn on_random_crops(args: &ProbeArgs, task: &Task, resume: bool) -> Result<()> {
 /// What is about to begin, in images, time and memory.
 fn estimate(probe: &RandomCropProbe<'_>, task: &Task, extraction: &Extraction) -> Result<()> {
     let config = &task.recipe.eval.linear;
-    let passes = probe.steps() * config.batch_size + task.test.len();
+    let passes = probe.steps() as usize * config.batch_size + task.test.len();
     let rate = images_per_second(&task.backbone, extraction)?;
     eprintln!(
         "linear probes on random crops: {} epochs of {} images and a test on {}, {:.1} hours at {rate:.0} \

@@ -9,9 +9,8 @@ use serde_json::json;
 
 use super::Task;
 use super::published::Protocol;
-use super::session::Session;
 use crate::args::FinetuneArgs;
-use crate::files::write_whole;
+use crate::output::write_file;
 use crate::progress::Progress;
 
 pub(crate) fn finetune(args: &FinetuneArgs) -> Result<()> {
@@ -29,7 +28,7 @@ pub(crate) fn finetune(args: &FinetuneArgs) -> Result<()> {
     let mut tuner = Finetune::new(
         config,
         &task.backbone,
-        &task.recipe.model,
+        task.recipe.model.ops,
         pack.clone(),
         task.train_view()?,
         task.recipe.loader.workers,
@@ -39,9 +38,12 @@ pub(crate) fn finetune(args: &FinetuneArgs) -> Result<()> {
     settings["crop_scale"] = json!(task.recipe.eval.crop_scale);
     settings["flip"] = json!(task.recipe.eval.flip);
 
-    let session = Session::new(&args.eval, &task, &pack, &settings)?;
+    let matters = |key: &str| {
+        let keys = ["eval.finetune.", "eval.crop_scale", "eval.flip"];
+        keys.iter().any(|start| key.starts_with(start))
+    };
+    task.train(&args.eval, args.resume, &mut tuner, &pack, matters)?;
     let labels = write_labels(args, &subset)?;
-    session.run(&mut tuner, args.resume)?;
 
     let report = {
         let (eval, total) = (&task.recipe.eval, task.test.len() as u64);
@@ -85,7 +87,7 @@ fn write_labels(args: &FinetuneArgs, subset: &LabelSubset) -> Result<Option<Path
         return Ok(None);
     };
     let path = out.join("labels.txt");
-    write_whole(&path, subset.to_text().as_bytes())?;
+    write_file(&path, subset.to_text().as_bytes())?;
     Ok(Some(path))
 }
 

@@ -4,23 +4,24 @@ mod detect;
 mod features;
 mod finetune;
 mod published;
-mod session;
 mod svm;
 
 use std::fs;
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use pirl_data::{ImageView, Pack, ViewConfig};
 use pirl_eval::{check_packs, weights_fingerprint};
 use pirl_model::ResNet;
+use pirl_train::{BoxError, Identity, Training};
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::args::EvalArgs;
-use crate::files::write_whole;
-use crate::output::{print, print_json};
+use crate::output::{print, print_json, write_result};
 use crate::recipe::Recipe;
+use crate::run_dir::RunDir;
+use crate::session::{Session, nothing};
 use crate::{device, weights};
 
 pub(crate) use detect::detect;
@@ -50,9 +51,6 @@ impl Task {
         let test = Pack::open(&args.test)?;
         if protocol != Protocol::Svm {
             check_packs(&train, &test)?;
-        }
-        if let Some(out) = &args.out {
-            fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
         }
         let run = &args.run;
         let device = device::parse(&run.device)?;
@@ -85,6 +83,41 @@ impl Task {
         };
         let view = ImageView::new(&self.recipe.data, &config.without_colors())?;
         Ok(view)
+    }
+
+    /// Runs a training that an evaluation consists of on `pack`, with its checkpoints in `--out`.
+    /// `matters` says which keys of the recipe its steps depend on, besides those of the network.
+    fn train<T>(
+        &self,
+        args: &EvalArgs,
+        resumes: bool,
+        training: &mut T,
+        pack: &Pack,
+        matters: impl Fn(&str) -> bool,
+    ) -> Result<()>
+    where
+        T: Training<Error: Into<anyhow::Error> + Into<BoxError>>,
+    {
+        ensure!(
+            !resumes || args.out.is_some(),
+            "--resume needs the --out that the checkpoints are in"
+        );
+        let matters = |key: &str| {
+            let network = ["model.", "data.", "eval.precise_batch_norm"];
+            key == "seed" || network.iter().any(|start| key.starts_with(start)) || matters(key)
+        };
+        let folder = args.out.as_ref();
+        let folder = folder.map(|out| RunDir::check(out, &self.recipe, resumes, matters));
+        let identity = Identity {
+            images: pack.len(),
+            fingerprint: format!("images {}, weights {}", pack.fingerprint(), self.weights),
+            seed: self.recipe.seed,
+        };
+        let command = ", give the same command with --resume".to_owned();
+        let folder = folder.transpose()?;
+        Session::open(training, folder, &self.recipe, identity, resumes, command)?
+            .run(training, &mut nothing)?;
+        Ok(())
     }
 
     /// What every result rests on.
@@ -122,9 +155,8 @@ impl Task {
             }
         }
         if let Some(out) = &args.out {
-            let text =
-                serde_json::to_string_pretty(&result).context("writing the result as JSON")?;
-            write_whole(&out.join("result.json"), format!("{text}\n").as_bytes())?;
+            fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
+            write_result(out, &result)?;
         }
         if args.run.json {
             return print_json(&result);

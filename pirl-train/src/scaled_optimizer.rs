@@ -1,18 +1,21 @@
-//! Down the gradient of a loss, whatever precision it comes in.
+//! The optimiser, whatever precision the gradients come in.
 
-use anyhow::Result;
 use candle_core::Tensor;
 use pirl_model::{LossScale, Optimizer, Precision};
 
-/// The optimiser, and how losses are scaled for it.
-pub(crate) struct Descent {
+use crate::error::Result;
+
+/// An optimiser, and the scale of the losses that are differentiated for it: half precision has a
+/// narrow range, so there losses are scaled as `torch.amp.GradScaler` scales them.
+pub struct ScaledOptimizer {
     pub(crate) optimizer: Optimizer,
     /// `None` where gradients have the range of `f32`, which that of `bf16` is.
     pub(crate) scale: Option<LossScale>,
 }
 
-impl Descent {
-    pub(crate) fn new(optimizer: Optimizer, precision: Precision) -> Self {
+impl ScaledOptimizer {
+    /// For activations in `precision`.
+    pub fn new(optimizer: Optimizer, precision: Precision) -> Self {
         Self {
             optimizer,
             scale: (precision == Precision::F16).then(LossScale::default),
@@ -20,7 +23,10 @@ impl Descent {
     }
 
     /// Differentiates a part of the step's loss.
-    pub(crate) fn accumulate(&mut self, loss: &Tensor) -> Result<()> {
+    ///
+    /// # Errors
+    /// Only if Candle cannot compute it.
+    pub fn accumulate(&mut self, loss: &Tensor) -> Result<()> {
         let gradients = match &self.scale {
             Some(scale) => (loss * scale.value())?.backward()?,
             None => loss.backward()?,
@@ -30,19 +36,27 @@ impl Descent {
 
     /// The step, at the learning rate `lr`. One whose scaled gradients are not finite is left out and
     /// counted, and the next losses are scaled by half as much.
-    pub(crate) fn step(&mut self, lr: f64) -> Result<()> {
+    ///
+    /// # Errors
+    /// Only if Candle cannot compute it.
+    pub fn step(&mut self, lr: f64) -> Result<()> {
         if let Some(scale) = &mut self.scale {
             let finite = self.optimizer.unscale(scale.value())?;
             scale.update(finite);
             if !finite {
+                let scale = scale.value();
                 tracing::debug!(
-                    "a gradient was not finite; losses are now scaled by {}",
-                    scale.value()
+                    "a gradient was not finite; losses are scaled by {scale} from here"
                 );
                 return Ok(());
             }
         }
         Ok(self.optimizer.step(lr)?)
+    }
+
+    /// What losses are multiplied by before they are differentiated.
+    pub(crate) fn factor(&self) -> f64 {
+        self.scale.as_ref().map_or(1.0, LossScale::value)
     }
 }
 
@@ -53,11 +67,11 @@ mod tests {
     use pirl_model::{OptimConfig, ParamSet};
 
     /// A step down `slope` in every one of three parameters, and what they then are.
-    fn step(descent: &mut Descent, set: &ParamSet, slope: f32) -> Vec<f32> {
+    fn step(optimizer: &mut ScaledOptimizer, set: &ParamSet, slope: f32) -> Vec<f32> {
         let slope = Tensor::new(&[slope; 3], &Device::Cpu).unwrap();
         let loss = (set.var().as_tensor() * slope).unwrap();
-        descent.accumulate(&loss.sum_all().unwrap()).unwrap();
-        descent.step(0.1).unwrap();
+        optimizer.accumulate(&loss.sum_all().unwrap()).unwrap();
+        optimizer.step(0.1).unwrap();
         set.var().to_vec1().unwrap()
     }
 
@@ -68,7 +82,7 @@ mod tests {
                 let params: [(&str, &[usize], f64); 1] = [("w", &[1, 3], 1.0)];
                 let set = ParamSet::normal(1, &params, &Device::Cpu).unwrap();
                 let optimizer = Optimizer::new(&OptimConfig::default(), vec![set.clone()]);
-                (Descent::new(optimizer.unwrap(), precision), set)
+                (ScaledOptimizer::new(optimizer.unwrap(), precision), set)
             });
         let before: Vec<f32> = half_set.var().to_vec1().unwrap();
         // Finite before it is scaled.

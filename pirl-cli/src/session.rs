@@ -1,0 +1,251 @@
+//! A training on the command line: its folder, what is shown and logged of it, and how it ends early.
+//!
+//! Pre-training, fine-tuning, linear probes on random crops and detectors all run here, by
+//! [`pirl_train::run`], so they behave alike.
+
+use anyhow::{Result, bail};
+use pirl_train::{
+    BoxError, Checkpoints, Ended, Identity, Metric, Observer, Row, RunOptions, Step, TrainError,
+    Training, resume, run,
+};
+
+use crate::interrupt::{Interrupt, Interrupted};
+use crate::metrics::Metrics;
+use crate::progress::Progress;
+use crate::recipe::Recipe;
+use crate::report;
+use crate::run_dir::RunDir;
+use crate::tensorboard::TensorBoard;
+
+/// A training about to run.
+pub(crate) struct Session<'a> {
+    recipe: &'a Recipe,
+    /// `None`: nothing is kept.
+    kept: Option<Kept>,
+    interrupt: Interrupt,
+    /// How to go on after an interruption.
+    resume_command: String,
+}
+
+/// What a folder keeps of a training.
+struct Kept {
+    folder: RunDir,
+    checkpoints: Checkpoints,
+}
+
+/// Evaluates a training after a step, and returns what to log with it.
+pub(crate) type AfterStep<'a, T> =
+    &'a mut dyn FnMut(
+        &T,
+        &Step,
+        &Progress,
+    ) -> Result<Vec<(&'static str, Metric)>, <T as Training>::Error>;
+
+impl<'a> Session<'a> {
+    /// Begins a training in `folder`, which has been checked, or goes on with the one there: restores
+    /// `training` from its newest checkpoint. Nothing is written before that.
+    pub(crate) fn open<T>(
+        training: &mut T,
+        folder: Option<RunDir>,
+        recipe: &'a Recipe,
+        identity: Identity,
+        resumes: bool,
+        resume_command: String,
+    ) -> Result<Self>
+    where
+        T: Training<Error: Into<anyhow::Error>>,
+    {
+        let kept = match folder {
+            None => None,
+            Some(folder) => {
+                let keep = recipe.checkpoint.keep;
+                let checkpoints = Checkpoints::new(folder.checkpoints(), keep, identity);
+                if resumes {
+                    restore(training, &checkpoints, &folder)?;
+                }
+                folder.begin(recipe)?;
+                Some(Kept {
+                    folder,
+                    checkpoints,
+                })
+            }
+        };
+        Ok(Self {
+            recipe,
+            kept,
+            interrupt: Interrupt::install()?,
+            resume_command,
+        })
+    }
+
+    /// What Ctrl-C sets.
+    pub(crate) fn interrupt(&self) -> &Interrupt {
+        &self.interrupt
+    }
+
+    /// Runs the training to its last step. An interrupted one is saved, and an error that says how to
+    /// go on.
+    pub(crate) fn run<T>(&self, training: &mut T, after_step: AfterStep<'_, T>) -> Result<Ended>
+    where
+        T: Training<Error: Into<anyhow::Error> + Into<BoxError>>,
+    {
+        let (done, steps) = (training.done(), training.steps());
+        let mut display = Display {
+            log: match &self.kept {
+                Some(kept) => Some(Log::open(&kept.folder, done)?),
+                None => None,
+            },
+            progress: Progress::new(training.name(), "steps", steps, done),
+            interrupt: &self.interrupt,
+            after_step,
+        };
+        let options = RunOptions {
+            log_every: self.recipe.log.every,
+            checkpoint_every: self.recipe.checkpoint.every,
+        };
+        let checkpoints = self.kept.as_ref().map(|kept| &kept.checkpoints);
+        let ended = run(training, checkpoints, &options, &mut display);
+        display.progress.finish();
+        let ended = ended.map_err(|error| way_out(error.into()))?;
+        if let Some(kept) = &self.kept {
+            report::write(&kept.folder)?;
+        }
+        if ended.interrupted {
+            bail!(Interrupted(match &ended.checkpoint {
+                Some(path) => format!(
+                    "{} of {steps} steps are done and saved in {}; to go on{}",
+                    training.done(),
+                    path.display(),
+                    self.resume_command
+                ),
+                None => "nothing is kept without --out; start again with it".to_owned(),
+            }));
+        }
+        Ok(ended)
+    }
+}
+
+fn restore<T>(training: &mut T, checkpoints: &Checkpoints, folder: &RunDir) -> Result<()>
+where
+    T: Training<Error: Into<anyhow::Error>>,
+{
+    let path = folder.path().display();
+    let found = resume(training, checkpoints).map_err(|error| {
+        let error: anyhow::Error = error.into();
+        let other = matches!(error.downcast_ref(), Some(TrainError::OtherTraining { .. }));
+        let error = error.context(format!("resuming {path}"));
+        if other {
+            return error.context(
+                "the checkpoint is from other data or weights: give those it was made with, or \
+                 start a new run",
+            );
+        }
+        error
+    })?;
+    if found.is_none() {
+        tracing::warn!("{path} has no checkpoint yet: starting from the first step");
+    }
+    Ok(())
+}
+
+/// What to do about an error, in terms of the command line.
+fn way_out(error: anyhow::Error) -> anyhow::Error {
+    match error.downcast_ref() {
+        Some(TrainError::LossNotFinite { .. }) => error.context(
+            "training has diverged; earlier checkpoints are whole: go on from them in a new run with \
+             a smaller learning rate (optim.lr) or a longer warm-up (schedule.warmup_epochs)",
+        ),
+        Some(TrainError::NotSaved { earlier, .. }) => {
+            let advice = match earlier {
+                Some(path) => format!(
+                    "{} is whole: free some space and go on from there with --resume",
+                    path.display()
+                ),
+                None => "there is no earlier checkpoint; free some space and start again".to_owned(),
+            };
+            error.context(advice)
+        }
+        _ => error,
+    }
+}
+
+/// What is written of a training while it runs.
+struct Log {
+    metrics: Metrics,
+    board: TensorBoard,
+}
+
+impl Log {
+    fn open(folder: &RunDir, done: u64) -> Result<Self> {
+        Ok(Self {
+            metrics: Metrics::open(&folder.metrics(), done)?,
+            board: TensorBoard::create(folder.path(), done)?,
+        })
+    }
+
+    fn write(&mut self, row: &Row) -> Result<()> {
+        self.metrics.write(row)?;
+        let mut points = vec![
+            ("loss/total".to_owned(), row.loss),
+            ("lr".to_owned(), row.lr as f32),
+            (
+                "speed/images_per_second".to_owned(),
+                row.images_per_second as f32,
+            ),
+            ("speed/data_wait".to_owned(), row.data_wait as f32),
+        ];
+        for (key, metric) in &row.metrics {
+            if let Metric::Real(value) = metric {
+                points.push((key.replacen("loss_", "loss/", 1), *value));
+            }
+        }
+        let points: Vec<_> = points
+            .iter()
+            .map(|(tag, value)| (tag.as_str(), *value))
+            .collect();
+        self.board.scalars(row.step, &points)
+    }
+}
+
+/// Shows and logs the steps of a training.
+struct Display<'a, T: Training> {
+    log: Option<Log>,
+    progress: Progress,
+    interrupt: &'a Interrupt,
+    after_step: AfterStep<'a, T>,
+}
+
+impl<T: Training> Observer<T> for Display<'_, T> {
+    fn after_step(
+        &mut self,
+        training: &T,
+        step: &Step,
+    ) -> Result<Vec<(&'static str, Metric)>, T::Error> {
+        let (done, epoch) = (training.done(), training.steps_per_epoch().max(1));
+        self.progress.at(done, || {
+            let (epoch, epochs) = ((done - 1) / epoch + 1, training.steps().div_ceil(epoch));
+            format!("epoch {epoch}/{epochs} loss {:.4}", step.loss)
+        });
+        (self.after_step)(training, step, &self.progress)
+    }
+
+    fn log(&mut self, row: &Row) -> Result<(), BoxError> {
+        match &mut self.log {
+            Some(log) => Ok(log.write(row)?),
+            None => Ok(()),
+        }
+    }
+
+    fn interrupted(&self) -> bool {
+        self.interrupt.seen()
+    }
+}
+
+/// Nothing to do after a step.
+pub(crate) fn nothing<T: Training>(
+    _: &T,
+    _: &Step,
+    _: &Progress,
+) -> Result<Vec<(&'static str, Metric)>, T::Error> {
+    Ok(Vec::new())
+}

@@ -1,0 +1,483 @@
+//! PIRL itself (arXiv:1912.01991, section 3): embeddings of an image and of its transformed copy are
+//! pulled towards the image's row of a memory bank, and away from rows of other images.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use candle_core::{Device, Tensor};
+use pirl_bank::{MemoryBank, NegativeSampler, SharedSampler};
+use pirl_core::Ops;
+use pirl_data::{Batch, EvalView, Pack, eval_batches};
+use pirl_loss::{ContrastiveLoss, Negatives, Paper, ViewWeights};
+use pirl_model::{Head, HeadKind, JigsawHead, Mode, ModelConfig, ModelError, ProjectionHead};
+
+use super::estimated_nce::EstimatedNce;
+use super::negatives::StepNegatives;
+use super::{HeadFactory, Module, Objective, PartOutcome, Terms, boxed};
+use crate::checkpoint::{BANK, State};
+use crate::error::{Result, TrainError};
+use crate::learner::Learner;
+use crate::networks::{Networks, move_to};
+use crate::streams::Stream;
+use crate::training::Metric;
+
+/// The paper's number of negatives (section 4).
+const NEGATIVES: usize = 32_000;
+/// The paper's temperature.
+const TEMPERATURE: f64 = 0.07;
+
+/// PIRL, and without transformed views NPID (Wu et al., arXiv:1805.01978).
+///
+/// A step: negatives are drawn from the bank, once for the whole batch; the transformed views and the
+/// images go through the backbone and the heads g and f; the loss is
+/// `lambda * L(m_I, g(v_It)) + (1 - lambda) * L(m_I, f(v_I))`, equation (6), where `m_I` is the image's
+/// row of the bank; after the optimiser's step that row moves towards `f(v_I)`.
+pub struct Pirl {
+    loss: Arc<dyn ContrastiveLoss>,
+    /// The same loss, if it is one whose constant is estimated.
+    nce: Option<Arc<EstimatedNce>>,
+    weights: ViewWeights,
+    image_head: HeadFactory,
+    /// `None` for NPID.
+    transformed_head: Option<HeadFactory>,
+    bank: MemoryBank,
+    sampler: Box<dyn NegativeSampler>,
+    /// N.
+    negatives: usize,
+    ops: Ops,
+    seed: u64,
+    /// Those of the step that is under way.
+    step: StepNegatives,
+}
+
+/// What stands on a backbone.
+pub struct PirlHeads {
+    /// f, for the image.
+    pub image: Box<dyn Head>,
+    /// g, for its transformed copy; `None` for NPID.
+    pub transformed: Option<Box<dyn Head>>,
+}
+
+/// What a part of a batch is compared with.
+pub struct Rows {
+    /// `m_I` of each image, `(b, dim)`.
+    own: Tensor,
+    /// One draw for the batch, and for both terms.
+    negatives: Negatives,
+    loss: Arc<dyn ContrastiveLoss>,
+    weights: ViewWeights,
+}
+
+impl Pirl {
+    /// PIRL on so many images, with `views` of each transformed copy
+    /// ([`Pretext::views`](pirl_data::Pretext::views): 9 patches of a jigsaw, 1 of a rotation, 0 for
+    /// NPID). Everything else is the paper's unless set.
+    pub fn builder(images: usize, views: usize) -> PirlBuilder {
+        PirlBuilder::new(images, views)
+    }
+
+    /// The memory bank.
+    pub fn bank(&self) -> &MemoryBank {
+        &self.bank
+    }
+}
+
+impl Objective for Pirl {
+    type Heads = PirlHeads;
+    type Target = Rows;
+    /// f of each image, without history.
+    type Outcome = Tensor;
+
+    fn heads(&self, features: usize, device: &Device) -> Result<PirlHeads> {
+        let transformed = self.transformed_head.as_ref();
+        let transformed = transformed.map(|head| head(features, device));
+        Ok(PirlHeads {
+            image: (self.image_head)(features, device)?,
+            transformed: transformed.transpose()?,
+        })
+    }
+
+    fn modules(heads: &PirlHeads) -> Vec<Module<'_>> {
+        let mut modules: Vec<Module<'_>> = vec![("head.f.", &heads.image)];
+        modules.extend(heads.transformed.as_ref().map(|g| ("head.g.", g as _)));
+        modules
+    }
+
+    fn begin_step(&mut self, step: u64) -> Result<()> {
+        self.step = StepNegatives::new(self.seed, step);
+        Ok(())
+    }
+
+    fn target(&mut self, part: &Batch, device: &Device) -> Result<Rows> {
+        let (bank, sampler) = (&self.bank, self.sampler.as_ref());
+        let images = &part.indices;
+        Ok(Rows {
+            own: move_to(&bank.gather(images)?, device)?,
+            negatives: self
+                .step
+                .of(images, self.negatives, bank, sampler, device)?,
+            loss: Arc::clone(&self.loss),
+            weights: self.weights,
+        })
+    }
+
+    fn forward(
+        networks: &mut Networks<PirlHeads>,
+        part: &Batch,
+        rows: Rows,
+        terms: &mut Terms<'_>,
+    ) -> Result<Tensor> {
+        let loss = |view: &Tensor| rows.loss.forward(view, &rows.own, &rows.negatives);
+        let mut image_weight = 1.0;
+        // The transformed copies go first, as in VISSL: both passes move batch norm's running
+        // statistics, and the images' is to be the last.
+        if networks.heads().transformed.is_some() {
+            let view = transformed(networks, part, Mode::Train)?;
+            terms.add("loss_patch", rows.weights.transformed, &loss(&view)?)?;
+            image_weight = rows.weights.image;
+        }
+        let view = image(networks, part, Mode::Train)?;
+        terms.add("loss_image", image_weight, &loss(&view)?)?;
+        Ok(view.detach())
+    }
+
+    /// Moves the bank's rows towards the embeddings of the step.
+    fn end_step(
+        &mut self,
+        outcomes: Vec<PartOutcome<Tensor>>,
+    ) -> Result<Vec<(&'static str, Metric)>> {
+        let (mut indices, mut embeddings) = (Vec::new(), Vec::new());
+        for part in outcomes {
+            embeddings.push(move_to(&part.outcome, self.bank.rows().device())?);
+            indices.extend(part.indices);
+        }
+        self.bank.update(&indices, &Tensor::cat(&embeddings, 0)?)?;
+        Ok(Vec::new())
+    }
+
+    fn needs_calibration(&self) -> bool {
+        self.nce.as_ref().is_some_and(|nce| nce.log_z().is_none())
+    }
+
+    /// NCE's constant is estimated from the first loss there is: that of the transformed copies, if
+    /// there are any, of the whole batch.
+    fn calibrate(&mut self, networks: &mut Networks<PirlHeads>, parts: &[Batch]) -> Result<()> {
+        let Some(nce) = &self.nce else {
+            return Ok(());
+        };
+        let (mut indices, mut views) = (Vec::new(), Vec::new());
+        for part in parts {
+            views.push(match networks.heads().transformed {
+                Some(_) => transformed(networks, part, Mode::Calibrate)?,
+                None => image(networks, part, Mode::Calibrate)?,
+            });
+            indices.extend(&part.indices);
+        }
+        let views = Tensor::cat(&views, 0)?.detach();
+        let own = move_to(&self.bank.gather(&indices)?, networks.device())?;
+        // The step itself is to have the same.
+        let (mut step, device) = (self.step.clone(), networks.device());
+        let sampler = self.sampler.as_ref();
+        let negatives = step.of(&indices, self.negatives, &self.bank, sampler, device)?;
+        nce.estimate(&views, &own, &negatives)?;
+        self.step.share(step);
+        Ok(())
+    }
+
+    fn save(&self, folder: &Path, state: &mut State) -> Result<()> {
+        state.loss = self.nce.as_ref().and_then(|nce| nce.log_z());
+        Ok(self.bank.save(folder.join(BANK))?)
+    }
+
+    fn restore(&mut self, folder: &Path, state: &State) -> Result<()> {
+        let (rows, dim, momentum) = (self.bank.len(), self.bank.dim(), self.bank.momentum());
+        let bank = MemoryBank::load(folder.join(BANK), rows, dim, momentum)?;
+        let rows = bank.rows().to_device(self.bank.rows().device())?;
+        self.bank = MemoryBank::from_rows(rows, momentum)?.with_ops(self.ops);
+        if let (Some(nce), Some(log_z)) = (&self.nce, state.loss) {
+            nce.restore(log_z)?;
+        }
+        Ok(())
+    }
+}
+
+/// f of the images: `(b, dim)`.
+fn image(networks: &mut Networks<PirlHeads>, part: &Batch, mode: Mode) -> Result<Tensor> {
+    let features = networks.image_features(part, mode)?;
+    Ok(networks.heads().image.forward(&features, mode)?)
+}
+
+/// g of their transformed copies: `(b, dim)`.
+fn transformed(networks: &mut Networks<PirlHeads>, part: &Batch, mode: Mode) -> Result<Tensor> {
+    let features = networks.transformed_features(part, mode)?;
+    match &networks.heads().transformed {
+        Some(head) => Ok(head.forward(&features, mode)?),
+        None => Err(TrainError::NoTransformedViews),
+    }
+}
+
+impl Learner<Pirl> {
+    /// Fills the bank by one pass of f over all images of `pack`, as `view` shows them, `batch_size` at
+    /// a time, decoded by `workers` threads (0: one a core).
+    ///
+    /// The pass is in training mode: an untrained network's running statistics say nothing, so each
+    /// batch is normalised by its own, and the running ones move towards the data's.
+    ///
+    /// `progress` is called with the images done and the images in all; when it returns false, the work
+    /// ends, nothing is changed but those statistics, and false is returned.
+    ///
+    /// # Errors
+    /// [`TrainError::Data`] for an image that cannot be decoded; those of the networks.
+    pub fn fill_bank(
+        &mut self,
+        pack: &Pack,
+        view: &EvalView,
+        batch_size: usize,
+        workers: usize,
+        progress: &mut dyn FnMut(usize, usize) -> bool,
+    ) -> Result<bool> {
+        let (networks, objective) = self.parts();
+        let mut rows: Vec<Tensor> = Vec::new();
+        let (mut done, mut before) = (0, None::<Tensor>);
+        for batch in eval_batches(pack, view, batch_size, workers, networks.device())? {
+            let (batch, _) = batch?;
+            let fresh = batch.dim(0)?;
+            // A short last batch is filled up from the one before: the statistics of a few images
+            // would be far from the data's.
+            let batch = match &before {
+                Some(before) if fresh < batch_size => {
+                    let missing = batch_size - fresh;
+                    Tensor::cat(&[&before.narrow(0, fresh, missing)?, &batch], 0)?
+                }
+                _ => batch,
+            };
+            let size = batch.dim(0)?;
+            let features = networks.backbone().forward(&batch, Mode::Train)?;
+            let head = &networks.heads().image;
+            let embeddings = head.forward(&features, Mode::Train)?.detach();
+            let embeddings = embeddings.narrow(0, size - fresh, fresh)?;
+            rows.push(move_to(&embeddings, objective.bank.rows().device())?);
+            done += fresh;
+            if !progress(done, pack.len()) {
+                return Ok(false);
+            }
+            before = Some(batch);
+        }
+        let momentum = objective.bank.momentum();
+        let bank = MemoryBank::from_rows(Tensor::cat(&rows, 0)?, momentum)?;
+        objective.bank = bank.with_ops(objective.ops);
+        Ok(true)
+    }
+}
+
+/// Settings of [`Pirl`], by [`Pirl::builder`].
+#[must_use]
+pub struct PirlBuilder {
+    images: usize,
+    views: usize,
+    dim: usize,
+    momentum: f64,
+    lambda: f64,
+    loss: Option<Arc<dyn ContrastiveLoss>>,
+    nce: Option<f64>,
+    negatives: usize,
+    sampler: Box<dyn NegativeSampler>,
+    head: HeadKind,
+    image_head: Option<HeadFactory>,
+    transformed_head: Option<HeadFactory>,
+    bank: Option<MemoryBank>,
+    bank_device: Device,
+    ops: Ops,
+    seed: u64,
+}
+
+impl PirlBuilder {
+    fn new(images: usize, views: usize) -> Self {
+        Self {
+            images,
+            views,
+            dim: 128,
+            momentum: 0.5,
+            lambda: 0.5,
+            loss: None,
+            nce: None,
+            negatives: NEGATIVES,
+            sampler: Box::new(SharedSampler),
+            head: HeadKind::Linear,
+            image_head: None,
+            transformed_head: None,
+            bank: None,
+            bank_device: Device::Cpu,
+            ops: Ops::Fast,
+            seed: 0,
+        }
+    }
+
+    /// Weight of the transformed copy's term, in `[0, 1]`; 0.5 by default.
+    pub fn lambda(self, lambda: f64) -> Self {
+        Self { lambda, ..self }
+    }
+
+    /// The loss; the paper's, [`Paper`] with temperature 0.07, by default.
+    pub fn loss(self, loss: impl ContrastiveLoss + 'static) -> Self {
+        Self {
+            loss: Some(Arc::new(loss)),
+            nce: None,
+            ..self
+        }
+    }
+
+    /// VISSL's noise-contrastive estimation, [`Nce`](pirl_loss::Nce), whose constant is estimated from
+    /// the first batch and kept in checkpoints.
+    pub fn nce(self, temperature: f64) -> Self {
+        Self {
+            loss: None,
+            nce: Some(temperature),
+            ..self
+        }
+    }
+
+    /// Negatives of a step, at least 1 and fewer than the images; 32,000 by default.
+    pub fn negatives(self, negatives: usize) -> Self {
+        Self { negatives, ..self }
+    }
+
+    /// What chooses them; [`SharedSampler`] by default.
+    pub fn sampler(self, sampler: impl NegativeSampler + 'static) -> Self {
+        Self {
+            sampler: Box::new(sampler),
+            ..self
+        }
+    }
+
+    /// Length of an embedding; 128 by default.
+    pub fn dim(self, dim: usize) -> Self {
+        Self { dim, ..self }
+    }
+
+    /// Weight of a bank's old row in an update, in `[0, 1]`; 0.5 by default.
+    pub fn bank_momentum(self, momentum: f64) -> Self {
+        Self { momentum, ..self }
+    }
+
+    /// Where the bank is; in the host's memory by default.
+    pub fn bank_device(self, device: &Device) -> Self {
+        Self {
+            bank_device: device.clone(),
+            ..self
+        }
+    }
+
+    /// A bank to begin with, instead of random rows: one row for each image.
+    pub fn bank(self, bank: MemoryBank) -> Self {
+        Self {
+            dim: bank.dim(),
+            momentum: bank.momentum(),
+            bank: Some(bank),
+            ..self
+        }
+    }
+
+    /// The kind of both heads; linear, the paper's, by default.
+    pub fn head(self, head: HeadKind) -> Self {
+        Self { head, ..self }
+    }
+
+    /// An f of one's own: from features `(b, features)` to unit rows `(b, dim)`. Called once for each
+    /// device, it must make the same each time.
+    pub fn image_head<H: Head + 'static>(
+        self,
+        head: impl Fn(usize, &Device) -> std::result::Result<H, ModelError> + Send + Sync + 'static,
+    ) -> Self {
+        Self {
+            image_head: Some(boxed(head)),
+            ..self
+        }
+    }
+
+    /// A g of one's own: from features `(b * views, features)` to unit rows `(b, dim)`; as
+    /// [`PirlBuilder::image_head`].
+    pub fn transformed_head<H: Head + 'static>(
+        self,
+        head: impl Fn(usize, &Device) -> std::result::Result<H, ModelError> + Send + Sync + 'static,
+    ) -> Self {
+        Self {
+            transformed_head: Some(boxed(head)),
+            ..self
+        }
+    }
+
+    /// What computes heads, loss and bank; the fast ops by default.
+    pub fn ops(self, ops: Ops) -> Self {
+        Self { ops, ..self }
+    }
+
+    /// Seed of everything random: the heads, the bank, the negatives; 0 by default.
+    pub fn seed(self, seed: u64) -> Self {
+        Self { seed, ..self }
+    }
+
+    /// The objective.
+    ///
+    /// # Errors
+    /// [`TrainError::Bank`] or [`TrainError::Loss`] for a setting out of range, or for a bank that
+    /// cannot be made.
+    pub fn build(self) -> Result<Pirl> {
+        let (seed, dim, views, ops) = (self.seed, self.dim, self.views, self.ops);
+        let bank = match self.bank {
+            Some(bank) => bank,
+            None => MemoryBank::random(
+                self.images,
+                dim,
+                self.momentum,
+                Stream::Bank.seed(seed),
+                &self.bank_device,
+            )?,
+        };
+        let nce = match self.nce {
+            Some(temperature) => Some(Arc::new(EstimatedNce::new(temperature, self.images, ops)?)),
+            None => None,
+        };
+        let loss: Arc<dyn ContrastiveLoss> = match (self.loss, &nce) {
+            (Some(loss), _) => loss,
+            (None, Some(nce)) => Arc::clone(nce) as _,
+            (None, None) => Arc::new(Paper::new(TEMPERATURE)?.with_ops(ops)),
+        };
+        let config = ModelConfig {
+            head: self.head,
+            ops,
+            ..ModelConfig::default()
+        };
+        let image_config = config.clone();
+        let image_head = self.image_head.unwrap_or_else(|| {
+            boxed(move |features, device| {
+                let seed = Stream::ImageHead.seed(seed);
+                ProjectionHead::new(&image_config, features, dim, seed, device)
+            })
+        });
+        let seed_of_g = Stream::Head.seed(seed);
+        let transformed_head = match (views, self.transformed_head) {
+            (0, _) => None,
+            (_, Some(head)) => Some(head),
+            (1, None) => Some(boxed(move |features, device| {
+                ProjectionHead::new(&config, features, dim, seed_of_g, device)
+            })),
+            (_, None) => Some(boxed(move |features, device| {
+                JigsawHead::new(&config, features, views, dim, seed_of_g, device)
+            })),
+        };
+        Ok(Pirl {
+            loss,
+            nce,
+            weights: ViewWeights::new(self.lambda)?,
+            image_head,
+            transformed_head,
+            bank: bank.with_ops(ops),
+            sampler: self.sampler,
+            negatives: self.negatives,
+            ops,
+            seed,
+            step: StepNegatives::new(seed, 0),
+        })
+    }
+}

@@ -1,0 +1,151 @@
+//! A learner that is fed by a loader: pre-training.
+
+use std::path::Path;
+use std::time::Duration;
+
+use pirl_core::check;
+use pirl_data::Loader;
+use pirl_model::{Schedule, ScheduleConfig};
+
+use crate::batches::Batches;
+use crate::checkpoint::State;
+use crate::error::{Result, TrainError};
+use crate::learner::Learner;
+use crate::objective::Objective;
+use crate::training::{Metric, Step, Training};
+
+/// How long a pre-training is, and its learning rate.
+#[derive(Clone, Debug)]
+pub struct PretrainingConfig {
+    /// Passes over the images; 800, the paper's, by default.
+    pub epochs: usize,
+    /// Stop after this many steps in all; 0, the default, for no such limit.
+    pub steps: u64,
+    /// Base learning rate, which the schedule scales; 0.12, the paper's for batches of 1,024, by default.
+    pub lr: f64,
+    /// How it changes.
+    pub schedule: ScheduleConfig,
+}
+
+impl Default for PretrainingConfig {
+    fn default() -> Self {
+        Self {
+            epochs: 800,
+            steps: 0,
+            lr: 0.12,
+            schedule: ScheduleConfig::default(),
+        }
+    }
+}
+
+/// A learner, the batches it learns from, and how far it has come.
+pub struct Pretraining<O: Objective> {
+    learner: Learner<O>,
+    batches: Batches,
+    schedule: Schedule,
+    steps: u64,
+    done: u64,
+    /// Broken images replaced by others since this process began.
+    skipped: u64,
+}
+
+impl<O: Objective> Pretraining<O> {
+    /// A pre-training of `learner` on the batches of `loader`.
+    ///
+    /// # Errors
+    /// [`TrainError::Setting`] without an epoch; [`TrainError::Model`] for a schedule out of range.
+    pub fn new(learner: Learner<O>, loader: Loader, config: &PretrainingConfig) -> Result<Self> {
+        check(
+            "epochs",
+            config.epochs,
+            config.epochs > 0,
+            "must be at least 1",
+        )?;
+        let epoch = loader.steps_per_epoch();
+        let schedule = Schedule::new(&config.schedule, config.lr, epoch, config.epochs)?;
+        let whole = (epoch as u64).saturating_mul(config.epochs as u64);
+        Ok(Self {
+            learner,
+            batches: Batches::after(loader, 0),
+            schedule,
+            steps: match config.steps {
+                0 => whole,
+                limit => whole.min(limit),
+            },
+            done: 0,
+            skipped: 0,
+        })
+    }
+
+    /// What learns.
+    pub fn learner(&self) -> &Learner<O> {
+        &self.learner
+    }
+
+    /// The same, to be changed before the first step.
+    pub fn learner_mut(&mut self) -> &mut Learner<O> {
+        &mut self.learner
+    }
+
+    /// Broken images replaced by others since this process began.
+    pub fn skipped(&self) -> u64 {
+        self.skipped
+    }
+}
+
+impl<O: Objective> Training for Pretraining<O> {
+    type Error = TrainError;
+
+    fn name(&self) -> &'static str {
+        "training"
+    }
+
+    fn steps(&self) -> u64 {
+        self.steps
+    }
+
+    fn steps_per_epoch(&self) -> u64 {
+        self.batches.loader().steps_per_epoch() as u64
+    }
+
+    fn done(&self) -> u64 {
+        self.done
+    }
+
+    fn step(&mut self) -> Result<Step> {
+        let lr = self.schedule.lr(self.done as usize);
+        let count = self.batches.loader().parts();
+        let (batches, skipped) = (&mut self.batches, &mut self.skipped);
+        let (mut waited, mut images) = (Duration::ZERO, 0);
+        let parts = (0..count).map(|_| {
+            let (part, time) = batches.timed_next()?;
+            waited += time;
+            images += part.indices.len();
+            *skipped += part.skipped as u64;
+            Ok(part)
+        });
+        let losses = self.learner.step(parts, self.done + 1, lr)?;
+        self.done += 1;
+        let mut metrics = losses.metrics;
+        metrics.push(("skipped", Metric::Count(self.skipped)));
+        metrics.extend(self.learner.scale_metrics());
+        Ok(Step {
+            loss: losses.total,
+            lr,
+            images,
+            waited,
+            metrics,
+        })
+    }
+
+    fn save(&self, folder: &Path, state: &mut State) -> Result<()> {
+        self.learner.save(folder, state)
+    }
+
+    fn restore(&mut self, folder: &Path, state: &State) -> Result<()> {
+        self.learner.restore(folder, state)?;
+        self.done = state.step;
+        self.batches.seek(self.done);
+        Ok(())
+    }
+}
