@@ -3,8 +3,6 @@
 //! Speaks lines: says `ready` once warmed up, answers `run` with the seconds of one run and `peak`
 //! with the most memory this process ever held, in MiB.
 
-#[path = "../../pirl-cli/src/allocator.rs"]
-mod allocator; // the `pirl` command's
 mod cases;
 mod learner;
 mod regions;
@@ -16,8 +14,9 @@ use std::time::Instant;
 use candle_core::{Device, Tensor, Var};
 use cases::cases;
 use half::{bf16, f16};
-use learner::{Case, Learner};
-use pirl_bank::{Drawn, MemoryBank, NegativeSampler, SharedSampler};
+use learner::{Case, Steps};
+use pirl_bank::{MemoryBank, NegativeSampler, SharedSampler};
+use pirl_core::allocator::{self, Allocator};
 use pirl_loss::{ContrastiveLoss, Negatives, Paper, total_loss};
 use pirl_model::ops::Element;
 use pirl_model::ops::conv2d::{self, ConvShape};
@@ -26,6 +25,9 @@ use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
 use serde::Deserialize;
 
 const CPU: Device = Device::Cpu;
+
+#[global_allocator]
+static ALLOCATOR: Allocator = allocator::allocator(); // as the `pirl` command
 
 fn main() {
     allocator::keep_freed_memory();
@@ -67,8 +69,8 @@ fn peak_mib() -> f64 {
 fn case(kind: &str, name: &str, precision: Precision) -> Box<dyn FnMut()> {
     match kind {
         "step" => {
-            let mut learner = Learner::new(&cases::<Case>(kind)[name], precision);
-            Box::new(move || learner.step())
+            let mut steps = Steps::new(&cases::<Case>(kind)[name], precision);
+            Box::new(move || steps.step())
         }
         "features" => features(&cases(kind)[name], precision),
         "loss" => loss(&cases(kind)[name]),
@@ -155,10 +157,7 @@ fn bank(case: &BankCase) -> Box<dyn FnMut()> {
     let mut rng = ChaCha8Rng::seed_from_u64(1);
     Box::new(move || {
         let drawn = SharedSampler.draw(rows, &own, negatives, &mut rng).unwrap();
-        let Drawn::Shared { indices, .. } = drawn else {
-            unreachable!("a shared sampler draws a shared set")
-        };
-        black_box(bank.gather(&indices).unwrap());
+        black_box(bank.gather(drawn.indices()).unwrap());
         bank.update(&own, &embeddings).unwrap();
     })
 }

@@ -2,15 +2,17 @@
 //!
 //! `peers/compare.py` runs the same steps in turn with PyTorch's.
 
-#[path = "../../pirl-cli/src/allocator.rs"]
-mod allocator; // the `pirl` command's
 mod cases;
 mod learner;
 
 use cases::cases;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use learner::{Case, Learner};
+use learner::{Case, Steps};
+use pirl_core::allocator::{self, Allocator};
 use pirl_model::Precision;
+
+#[global_allocator]
+static ALLOCATOR: Allocator = allocator::allocator(); // as the `pirl` command
 
 fn steps(c: &mut Criterion) {
     allocator::keep_freed_memory();
@@ -19,9 +21,9 @@ fn steps(c: &mut Criterion) {
     for (name, case) in cases::<Case>("step") {
         group.throughput(Throughput::Elements(case.batch as u64));
         for precision in [Precision::F32, Precision::Bf16] {
-            let mut learner = Learner::new(&case, precision);
+            let mut steps = Steps::new(&case, precision);
             group.bench_function(format!("{name} {precision:?}"), |b| {
-                b.iter(|| learner.step());
+                b.iter(|| steps.step());
             });
         }
     }

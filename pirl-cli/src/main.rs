@@ -2,7 +2,6 @@
 //!
 //! This crate parses, checks, joins the other crates and reports; the mathematics is theirs.
 
-mod allocator;
 mod args;
 mod assemble;
 mod commands;
@@ -22,12 +21,16 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Parser;
+use pirl_core::allocator::{self, Allocator};
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::args::{AnalyzeCommand, Cli, Command, DataCommand, EvalCommand};
 use crate::interrupt::Interrupted;
+
+#[global_allocator]
+static ALLOCATOR: Allocator = allocator::allocator();
 
 fn main() -> ExitCode {
     allocator::keep_freed_memory();

@@ -7,6 +7,7 @@
 //! - [`storage`]: the numbers of a tensor in the CPU's memory, as a slice.
 //! - [`Ops`]: whether something is computed by the crates' own kernels or by Candle's ops.
 //! - [`Matrix`] and [`product`]: matrix products of slices.
+//! - `allocator`, with the feature of that name: mimalloc, set up for training on a CPU.
 //! - [`vectorised!`]: a plain loop, compiled for the processor's wider vectors.
 //!
 //! ```
@@ -26,6 +27,8 @@
 //! assert_ne!(draw(1), draw(2));
 //! ```
 
+#[cfg(feature = "allocator")]
+pub mod allocator;
 pub mod file;
 mod ops;
 mod product;

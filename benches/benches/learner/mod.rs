@@ -1,17 +1,16 @@
 //! One whole PIRL step at the sizes of `peers/cases.json`, which its PyTorch twin reads too.
 
 use candle_core::{Device, Tensor};
-use pirl_bank::MemoryBank;
-use pirl_loss::{ContrastiveLoss, InfoNce, Negatives, Paper};
-use pirl_model::{
-    Arch, Backbone, Head, JigsawHead, Mode, ModelConfig, OptimConfig, Optimizer, Precision,
-    ProjectionHead, ResNet,
-};
+use pirl_bank::{BankError, Drawn, NegativeSampler};
+use pirl_data::{Batch, Normalize};
+use pirl_loss::{InfoNce, Paper};
+use pirl_model::{Arch, ModelConfig, OptimConfig, Precision, ResNet};
+use pirl_train::{Learner, Pirl};
+use rand::Rng;
 use serde::Deserialize;
 
 const CPU: Device = Device::Cpu;
 const PATCHES: usize = 9;
-const DIM: usize = 128;
 
 /// The sizes of a step.
 #[derive(Clone, Debug, Deserialize)]
@@ -35,76 +34,73 @@ pub(crate) fn arch(depth: usize) -> Arch {
     }
 }
 
-/// Everything a step needs, its batch included.
-pub(crate) struct Learner {
-    backbone: ResNet,
-    f: ProjectionHead,
-    g: JigsawHead,
-    optimizer: Optimizer,
-    loss: Box<dyn ContrastiveLoss>,
-    bank: MemoryBank,
-    negatives: Negatives,
-    images: Tensor,
-    patches: Tensor,
-    indices: Vec<u32>,
+/// The last rows of the bank, the same in every step; the images of the batch are the first.
+struct LastRows;
+
+impl NegativeSampler for LastRows {
+    fn draw(
+        &self,
+        rows: usize,
+        batch: &[u32],
+        count: usize,
+        _: &mut dyn Rng,
+    ) -> Result<Drawn, BankError> {
+        Ok(Drawn::Shared {
+            indices: ((rows - count) as u32..rows as u32).collect(),
+            own: vec![None; batch.len()],
+        })
+    }
 }
 
-impl Learner {
+/// A learner and its batch.
+pub(crate) struct Steps {
+    learner: Learner<Pirl>,
+    batch: Batch,
+    done: u64,
+}
+
+impl Steps {
     pub(crate) fn new(case: &Case, precision: Precision) -> Self {
-        let config = &ModelConfig {
+        let config = ModelConfig {
             arch: arch(case.depth),
             width: case.width,
             ..ModelConfig::default()
         };
-        let backbone = ResNet::new(config, 0, &CPU).unwrap();
-        let backbone = backbone.with_precision(precision).unwrap();
-        let features = backbone.feature_dim();
-        let f = ProjectionHead::new(config, features, DIM, 0, &CPU).unwrap();
-        let g = JigsawHead::new(config, features, PATCHES, DIM, 0, &CPU).unwrap();
-        let sets = [backbone.parameters(), f.parameters(), g.parameters()];
-        let optimizer = Optimizer::new(&OptimConfig::default(), sets.map(Clone::clone).to_vec());
-        let bank = MemoryBank::random(case.bank, DIM, 0.5, 0, &CPU).unwrap();
-        // The images of the batch are rows 0 to B of the bank, its negatives the last rows.
-        let last = (case.bank - case.negatives) as u32..case.bank as u32;
-        let negatives = Negatives::Shared {
-            rows: bank.gather(&last.collect::<Vec<_>>()).unwrap(),
-            own: vec![None; case.batch],
+        let objective = Pirl::builder(case.bank, PATCHES)
+            .negatives(case.negatives)
+            .sampler(LastRows);
+        let objective = match case.loss.as_str() {
+            "infonce" => objective.loss(InfoNce::new(case.tau).unwrap()),
+            _ => objective.loss(Paper::new(case.tau).unwrap()),
         };
+        let network = move |device: &Device| ResNet::new(&config, 0, device);
+        let learner = Learner::builder(network, objective.build().unwrap())
+            .precision(precision)
+            .optimizer(&OptimConfig::default());
         let tensor = |seed, n: usize, size: usize| {
             let values = benches::fill(seed, n * 3 * size * size);
             Tensor::from_vec(values, (n, 3, size, size), &CPU).unwrap()
         };
         Self {
-            backbone,
-            f,
-            g,
-            optimizer: optimizer.unwrap(),
-            loss: match case.loss.as_str() {
-                "infonce" => Box::new(InfoNce::new(case.tau).unwrap()),
-                _ => Box::new(Paper::new(case.tau).unwrap()),
+            learner: learner.build().unwrap(),
+            // Numbers, not bytes: normalising is not part of PyTorch's step either.
+            batch: Batch {
+                images: tensor(1, case.batch, case.image),
+                transformed: Some(tensor(2, case.batch * PATCHES, case.patch)),
+                indices: (0..case.batch as u32).collect(),
+                targets: vec![0; case.batch],
+                skipped: 0,
+                batch_size: case.batch,
+                normalize: Normalize::new([0.5; 3], [0.25; 3]).unwrap(),
             },
-            bank,
-            negatives,
-            images: tensor(1, case.batch, case.image),
-            patches: tensor(2, case.batch * PATCHES, case.patch),
-            indices: (0..case.batch as u32).collect(),
+            done: 0,
         }
     }
 
-    /// A branch after the other, as `pirl pretrain` does.
+    /// The step of `pirl pretrain`.
     pub(crate) fn step(&mut self) {
-        let positive = self.bank.gather(&self.indices).unwrap();
-        let mut descend = |query: &Tensor| {
-            let term = self.loss.forward(query, &positive, &self.negatives);
-            let gradients = (term.unwrap() * 0.5).unwrap().backward().unwrap();
-            self.optimizer.accumulate(&gradients).unwrap();
-        };
-        let features = self.backbone.forward(&self.patches, Mode::Train).unwrap();
-        descend(&self.g.forward(&features, Mode::Train).unwrap());
-        let features = self.backbone.forward(&self.images, Mode::Train).unwrap();
-        let image = self.f.forward(&features, Mode::Train).unwrap();
-        descend(&image);
-        self.optimizer.step(0.01).unwrap();
-        self.bank.update(&self.indices, &image.detach()).unwrap();
+        self.done += 1;
+        let batch = [Ok(self.batch.clone())];
+        self.learner.step(batch, self.done, 0.01).unwrap();
     }
 }
