@@ -110,6 +110,38 @@ impl Negatives {
         }
     }
 
+    /// The products of each query, `(B, D)`, with its negatives: `(B, N)`, differentiable in `query`.
+    /// Where a negative is the image itself the product is [`Negatives::MASKED`], whose exponential is 0
+    /// in every type. For losses made of Candle's operations; memory grows with `B x N`, and for a set
+    /// for each image with `B x N x D`.
+    ///
+    /// # Errors
+    /// Those of [`ContrastiveLoss::forward`](crate::ContrastiveLoss::forward).
+    pub fn scores(&self, query: &Tensor) -> Result<Tensor, LossError> {
+        let sizes = self.check(query, query)?;
+        Ok(self.scores_of(query, sizes)?)
+    }
+
+    /// Stands for minus infinity where a row is masked: finite, so that no difference of two is NaN.
+    pub const MASKED: f64 = -1e30;
+
+    /// [`Negatives::scores`] of checked arguments.
+    pub(crate) fn scores_of(&self, query: &Tensor, sizes: Sizes) -> candle_core::Result<Tensor> {
+        match self {
+            Self::Shared { rows, own } => mask(&query.matmul(&rows.detach().t()?)?, own),
+            Self::PerImage { bank, indices } => {
+                let bank = bank.detach();
+                let indices = indices.chunks(sizes.negatives).enumerate();
+                let rows = indices.map(|(image, indices)| {
+                    let indices = Tensor::from_slice(indices, indices.len(), bank.device())?;
+                    let rows = bank.index_select(&indices, 0)?;
+                    query.narrow(0, image, 1)?.matmul(&rows.t()?)
+                });
+                Tensor::cat(&rows.collect::<candle_core::Result<Vec<_>>>()?, 0)
+            }
+        }
+    }
+
     /// Negatives of `image` that count.
     pub(crate) fn valid(&self, sizes: Sizes, image: usize) -> usize {
         sizes.negatives - usize::from(self.own(image).is_some() && sizes.negatives > 0)
@@ -122,6 +154,24 @@ impl Negatives {
             Self::PerImage { .. } => None,
         }
     }
+}
+
+/// `z` `(B, N)` with each image's own column, if it was drawn, masked.
+fn mask(z: &Tensor, own: &[Option<u32>]) -> candle_core::Result<Tensor> {
+    let (batch, columns) = z.dims2()?;
+    let places = own.iter().enumerate();
+    let places: Vec<i64> = places
+        .filter_map(|(image, column)| Some((image * columns) as i64 + i64::from((*column)?)))
+        .collect();
+    if places.is_empty() {
+        return Ok(z.clone());
+    }
+    let count = places.len();
+    let masks = Tensor::full(Negatives::MASKED as f32, count, z.device())?.to_dtype(z.dtype())?;
+    let places = Tensor::from_vec(places, count, z.device())?;
+    // z is bounded, so that adding drowns it: its gradient there is then 0 by the formulas.
+    let z = z.flatten_all()?.index_add(&places, &masks, 0)?;
+    z.reshape((batch, columns))
 }
 
 fn check_rows(

@@ -12,10 +12,6 @@ use crate::contrastive::NCE_EPS;
 use crate::negatives::Sizes;
 use crate::{LossError, Negatives};
 
-/// Stands for minus infinity in a masked column: finite, so that no difference of two is NaN, and
-/// its exponential is 0 in every type.
-const MASKED: f64 = -1e30;
-
 /// The value and gradient of [`Paper`](crate::Paper).
 ///
 /// # Errors
@@ -112,43 +108,8 @@ fn scores(
     let sizes = negatives.check(query, positive)?;
     let query = (query / temperature)?;
     let z_p = (&query * positive.detach())?.sum_keepdim(D::Minus1)?;
-    let z_n = match negatives {
-        Negatives::Shared { rows, own } => {
-            let z = query.matmul(&rows.detach().t()?)?;
-            mask(&z, own)?
-        }
-        Negatives::PerImage { bank, indices } => {
-            let bank = bank.detach();
-            let rows = indices
-                .chunks(sizes.negatives)
-                .enumerate()
-                .map(|(image, indices)| {
-                    let indices = Tensor::from_slice(indices, indices.len(), bank.device())?;
-                    let rows = bank.index_select(&indices, 0)?;
-                    query.narrow(0, image, 1)?.matmul(&rows.t()?)
-                });
-            Tensor::cat(&rows.collect::<candle_core::Result<Vec<_>>>()?, 0)?
-        }
-    };
+    let z_n = negatives.scores_of(&query, sizes)?;
     Ok((z_p, z_n, sizes))
-}
-
-/// `z` `(B, N)` with each image's own column, if it was drawn, masked.
-fn mask(z: &Tensor, own: &[Option<u32>]) -> candle_core::Result<Tensor> {
-    let (batch, columns) = z.dims2()?;
-    let places = own.iter().enumerate();
-    let places: Vec<i64> = places
-        .filter_map(|(image, column)| Some((image * columns) as i64 + i64::from((*column)?)))
-        .collect();
-    if places.is_empty() {
-        return Ok(z.clone());
-    }
-    let count = places.len();
-    let masks = Tensor::full(MASKED as f32, count, z.device())?.to_dtype(z.dtype())?;
-    let places = Tensor::from_vec(places, count, z.device())?;
-    // z is bounded, so that adding drowns it: its gradient there is then 0 by the formulas.
-    let z = z.flatten_all()?.index_add(&places, &masks, 0)?;
-    z.reshape((batch, columns))
 }
 
 /// `ln(1 + exp(x))`, exact at either end.

@@ -110,7 +110,8 @@ impl<O: Objective> LearnerBuilder<O> {
 
 impl<O: Objective> Learner<O> {
     /// A learner of the network that `backbone` makes on a device, trained for `objective`. The
-    /// factory is called once for each device, and must make the same each time.
+    /// factory is called once for each device: copies on further devices take over the parameters of
+    /// the first before each step, so their own first weights are irrelevant.
     pub fn builder<B: Backbone + 'static>(
         backbone: impl Fn(&Device) -> std::result::Result<B, ModelError> + 'static,
         objective: O,
