@@ -175,6 +175,14 @@ pub(crate) fn backbone_seed(recipe: &Recipe) -> u64 {
     Stream::Backbone.seed(recipe.seed)
 }
 
+/// Threads that make batches: the recipe's, or one for each CPU core.
+pub(crate) fn workers(recipe: &Recipe) -> usize {
+    match recipe.loader.workers {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        workers => workers,
+    }
+}
+
 /// What makes the batches of `recipe` from `pack`, for so many devices.
 pub(crate) fn loader(
     recipe: &Recipe,
@@ -182,10 +190,6 @@ pub(crate) fn loader(
     pretext: Option<Arc<dyn Pretext>>,
     devices: usize,
 ) -> Result<Loader> {
-    let workers = match recipe.loader.workers {
-        0 => std::thread::available_parallelism().map_or(1, usize::from),
-        workers => workers,
-    };
     Ok(Loader::new(
         Arc::clone(pack),
         ImageView::new(&recipe.data, &recipe.transform.image)?,
@@ -196,7 +200,7 @@ pub(crate) fn loader(
                 0 if devices > 1 => recipe.train.batch_size.div_ceil(devices),
                 images => images,
             },
-            workers,
+            workers: workers(recipe),
             look_ahead: recipe.loader.look_ahead,
             look_ahead_mib: recipe.loader.look_ahead_mib,
             seed: recipe.seed,

@@ -89,6 +89,7 @@ mod random;
 mod scene;
 mod source;
 mod stages;
+mod throughput;
 pub mod transform;
 
 pub use config::{DataConfig, PretextConfig, PretextKind, ViewConfig};
@@ -104,4 +105,5 @@ pub use source::{
     Cifar, Encoding, Idx, ImageFolder, List, RawSample, Source, Split, Voc, fetch_fashion_mnist,
 };
 pub use stages::Stages;
+pub use throughput::{Bottleneck, Throughput};
 pub use transform::{EvalBatches, EvalView, ImageView, Normalize, Scratch, eval_batches};

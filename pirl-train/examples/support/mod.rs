@@ -8,20 +8,20 @@ use pirl_data::*;
 use pirl_model::{Arch, ModelConfig, ModelError, ResNet, Stem};
 use pirl_train::{Learner, Objective, Pretraining, PretrainingConfig, Training};
 
-pub type Result<T> = std::result::Result<T, Box<dyn Error>>;
+pub(crate) type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
-pub fn data() -> DataConfig {
+pub(crate) fn data() -> DataConfig {
     DataConfig { image_size: 32, patch_size: 12, ..DataConfig::default() }
 }
 
 /// PIRL's jigsaw of nine patches.
-pub fn jigsaw() -> Result<Arc<dyn Pretext>> {
+pub(crate) fn jigsaw() -> Result<Arc<dyn Pretext>> {
     let config = PretextConfig { crop_size: 48, ..PretextConfig::default() };
     Ok(Arc::from(build_pretext(&config, &data(), &ViewConfig::patch(), 0)?))
 }
 
 /// The images of the folder that the command line names, packed.
-pub fn images() -> Result<Arc<Pack>> {
+pub(crate) fn images() -> Result<Arc<Pack>> {
     let folder = std::env::args().nth(1).ok_or("usage: cargo run --example NAME -- FOLDER")?;
     let work = tempfile::tempdir()?;
     let packed = work.path().join("images");
@@ -34,13 +34,13 @@ pub fn images() -> Result<Arc<Pack>> {
     Ok(Arc::new(Pack::open(&packed)?)) // mapped: it outlives the folder
 }
 
-pub fn loader(images: Arc<Pack>, pretext: Option<Arc<dyn Pretext>>) -> Result<Loader> {
+pub(crate) fn loader(images: Arc<Pack>, pretext: Option<Arc<dyn Pretext>>) -> Result<Loader> {
     let view = ImageView::new(&data(), &ViewConfig::default())?;
     let config = LoaderConfig { batch_size: images.len().min(16), ..LoaderConfig::default() };
     Ok(Loader::new(images, view, pretext, config)?)
 }
 
-pub fn resnet(device: &Device) -> std::result::Result<ResNet, ModelError> {
+pub(crate) fn resnet(device: &Device) -> std::result::Result<ResNet, ModelError> {
     let config = ModelConfig {
         arch: Arch::Resnet18,
         width: 0.5,
@@ -51,7 +51,7 @@ pub fn resnet(device: &Device) -> std::result::Result<ResNet, ModelError> {
 }
 
 /// Three epochs, each step's loss printed.
-pub fn train<O: Objective>(learner: Learner<O>, loader: Loader) -> Result<()> {
+pub(crate) fn train<O: Objective>(learner: Learner<O>, loader: Loader) -> Result<()> {
     let config = PretrainingConfig { epochs: 3, lr: 0.02, ..PretrainingConfig::default() };
     let mut training = Pretraining::new(learner, loader, &config)?;
     while training.done() < training.steps() {

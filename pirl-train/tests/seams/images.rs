@@ -29,7 +29,7 @@ impl Source for Bars {
     fn read(&self, index: usize) -> Result<RawSample<'_>, DataError> {
         let pixel = |at: usize| {
             let (y, x) = (at / SIDE, at % SIDE);
-            let along = if index % 2 == 0 { x } else { y };
+            let along = if index.is_multiple_of(2) { x } else { y };
             let bright = (along / (1 + index / 2 % 4)).is_multiple_of(2);
             if bright { 250 - 7 * index as u8 } else { 20 }
         };

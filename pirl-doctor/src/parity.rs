@@ -1,29 +1,32 @@
 //! One op after the other, against the plain reference on the CPU.
 
+use std::error::Error;
 use std::fmt;
 
-use anyhow::Result;
 use candle_core::Device;
 use pirl_model::Ops;
+use pirl_train::BoxError;
 use serde::Serialize;
 
+pub(crate) type Result<T> = std::result::Result<T, BoxError>;
+
 /// Numbers by name: outputs and gradients.
-pub(super) type Numbers = Vec<(&'static str, Vec<f32>)>;
+pub type Numbers = Vec<(&'static str, Vec<f32>)>;
 
 type Run = Box<dyn Fn(Ops, &Device) -> Result<Numbers>>;
 
 /// Something that is computed in several ways.
-pub(super) struct Case {
-    pub(super) name: String,
+pub struct Case {
+    pub(crate) name: String,
     /// The largest error of a sound implementation.
-    pub(super) tolerance: f64,
-    pub(super) measure: Measure,
+    pub(crate) tolerance: f64,
+    pub(crate) measure: Measure,
     run: Run,
 }
 
 /// How far numbers are from those of the reference.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Measure {
+pub enum Measure {
     /// Largest difference by largest magnitude.
     Largest,
     /// Length of the difference by length: for whole networks, in which rounding adds up.
@@ -34,23 +37,26 @@ pub(super) enum Measure {
 
 /// What became of a [`Case`].
 #[derive(Debug, Serialize)]
-pub(super) struct Check {
-    pub(super) name: String,
+pub struct Check {
+    /// The op, and what is special about this case.
+    pub name: String,
     /// fast, or reference: Candle's own ops, on a device other than the CPU.
-    pub(super) ops: &'static str,
-    /// Absent where the op failed, or is not a number.
-    pub(super) error: Option<f64>,
-    pub(super) tolerance: f64,
-    pub(super) passed: bool,
+    pub ops: &'static str,
+    /// Absent where the op failed, or its result is not a number.
+    pub error: Option<f64>,
+    /// The largest error of a sound implementation.
+    pub tolerance: f64,
+    /// Whether the error is within the tolerance.
+    pub passed: bool,
     /// Which numbers are farthest off.
-    pub(super) worst: Option<&'static str>,
+    pub worst: Option<&'static str>,
     /// Why there is no error to compare.
-    pub(super) message: Option<String>,
+    pub message: Option<String>,
 }
 
 /// Runs each case by the fast ops of `device`, and on devices other than the CPU by the reference
 /// ops there as well.
-pub(super) fn check_all(cases: &[Case], device: &Device) -> Vec<Check> {
+pub fn check_all(cases: &[Case], device: &Device) -> Vec<Check> {
     let ways: &[Ops] = if device.is_cpu() {
         &[Ops::Fast]
     } else {
@@ -66,7 +72,9 @@ pub(super) fn check_all(cases: &[Case], device: &Device) -> Vec<Check> {
 }
 
 impl Case {
-    pub(super) fn new(
+    /// `run` computes the numbers, by given ops on a given device; those by the reference ops on the
+    /// CPU are taken for true.
+    pub fn new(
         name: impl Into<String>,
         tolerance: f64,
         measure: Measure,
@@ -81,7 +89,7 @@ impl Case {
     }
 
     /// Its numbers by `ops` on `device`.
-    pub(super) fn run(&self, ops: Ops, device: &Device) -> Result<Numbers> {
+    pub(crate) fn run(&self, ops: Ops, device: &Device) -> Result<Numbers> {
         (self.run)(ops, device)
     }
 
@@ -91,8 +99,12 @@ impl Case {
                 let (error, worst) = self.measure.compare(&found, truth);
                 (Some(error), Some(worst), None)
             }
-            (Err(error), _) => (None, None, Some(format!("the reference itself: {error:#}"))),
-            (_, Err(error)) => (None, None, Some(format!("{error:#}"))),
+            (Err(error), _) => (
+                None,
+                None,
+                Some(format!("the reference itself: {}", chain(error.as_ref()))),
+            ),
+            (_, Err(error)) => (None, None, Some(chain(error.as_ref()))),
         };
         let error = error.filter(|error| error.is_finite());
         Check {
@@ -110,9 +122,17 @@ impl Case {
     }
 }
 
+/// An error and what it was caused by.
+pub(crate) fn chain(error: &(dyn Error + Send + Sync + 'static)) -> String {
+    let first: &dyn Error = error;
+    let causes = std::iter::successors(Some(first), |error| (*error).source());
+    let messages: Vec<String> = causes.map(ToString::to_string).collect();
+    messages.join(": ")
+}
+
 impl Measure {
     /// The error of the numbers that are farthest off, and their name.
-    pub(super) fn compare(self, found: &Numbers, truth: &Numbers) -> (f64, &'static str) {
+    pub(crate) fn compare(self, found: &Numbers, truth: &Numbers) -> (f64, &'static str) {
         if found.len() != truth.len() {
             return (f64::INFINITY, "what is computed at all");
         }

@@ -1,17 +1,16 @@
-//! What program this is and what it runs on.
+//! What program this is and the device it runs on.
 
 use std::fmt;
 
-use anyhow::Result;
-use candle_core::Device;
+use candle_core::{Device, Result};
 use serde::Serialize;
 
 /// Versions of the program and of what it is made of.
 #[derive(Debug, Serialize)]
-pub(super) struct Versions {
+pub struct Versions {
     pirl: &'static str,
     candle: Option<&'static str>,
-    /// Cargo features of this build: cuda, cudnn, nccl.
+    /// Cargo features of this build: cuda, cudnn.
     features: Vec<&'static str>,
     /// NVIDIA's driver API and, in a build with it, cuDNN; major times 1000.
     cuda_driver: Option<i64>,
@@ -19,15 +18,15 @@ pub(super) struct Versions {
 }
 
 impl Versions {
-    pub(super) fn new() -> Self {
+    /// Of this build; `candle` is the version of candle-core, where it is known.
+    pub fn new(candle: Option<&'static str>) -> Self {
         let features = [
             ("cuda", cfg!(feature = "cuda")),
             ("cudnn", cfg!(feature = "cudnn")),
-            ("nccl", cfg!(feature = "nccl")),
         ];
         Self {
             pirl: env!("CARGO_PKG_VERSION"),
-            candle: locked("candle-core"),
+            candle,
             features: features
                 .into_iter()
                 .filter_map(|(name, on)| on.then_some(name))
@@ -36,13 +35,6 @@ impl Versions {
             cudnn: cudnn(),
         }
     }
-}
-
-/// The version of a package that this program was built with.
-fn locked(package: &str) -> Option<&'static str> {
-    let lock = include_str!("../../../../Cargo.lock");
-    let (_, rest) = lock.split_once(&format!("name = \"{package}\"\nversion = \""))?;
-    rest.split('"').next()
 }
 
 #[cfg(feature = "cuda")]
@@ -71,9 +63,9 @@ fn cudnn() -> Option<i64> {
 
 /// The device that is looked at.
 #[derive(Debug, Serialize)]
-pub(super) struct Machine {
+pub struct Machine {
     /// As `--device` names it.
-    pub(super) name: String,
+    pub name: String,
     /// Its maker's name for it.
     model: Option<String>,
     /// Of a GPU, such as 9.0.
@@ -87,7 +79,12 @@ pub(super) struct Machine {
 }
 
 impl Machine {
-    pub(super) fn of(name: &str, device: &Device) -> Result<Self> {
+    /// Describes `device`, which `--device` calls `name`.
+    ///
+    /// # Errors
+    ///
+    /// Fails if a GPU's driver does not answer.
+    pub fn of(name: &str, device: &Device) -> Result<Self> {
         let mut machine = Self {
             name: name.to_owned(),
             model: None,
@@ -102,9 +99,9 @@ impl Machine {
             Device::Cuda(device) => {
                 let stream = device.cuda_stream();
                 let context = stream.context();
-                let (major, minor) = context.compute_capability()?;
-                let (free, total) = context.mem_get_info()?;
-                machine.model = Some(context.name()?);
+                let (major, minor) = context.compute_capability().map_err(driver)?;
+                let (free, total) = context.mem_get_info().map_err(driver)?;
+                machine.model = Some(context.name().map_err(driver)?);
                 machine.compute_capability = Some(format!("{major}.{minor}"));
                 machine.memory_mib = Some(total as u64 >> 20);
                 machine.free_mib = Some(free as u64 >> 20);
@@ -122,11 +119,16 @@ impl Machine {
     }
 }
 
-/// What follows `key:` in a file of Linux's.
+/// What follows `key:` in a file below Linux's `/proc`.
 fn proc_line(file: &str, key: &str) -> Option<String> {
     let text = std::fs::read_to_string(file).ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix(key))?;
     Some(line.trim_start_matches([' ', '\t', ':']).to_owned())
+}
+
+#[cfg(feature = "cuda")]
+fn driver(error: candle_core::cuda::cudarc::driver::DriverError) -> candle_core::Error {
+    candle_core::Error::Cuda(Box::new(error))
 }
 
 fn instructions() -> Vec<&'static str> {

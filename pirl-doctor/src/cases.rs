@@ -1,7 +1,6 @@
 //! What is compared: every op that training and evaluations are made of, at odd sizes too, and whole
 //! networks.
 
-use anyhow::Result;
 use candle_core::{DType, Device, Tensor, Var};
 use pirl_bank::MemoryBank;
 use pirl_eval::detect::{
@@ -15,7 +14,7 @@ use pirl_model::{
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::parity::{Case, Measure, Numbers};
+use crate::parity::{Case, Measure, Numbers, Result};
 
 /// Sums of some thousand products in another order stay below a third of this.
 const OP: f64 = 3e-5;
@@ -23,7 +22,8 @@ const OP: f64 = 3e-5;
 /// Rounding adds up over the layers of a network; a wrong op is off by far more.
 const NETWORK: f64 = 2e-3;
 
-pub(super) fn all() -> Vec<Case> {
+/// Every op, the heads and whole networks.
+pub fn cases() -> Vec<Case> {
     let mut cases = convolutions();
     cases.extend(layers());
     cases.extend(pools());
