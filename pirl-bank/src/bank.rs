@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use candle_core::{D, DType, Device, Storage, Tensor};
-use pirl_core::Ops;
+use pirl_core::{Ops, SettingError, check};
 use rand::RngExt;
 use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
 use rayon::prelude::*;
@@ -38,7 +38,7 @@ impl MemoryBank {
     ///
     /// # Errors
     /// [`BankError::Size`] if `rows` or `dim` is 0 or `rows` exceeds 32 bits,
-    /// [`BankError::Momentum`].
+    /// [`BankError::Setting`] for a momentum outside `[0, 1]`.
     pub fn random(
         rows: usize,
         dim: usize,
@@ -79,7 +79,7 @@ impl MemoryBank {
     ///
     /// # Errors
     /// [`BankError::Tensor`] for another rank or type, [`BankError::Size`],
-    /// [`BankError::Momentum`], [`BankError::NotUnit`].
+    /// [`BankError::Setting`] for a momentum outside `[0, 1]`, [`BankError::NotUnit`].
     pub fn from_rows(rows: Tensor, momentum: f64) -> Result<Self, BankError> {
         check_momentum(momentum)?;
         let (n, dim) = match *rows.dims() {
@@ -262,12 +262,9 @@ fn prefetch(row: &[f32]) {
     let _ = row;
 }
 
-pub(crate) fn check_momentum(value: f64) -> Result<(), BankError> {
-    if (0.0..=1.0).contains(&value) {
-        Ok(())
-    } else {
-        Err(BankError::Momentum { value })
-    }
+pub(crate) fn check_momentum(value: f64) -> Result<(), SettingError> {
+    let fits = (0.0..=1.0).contains(&value);
+    check("momentum", value, fits, "must lie in [0, 1]")
 }
 
 pub(crate) fn check_size(rows: usize, dim: usize) -> Result<(), BankError> {

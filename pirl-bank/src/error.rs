@@ -2,16 +2,15 @@
 
 use std::path::PathBuf;
 
+use pirl_core::SettingError;
+
 /// An error of the memory bank or of a sampler.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum BankError {
-    /// The weight of the old row is not a number in `[0, 1]`.
-    #[error("the bank's momentum is {value}; it must lie in [0, 1]")]
-    Momentum {
-        /// The weight that was asked for.
-        value: f64,
-    },
+    /// A setting has a value that cannot work.
+    #[error(transparent)]
+    Setting(#[from] SettingError),
     /// A bank must have rows and columns, and its rows must be countable in 32 bits.
     #[error(
         "a bank of {rows} rows of {dim} numbers is not possible: both must be at least 1, and rows at most {}",
@@ -65,25 +64,10 @@ pub enum BankError {
         /// The image.
         index: u32,
     },
-    /// More negatives than there are other images.
-    #[error(
-        "{count} negatives cannot be drawn from {rows} images: at most {} besides the image itself; \
-         lower the number of negatives (recipe key `loss.negatives`) or use more images",
-        rows.saturating_sub(1)
-    )]
-    TooManyNegatives {
-        /// Negatives asked for.
-        count: usize,
-        /// Rows in the bank.
-        rows: usize,
-    },
-    /// A draw of no negatives at all.
-    #[error("at least one negative must be drawn (recipe key `loss.negatives`)")]
-    NoNegatives,
     /// The file holds a bank of another size.
     #[error(
         "{path}: holds a bank of {found_rows} rows of {found_dim}, expected {expected_rows} rows of {expected_dim}; \
-         it belongs to other data or another recipe"
+         it belongs to other data or other settings"
     )]
     FileSize {
         /// The file.

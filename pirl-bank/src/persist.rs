@@ -74,13 +74,13 @@ impl MemoryBank {
     }
 
     /// Reads the bank that [`MemoryBank::save`] wrote, onto the CPU. The file must hold one unit
-    /// row of `expected_dim` numbers for each of the `expected_rows` images; `momentum` is the
-    /// recipe's, whatever the file's was.
+    /// row of `expected_dim` numbers for each of the `expected_rows` images; `momentum` is
+    /// that of later updates, whatever the file's was.
     ///
     /// # Errors
     /// [`BankError::Io`] if the file cannot be read, [`BankError::Format`] if it is cut short,
     /// damaged or something else, [`BankError::FileSize`], [`BankError::NotUnit`],
-    /// [`BankError::Momentum`].
+    /// [`BankError::Setting`] for a momentum outside `[0, 1]`.
     pub fn load(
         path: impl AsRef<Path>,
         expected_rows: usize,

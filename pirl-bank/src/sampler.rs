@@ -1,6 +1,7 @@
 //! Which rows of the bank are a step's negatives: uniform, without replacement, never the image
 //! itself (the paper's D_N; VISSL draws with replacement and may draw the image).
 
+use pirl_core::check;
 use rand::{Rng, RngExt};
 use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
 use rayon::prelude::*;
@@ -40,9 +41,8 @@ pub trait NegativeSampler: Send + Sync {
     /// out of a bank of `bank_rows`. All chance comes from `rng`.
     ///
     /// # Errors
-    /// [`BankError::TooManyNegatives`] if `count` exceeds `bank_rows - 1`,
-    /// [`BankError::NoNegatives`] if it is 0, [`BankError::Index`] if an image of the batch is not
-    /// in the bank.
+    /// [`BankError::Setting`] unless `count` lies between 1 and `bank_rows - 1`, [`BankError::Index`] if
+    /// an image of the batch is not in the bank.
     fn draw(
         &self,
         bank_rows: usize,
@@ -64,7 +64,7 @@ impl NegativeSampler for SharedSampler {
         count: usize,
         rng: &mut dyn Rng,
     ) -> Result<Drawn, BankError> {
-        check(bank_rows, batch, count)?;
+        check_draw(bank_rows, batch, count)?;
         let mut indices = vec![0; count];
         let mut floyd = Floyd::new(count);
         floyd.draw(bank_rows as u32, &mut indices, &mut child(rng));
@@ -85,7 +85,7 @@ impl NegativeSampler for PerImageSampler {
         count: usize,
         rng: &mut dyn Rng,
     ) -> Result<Drawn, BankError> {
-        check(bank_rows, batch, count)?;
+        check_draw(bank_rows, batch, count)?;
         // One generator an image, made in order: the draw does not depend on the threads.
         let rngs: Vec<ChaCha8Rng> = batch.iter().map(|_| child(rng)).collect();
         let mut indices = vec![0; batch.len() * count];
@@ -106,13 +106,13 @@ impl NegativeSampler for PerImageSampler {
     }
 }
 
-fn check(rows: usize, batch: &[u32], count: usize) -> Result<(), BankError> {
-    if count == 0 {
-        return Err(BankError::NoNegatives);
-    }
-    if count >= rows {
-        return Err(BankError::TooManyNegatives { count, rows });
-    }
+fn check_draw(rows: usize, batch: &[u32], count: usize) -> Result<(), BankError> {
+    check("count", count, count > 0, "must be at least 1")?;
+    let others = rows.saturating_sub(1);
+    let expected = format!(
+        "must be at most {others}, the other images of the bank: draw fewer negatives, or use more images"
+    );
+    check("count", count, count <= others, &expected)?;
     if rows > u32::MAX as usize {
         return Err(BankError::Size { rows, dim: 1 });
     }

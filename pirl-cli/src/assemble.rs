@@ -28,7 +28,8 @@ impl Inputs {
     /// Checks that the settings fit the images of `pack`, for training on so many devices.
     pub(crate) fn new(recipe: Recipe, pack: Pack, devices: usize) -> Result<Self> {
         let pack = if recipe.data.limit > 0 {
-            pack.subset(recipe.data.limit, Stream::Subset.seed(recipe.seed))?
+            pack.subset(recipe.data.limit, Stream::Subset.seed(recipe.seed))
+                .context("data.limit")?
         } else {
             pack
         };
@@ -229,7 +230,8 @@ pub(crate) fn pretext(recipe: &Recipe) -> Result<Option<Arc<dyn Pretext>>> {
         return Ok(None);
     }
     let (data, view) = (&recipe.data, &recipe.transform.patch);
-    let pretext = build_pretext(&recipe.pretext, data, view, recipe.seed)?;
+    let pretext = build_pretext(&recipe.pretext, data, view, recipe.seed)
+        .context("[data] and [pretext] do not fit together")?;
     ensure!(
         !covariant || pretext.labels() > 1,
         "loss.kind = \"covariant\" predicts which of a few orders the patches are in: set \

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use pirl_core::{SettingError, check};
 use pirl_data::{DataConfig, EvalView, OnCorrupt, PretextConfig, ViewConfig};
 use pirl_eval::detect::DetectConfig;
 use pirl_eval::{FinetuneConfig, KnnConfig, LinearConfig, Pool, SvmConfig};
@@ -311,63 +312,120 @@ impl Recipe {
         Table::try_from(Self::default()).context("writing the default recipe as TOML")
     }
 
-    /// What can be wrong whatever the data.
-    fn check(&self) -> Result<()> {
-        let positive = [
-            ("data.image_size", self.data.image_size),
-            ("data.patch_size", self.data.patch_size),
-            ("bank.dim", self.bank.dim),
-            ("train.batch_size", self.train.batch_size),
-            ("loader.look_ahead", self.loader.look_ahead),
-            ("loader.look_ahead_mib", self.loader.look_ahead_mib),
-            ("log.every", self.log.every as usize),
-            ("checkpoint.keep", self.checkpoint.keep),
-            ("eval.batch_size", self.eval.batch_size),
-            ("eval.linear.batch_size", self.eval.linear.batch_size),
-            ("eval.knn.k", self.eval.knn.k),
+    /// What can be wrong whatever the data. Every table checks its own fields; here they get the
+    /// table's name.
+    fn check(&self) -> Result<(), SettingError> {
+        let eval = &self.eval;
+        let tables = [
+            ("data", self.data.check()),
+            ("transform.image", self.transform.image.check()),
+            ("transform.patch", self.transform.patch.check()),
+            ("pretext", self.pretext.check()),
+            ("model", self.model.check()),
+            ("loss", self.loss.check()),
+            ("bank", self.bank.check()),
+            ("optim", self.optim.check()),
+            ("schedule", self.schedule.check()),
+            ("train", self.train.check()),
+            ("loader", self.loader.check()),
+            ("log", self.log.check()),
+            ("checkpoint", self.checkpoint.check()),
+            ("eval", eval.check()),
+            ("eval", self.eval_view().check()),
+            ("eval.linear", eval.linear.check()),
+            ("eval.knn", eval.knn.check()),
+            ("eval.detect", eval.detect.check()),
+            ("eval.svm", eval.svm.check()),
+            ("eval.finetune", eval.finetune.check()),
         ];
-        for (key, value) in positive {
-            ensure!(value > 0, "{key} must be at least 1");
+        for (table, checked) in tables {
+            checked.map_err(|error| error.within(table))?;
         }
-        ensure!(
-            !self.eval.layers.is_empty(),
-            "eval.layers is empty; it names at least one layer, such as res5"
-        );
-        ensure!(
-            self.train.epochs > 0 || self.train.steps > 0,
-            "train.epochs must be at least 1"
-        );
-        let fractions = [
-            ("loss.lambda", self.loss.lambda),
-            ("bank.momentum", self.bank.momentum),
-        ];
-        for (key, value) in fractions {
-            ensure!(
-                (0.0..=1.0).contains(&value),
-                "{key} is {value}; it must lie in [0, 1]"
-            );
-        }
-        for (key, value) in [
-            ("loss.temperature", self.loss.temperature),
-            ("eval.knn.temperature", self.eval.knn.temperature),
-        ] {
-            ensure!(
-                value.is_finite() && value > 0.0,
-                "{key} is {value}; it must be positive"
-            );
-        }
-        ensure!(
-            self.optim.lr.is_finite() && self.optim.lr >= 0.0,
-            "optim.lr is {}; it must not be negative",
-            self.optim.lr
-        );
-        ensure!(
-            self.eval.resize >= self.data.image_size,
-            "eval.resize is {}, but the centre crop of data.image_size = {} must fit into it",
-            self.eval.resize,
-            self.data.image_size
-        );
-        Ok(())
+        check(
+            "eval.resize",
+            eval.resize,
+            eval.resize >= self.data.image_size,
+            &format!(
+                "the centre crop of data.image_size = {} must fit into it",
+                self.data.image_size
+            ),
+        )
+    }
+}
+
+impl LossConfig {
+    fn check(&self) -> Result<(), SettingError> {
+        let fits = (0.0..=1.0).contains(&self.lambda);
+        check("lambda", self.lambda, fits, "must lie in [0, 1]")?;
+        let temperature = self.temperature;
+        let fits = temperature.is_finite() && temperature > 0.0;
+        check(
+            "temperature",
+            temperature,
+            fits,
+            "must be finite and positive",
+        )
+    }
+}
+
+impl BankConfig {
+    fn check(&self) -> Result<(), SettingError> {
+        check("dim", self.dim, self.dim > 0, "must be at least 1")?;
+        let fits = (0.0..=1.0).contains(&self.momentum);
+        check("momentum", self.momentum, fits, "must lie in [0, 1]")
+    }
+}
+
+impl TrainConfig {
+    fn check(&self) -> Result<(), SettingError> {
+        let images = self.batch_size;
+        check("batch_size", images, images > 0, "must be at least 1")?;
+        let fits = self.epochs > 0 || self.steps > 0;
+        check("epochs", self.epochs, fits, "must be at least 1")
+    }
+}
+
+impl LoaderTable {
+    fn check(&self) -> Result<(), SettingError> {
+        let (batches, mib) = (self.look_ahead, self.look_ahead_mib);
+        check("look_ahead", batches, batches > 0, "must be at least 1")?;
+        check("look_ahead_mib", mib, mib > 0, "must be at least 1")
+    }
+}
+
+impl LogConfig {
+    fn check(&self) -> Result<(), SettingError> {
+        check("every", self.every, self.every > 0, "must be at least 1")
+    }
+}
+
+impl CheckpointConfig {
+    fn check(&self) -> Result<(), SettingError> {
+        check("keep", self.keep, self.keep > 0, "must be at least 1")
+    }
+}
+
+impl EvalConfig {
+    /// The fields that are not tables.
+    fn check(&self) -> Result<(), SettingError> {
+        let images = self.batch_size;
+        check("batch_size", images, images > 0, "must be at least 1")?;
+        let named = !self.layers.is_empty();
+        check(
+            "layers",
+            "[]",
+            named,
+            "must name at least one layer, such as res5",
+        )?;
+        let [least, most] = self.crop_scale;
+        check(
+            "crop_scale",
+            format!("{:?}", self.crop_scale),
+            0.0 < least && least <= most && most <= 1.0,
+            "must be two numbers within (0, 1], the least first",
+        )?;
+        let fits = (0.0..=1.0).contains(&self.flip);
+        check("flip", self.flip, fits, "must lie in [0, 1]")
     }
 }
 
@@ -499,16 +557,18 @@ mod tests {
                 Value::Array(items) => match items.first() {
                     Some(Value::Float(_)) => Value::Array(vec![Value::Float(0.5); items.len()]),
                     Some(Value::String(_)) => Value::Array(vec![items[0].clone()]),
-                    _ => Value::Array(vec![Value::Integer(3); items.len()]),
+                    // Milestones must rise.
+                    _ => Value::Array((1..=items.len() as i64).map(Value::Integer).collect()),
                 },
                 // Strings are choices: the default, said again, must at least be accepted.
                 other => other.clone(),
             };
             let setting: Setting = format!("{key}={changed}").parse().unwrap();
-            // A larger image needs a larger resize before its crop.
-            let room: Setting = "eval.resize=300".parse().unwrap();
+            let with = |other: &str| vec![other.parse().unwrap(), setting.clone()];
             let settings = match key.as_str() {
-                "data.image_size" => vec![room, setting],
+                // A larger image needs a larger resize before its crop.
+                "data.image_size" => with("eval.resize=300"),
+                "eval.detect.backbone.extra_norm" => with("eval.detect.backbone.norm=train"),
                 _ => vec![setting],
             };
             let recipe = Recipe::load("imagenet-resnet50-jigsaw", &settings)
@@ -562,7 +622,16 @@ mod tests {
             ("loss.kind=papr", "kind", "paper"),
             ("loss.lambda=2", "loss.lambda", "[0, 1]"),
             ("loss=3", "loss", "table"),
-            ("train.batch_size=0", "train.batch_size", "at least 1"),
+            ("train.batch_size=0", "train.batch_size = 0", "at least 1"),
+            ("optim.lr=-1.0", "optim.lr = -1", "at least 0"),
+            ("eval.crop_scale=[0.5, 2.0]", "eval.crop_scale", "(0, 1]"),
+            ("eval.resize=9000", "eval.resize = 9000", "8192"),
+            ("eval.linear.epochs=0", "eval.linear.epochs", "at least 1"),
+            (
+                "eval.detect.rpn.samples=0",
+                "eval.detect.rpn.samples = 0",
+                "at least 1",
+            ),
             ("transform.image.scale=[0.1]", "scale", "2"),
         ];
         for (setting, key, wanted) in cases {

@@ -112,6 +112,14 @@ fn recipe_beside(file: &Path) -> Option<PathBuf> {
     config.is_file().then_some(config)
 }
 
+/// The network by its keys in a recipe.
+pub(crate) fn network_keys(config: &ModelConfig) -> String {
+    let ModelConfig {
+        arch, width, stem, ..
+    } = config;
+    format!("model.arch = {arch}, model.width = {width}, model.stem = {stem}")
+}
+
 /// What `--set` would say to get this network.
 fn network_settings(config: &ModelConfig) -> Result<Vec<Setting>> {
     let settings = [
@@ -132,8 +140,8 @@ fn ensure_network(recipe: &ModelConfig, file: &ModelConfig) -> Result<()> {
         same,
         "these are weights of {}, but the recipe's network is {}; set those keys by --set, or leave \
          --recipe out to have the network of the file",
-        file.network(),
-        recipe.network()
+        network_keys(file),
+        network_keys(recipe)
     );
     Ok(())
 }

@@ -214,7 +214,10 @@ fn linear_probes_on_random_crops_go_on_from_their_checkpoint() {
 
     for (flag, said) in [
         ("--cache", "never the same twice"),
-        ("--set=eval.linear.batch_size=17", "17 of 16"),
+        (
+            "--set=eval.linear.batch_size=17",
+            "eval.linear: batch_size = 17: must lie between 2 and 16",
+        ),
     ] {
         let more = if flag == "--cache" {
             vec![flag, "kept"]

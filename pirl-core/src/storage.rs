@@ -20,7 +20,7 @@ pub fn slice<'a, T: WithDType>(storage: &'a CpuStorage, layout: &Layout) -> Resu
 /// The same, to be written to.
 ///
 /// # Errors
-/// As [`slice`].
+/// As [`slice()`].
 pub fn slice_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> Result<&'a mut [f32]> {
     let Some((start, end)) = layout.contiguous_offsets() else {
         bail!("expected a contiguous tensor, found {layout:?}");
@@ -37,7 +37,7 @@ pub fn slice_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> Result<&'a
 /// The numbers of contiguous storage, unless it is on another device.
 ///
 /// # Errors
-/// As [`slice`], and for a tensor on another device.
+/// As [`slice()`], and for a tensor on another device.
 pub fn cpu_slice<'a, T: WithDType>(storage: &'a Storage, layout: &Layout) -> Result<&'a [T]> {
     match storage {
         Storage::Cpu(storage) => slice(storage, layout),

@@ -1,10 +1,11 @@
-//! The tables of a recipe that this crate reads, with the paper's values as defaults.
+//! Settings of the views and the pretext task, with the paper's values as defaults.
 
+use pirl_core::{SettingError, check};
 use serde::{Deserialize, Serialize};
 
-use crate::DataError;
+use crate::pretext::check_permutations;
 
-/// `[data]`: sizes of the views and how pixels become numbers.
+/// Sizes of the views, and how pixels become numbers.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct DataConfig {
@@ -34,17 +35,19 @@ impl Default for DataConfig {
 }
 
 impl DataConfig {
-    pub(crate) fn check(&self) -> Result<(), DataError> {
-        side("data.image_size", self.image_size)?;
-        side("data.patch_size", self.patch_size)?;
-        normalization(self.mean, self.std)
+    /// # Errors
+    /// Names the first field whose value cannot work.
+    pub fn check(&self) -> Result<(), SettingError> {
+        check_side("image_size", self.image_size)?;
+        check_side("patch_size", self.patch_size)?;
+        check_normalization(self.mean, self.std)
     }
 }
 
-/// `[transform.image]` or `[transform.patch]`: a random view, in the order of the fields.
+/// A random view, in the order of the fields.
 ///
-/// The crop of `[transform.patch]` is the whole that is cut into patches; everything after it is
-/// drawn for each patch on its own.
+/// Of patches, the crop is what is cut into them; everything after it is drawn for each patch on its
+/// own.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ViewConfig {
@@ -114,49 +117,54 @@ impl ViewConfig {
         }
     }
 
-    /// Errors name the keys of `[transform.image]` or of `[transform.patch]`.
-    pub(crate) fn check(&self, table: Table) -> Result<(), DataError> {
-        macro_rules! key {
-            ($name:literal) => {
-                match table {
-                    Table::Image => concat!("transform.image.", $name),
-                    Table::Patch => concat!("transform.patch.", $name),
-                }
-            };
-        }
-        range(key!("scale"), self.scale, f64::MIN_POSITIVE, 1.0)?;
-        range(key!("ratio"), self.ratio, 1e-3, 1e3)?;
-        range(key!("blur_radius"), self.blur_radius, 0.0, 1e3)?;
-        for (key, value, most) in [
-            (key!("flip"), self.flip, 1.0),
-            (key!("jitter_probability"), self.jitter_probability, 1.0),
-            (key!("brightness"), self.brightness, 1e3),
-            (key!("contrast"), self.contrast, 1e3),
-            (key!("saturation"), self.saturation, 1e3),
-            (key!("hue"), self.hue, 0.5),
-            (key!("photometric"), self.photometric, 1.0),
-            (key!("gray"), self.gray, 1.0),
-            (key!("blur_probability"), self.blur_probability, 1.0),
+    /// # Errors
+    /// Names the first field whose value cannot work.
+    pub fn check(&self) -> Result<(), SettingError> {
+        let [least, most] = self.scale;
+        check(
+            "scale",
+            format!("{:?}", self.scale),
+            0.0 < least && least <= most && most <= 1.0,
+            "must be two numbers within (0, 1], the least first",
+        )?;
+        let [least, most] = self.ratio;
+        check(
+            "ratio",
+            format!("{:?}", self.ratio),
+            1e-3 <= least && least <= most && most <= 1e3,
+            "must be two numbers within [0.001, 1000], the least first",
+        )?;
+        let [least, most] = self.blur_radius;
+        check(
+            "blur_radius",
+            format!("{:?}", self.blur_radius),
+            0.0 <= least && least <= most && most <= 1e3,
+            "must be two numbers within [0, 1000], the least first",
+        )?;
+        for (field, value) in [
+            ("flip", self.flip),
+            ("jitter_probability", self.jitter_probability),
+            ("photometric", self.photometric),
+            ("gray", self.gray),
+            ("blur_probability", self.blur_probability),
         ] {
-            if !(0.0..=most).contains(&value) {
-                return Err(DataError::Setting {
-                    key,
-                    reason: format!("{value} does not lie between 0 and {most}"),
-                });
-            }
+            let is_probability = (0.0..=1.0).contains(&value);
+            check(field, value, is_probability, "must lie in [0, 1]")?;
         }
-        Ok(())
+        for (field, value) in [
+            ("brightness", self.brightness),
+            ("contrast", self.contrast),
+            ("saturation", self.saturation),
+        ] {
+            let fits = (0.0..=1e3).contains(&value);
+            check(field, value, fits, "must lie in [0, 1000]")?;
+        }
+        let fits = (0.0..=0.5).contains(&self.hue);
+        check("hue", self.hue, fits, "must lie in [0, 0.5]")
     }
 }
 
-/// Which table of a recipe a [`ViewConfig`] is.
-#[derive(Clone, Copy)]
-pub(crate) enum Table {
-    Image,
-    Patch,
-}
-
-/// `pretext.kind`: how the transformed view is made.
+/// How the transformed view is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum PretextKind {
@@ -170,7 +178,7 @@ pub enum PretextKind {
     None,
 }
 
-/// `[pretext]`: the transformation the representation should not depend on.
+/// The transformation the representation should not depend on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PretextConfig {
@@ -196,50 +204,45 @@ impl Default for PretextConfig {
     }
 }
 
+impl PretextConfig {
+    /// Checks the fields that `kind` uses.
+    ///
+    /// # Errors
+    /// Names the first field whose value cannot work.
+    pub fn check(&self) -> Result<(), SettingError> {
+        if matches!(self.kind, PretextKind::Rotation | PretextKind::None) {
+            return Ok(());
+        }
+        check_side("crop_size", self.crop_size)?;
+        // 16 x 16 patches leave 16 pixels each of a 255-pixel crop; the labels fit a byte.
+        let fits = (1..=16).contains(&self.grid);
+        check("grid", self.grid, fits, "must lie between 1 and 16")?;
+        check_permutations(self.grid * self.grid, self.permutations)
+    }
+}
+
 /// Largest side of a view: a batch of these still fits a machine's memory.
 const MAX_SIDE: usize = 8192;
 
-pub(crate) fn side(key: &'static str, value: usize) -> Result<(), DataError> {
-    if (1..=MAX_SIDE).contains(&value) {
-        return Ok(());
-    }
-    Err(DataError::Setting {
-        key,
-        reason: format!("{value} pixels; it must lie between 1 and {MAX_SIDE}"),
-    })
+/// An error unless a view can have sides of so many pixels.
+pub(crate) fn check_side(field: &str, pixels: usize) -> Result<(), SettingError> {
+    let fits = (1..=MAX_SIDE).contains(&pixels);
+    let expected = format!("must lie between 1 and {MAX_SIDE} pixels");
+    check(field, pixels, fits, &expected)
 }
 
-pub(crate) fn normalization(mean: [f32; 3], std: [f32; 3]) -> Result<(), DataError> {
-    if !mean.iter().all(|m| m.is_finite()) {
-        return Err(DataError::Setting {
-            key: "data.mean",
-            reason: format!("{mean:?} is not three numbers"),
-        });
-    }
-    if !std.iter().all(|s| s.is_finite() && *s > 0.0) {
-        return Err(DataError::Setting {
-            key: "data.std",
-            reason: format!("{std:?} is not three numbers above 0"),
-        });
-    }
-    Ok(())
-}
-
-fn range(key: &'static str, [low, high]: [f64; 2], least: f64, most: f64) -> Result<(), DataError> {
-    if least <= low && low <= high && high <= most {
-        return Ok(());
-    }
-    let least = if least == f64::MIN_POSITIVE {
-        0.0
-    } else {
-        least
-    };
-    Err(DataError::Setting {
-        key,
-        reason: format!(
-            "[{low}, {high}] is not a range from least to most within {least} to {most}"
-        ),
-    })
+/// An error unless pixels can be normalised by these.
+pub(crate) fn check_normalization(mean: [f32; 3], std: [f32; 3]) -> Result<(), SettingError> {
+    let numbers = mean.iter().all(|m| m.is_finite());
+    check(
+        "mean",
+        format!("{mean:?}"),
+        numbers,
+        "must be three numbers",
+    )?;
+    let positive = std.iter().all(|s| s.is_finite() && *s > 0.0);
+    let found = format!("{std:?}");
+    check("std", found, positive, "must be three numbers above 0")
 }
 
 #[cfg(test)]
@@ -261,18 +264,18 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_value_names_its_key() {
+    fn a_bad_value_names_its_field() {
         let mut view = ViewConfig::patch();
         view.hue = 0.7;
-        let error = view.check(Table::Patch).unwrap_err().to_string();
-        assert!(error.starts_with("transform.patch.hue: 0.7"), "{error}");
+        let error = view.check().unwrap_err().to_string();
+        assert_eq!(error, "hue = 0.7: must lie in [0, 0.5]");
         for scale in [[0.0, 1.0], [0.5, 0.4], [0.5, 1.5], [f64::NAN, 1.0]] {
             let view = ViewConfig {
                 scale,
                 ..ViewConfig::default()
             };
-            let error = view.check(Table::Image).unwrap_err().to_string();
-            assert!(error.starts_with("transform.image.scale"), "{error}");
+            let error = view.check().unwrap_err().to_string();
+            assert!(error.starts_with("scale = ["), "{error}");
         }
     }
 }

@@ -1,6 +1,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use pirl_core::SettingError;
+
 /// Everything that can be wrong with images on their way into a batch.
 ///
 /// Each message names the file, the record or the setting at fault, and what was expected of it.
@@ -100,13 +102,8 @@ pub enum DataError {
         len: usize,
     },
     /// A setting has a value that cannot work.
-    #[error("{key}: {reason}")]
-    Setting {
-        /// The setting, as the recipe spells it.
-        key: &'static str,
-        /// The value, and the values that work.
-        reason: String,
-    },
+    #[error(transparent)]
+    Setting(#[from] SettingError),
     /// The user asked to stop.
     #[error("stopped while {doing}, after {done} of {total}")]
     Stopped {

@@ -18,6 +18,7 @@ use std::thread::{Builder, JoinHandle};
 
 use candle_core::{Device, Tensor};
 use crossbeam_channel::{Receiver, Sender, bounded};
+use pirl_core::{SettingError, check};
 use rayon::ThreadPool;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -81,6 +82,21 @@ impl Default for LoaderConfig {
     }
 }
 
+impl LoaderConfig {
+    /// # Errors
+    /// Names the first field whose value cannot work.
+    pub fn check(&self) -> Result<(), SettingError> {
+        for (field, value) in [
+            ("batch_size", self.batch_size),
+            ("look_ahead", self.look_ahead),
+            ("look_ahead_mib", self.look_ahead_mib),
+        ] {
+            check(field, value, value > 0, "must be at least 1")?;
+        }
+        Ok(())
+    }
+}
+
 /// The images of one step, or of a part of one, on the CPU.
 #[derive(Clone, Debug)]
 pub struct Batch {
@@ -121,39 +137,29 @@ impl Loader {
     /// A loader of `pack`; its threads live until it and its epochs are dropped.
     ///
     /// # Errors
-    /// [`DataError::Setting`] for a batch of no image or of more than there are, for a
-    /// `look_ahead` of 0, or when the threads cannot be started.
+    /// [`DataError::Setting`] for a field whose value cannot work, a batch of more images than there
+    /// are, or when the threads cannot be started.
     pub fn new(
         pack: Arc<Pack>,
         view: ImageView,
         pretext: Option<Arc<dyn Pretext>>,
         config: LoaderConfig,
     ) -> Result<Self, DataError> {
-        if config.batch_size == 0 || config.batch_size > pack.len() {
-            return Err(DataError::Setting {
-                key: "train.batch_size",
-                reason: format!("{} of {} images", config.batch_size, pack.len()),
-            });
-        }
-        if config.look_ahead == 0 {
-            return Err(DataError::Setting {
-                key: "loader.look_ahead",
-                reason: "at least 1 batch must be made ahead".into(),
-            });
-        }
-        if config.look_ahead_mib == 0 {
-            return Err(DataError::Setting {
-                key: "loader.look_ahead_mib",
-                reason: "at least 1 MiB must be allowed".into(),
-            });
-        }
+        config.check()?;
+        let images = pack.len();
+        check(
+            "batch_size",
+            config.batch_size,
+            config.batch_size <= images,
+            &format!("must be at most {images}, the images of the pack"),
+        )?;
         // Indices travel as u32, as the rows of the bank do.
-        if u32::try_from(pack.len()).is_err() {
-            return Err(DataError::Setting {
-                key: "data.limit",
-                reason: format!("{} images; at most {} work", pack.len(), u32::MAX),
-            });
-        }
+        check(
+            "images",
+            images,
+            u32::try_from(images).is_ok(),
+            &format!("must be at most {}: take a subset of the pack", u32::MAX),
+        )?;
         // A task without views (NPID) needs no transformed batch.
         let pretext = pretext.filter(|pretext| pretext.views() > 0);
         let parts = parts(config.batch_size, config.micro_batch);

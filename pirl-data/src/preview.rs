@@ -1,5 +1,7 @@
 //! A contact sheet: images, where their views come from, and the views, to look at.
 
+use pirl_core::check;
+
 use crate::draw::{Canvas, Color, INK, caption, color, contact_sheet, enlarge, fit};
 use crate::pretext::Pretext;
 use crate::random::{Use, stream};
@@ -37,12 +39,7 @@ pub fn preview_sheet(
     count: usize,
     seed: u64,
 ) -> Result<Image, DataError> {
-    if count == 0 {
-        return Err(DataError::Setting {
-            key: "count",
-            reason: "a sheet shows at least 1 image".into(),
-        });
-    }
+    check("count", count, count > 0, "must be at least 1")?;
     let pretext = pretext.filter(|pretext| pretext.views() > 0);
     let mut drawing = stream(seed, Use::Preview, 0, 0);
     let count = count.min(pack.len());

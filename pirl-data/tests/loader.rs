@@ -370,13 +370,16 @@ fn memory_is_bounded_and_dropping_stops_the_work() {
 fn settings_that_cannot_work_are_named() {
     let folder = TempDir::new().unwrap();
     let pack = Arc::new(Pack::open(packed(&folder)).unwrap());
-    for (settings, key) in [
-        (config(0, 1, 1), "train.batch_size: 0 of 23 images"),
-        (config(24, 1, 1), "train.batch_size: 24 of 23 images"),
-        (config(2, 1, 0), "loader.look_ahead"),
+    for (settings, expected) in [
+        (config(0, 1, 1), "batch_size = 0: must be at least 1"),
+        (
+            config(24, 1, 1),
+            "batch_size = 24: must be at most 23, the images of the pack",
+        ),
+        (config(2, 1, 0), "look_ahead = 0: must be at least 1"),
     ] {
         let error = Loader::new(pack.clone(), view(), None, settings).unwrap_err();
-        assert!(error.to_string().starts_with(key), "{error}");
+        assert_eq!(error.to_string(), expected);
     }
 }
 

@@ -248,13 +248,13 @@ fn settings_that_cannot_work_are_named() {
             .to_string()
     };
     let error = fails(&jigsaw(3, 30, 0), 11);
-    assert!(
-        error.starts_with("data.patch_size: 11 pixels, but a cell has only 10"),
-        "{error}"
+    assert_eq!(
+        error,
+        "patch_size = 11: must be at most 10, the side of a cell: crop_size = 30 over grid = 3"
     );
-    assert!(fails(&jigsaw(0, 30, 0), 4).starts_with("pretext.grid: 0"));
-    assert!(fails(&jigsaw(3, 0, 0), 4).starts_with("pretext.crop_size: 0"));
-    assert!(fails(&jigsaw(2, 30, 25), 4).starts_with("pretext.permutations: 25"));
+    assert!(fails(&jigsaw(0, 30, 0), 4).starts_with("grid = 0"));
+    assert!(fails(&jigsaw(3, 0, 0), 4).starts_with("crop_size = 0"));
+    assert!(fails(&jigsaw(2, 30, 25), 4).starts_with("permutations = 25"));
     let task = build_pretext(&jigsaw(3, 30, 0), &data(24, 4), &plain(), 0).unwrap();
     let mut rng = ChaCha8Rng::seed_from_u64(0);
     let error = task.apply(&numbered(8), &mut rng, &mut Scratch::default(), &mut [0; 3]);

@@ -2,12 +2,13 @@
 
 use std::path::PathBuf;
 
+use pirl_core::SettingError;
 use pirl_data::DataError;
 use pirl_model::{Layer, ModelError};
 use pirl_train::TrainError;
 
-/// `std::result::Result` with this crate's error.
-pub type Result<T> = std::result::Result<T, EvalError>;
+/// A result, with this crate's error unless another is named.
+pub type Result<T, E = EvalError> = std::result::Result<T, E>;
 
 /// An error of this crate.
 #[derive(Debug, thiserror::Error)]
@@ -87,24 +88,9 @@ pub enum EvalError {
         /// Its value.
         value: f32,
     },
-    /// More neighbours asked for than there are training samples.
-    #[error("eval.knn.k = {k}, but there are only {samples} training samples; use a smaller k")]
-    Neighbours {
-        /// Neighbours asked for.
-        k: usize,
-        /// Training samples.
-        samples: usize,
-    },
     /// A setting has a value that cannot work.
-    #[error("{key} = {found}: expected {expected}")]
-    Setting {
-        /// The setting, as recipes spell it.
-        key: &'static str,
-        /// Its value.
-        found: String,
-        /// Values that work.
-        expected: &'static str,
-    },
+    #[error(transparent)]
+    Setting(#[from] SettingError),
     /// A class that too few images show.
     #[error(
         "class {class:?} is in {found} images of the {set} set, and at least {least} are needed; \
@@ -122,8 +108,8 @@ pub enum EvalError {
     },
     /// Features would not fit.
     #[error(
-        "the features need {needed} MiB {place}, where {free} are free; read fewer layers \
-         (eval.layers), pool them more (eval.pool = \"average\"), or use a smaller pack"
+        "the features need {needed} MiB {place}, where {free} are free; read fewer layers, average \
+         each map to one vector, or use a smaller pack"
     )]
     Room {
         /// "in memory", or "in" a folder.

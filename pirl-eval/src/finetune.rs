@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
+use pirl_core::{SettingError, check};
 use pirl_data::{EvalView, ImageView, Loader, LoaderConfig, Pack, eval_batches};
 use pirl_model::{
     Backbone, ClassifierHead, Head, Mode, ModelConfig, Ops, OptimConfig, Optimizer, Schedule,
@@ -18,9 +19,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::accuracy::Tally;
 use crate::error::{EvalError, Result};
+use crate::label_subset::check_label_fraction;
 use crate::linear::softmax_minus_target;
 
-/// `[eval.finetune]`
+/// Settings of [`Finetune`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct FinetuneConfig {
@@ -62,6 +64,39 @@ impl Default for FinetuneConfig {
     }
 }
 
+impl FinetuneConfig {
+    /// # Errors
+    /// Names the first field whose value cannot work.
+    pub fn check(&self) -> Result<(), SettingError> {
+        check_label_fraction(self.label_fraction)?;
+        for (field, value) in [("epochs", self.epochs), ("batch_size", self.batch_size)] {
+            check(field, value, value > 0, "must be at least 1")?;
+        }
+        self.optim().check()?;
+        self.schedule_config().check()
+    }
+
+    fn optim(&self) -> OptimConfig {
+        OptimConfig {
+            lr: self.lr,
+            momentum: self.momentum,
+            nesterov: true,
+            weight_decay: self.weight_decay,
+            ..OptimConfig::default()
+        }
+    }
+
+    fn schedule_config(&self) -> ScheduleConfig {
+        ScheduleConfig {
+            kind: self.schedule,
+            milestones: self.milestones.clone(),
+            gamma: self.gamma,
+            final_lr_ratio: 0.0,
+            ..ScheduleConfig::default()
+        }
+    }
+}
+
 /// What fine-tuning reached. Accuracies are in percent of the test set.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct FinetuneReport {
@@ -69,7 +104,7 @@ pub struct FinetuneReport {
     pub top1: f64,
     /// How often it was among the first five.
     pub top5: f64,
-    /// `eval.finetune.label_fraction`, the part of the training set learnt from.
+    /// [`FinetuneConfig::label_fraction`], the part of the training set learnt from.
     pub label_fraction: f64,
     /// Images learnt from.
     pub labelled_images: usize,
@@ -108,29 +143,20 @@ impl<'a> Finetune<'a> {
         workers: usize,
         seed: u64,
     ) -> Result<Self> {
-        let setting = |key, found, expected| {
-            Err(EvalError::Setting {
-                key,
-                found,
-                expected,
-            })
-        };
-        if config.epochs == 0 {
-            let key = "eval.finetune.epochs";
-            return setting(key, "0".to_owned(), "at least 1");
-        }
-        if !(1..=pack.len()).contains(&config.batch_size) {
-            let key = "eval.finetune.batch_size";
-            let found = format!("{} of {} images", config.batch_size, pack.len());
-            return setting(key, found, "at least 1 and at most as many as are labelled");
-        }
+        config.check()?;
+        let images = pack.len();
+        check(
+            "batch_size",
+            config.batch_size,
+            config.batch_size <= images,
+            &format!("must be at most {images}, the labelled images"),
+        )?;
         let unlabelled = (0..pack.len()).find(|index| pack.label(*index).is_none());
         if let Some(index) = unlabelled {
             let set = "training";
             return Err(EvalError::Unlabelled { set, index });
         }
         let pack = Arc::new(pack);
-        let config = config.clone();
         let loader = Loader::new(
             Arc::clone(&pack),
             view,
@@ -143,20 +169,6 @@ impl<'a> Finetune<'a> {
                 ..LoaderConfig::default()
             },
         )?;
-        let schedule = ScheduleConfig {
-            kind: config.schedule,
-            milestones: config.milestones,
-            gamma: config.gamma,
-            final_lr_ratio: 0.0,
-            ..ScheduleConfig::default()
-        };
-        let optim = OptimConfig {
-            lr: config.lr,
-            momentum: config.momentum,
-            nesterov: true,
-            weight_decay: config.weight_decay,
-            ..OptimConfig::default()
-        };
         let device = backbone.device();
         let (features, classes) = (backbone.feature_dim(), pack.class_names().len());
         let model = ModelConfig {
@@ -168,8 +180,8 @@ impl<'a> Finetune<'a> {
         trained.extend(head.parameter_sets());
         let epoch = loader.steps_per_epoch();
         Ok(Self {
-            optimizer: Optimizer::new(&optim, trained)?.with_ops(ops),
-            schedule: Schedule::new(&schedule, config.lr, epoch, config.epochs)?,
+            optimizer: Optimizer::new(&config.optim(), trained)?.with_ops(ops),
+            schedule: Schedule::new(&config.schedule_config(), config.lr, epoch, config.epochs)?,
             steps: (epoch * config.epochs) as u64,
             label_fraction: config.label_fraction,
             done: 0,

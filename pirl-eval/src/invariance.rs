@@ -10,6 +10,7 @@
 use std::collections::BTreeMap;
 
 use candle_core::{Device, Tensor};
+use pirl_core::{SettingError, check};
 use pirl_data::draw::{LETTER, color, contact_sheet};
 use pirl_data::{
     DataConfig, EvalView, Image, ImageView, Normalize, Pack, Pretext, Scratch, ViewConfig,
@@ -170,7 +171,7 @@ pub fn invariance(
     seed: u64,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<BTreeMap<String, Distances>> {
-    check(pack, changes)?;
+    check_inputs(pack, changes)?;
     let normalize = view.normalize()?;
     let total = pack.len();
     let pixels = |change: &Change| change.views.views() * change.views.view_size().pow(2);
@@ -210,26 +211,21 @@ pub fn invariance(
         .collect())
 }
 
-fn check(pack: &Pack, changes: &[Change]) -> Result<()> {
-    let wrong = |key, found, expected| EvalError::Setting {
-        key,
-        found,
-        expected,
-    };
-    if pack.len() < 2 {
-        let found = pack.len().to_string();
-        return Err(wrong("images", found, "at least 2, to compare with"));
-    }
+fn check_inputs(pack: &Pack, changes: &[Change]) -> Result<(), SettingError> {
+    let images = pack.len();
+    check(
+        "images",
+        images,
+        images >= 2,
+        "must be at least 2, to compare with",
+    )?;
     for (number, change) in changes.iter().enumerate() {
         let taken = |other: &Change| other.name == change.name;
-        if change.name == ANOTHER_IMAGE || changes[..number].iter().any(taken) {
-            let found = change.name.clone();
-            return Err(wrong("changes", found, "names that differ"));
-        }
-        if change.views.views() == 0 {
-            let found = format!("{}, which makes no view", change.name);
-            return Err(wrong("changes", found, "at least a view of each"));
-        }
+        let is_new = change.name != ANOTHER_IMAGE && !changes[..number].iter().any(taken);
+        check("name", &change.name, is_new, "must differ from other names")?;
+        let views = change.views.views();
+        let expected = format!("must be at least 1 of the change {}", change.name);
+        check("views", views, views > 0, &expected)?;
     }
     Ok(())
 }
@@ -314,11 +310,8 @@ const BINS: usize = 40;
 /// [`EvalError::Setting`] without reports, or if the first has no change.
 pub fn invariance_chart(reports: &[(String, BTreeMap<String, Distances>)]) -> Result<Image> {
     let Some((_, first)) = reports.first().filter(|(_, first)| !first.is_empty()) else {
-        return Err(EvalError::Setting {
-            key: "weights",
-            found: "none".to_owned(),
-            expected: "at least one report with a change to draw",
-        });
+        let expected = "must be at least one, with a change to draw";
+        return Err(SettingError::new("reports", "[]", expected).into());
     };
     let values = reports.iter().flat_map(|(_, changes)| changes.values());
     let farthest = values.flat_map(|distances| &distances.values);

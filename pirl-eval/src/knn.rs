@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use pirl_core::{SettingError, check};
 use pirl_model::Layer;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -14,7 +15,7 @@ use crate::feature_set::{FeatureSet, LayerFeatures};
 use crate::nearest::{Candidate, QUERIES, nearest, normalised};
 use crate::probe::{Best, Labels, Probe, comparable, percent};
 
-/// `[eval.knn]`
+/// Settings of [`Knn`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct KnnConfig {
@@ -30,6 +31,22 @@ impl Default for KnnConfig {
             k: 200,
             temperature: 0.07,
         }
+    }
+}
+
+impl KnnConfig {
+    /// # Errors
+    /// Names the first field whose value cannot work.
+    pub fn check(&self) -> Result<(), SettingError> {
+        check("k", self.k, self.k > 0, "must be at least 1")?;
+        let temperature = self.temperature;
+        let fits = temperature > 0.0 && temperature.is_finite();
+        check(
+            "temperature",
+            temperature,
+            fits,
+            "must be finite and positive",
+        )
     }
 }
 
@@ -61,23 +78,9 @@ pub struct Knn {
 
 impl Knn {
     /// # Errors
-    /// [`EvalError::Setting`] for `k` of 0 or a temperature that is not positive and finite.
+    /// [`EvalError::Setting`](crate::EvalError::Setting) as [`KnnConfig::check`].
     pub fn new(config: KnnConfig) -> Result<Self> {
-        let temperature = config.temperature;
-        if config.k == 0 {
-            return Err(EvalError::Setting {
-                key: "eval.knn.k",
-                found: "0".to_owned(),
-                expected: "at least 1",
-            });
-        }
-        if !(temperature > 0.0 && temperature.is_finite()) {
-            return Err(EvalError::Setting {
-                key: "eval.knn.temperature",
-                found: temperature.to_string(),
-                expected: "a number above 0",
-            });
-        }
+        config.check()?;
         Ok(Self { config })
     }
 
@@ -129,7 +132,8 @@ impl Knn {
 impl Probe for Knn {
     type Report = KnnReport;
 
-    /// Adds [`EvalError::Neighbours`] for a `k` above the number of training samples.
+    /// Adds [`EvalError::Setting`](crate::EvalError::Setting) for a `k` above the number of training
+    /// samples.
     fn evaluate(
         &self,
         train: &FeatureSet,
@@ -138,12 +142,9 @@ impl Probe for Knn {
     ) -> Result<KnnReport> {
         let labels = comparable(train, test)?;
         let k = self.config.k;
-        if k > labels.train.len() {
-            return Err(EvalError::Neighbours {
-                k,
-                samples: labels.train.len(),
-            });
-        }
+        let samples = labels.train.len();
+        let expected = format!("must be at most {samples}, the training samples");
+        check("k", k, k <= samples, &expected)?;
         let queries = labels.test.len();
         let total = queries * train.layers().len();
         let mut layers = BTreeMap::new();
@@ -192,17 +193,14 @@ mod tests {
             ..Default::default()
         })
         .unwrap_err();
-        assert!(error.to_string().contains("eval.knn.k = 0"), "{error}");
+        assert!(error.to_string().contains("k = 0"), "{error}");
         for temperature in [0.0, -1.0, f64::NAN, f64::INFINITY] {
             let error = Knn::new(KnnConfig {
                 temperature,
                 ..Default::default()
             })
             .unwrap_err();
-            assert!(
-                error.to_string().contains("eval.knn.temperature"),
-                "{error}"
-            );
+            assert!(error.to_string().contains("temperature"), "{error}");
         }
     }
 }

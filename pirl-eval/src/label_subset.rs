@@ -5,6 +5,7 @@
 
 use std::fmt::Write;
 
+use pirl_core::{SettingError, check};
 use pirl_data::Pack;
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
@@ -14,6 +15,12 @@ use crate::error::{EvalError, Result};
 
 /// The first word of a list, before the pack's fingerprint.
 const HEADER: &str = "# labelled images of pack";
+
+/// An error unless a part of the labels can be this large.
+pub(crate) fn check_label_fraction(fraction: f64) -> Result<(), SettingError> {
+    let fits = fraction > 0.0 && fraction <= 1.0;
+    check("label_fraction", fraction, fits, "must lie in (0, 1]")
+}
 
 /// Numbers of a pack's images, rising.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,13 +37,7 @@ impl LabelSubset {
     /// # Errors
     /// [`EvalError::Setting`] for a fraction outside `(0, 1]`, [`EvalError::Unlabelled`].
     pub fn balanced(pack: &Pack, fraction: f64, seed: u64) -> Result<Self> {
-        if !(fraction > 0.0 && fraction <= 1.0) {
-            return Err(EvalError::Setting {
-                key: "eval.finetune.label_fraction",
-                found: fraction.to_string(),
-                expected: "a number above 0 and at most 1",
-            });
-        }
+        check_label_fraction(fraction)?;
         let mut classes = vec![Vec::new(); pack.class_names().len()];
         for index in 0..pack.len() {
             let label = pack.label(index);

@@ -12,6 +12,7 @@
 
 use std::collections::BTreeMap;
 
+use pirl_core::{SettingError, check};
 use pirl_model::{Layer, Schedule, ScheduleConfig, ScheduleKind};
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
@@ -34,7 +35,7 @@ pub use random_crops::RandomCropProbe;
 use sgd::Classifiers;
 use standard::Standard;
 
-/// `[eval.linear]`
+/// Settings of linear probes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LinearConfig {
@@ -86,20 +87,47 @@ impl Default for LinearConfig {
 }
 
 impl LinearConfig {
-    /// What each rate is multiplied by: the schedules are all the same but for where they start.
-    fn schedule(&self, steps_per_epoch: usize) -> Result<Schedule> {
-        let config = ScheduleConfig {
+    /// # Errors
+    /// Names the first field whose value cannot work.
+    pub fn check(&self) -> Result<(), SettingError> {
+        for (field, value) in [("epochs", self.epochs), ("batch_size", self.batch_size)] {
+            check(field, value, value > 0, "must be at least 1")?;
+        }
+        let positive = |x: f64| x > 0.0 && x.is_finite();
+        let lrs = &self.lrs;
+        let fits = !lrs.is_empty() && lrs.iter().all(|lr| positive(*lr));
+        let found = format!("{lrs:?}");
+        check("lrs", found, fits, "must be one or more numbers above 0")?;
+        let momentum = self.momentum;
+        let fits = (0.0..1.0).contains(&momentum);
+        check("momentum", momentum, fits, "must lie in [0, 1)")?;
+        let decay = self.weight_decay;
+        let fits = decay >= 0.0 && decay.is_finite();
+        check("weight_decay", decay, fits, "must be finite and at least 0")?;
+        let held_out = self.held_out;
+        let fits = held_out > 0.0 && held_out < 1.0;
+        check("held_out", held_out, fits, "must be above 0 and below 1")?;
+        self.schedule_config().check()
+    }
+
+    fn schedule_config(&self) -> ScheduleConfig {
+        ScheduleConfig {
             kind: self.schedule,
             milestones: self.milestones.clone(),
             gamma: self.gamma,
             final_lr_ratio: 0.0,
             ..ScheduleConfig::default()
-        };
+        }
+    }
+
+    /// What each rate is multiplied by: the schedules are all the same but for where they start.
+    fn schedule(&self, steps_per_epoch: usize) -> Result<Schedule> {
+        let config = self.schedule_config();
         Ok(Schedule::new(&config, 1.0, steps_per_epoch, self.epochs)?)
     }
 }
 
-/// `eval.linear.crops`
+/// Which views of the training images a linear probe learns from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Crops {
@@ -111,7 +139,7 @@ pub enum Crops {
     Random,
 }
 
-/// `eval.linear.select`
+/// What the learning rate is chosen by.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Select {
@@ -180,60 +208,7 @@ impl LinearProbe {
     /// # Errors
     /// [`EvalError::Setting`] for a setting outside its range.
     pub fn new(config: LinearConfig, seed: u64) -> Result<Self> {
-        let positive = |x: f64| x > 0.0 && x.is_finite();
-        let checks = [
-            (
-                "eval.linear.epochs",
-                config.epochs.to_string(),
-                config.epochs > 0,
-                "at least 1",
-            ),
-            (
-                "eval.linear.batch_size",
-                config.batch_size.to_string(),
-                config.batch_size > 0,
-                "at least 1",
-            ),
-            (
-                "eval.linear.lrs",
-                format!("{:?}", config.lrs),
-                !config.lrs.is_empty() && config.lrs.iter().all(|lr| positive(*lr)),
-                "one or more numbers above 0",
-            ),
-            (
-                "eval.linear.gamma",
-                config.gamma.to_string(),
-                positive(config.gamma),
-                "a number above 0",
-            ),
-            (
-                "eval.linear.momentum",
-                config.momentum.to_string(),
-                (0.0..1.0).contains(&config.momentum),
-                "a number in [0, 1)",
-            ),
-            (
-                "eval.linear.weight_decay",
-                config.weight_decay.to_string(),
-                config.weight_decay >= 0.0 && config.weight_decay.is_finite(),
-                "a number of at least 0",
-            ),
-            (
-                "eval.linear.held_out",
-                config.held_out.to_string(),
-                config.held_out > 0.0 && config.held_out < 1.0,
-                "a number between 0 and 1",
-            ),
-        ];
-        for (key, found, fine, expected) in checks {
-            if !fine {
-                return Err(EvalError::Setting {
-                    key,
-                    found,
-                    expected,
-                });
-            }
-        }
+        config.check()?;
         Ok(Self { config, seed })
     }
 
@@ -482,10 +457,7 @@ mod tests {
         ];
         for (key, config) in bad {
             let error = LinearProbe::new(config, 0).unwrap_err().to_string();
-            assert!(
-                error.starts_with(&format!("eval.linear.{key} = ")),
-                "{error}"
-            );
+            assert!(error.starts_with(&format!("{key} = ")), "{error}");
         }
         assert!(LinearProbe::new(good(), 0).is_ok());
     }

@@ -1,5 +1,6 @@
 //! Retrieval to look at: images and those whose features are nearest.
 
+use pirl_core::check;
 use pirl_data::draw::{Canvas, Color, INK, LETTER, fit};
 use pirl_data::{Image, Pack};
 use rayon::prelude::*;
@@ -52,13 +53,8 @@ pub fn nearest_neighbours(
         });
     }
     let others = gallery.rows() - usize::from(own.is_some());
-    if k == 0 || k > others {
-        return Err(EvalError::Setting {
-            key: "neighbours",
-            found: format!("{k} of {others} images"),
-            expected: "at least 1, and no more than the gallery has beside the query",
-        });
-    }
+    let expected = format!("must lie between 1 and {others}, the other images of the gallery");
+    check("k", k, (1..=others).contains(&k), &expected)?;
     let bank = normalised(gallery);
     let queries = normalised(queries);
     // The query may be among its nearest: one more is then enough to have `k` others.

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 
+use pirl_core::{SettingError, check};
 use pirl_model::Layer;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -23,7 +24,7 @@ use average_precision::{envelope, stepwise};
 use folds::stratified;
 use solver::{Problem, Solver};
 
-/// `[eval.svm]`
+/// Settings of [`Svm`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SvmConfig {
@@ -50,6 +51,27 @@ impl Default for SvmConfig {
             tolerance: 1e-4,
             max_passes: 2000,
         }
+    }
+}
+
+impl SvmConfig {
+    /// # Errors
+    /// Names the first field whose value cannot work.
+    pub fn check(&self) -> Result<(), SettingError> {
+        let positive = |x: f64| x > 0.0 && x.is_finite();
+        let costs = &self.costs;
+        let fits = !costs.is_empty() && costs.iter().all(|cost| positive(*cost));
+        let found = format!("{costs:?}");
+        check("costs", found, fits, "must be one or more numbers above 0")?;
+        check("folds", self.folds, self.folds >= 2, "must be at least 2")?;
+        for (field, value) in [
+            ("positive_weight", self.positive_weight),
+            ("tolerance", self.tolerance),
+        ] {
+            check(field, value, positive(value), "must be finite and positive")?;
+        }
+        let passes = self.max_passes;
+        check("max_passes", passes, passes > 0, "must be at least 1")
     }
 }
 
@@ -101,51 +123,9 @@ impl Svm {
     /// The order in which the solver visits samples comes from `seed`.
     ///
     /// # Errors
-    /// [`EvalError::Setting`] for a setting outside its range.
+    /// [`EvalError::Setting`](crate::EvalError::Setting) as [`SvmConfig::check`].
     pub fn new(config: SvmConfig, seed: u64) -> Result<Self> {
-        let positive = |x: f64| x > 0.0 && x.is_finite();
-        let costs = &config.costs;
-        let checks = [
-            (
-                "eval.svm.costs",
-                format!("{costs:?}"),
-                !costs.is_empty() && costs.iter().all(|cost| positive(*cost)),
-                "one or more numbers above 0",
-            ),
-            (
-                "eval.svm.folds",
-                config.folds.to_string(),
-                config.folds >= 2,
-                "at least 2",
-            ),
-            (
-                "eval.svm.positive_weight",
-                config.positive_weight.to_string(),
-                positive(config.positive_weight),
-                "a number above 0",
-            ),
-            (
-                "eval.svm.tolerance",
-                config.tolerance.to_string(),
-                positive(config.tolerance),
-                "a number above 0",
-            ),
-            (
-                "eval.svm.max_passes",
-                config.max_passes.to_string(),
-                config.max_passes > 0,
-                "at least 1",
-            ),
-        ];
-        for (key, found, fine, expected) in checks {
-            if !fine {
-                return Err(EvalError::Setting {
-                    key,
-                    found,
-                    expected,
-                });
-            }
-        }
+        config.check()?;
         Ok(Self { config, seed })
     }
 

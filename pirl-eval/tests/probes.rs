@@ -207,7 +207,7 @@ fn sets_that_cannot_be_compared_are_refused_with_the_facts() {
         .unwrap_err()
         .to_string();
     assert!(
-        message.contains("k = 200") && message.contains("only 3"),
+        message.contains("k = 200") && message.contains("at most 3"),
         "{message}"
     );
 }

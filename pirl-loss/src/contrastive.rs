@@ -3,7 +3,7 @@
 use std::fmt;
 
 use candle_core::Tensor;
-use pirl_core::Ops;
+use pirl_core::{Ops, SettingError, check};
 
 use crate::fused;
 use crate::negatives::Sizes;
@@ -44,7 +44,7 @@ impl Paper {
     /// `temperature` is the paper's tau, 0.07.
     ///
     /// # Errors
-    /// [`LossError::Temperature`] unless positive and finite.
+    /// [`LossError::Setting`] unless it is positive and finite.
     pub fn new(temperature: f64) -> Result<Self, LossError> {
         Ok(Self {
             temperature: check_temperature(temperature)?,
@@ -84,7 +84,7 @@ impl InfoNce {
     /// `temperature` is tau: 0.1 in VISSL's PIRL with MLP heads.
     ///
     /// # Errors
-    /// [`LossError::Temperature`] unless positive and finite.
+    /// [`LossError::Setting`] unless it is positive and finite.
     pub fn new(temperature: f64) -> Result<Self, LossError> {
         Ok(Self {
             temperature: check_temperature(temperature)?,
@@ -132,15 +132,12 @@ impl Nce {
     /// the natural logarithm of `Z`.
     ///
     /// # Errors
-    /// [`LossError::Temperature`] unless positive and finite, [`LossError::DatasetSize`] if 0,
-    /// [`LossError::LogZ`] unless finite.
+    /// [`LossError::Setting`] for a temperature that is not positive and finite, no images, or a
+    /// `log_z` that is not finite.
     pub fn new(temperature: f64, dataset_size: usize, log_z: f64) -> Result<Self, LossError> {
-        if dataset_size == 0 {
-            return Err(LossError::DatasetSize);
-        }
-        if !log_z.is_finite() {
-            return Err(LossError::LogZ { value: log_z });
-        }
+        let images = dataset_size;
+        check("dataset_size", images, images > 0, "must be at least 1")?;
+        check("log_z", log_z, log_z.is_finite(), "must be finite")?;
         Ok(Self {
             temperature: check_temperature(temperature)?,
             dataset_size,
@@ -236,10 +233,8 @@ impl Kind {
     }
 }
 
-fn check_temperature(value: f64) -> Result<f64, LossError> {
-    if value.is_finite() && value > 0.0 {
-        Ok(value)
-    } else {
-        Err(LossError::Temperature { value })
-    }
+fn check_temperature(value: f64) -> Result<f64, SettingError> {
+    let fits = value.is_finite() && value > 0.0;
+    check("temperature", value, fits, "must be finite and positive")?;
+    Ok(value)
 }

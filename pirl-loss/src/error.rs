@@ -1,30 +1,14 @@
 //! What can be wrong with a loss's input.
 
+use pirl_core::SettingError;
+
 /// An error of a loss.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LossError {
-    /// The temperature is not a positive, finite number.
-    #[error("the temperature is {value}; it must be positive and finite (the paper's is 0.07)")]
-    Temperature {
-        /// The value given.
-        value: f64,
-    },
-    /// The weight of the patch term is not in `[0, 1]`.
-    #[error("lambda, the weight of the transformed view's term, is {value}; it must lie in [0, 1]")]
-    Lambda {
-        /// The value given.
-        value: f64,
-    },
-    /// NCE was told that the data set is empty.
-    #[error("NCE needs the number of images in the data set, at least 1")]
-    DatasetSize,
-    /// NCE's normalisation constant is not a finite number.
-    #[error("the logarithm of NCE's constant Z is {value}; it must be finite")]
-    LogZ {
-        /// The value given.
-        value: f64,
-    },
+    /// A setting has a value that cannot work.
+    #[error(transparent)]
+    Setting(#[from] SettingError),
     /// A tensor or a list has the wrong shape.
     #[error("{what}: expected {expected}, found {found}")]
     Shape {
@@ -51,7 +35,7 @@ pub enum LossError {
     /// An image has no negative left to be compared with.
     #[error(
         "image {image} of the batch has no negatives: {drawn} drawn, its own row masked out; \
-         draw more (recipe key `loss.negatives`)"
+         draw more"
     )]
     NoNegatives {
         /// Position in the batch.

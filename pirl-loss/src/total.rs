@@ -1,6 +1,7 @@
 //! Equation (6): the two views' terms.
 
 use candle_core::Tensor;
+use pirl_core::check;
 
 use crate::LossError;
 
@@ -17,11 +18,10 @@ impl ViewWeights {
     /// `lambda` in `[0, 1]` weighs the transformed view; the paper's is 0.5, and 0 is NPID.
     ///
     /// # Errors
-    /// [`LossError::Lambda`].
+    /// [`LossError::Setting`] if `lambda` is not in `[0, 1]`.
     pub fn new(lambda: f64) -> Result<Self, LossError> {
-        if !(0.0..=1.0).contains(&lambda) {
-            return Err(LossError::Lambda { value: lambda });
-        }
+        let fits = (0.0..=1.0).contains(&lambda);
+        check("lambda", lambda, fits, "must lie in [0, 1]")?;
         Ok(Self {
             transformed: lambda,
             image: 1.0 - lambda,
@@ -36,7 +36,7 @@ impl ViewWeights {
 /// them one after the other weighs them by [`ViewWeights`].
 ///
 /// # Errors
-/// [`LossError::Lambda`]; [`LossError::Candle`] if the terms' shapes or types differ.
+/// [`LossError::Setting`] as [`ViewWeights::new`]; [`LossError::Candle`] if the terms' shapes or types differ.
 pub fn total_loss(
     lambda: f64,
     patch_term: &Tensor,

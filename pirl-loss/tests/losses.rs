@@ -251,10 +251,7 @@ fn nan_and_infinity_are_not_hidden() {
             assert!(!value.is_finite(), "{loss:?}: {value} from {bad}");
         }
         // No constant is estimated from what is not a number.
-        assert!(matches!(
-            evaluate(loss("nce", 0.07).as_ref(), &case),
-            Err(LossError::LogZ { .. })
-        ));
+        assert!(names(evaluate(loss("nce", 0.07).as_ref(), &case), "log_z"));
     }
 }
 
@@ -400,10 +397,12 @@ fn nce_keeps_the_constant_it_was_estimated_with() {
     let resumed = Nce::new(0.07, 1000, nce.log_z()).unwrap();
     assert_eq!(evaluate(&resumed, &second).unwrap(), (value, gradient));
     assert_ne!(evaluate(&estimated(&second), &second).unwrap().0, value);
-    assert!(matches!(
-        Nce::new(0.07, 1000, f64::NAN),
-        Err(LossError::LogZ { .. })
-    ));
+    assert!(names(Nce::new(0.07, 1000, f64::NAN), "log_z"));
+}
+
+/// Whether a result is an error about this setting.
+fn names<T>(result: Result<T, LossError>, field: &str) -> bool {
+    matches!(result, Err(LossError::Setting(error)) if error.field == field)
 }
 
 #[test]
@@ -414,30 +413,18 @@ fn total_weighs_the_terms() {
     assert_eq!(scalar(&total(0.0).unwrap()), 4.0);
     assert_eq!(scalar(&total(1.0).unwrap()), 8.0);
     for bad in [-0.1, 1.1, f64::NAN] {
-        assert!(matches!(total(bad), Err(LossError::Lambda { .. })));
+        assert!(names(total(bad), "lambda"));
     }
 }
 
 #[test]
 fn bad_arguments_are_errors_that_name_them() {
     for bad in [0.0, -1.0, f64::NAN, f64::INFINITY] {
-        assert!(matches!(
-            Paper::new(bad),
-            Err(LossError::Temperature { .. })
-        ));
-        assert!(matches!(
-            InfoNce::new(bad),
-            Err(LossError::Temperature { .. })
-        ));
-        assert!(matches!(
-            Nce::new(bad, 10, 0.0),
-            Err(LossError::Temperature { .. })
-        ));
+        assert!(names(Paper::new(bad), "temperature"));
+        assert!(names(InfoNce::new(bad), "temperature"));
+        assert!(names(Nce::new(bad, 10, 0.0), "temperature"));
     }
-    assert!(matches!(
-        Nce::new(0.07, 0, 0.0),
-        Err(LossError::DatasetSize)
-    ));
+    assert!(names(Nce::new(0.07, 0, 0.0), "dataset_size"));
 
     let fails = |case: &Case| {
         let errors = KINDS.map(|kind| evaluate(loss(kind, 0.07).as_ref(), case).unwrap_err());

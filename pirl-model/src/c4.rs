@@ -2,6 +2,7 @@
 //! each region (the C4 detector of Ren et al., arXiv:1506.01497, as detectron2 builds it).
 
 use candle_core::Tensor;
+use pirl_core::{SettingError, check};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 use serde::{Deserialize, Serialize};
@@ -50,6 +51,21 @@ impl Default for C4Config {
     }
 }
 
+impl C4Config {
+    /// # Errors
+    /// Names the first field whose value cannot work.
+    pub fn check(&self) -> Result<(), SettingError> {
+        let frozen = self.frozen_stages;
+        check("frozen_stages", frozen, frozen <= 4, "must be at most 4")?;
+        check(
+            "extra_norm",
+            self.extra_norm,
+            !self.extra_norm || self.norm == C4Norm::Train,
+            "must be false unless norm is train: a norm that was never trained cannot be frozen",
+        )
+    }
+}
+
 /// The two halves of a ResNet in a C4 detector.
 ///
 /// ```
@@ -80,21 +96,9 @@ impl C4 {
     /// Copies the weights and statistics of `backbone`, which is not changed.
     ///
     /// # Errors
-    /// [`ModelError::Config`] for more than 4 frozen stages, or an extra norm among frozen ones.
+    /// [`ModelError::Setting`] as [`C4Config::check`].
     pub fn new(backbone: &ResNet, config: &C4Config) -> Result<Self> {
-        let wrong = |key, value: String, expected: &str| ModelError::Config {
-            key,
-            value,
-            expected: expected.to_owned(),
-        };
-        if config.frozen_stages > 4 {
-            let value = config.frozen_stages.to_string();
-            return Err(wrong("frozen_stages", value, "must lie in 0..=4"));
-        }
-        if config.extra_norm && config.norm == C4Norm::Frozen {
-            let why = "needs norm = \"train\": a norm that was never trained cannot be frozen";
-            return Err(wrong("extra_norm", "true".to_owned(), why));
-        }
+        config.check()?;
         let model = backbone.config();
         let device = backbone.parameters().var().device();
         // Parts are numbered from the stem, 0, to res5, 4.
@@ -163,7 +167,7 @@ impl C4 {
     /// asked of a single value.
     pub fn features(&self, images: &Tensor, mode: Mode) -> Result<Tensor> {
         let expected = "images of shape (batch, 3, height, width), none of them 0";
-        check(images, 3, "the backbone", expected)?;
+        check_shape(images, 3, "the backbone", expected)?;
         let mut x = images.clone();
         if let Some(frozen) = &self.frozen {
             x = frozen.forward(&x, Mode::Eval)?;
@@ -181,7 +185,7 @@ impl C4 {
     /// As [`C4::features`].
     pub fn region_features(&self, regions: &Tensor, mode: Mode) -> Result<Tensor> {
         let expected = "at least one region of shape (channels of res4, height, width)";
-        check(regions, self.channels, "the head of res5", expected)?;
+        check_shape(regions, self.channels, "the head of res5", expected)?;
         self.res5.forward(regions, self.mode(mode))
     }
 
@@ -232,7 +236,7 @@ impl Trainable for C4 {
 
 const EXTRA_NORM: &str = "layer4.norm";
 
-fn check(x: &Tensor, channels: usize, module: &str, expected: &str) -> Result<()> {
+fn check_shape(x: &Tensor, channels: usize, module: &str, expected: &str) -> Result<()> {
     match *x.dims() {
         [n, c, h, w] if n > 0 && c == channels && h > 0 && w > 0 => Ok(()),
         _ => Err(ModelError::Input {

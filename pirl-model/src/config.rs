@@ -1,12 +1,10 @@
-//! The `[model]` table of a recipe.
+//! What a network is built from.
 
 use std::fmt;
 
 use candle_core::DType;
-use pirl_core::Ops;
+use pirl_core::{Ops, SettingError, check};
 use serde::{Deserialize, Serialize};
-
-use crate::error::{ModelError, Result};
 
 /// Depth of a ResNet (He et al., arXiv:1512.03385), built as torchvision builds it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -120,7 +118,7 @@ impl Precision {
     }
 }
 
-/// The `[model]` table of a recipe. Its default is the paper's network.
+/// What a network is built from. The default is the paper's.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ModelConfig {
@@ -150,27 +148,21 @@ impl Default for ModelConfig {
 }
 
 impl ModelConfig {
-    /// The network in words, as its recipe keys.
-    pub fn network(&self) -> String {
-        let Self {
-            arch, width, stem, ..
-        } = self;
-        format!("model.arch = {arch}, model.width = {width}, model.stem = {stem}")
+    /// # Errors
+    /// Names the first field whose value cannot work.
+    pub fn check(&self) -> Result<(), SettingError> {
+        let width = self.width;
+        let fits = (0.25..=4.0).contains(&width) && (64.0 * width).fract() == 0.0;
+        let expected = "must lie in [0.25, 4], and 64 * width must be whole";
+        check("width", width, fits, expected)
     }
 
     /// Channels of the stem.
     ///
     /// # Errors
-    /// [`ModelError::Config`] if the width is out of range or does not give whole channels.
-    pub(crate) fn stem_channels(&self) -> Result<usize> {
-        let channels = 64.0 * self.width;
-        if !(0.25..=4.0).contains(&self.width) || channels.fract() != 0.0 {
-            return Err(ModelError::Config {
-                key: "model.width",
-                value: self.width.to_string(),
-                expected: "must lie in 0.25..=4 and make 64 * width whole".to_owned(),
-            });
-        }
-        Ok(channels as usize)
+    /// As [`ModelConfig::check`].
+    pub(crate) fn stem_channels(&self) -> Result<usize, SettingError> {
+        self.check()?;
+        Ok((64.0 * self.width) as usize)
     }
 }

@@ -6,23 +6,13 @@ use pirl_core::SettingError;
 
 use crate::backbone::Layer;
 
-/// A result with this crate's error.
-pub(crate) type Result<T> = std::result::Result<T, ModelError>;
+/// A result, with this crate's error unless another is named.
+pub(crate) type Result<T, E = ModelError> = std::result::Result<T, E>;
 
 /// An error of this crate.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ModelError {
-    /// A setting is outside its range.
-    #[error("{key} = {value}: {expected}")]
-    Config {
-        /// The recipe key.
-        key: &'static str,
-        /// What it is.
-        value: String,
-        /// What it must be.
-        expected: String,
-    },
     /// A setting has a value that cannot work.
     #[error(transparent)]
     Setting(#[from] SettingError),

@@ -2,6 +2,7 @@
 //! covariant baselines.
 
 use candle_core::{D, Device, Tensor};
+use pirl_core::check;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 
@@ -60,7 +61,7 @@ impl ProjectionHead {
     /// `config.head` chooses linear or MLP; `features` is the backbone's `feature_dim`.
     ///
     /// # Errors
-    /// [`ModelError::Config`] if a size is 0.
+    /// [`ModelError::Setting`] if a size is 0.
     pub fn new(
         config: &ModelConfig,
         features: usize,
@@ -101,7 +102,7 @@ impl JigsawHead {
     /// `config.head` chooses linear or MLP (`c - c - ReLU - dim - ReLU` on each patch).
     ///
     /// # Errors
-    /// [`ModelError::Config`] if a size is 0.
+    /// [`ModelError::Setting`] if a size is 0.
     pub fn new(
         config: &ModelConfig,
         features: usize,
@@ -147,7 +148,7 @@ impl ClassifierHead {
     /// `views` of 1 gives the linear classifier, more the covariant jigsaw's.
     ///
     /// # Errors
-    /// [`ModelError::Config`] if a size is 0.
+    /// [`ModelError::Setting`] if a size is 0.
     pub fn new(
         config: &ModelConfig,
         features: usize,
@@ -259,18 +260,13 @@ impl Mounted {
         config: &ModelConfig,
         device: &Device,
     ) -> Result<Self> {
-        for (key, size) in [
+        for (argument, size) in [
             ("views", plan.views),
             ("features", plan.features),
             ("outputs", outputs),
         ] {
-            if size == 0 {
-                return Err(ModelError::Config {
-                    key,
-                    value: "0".to_owned(),
-                    expected: format!("{name} needs at least 1"),
-                });
-            }
+            let expected = format!("must be at least 1 in {name}");
+            check(argument, size, size > 0, &expected)?;
         }
         let traced = Traced::new(plan, builder, config.ops, device)?;
         Ok(Self {

@@ -35,7 +35,7 @@ impl ResNet {
     /// An untrained network; the same `seed` gives the same weights.
     ///
     /// # Errors
-    /// [`ModelError::Config`] for a width out of range.
+    /// [`ModelError::Setting`] for a width out of range.
     pub fn new(config: &ModelConfig, seed: u64, device: &Device) -> Result<Self> {
         let mut builder = Builder::new(ChaCha8Rng::seed_from_u64(seed));
         let plan = Plan::new(config, &mut builder)?;

@@ -258,10 +258,7 @@ fn the_extra_norm_is_the_last_thing_before_the_average() {
     };
     assert!(matches!(
         C4::new(&network, &frozen),
-        Err(ModelError::Config {
-            key: "extra_norm",
-            ..
-        })
+        Err(ModelError::Setting(error)) if error.field == "extra_norm"
     ));
     let deep = C4Config {
         frozen_stages: 5,

@@ -464,5 +464,5 @@ fn wrong_inputs_are_named() {
         ..config
     };
     let error = ResNet::new(&wide, 1, &CPU).map(|_| ()).unwrap_err();
-    assert!(error.to_string().contains("model.width = 0.3"), "{error}");
+    assert!(error.to_string().contains("width = 0.3"), "{error}");
 }

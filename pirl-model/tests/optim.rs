@@ -191,13 +191,16 @@ fn settings_out_of_range_are_named() {
         .map(|_| ())
         .unwrap_err()
         .to_string();
-    assert!(error.contains("optim.momentum = 1.5"), "{error}");
+    assert!(error.contains("momentum = 1.5"), "{error}");
     let schedule = ScheduleConfig {
         warmup_epochs: 6.0,
         ..ScheduleConfig::default()
     };
     let error = Schedule::new(&schedule, 0.1, 4, 5).unwrap_err().to_string();
-    assert!(error.contains("schedule.warmup_epochs = 6"), "{error}");
+    assert!(
+        error.contains("warmup_epochs = 6: must be at most 5"),
+        "{error}"
+    );
     let schedule = ScheduleConfig {
         milestones: vec![4, 2],
         ..ScheduleConfig::default()

@@ -13,8 +13,8 @@ use crate::checkpoint::Identity;
 /// An error of somebody else's code: an observer, an objective.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// A result with this crate's error.
-pub(crate) type Result<T> = std::result::Result<T, TrainError>;
+/// A result, with this crate's error unless another is named.
+pub(crate) type Result<T, E = TrainError> = std::result::Result<T, E>;
 
 /// An error of this crate.
 #[derive(Debug, thiserror::Error)]

@@ -3,9 +3,9 @@
 use std::path::Path;
 use std::time::Duration;
 
-use pirl_core::check;
+use pirl_core::{SettingError, check};
 use pirl_data::Loader;
-use pirl_model::{Schedule, ScheduleConfig};
+use pirl_model::{ModelError, Schedule, ScheduleConfig};
 
 use crate::batches::Batches;
 use crate::checkpoint::State;
@@ -38,6 +38,19 @@ impl Default for PretrainingConfig {
     }
 }
 
+impl PretrainingConfig {
+    /// # Errors
+    /// Names the first field whose value cannot work, those of the schedule as `schedule.gamma`.
+    pub fn check(&self) -> Result<(), SettingError> {
+        let epochs = self.epochs;
+        check("epochs", epochs, epochs > 0, "must be at least 1")?;
+        let fits = self.lr.is_finite() && self.lr >= 0.0;
+        check("lr", self.lr, fits, "must be finite and at least 0")?;
+        let schedule = self.schedule.check();
+        schedule.map_err(|error| error.within("schedule"))
+    }
+}
+
 /// A learner, the batches it learns from, and how far it has come.
 pub struct Pretraining<O: Objective> {
     learner: Learner<O>,
@@ -53,16 +66,15 @@ impl<O: Objective> Pretraining<O> {
     /// A pre-training of `learner` on the batches of `loader`.
     ///
     /// # Errors
-    /// [`TrainError::Setting`] without an epoch; [`TrainError::Model`] for a schedule out of range.
+    /// [`TrainError::Setting`] for a setting out of range, or a warm-up longer than the run.
     pub fn new(learner: Learner<O>, loader: Loader, config: &PretrainingConfig) -> Result<Self> {
-        check(
-            "epochs",
-            config.epochs,
-            config.epochs > 0,
-            "must be at least 1",
-        )?;
+        config.check()?;
         let epoch = loader.steps_per_epoch();
-        let schedule = Schedule::new(&config.schedule, config.lr, epoch, config.epochs)?;
+        let schedule = Schedule::new(&config.schedule, config.lr, epoch, config.epochs);
+        let schedule = schedule.map_err(|error| match error {
+            ModelError::Setting(error) => error.within("schedule").into(),
+            error => TrainError::from(error),
+        })?;
         let whole = (epoch as u64).saturating_mul(config.epochs as u64);
         Ok(Self {
             learner,

@@ -20,7 +20,7 @@ pub(crate) fn run(args: &ExportArgs) -> Result<()> {
             bail!(
                 "detectron2's ResNets begin with a 7x7 convolution and a max-pool, but these weights \
                  are of {}; export them with --format torchvision",
-                recipe.model.network()
+                weights::network_keys(&recipe.model)
             );
         }
         state = detectron2_names(state);

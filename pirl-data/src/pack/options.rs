@@ -2,6 +2,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use pirl_core::{SettingError, check};
 use serde::{Deserialize, Serialize};
 
 use crate::{DataError, Encoding};
@@ -39,24 +40,17 @@ impl Default for PackOptions {
 }
 
 impl PackOptions {
-    pub(super) fn check(&self) -> Result<(), DataError> {
-        let wrong = |key, reason: &str| {
-            Err(DataError::Setting {
-                key,
-                reason: reason.to_owned(),
-            })
-        };
-        if self.shard_bytes == 0 {
-            return wrong("shard_bytes", "must be at least 1");
+    /// # Errors
+    /// Names the first field whose value cannot work.
+    pub fn check(&self) -> Result<(), SettingError> {
+        let bytes = self.shard_bytes;
+        check("shard_bytes", bytes, bytes > 0, "must be at least 1")?;
+        if let Some(side) = self.resize_shorter {
+            check("resize_shorter", side, side > 0, "must be at least 1")?;
         }
-        if self.resize_shorter == Some(0) {
-            return wrong("resize_shorter", "must be at least 1");
-        }
-        if self
-            .quality
-            .is_some_and(|quality| !(1..=100).contains(&quality))
-        {
-            return wrong("quality", "must be from 1 to 100");
+        if let Some(quality) = self.quality {
+            let fits = (1..=100).contains(&quality);
+            check("quality", quality, fits, "must lie between 1 and 100")?;
         }
         Ok(())
     }

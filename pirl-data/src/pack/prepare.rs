@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use image::ImageEncoder;
 use image::codecs::png::PngEncoder;
 use jpeg_encoder::{ChromaSubsamplingMethod, ColorType, Encoder, SamplingFactor};
+use pirl_core::SettingError;
 
 use super::recode::{Planes, jpeg_sides};
 use super::{PackOptions, Skipped};
@@ -49,13 +50,15 @@ pub(super) fn prepare<'a>(
     room: &mut Room,
 ) -> Result<Prepared<'a>, DataError> {
     let mut sample = source.read(index)?;
-    let changes = options.resize_shorter.is_some() || options.quality.is_some();
-    if matches!(sample.encoding, Encoding::Raw { .. }) && changes {
-        return Err(DataError::Setting {
-            key: "resize_shorter, quality",
-            reason: "this source has raw images of one size, which are packed as they are"
-                .to_owned(),
-        });
+    if matches!(sample.encoding, Encoding::Raw { .. }) {
+        let expected = "must be left out: this source has raw images of one size, which are packed as \
+                        they are";
+        if let Some(side) = options.resize_shorter {
+            return Err(SettingError::new("resize_shorter", side, expected).into());
+        }
+        if let Some(quality) = options.quality {
+            return Err(SettingError::new("quality", quality, expected).into());
+        }
     }
     let changed = change(&sample, options, room).map_err(|reason| DataError::Decode {
         name: sample.name.clone(),

@@ -1,6 +1,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use pirl_core::{SettingError, check};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use xxhash_rust::xxh3::xxh3_128;
@@ -250,12 +251,8 @@ impl Pack {
         if count == 0 || count == len {
             return Ok(self.clone());
         }
-        if count > len {
-            return Err(DataError::Setting {
-                key: "data.limit",
-                reason: format!("{count} samples of a pack of {len}"),
-            });
-        }
+        let expected = format!("must be at most {len}, the samples of the pack");
+        check("count", count, count <= len, &expected)?;
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let drawn = rand::seq::index::sample(&mut rng, len, count);
         let drawn: Vec<u32> = drawn.into_iter().map(|index| index as u32).collect();
@@ -283,10 +280,7 @@ impl Pack {
         chosen.sort_unstable();
         chosen.dedup();
         if chosen.is_empty() {
-            return Err(DataError::Setting {
-                key: "samples",
-                reason: "a selection needs at least 1".to_owned(),
-            });
+            return Err(SettingError::new("indices", "[]", "must name at least 1 sample").into());
         }
         let mut identity = self.fingerprint.clone().into_bytes();
         for index in &chosen {

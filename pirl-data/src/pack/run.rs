@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::path::Path;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
+use pirl_core::SettingError;
 
 use super::prepare::{Prepared, Room, prepare};
 use super::writer::Writer;
@@ -43,10 +44,7 @@ pub fn pack(
 ) -> Result<PackReport, DataError> {
     options.check()?;
     if output.file_name().is_none() {
-        return Err(DataError::Setting {
-            key: "output",
-            reason: format!("{} does not name a file", output.display()),
-        });
+        return Err(SettingError::new("output", output.display(), "must name a file").into());
     }
     options.allow(source.skipped())?;
     let mut writer = Writer::open(source, output, options)?;

@@ -1,5 +1,6 @@
 use std::collections::BTreeMap;
 
+use pirl_core::SettingError;
 use rayon::prelude::*;
 
 use super::schema::Fingerprint;
@@ -41,10 +42,8 @@ impl Pack {
         stop: &dyn Fn() -> bool,
     ) -> Result<Verification, DataError> {
         if self.is_subset() {
-            return Err(DataError::Setting {
-                key: "data.limit",
-                reason: "a subset cannot be verified, the whole pack can".to_owned(),
-            });
+            let found = format!("{} samples of another", self.len());
+            return Err(SettingError::new("pack", found, "must be whole to be verified").into());
         }
         let total = self.len();
         let mut found = Verification {

@@ -4,14 +4,16 @@ mod jigsaw;
 mod permutation;
 mod rotation;
 
+use pirl_core::check;
 use rand::Rng;
 
-use crate::config::{DataConfig, PretextConfig, PretextKind, Table, ViewConfig, side};
+use crate::config::{DataConfig, PretextConfig, PretextKind, ViewConfig};
 use crate::random::{Use, stream};
 use crate::transform::{ImageView, Scratch};
 use crate::{DataError, Image};
 
 use jigsaw::Jigsaw;
+pub(crate) use permutation::check_permutations;
 pub use permutation::permutations;
 use rotation::Rotation;
 
@@ -43,16 +45,16 @@ pub trait Pretext: Send + Sync {
     ) -> Result<u32, DataError>;
 }
 
-/// The task that `[pretext]` describes.
+/// The task that `pretext` describes.
 ///
-/// `view` is `[transform.patch]`: how the crop is taken that a jigsaw cuts into patches, and what
+/// `view` is how the crop is taken that a jigsaw cuts into patches, and what
 /// then happens to each; for a rotation, how the view is made that is turned. A fixed set of
 /// permutations depends on `seed` alone. The label of a jigsaw of a turned image is that of the
 /// jigsaw.
 ///
 /// # Errors
-/// [`DataError::Setting`] names the key whose value cannot work: patches larger than their cell,
-/// more permutations than there are.
+/// [`DataError::Setting`] names the field whose value cannot work, such as `patch_size` for patches
+/// larger than their cell.
 pub fn build_pretext(
     pretext: &PretextConfig,
     data: &DataConfig,
@@ -60,37 +62,26 @@ pub fn build_pretext(
     seed: u64,
 ) -> Result<Box<dyn Pretext>, DataError> {
     data.check()?;
-    view.check(Table::Patch)?;
+    view.check()?;
+    pretext.check()?;
     let turned = match pretext.kind {
         PretextKind::None => return Ok(Box::new(Nothing)),
         PretextKind::Rotation => {
-            return Ok(Box::new(Rotation::new(ImageView::of(
-                data,
-                view,
-                Table::Patch,
-            )?)));
+            return Ok(Box::new(Rotation::new(ImageView::new(data, view)?)));
         }
         PretextKind::Jigsaw => false,
         PretextKind::JigsawRotation => true,
     };
-    side("pretext.crop_size", pretext.crop_size)?;
-    // 16 x 16 patches leave 16 pixels each of a 255-pixel crop; the labels fit a byte.
-    if !(1..=16).contains(&pretext.grid) {
-        return Err(DataError::Setting {
-            key: "pretext.grid",
-            reason: format!("{}; it must lie between 1 and 16", pretext.grid),
-        });
-    }
     let cell = pretext.crop_size / pretext.grid;
-    if data.patch_size > cell {
-        return Err(DataError::Setting {
-            key: "data.patch_size",
-            reason: format!(
-                "{} pixels, but a cell has only {cell} (pretext.crop_size {} over pretext.grid {})",
-                data.patch_size, pretext.crop_size, pretext.grid
-            ),
-        });
-    }
+    check(
+        "patch_size",
+        data.patch_size,
+        data.patch_size <= cell,
+        &format!(
+            "must be at most {cell}, the side of a cell: crop_size = {} over grid = {}",
+            pretext.crop_size, pretext.grid
+        ),
+    )?;
     let orders = permutations(
         pretext.grid * pretext.grid,
         pretext.permutations,

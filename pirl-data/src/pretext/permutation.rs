@@ -1,5 +1,6 @@
 //! Fixed sets of permutations that differ in many places, for the covariant jigsaw.
 
+use pirl_core::{SettingError, check};
 use rand::Rng;
 
 use crate::DataError;
@@ -29,27 +30,11 @@ pub fn permutations(
     count: usize,
     rng: &mut dyn Rng,
 ) -> Result<Vec<Vec<u8>>, DataError> {
-    let bad = |reason: String| DataError::Setting {
-        key: "pretext.permutations",
-        reason,
-    };
-    if count > MOST {
-        return Err(bad(format!(
-            "{count}; at most {MOST} work, or 0 for all orders"
-        )));
-    }
+    check_permutations(cells, count)?;
     if count == 0 {
         return Ok(Vec::new());
     }
-    let top = u8::try_from(cells.saturating_sub(1))
-        .map_err(|_| bad(format!("{cells} cells; at most 256 work")))?;
-    let all = (1..=cells).try_fold(1_usize, |product, n| product.checked_mul(n));
-    if cells == 0 || all.is_some_and(|all| count > all) {
-        return Err(bad(format!(
-            "{count}, but {cells} cells have only {} orders",
-            all.unwrap_or(0)
-        )));
-    }
+    let top = (cells - 1) as u8;
     let mut chosen: Vec<Vec<u8>> = Vec::with_capacity(count + cells);
     while chosen.len() < count {
         let mut best = (0, Vec::new());
@@ -71,6 +56,23 @@ pub fn permutations(
     }
     chosen.truncate(count);
     Ok(chosen)
+}
+
+/// An error unless there are `count` permutations of so many cells, and a set of them can be made; 0
+/// stands for all and makes none.
+pub(crate) fn check_permutations(cells: usize, count: usize) -> Result<(), SettingError> {
+    let few = count <= MOST;
+    let expected = format!("must be at most {MOST}, or 0 for all orders");
+    check("permutations", count, few, &expected)?;
+    if count == 0 {
+        return Ok(());
+    }
+    let fits = (1..=256).contains(&cells);
+    check("cells", cells, fits, "must lie between 1 and 256")?;
+    let all = (1..=cells).try_fold(1_usize, |product, n| product.checked_mul(n));
+    let all = all.unwrap_or(usize::MAX);
+    let expected = format!("must be at most {all}, the orders of {cells} cells");
+    check("permutations", count, count <= all, &expected)
 }
 
 /// The least Hamming distance of `order` to `chosen`, or anything not above `floor` once that is
@@ -153,7 +155,7 @@ mod tests {
         let error = permutations(4, 25, &mut rng).unwrap_err().to_string();
         assert_eq!(
             error,
-            "pretext.permutations: 25, but 4 cells have only 24 orders"
+            "permutations = 25: must be at most 24, the orders of 4 cells"
         );
         assert!(permutations(9, 10_001, &mut rng).is_err());
     }

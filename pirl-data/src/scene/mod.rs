@@ -10,6 +10,7 @@ mod voc;
 
 use std::path::Path;
 
+use pirl_core::{SettingError, check};
 use rand::{Rng, RngExt};
 use rayon::prelude::*;
 use xxhash_rust::xxh3::xxh3_64;
@@ -56,35 +57,39 @@ impl Default for SceneConfig {
 }
 
 impl SceneConfig {
-    fn check(&self) -> Result<(), DataError> {
-        let wrong = |key, reason: String| Err(DataError::Setting { key, reason });
-        if self.scenes == 0 {
-            return wrong("scenes", "0, but at least 1 is needed".to_owned());
-        }
+    /// # Errors
+    /// Names the first field whose value cannot work.
+    pub fn check(&self) -> Result<(), SettingError> {
+        check("scenes", self.scenes, self.scenes > 0, "must be at least 1")?;
         let [least, most] = self.items;
-        if least == 0 || least > most {
-            let reason = format!("{least} to {most}, but at least 1 and rising is needed");
-            return wrong("items", reason);
-        }
+        check(
+            "items",
+            format!("{:?}", self.items),
+            0 < least && least <= most,
+            "must be two numbers of at least 1, the least first",
+        )?;
         let [least, most] = self.item_side;
         let smallest = self.sides.iter().min().copied().unwrap_or(0);
-        if least < 4 || least > most || most > smallest {
-            let reason = format!(
-                "{least} to {most} pixels, but 4 up to the shortest side of a scene, {smallest}, \
-                 and rising is needed"
-            );
-            return wrong("item_side", reason);
-        }
-        if self.sides.iter().any(|side| *side > 4096) {
-            return wrong("sides", format!("{:?}, but at most 4096", self.sides));
-        }
-        for (key, share) in [
+        check(
+            "item_side",
+            format!("{:?}", self.item_side),
+            4 <= least && least <= most && most <= smallest,
+            &format!(
+                "must be two numbers from 4 to {smallest}, the shortest side of a scene, the least first"
+            ),
+        )?;
+        check(
+            "sides",
+            format!("{:?}", self.sides),
+            self.sides.iter().all(|side| *side <= 4096),
+            "must be at most 4096 pixels",
+        )?;
+        for (field, share) in [
             ("difficult_below", self.difficult_below),
             ("visible_at_least", self.visible_at_least),
         ] {
-            if !(0.0..=1.0).contains(&share) {
-                return wrong(key, format!("{share}, but it must lie in 0..=1"));
-            }
+            let fits = (0.0..=1.0).contains(&share);
+            check(field, share, fits, "must lie in [0, 1]")?;
         }
         Ok(())
     }

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use image::ExtendedColorType;
 use image::codecs::jpeg::JpegEncoder;
+use pirl_core::SettingError;
 
 use super::composition::Composition;
 use crate::DataError;
@@ -40,10 +41,8 @@ impl<'a> Folder<'a> {
     ) -> Result<Self, DataError> {
         let plain = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
         if split.is_empty() || !split.chars().all(plain) {
-            return Err(DataError::Setting {
-                key: "split",
-                reason: format!("{split:?} cannot name files: use letters, digits, _ and -"),
-            });
+            let expected = "must name files: letters, digits, _ and - alone";
+            return Err(SettingError::new("split", format!("{split:?}"), expected).into());
         }
         let set = path.join("ImageSets/Main").join(format!("{split}.txt"));
         if set.exists() {

@@ -15,6 +15,8 @@ mod voc_xml;
 use std::borrow::Cow;
 use std::fmt;
 
+use pirl_core::SettingError;
+
 use crate::{DataError, Objects, Skipped};
 
 pub use cifar::Cifar;
@@ -123,10 +125,10 @@ impl std::str::FromStr for Split {
         match name {
             "train" => Ok(Self::Train),
             "test" => Ok(Self::Test),
-            _ => Err(DataError::Setting {
-                key: "split",
-                reason: format!("{name:?} is neither \"train\" nor \"test\""),
-            }),
+            _ => {
+                let expected = "must be \"train\" or \"test\"";
+                Err(SettingError::new("split", format!("{name:?}"), expected).into())
+            }
         }
     }
 }

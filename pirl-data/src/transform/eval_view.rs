@@ -1,12 +1,13 @@
 //! How an image is seen when nothing is random: resized and cropped at the centre.
 
 use candle_core::{Device, Tensor};
+use pirl_core::{SettingError, check};
 use rayon::prelude::*;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use super::view::{Scratch, check_output};
 use super::{Crop, Normalize, resize, write_planes};
-use crate::config::side;
+use crate::config::{check_normalization, check_side};
 use crate::{DataError, Image, Pack};
 
 /// The view of evaluations: torchvision's `Resize(resize)`, `CenterCrop(crop)`, `Normalize`.
@@ -59,11 +60,14 @@ impl EvalView {
         Ok(self.cut(image, scratch)?.clone())
     }
 
-    fn check(&self) -> Result<(), DataError> {
+    /// # Errors
+    /// Names the first field whose value cannot work.
+    pub fn check(&self) -> Result<(), SettingError> {
         if self.resize > 0 {
-            side("eval.resize", self.resize)?;
+            check_side("resize", self.resize)?;
         }
-        side("data.image_size", self.crop)
+        check_side("crop", self.crop)?;
+        check_normalization(self.mean, self.std)
     }
 
     fn write(&self, image: &Image, scratch: &mut Scratch, out: &mut [u8]) -> Result<(), DataError> {
@@ -166,12 +170,12 @@ pub fn eval_batches<'a>(
     device: &Device,
 ) -> Result<EvalBatches<'a>, DataError> {
     view.check()?;
-    if batch_size == 0 {
-        return Err(DataError::Setting {
-            key: "eval.batch_size",
-            reason: "a batch holds at least 1 image".into(),
-        });
-    }
+    check(
+        "batch_size",
+        batch_size,
+        batch_size > 0,
+        "must be at least 1",
+    )?;
     Ok(EvalBatches {
         pack,
         view: view.clone(),
@@ -189,9 +193,9 @@ pub(crate) fn thread_pool(name: &'static str, workers: usize) -> Result<ThreadPo
         .num_threads(workers)
         .thread_name(move |index| format!("{name}-{index}"))
         .build()
-        .map_err(|error| DataError::Setting {
-            key: "loader.workers",
-            reason: format!("{workers} threads cannot be started: {error}"),
+        .map_err(|error| {
+            let expected = format!("must be as many threads as can be started: {error}");
+            SettingError::new("workers", workers, expected).into()
         })
 }
 

@@ -4,7 +4,7 @@ use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Shape, Tensor};
 use rayon::prelude::*;
 
 use super::lanes::{Block, LANES, Visit, vectorised, visit};
-use crate::config::normalization;
+use crate::config::check_normalization;
 use crate::{DataError, Image};
 
 /// `(value / 255 - mean) / std` in `f32`, as torchvision's `ToTensor` and `Normalize`.
@@ -33,7 +33,7 @@ impl Normalize {
     /// # Errors
     /// [`DataError::Setting`] for what is not finite, or a deviation of 0 or less.
     pub fn new(mean: [f32; 3], std: [f32; 3]) -> Result<Self, DataError> {
-        normalization(mean, std)?;
+        check_normalization(mean, std)?;
         Ok(Self { mean, std })
     }
 

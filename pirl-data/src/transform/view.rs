@@ -3,7 +3,7 @@
 use rand::Rng;
 
 use super::{Augment, Crop, Normalize, RandomResizedCrop, Resizer, resize, write_planes};
-use crate::config::{DataConfig, Table, ViewConfig};
+use crate::config::{DataConfig, ViewConfig};
 use crate::stages::{Stage, Stopwatch};
 use crate::{DataError, Image};
 
@@ -61,21 +61,13 @@ pub struct ImageView {
 }
 
 impl ImageView {
-    /// The view that `[data]` and `[transform.image]` describe.
+    /// The view that `data` and `view` describe.
     ///
     /// # Errors
-    /// [`DataError::Setting`] names the key whose value cannot work.
+    /// [`DataError::Setting`] names the field whose value cannot work.
     pub fn new(data: &DataConfig, view: &ViewConfig) -> Result<Self, DataError> {
-        Self::of(data, view, Table::Image)
-    }
-
-    pub(crate) fn of(
-        data: &DataConfig,
-        view: &ViewConfig,
-        table: Table,
-    ) -> Result<Self, DataError> {
         data.check()?;
-        view.check(table)?;
+        view.check()?;
         Ok(Self {
             size: data.image_size,
             crop: RandomResizedCrop {
@@ -92,7 +84,7 @@ impl ImageView {
         self.size
     }
 
-    /// What makes numbers of its bytes, and of a pretext task's of the same `[data]`.
+    /// What makes numbers of its bytes, and of a pretext task's with the same [`DataConfig`].
     pub fn normalize(&self) -> &Normalize {
         &self.normalize
     }

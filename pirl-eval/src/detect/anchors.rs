@@ -1,12 +1,12 @@
 //! Anchors: the boxes of fixed sizes and shapes around every cell of a feature map that the region
 //! proposal network scores and corrects.
 
+use pirl_core::{SettingError, check};
 use serde::{Deserialize, Serialize};
 
 use super::boxes::BBox;
-use crate::error::{EvalError, Result};
 
-/// `[eval.detect.anchors]`
+/// Sizes and shapes of the anchors.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct AnchorConfig {
@@ -30,29 +30,17 @@ impl Default for AnchorConfig {
 
 impl AnchorConfig {
     /// # Errors
-    /// [`EvalError::Setting`] without sizes or ratios, or with one that is not positive and finite,
-    /// or a stride of 0.
-    pub fn validate(&self) -> Result<()> {
-        for (key, values) in [
-            ("eval.detect.anchors.sizes", &self.sizes),
-            ("eval.detect.anchors.aspect_ratios", &self.aspect_ratios),
+    /// Names the first field whose value cannot work.
+    pub fn check(&self) -> Result<(), SettingError> {
+        for (field, values) in [
+            ("sizes", &self.sizes),
+            ("aspect_ratios", &self.aspect_ratios),
         ] {
-            if values.is_empty() || !values.iter().all(|&v| v > 0.0 && v.is_finite()) {
-                return Err(EvalError::Setting {
-                    key,
-                    found: format!("{values:?}"),
-                    expected: "one or more positive numbers",
-                });
-            }
+            let fits = !values.is_empty() && values.iter().all(|&v| v > 0.0 && v.is_finite());
+            let found = format!("{values:?}");
+            check(field, found, fits, "must be one or more numbers above 0")?;
         }
-        if self.stride == 0 {
-            return Err(EvalError::Setting {
-                key: "eval.detect.anchors.stride",
-                found: "0".to_owned(),
-                expected: "at least 1",
-            });
-        }
-        Ok(())
+        check("stride", self.stride, self.stride > 0, "must be at least 1")
     }
 
     /// Anchors around each cell of a map.
@@ -100,12 +88,12 @@ mod tests {
         let refused = |change: fn(&mut AnchorConfig)| {
             let mut config = AnchorConfig::default();
             change(&mut config);
-            config.validate().unwrap_err().to_string()
+            config.check().unwrap_err().to_string()
         };
-        assert!(AnchorConfig::default().validate().is_ok());
-        assert!(refused(|c| c.sizes.clear()).contains("anchors.sizes = []"));
-        assert!(refused(|c| c.sizes[1] = f32::NAN).contains("anchors.sizes"));
-        assert!(refused(|c| c.aspect_ratios[0] = -1.0).contains("anchors.aspect_ratios"));
-        assert!(refused(|c| c.stride = 0).contains("anchors.stride"));
+        assert!(AnchorConfig::default().check().is_ok());
+        assert!(refused(|c| c.sizes.clear()).contains("sizes = []"));
+        assert!(refused(|c| c.sizes[1] = f32::NAN).contains("sizes"));
+        assert!(refused(|c| c.aspect_ratios[0] = -1.0).contains("aspect_ratios"));
+        assert!(refused(|c| c.stride = 0).contains("stride"));
     }
 }

@@ -1,11 +1,11 @@
-//! The `[eval.detect]` table of a recipe.
+//! Settings of a detector.
 
-use pirl_model::C4Config;
+use pirl_core::{SettingError, check};
+use pirl_model::{C4Config, OptimConfig, OptimKind};
 use serde::{Deserialize, Serialize};
 
 use super::anchors::AnchorConfig;
 use super::voc_metrics::DetectMetric;
-use crate::error::{EvalError, Result};
 
 /// How a detector is trained and tested. Its default is PIRL's on VOC07+12 (arXiv:1912.01991,
 /// section 4.1), and what the paper leaves unsaid is detectron2's Faster R-CNN R50-C4.
@@ -40,7 +40,7 @@ pub struct DetectConfig {
     pub test: DetectTest,
 }
 
-/// `[eval.detect.optim]`: SGD with momentum, linear warm-up, and drops.
+/// SGD with momentum, linear warm-up, and drops.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DetectOptim {
@@ -60,7 +60,7 @@ pub struct DetectOptim {
     pub gamma: f64,
 }
 
-/// `[eval.detect.input]`
+/// How the detector sees images.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct InputConfig {
@@ -75,7 +75,7 @@ pub struct InputConfig {
     pub flip: f64,
 }
 
-/// `[eval.detect.rpn]`
+/// The region proposal network.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RpnConfig {
@@ -104,7 +104,7 @@ pub struct RpnConfig {
     pub smooth_l1_beta: f64,
 }
 
-/// `[eval.detect.roi]`
+/// The head on each region.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RoiConfig {
@@ -124,7 +124,7 @@ pub struct RoiConfig {
     pub smooth_l1_beta: f64,
 }
 
-/// `[eval.detect.test]`
+/// What becomes of the head's outputs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DetectTest {
@@ -227,93 +227,144 @@ impl Default for DetectTest {
 }
 
 impl DetectConfig {
+    /// Checks all tables; the fields of inner ones are named as `rpn.samples`.
+    ///
     /// # Errors
-    /// [`EvalError::Setting`], which names the first setting that cannot work.
-    pub fn validate(&self) -> Result<()> {
-        let wrong = |key, found: String, expected| {
-            Err(EvalError::Setting {
-                key,
-                found,
-                expected,
-            })
-        };
-        let counts = [
-            ("eval.detect.steps", self.steps),
-            ("eval.detect.batch_size", self.batch_size),
-            ("eval.detect.input.test_size", self.input.test_size),
-            ("eval.detect.input.max_size", self.input.max_size),
-            ("eval.detect.rpn.samples", self.rpn.samples),
-            ("eval.detect.rpn.pre_nms_train", self.rpn.pre_nms_train),
-            ("eval.detect.rpn.pre_nms_test", self.rpn.pre_nms_test),
-            ("eval.detect.rpn.post_nms_train", self.rpn.post_nms_train),
-            ("eval.detect.rpn.post_nms_test", self.rpn.post_nms_test),
-            ("eval.detect.roi.samples", self.roi.samples),
-            ("eval.detect.roi.pool_size", self.roi.pool_size),
-            ("eval.detect.test.detections", self.test.detections),
+    /// Names the first field whose value cannot work.
+    pub fn check(&self) -> Result<(), SettingError> {
+        check_counts(&[("steps", self.steps), ("batch_size", self.batch_size)])?;
+        let tables = [
+            ("optim", self.optim.check()),
+            ("input", self.input.check()),
+            ("backbone", self.backbone.check()),
+            ("anchors", self.anchors.check()),
+            ("rpn", self.rpn.check()),
+            ("roi", self.roi.check()),
+            ("test", self.test.check()),
         ];
-        for (key, count) in counts {
-            if count == 0 {
-                return wrong(key, "0".to_owned(), "at least 1");
-            }
+        for (table, checked) in tables {
+            checked.map_err(|error| error.within(table))?;
         }
-        let sizes = &self.input.train_sizes;
-        if sizes.is_empty() || sizes.contains(&0) {
-            let key = "eval.detect.input.train_sizes";
-            return wrong(key, format!("{sizes:?}"), "one or more sizes of at least 1");
-        }
-        let (rpn, roi, optim) = (&self.rpn, &self.roi, &self.optim);
-        let fractions = [
-            ("eval.detect.optim.warmup_start", optim.warmup_start),
-            ("eval.detect.input.flip", self.input.flip),
-            ("eval.detect.rpn.positive_iou", rpn.positive_iou),
-            ("eval.detect.rpn.negative_iou", rpn.negative_iou),
-            ("eval.detect.rpn.positive_fraction", rpn.positive_fraction),
-            ("eval.detect.rpn.nms_iou", rpn.nms_iou),
-            ("eval.detect.roi.positive_iou", roi.positive_iou),
-            ("eval.detect.roi.positive_fraction", roi.positive_fraction),
-            (
-                "eval.detect.test.score_threshold",
-                self.test.score_threshold,
-            ),
-            ("eval.detect.test.nms_iou", self.test.nms_iou),
-        ];
-        for (key, fraction) in fractions {
-            if !(0.0..=1.0).contains(&fraction) {
-                return wrong(key, fraction.to_string(), "a number in 0..=1");
-            }
-        }
-        if rpn.negative_iou > rpn.positive_iou {
-            let key = "eval.detect.rpn.negative_iou";
-            return wrong(
-                key,
-                rpn.negative_iou.to_string(),
-                "at most rpn.positive_iou",
-            );
-        }
-        let sizes = [
-            ("eval.detect.rpn.min_box_size", rpn.min_box_size),
-            ("eval.detect.rpn.smooth_l1_beta", rpn.smooth_l1_beta),
-            ("eval.detect.roi.smooth_l1_beta", roi.smooth_l1_beta),
-        ];
-        for (key, size) in sizes {
-            if !(size >= 0.0 && f64::is_finite(size)) {
-                return wrong(key, size.to_string(), "at least 0");
-            }
-        }
-        if !(optim.gamma > 0.0 && optim.gamma.is_finite()) {
-            let key = "eval.detect.optim.gamma";
-            return wrong(key, optim.gamma.to_string(), "a positive number");
-        }
-        if !optim.milestones.is_sorted_by(|a, b| a < b) {
-            let key = "eval.detect.optim.milestones";
-            return wrong(key, format!("{:?}", optim.milestones), "rising steps");
-        }
-        if !roi.box_weights.iter().all(|w| *w > 0.0 && w.is_finite()) {
-            let key = "eval.detect.roi.box_weights";
-            return wrong(key, format!("{:?}", roi.box_weights), "positive numbers");
-        }
-        self.anchors.validate()
+        Ok(())
     }
+}
+
+impl DetectOptim {
+    /// # Errors
+    /// Names the first field whose value cannot work.
+    pub fn check(&self) -> Result<(), SettingError> {
+        self.sgd().check()?;
+        check_fractions(&[("warmup_start", self.warmup_start)])?;
+        let gamma = self.gamma;
+        let fits = gamma > 0.0 && gamma.is_finite();
+        check("gamma", gamma, fits, "must be finite and positive")?;
+        let milestones = &self.milestones;
+        let rise = milestones.is_sorted_by(|a, b| a < b);
+        check("milestones", format!("{milestones:?}"), rise, "must rise")
+    }
+
+    /// The optimiser without its schedule.
+    pub(super) fn sgd(&self) -> OptimConfig {
+        OptimConfig {
+            kind: OptimKind::Sgd,
+            lr: self.lr,
+            momentum: self.momentum,
+            weight_decay: self.weight_decay,
+            ..OptimConfig::default()
+        }
+    }
+}
+
+impl InputConfig {
+    /// # Errors
+    /// Names the first field whose value cannot work.
+    pub fn check(&self) -> Result<(), SettingError> {
+        let sizes = &self.train_sizes;
+        let fits = !sizes.is_empty() && !sizes.contains(&0);
+        let expected = "must be one or more sizes of at least 1";
+        check("train_sizes", format!("{sizes:?}"), fits, expected)?;
+        check_counts(&[("test_size", self.test_size), ("max_size", self.max_size)])?;
+        check_fractions(&[("flip", self.flip)])
+    }
+}
+
+impl RpnConfig {
+    /// # Errors
+    /// Names the first field whose value cannot work.
+    pub fn check(&self) -> Result<(), SettingError> {
+        check_counts(&[
+            ("samples", self.samples),
+            ("pre_nms_train", self.pre_nms_train),
+            ("pre_nms_test", self.pre_nms_test),
+            ("post_nms_train", self.post_nms_train),
+            ("post_nms_test", self.post_nms_test),
+        ])?;
+        check_fractions(&[
+            ("positive_iou", self.positive_iou),
+            ("negative_iou", self.negative_iou),
+            ("positive_fraction", self.positive_fraction),
+            ("nms_iou", self.nms_iou),
+        ])?;
+        check(
+            "negative_iou",
+            self.negative_iou,
+            self.negative_iou <= self.positive_iou,
+            "must be at most positive_iou",
+        )?;
+        check_sizes(&[
+            ("min_box_size", self.min_box_size),
+            ("smooth_l1_beta", self.smooth_l1_beta),
+        ])
+    }
+}
+
+impl RoiConfig {
+    /// # Errors
+    /// Names the first field whose value cannot work.
+    pub fn check(&self) -> Result<(), SettingError> {
+        check_counts(&[("samples", self.samples), ("pool_size", self.pool_size)])?;
+        check_fractions(&[
+            ("positive_iou", self.positive_iou),
+            ("positive_fraction", self.positive_fraction),
+        ])?;
+        check_sizes(&[("smooth_l1_beta", self.smooth_l1_beta)])?;
+        let weights = &self.box_weights;
+        let fits = weights.iter().all(|w| *w > 0.0 && w.is_finite());
+        let found = format!("{weights:?}");
+        check("box_weights", found, fits, "must be four numbers above 0")
+    }
+}
+
+impl DetectTest {
+    /// # Errors
+    /// Names the first field whose value cannot work.
+    pub fn check(&self) -> Result<(), SettingError> {
+        check_counts(&[("detections", self.detections)])?;
+        check_fractions(&[
+            ("score_threshold", self.score_threshold),
+            ("nms_iou", self.nms_iou),
+        ])
+    }
+}
+
+fn check_counts(fields: &[(&str, usize)]) -> Result<(), SettingError> {
+    fields
+        .iter()
+        .try_for_each(|(field, count)| check(field, count, *count > 0, "must be at least 1"))
+}
+
+fn check_fractions(fields: &[(&str, f64)]) -> Result<(), SettingError> {
+    fields.iter().try_for_each(|(field, fraction)| {
+        let fits = (0.0..=1.0).contains(fraction);
+        check(field, fraction, fits, "must lie in [0, 1]")
+    })
+}
+
+fn check_sizes(fields: &[(&str, f64)]) -> Result<(), SettingError> {
+    fields.iter().try_for_each(|(field, size)| {
+        let fits = *size >= 0.0 && size.is_finite();
+        check(field, size, fits, "must be finite and at least 0")
+    })
 }
 
 impl DetectOptim {
@@ -350,10 +401,10 @@ mod tests {
         let refused = |change: fn(&mut DetectConfig)| {
             let mut config = DetectConfig::default();
             change(&mut config);
-            config.validate().unwrap_err().to_string()
+            config.check().unwrap_err().to_string()
         };
-        assert!(DetectConfig::default().validate().is_ok());
-        assert!(refused(|c| c.steps = 0).contains("eval.detect.steps"));
+        assert!(DetectConfig::default().check().is_ok());
+        assert!(refused(|c| c.steps = 0).contains("steps = 0"));
         assert!(refused(|c| c.input.train_sizes.clear()).contains("train_sizes"));
         assert!(refused(|c| c.rpn.negative_iou = 0.8).contains("rpn.negative_iou"));
         assert!(refused(|c| c.roi.positive_iou = f64::NAN).contains("roi.positive_iou"));

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use candle_core::{Device, Tensor};
+use pirl_core::check;
 use pirl_model::{C4, Mode, ParamSet, ResNet, Trainable, strip_prefix};
 use rand::Rng;
 use serde::Serialize;
@@ -13,7 +14,7 @@ use super::detection::Detection;
 use super::random::Stream;
 use super::roi_heads::RoiHeads;
 use super::rpn::Rpn;
-use crate::error::{EvalError, Result};
+use crate::error::Result;
 
 /// The losses of one step.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
@@ -65,15 +66,15 @@ impl Detector {
         config: &DetectConfig,
         seed: u64,
     ) -> Result<Self> {
-        config.validate()?;
+        config.check()?;
         let c4 = C4::new(backbone, &config.backbone)?;
-        if config.anchors.stride != c4.stride() {
-            return Err(EvalError::Setting {
-                key: "eval.detect.anchors.stride",
-                found: config.anchors.stride.to_string(),
-                expected: "that of res4: 16 with model.stem = imagenet, 4 with small",
-            });
-        }
+        let (stride, expected) = (config.anchors.stride, c4.stride());
+        check(
+            "anchors.stride",
+            stride,
+            stride == expected,
+            &format!("must be {expected}, the stride of res4 after the stem of this backbone"),
+        )?;
         let (ops, device) = (backbone.config().ops, backbone.parameters().var().device());
         let rpn_seed = Stream::Rpn.seed(seed);
         let predictor_seed = Stream::Predictor.seed(seed);

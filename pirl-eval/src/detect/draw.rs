@@ -1,12 +1,13 @@
 //! What a detector found, to look at: boxes on images, and curves of precision and recall.
 
+use pirl_core::SettingError;
 use pirl_data::draw::{Canvas, INK, LETTER, PAPER, color, contact_sheet, fit};
 use pirl_data::{Image, Objects};
 
 use super::detection::{Detection, check};
 use super::voc_metrics::VocReport;
 use crate::chart::Chart;
-use crate::error::{EvalError, Result};
+use crate::error::Result;
 
 /// Longer side of an image on a sheet, pixels.
 const PANEL: usize = 320;
@@ -29,20 +30,16 @@ pub struct DetectionPanel<'a> {
 /// `least_score`, higher scores above lower ones.
 ///
 /// # Errors
-/// [`EvalError::Setting`] without panels; [`EvalError::Label`], [`EvalError::Shape`] for a class that
-/// has no name or a detection that is not finite; [`EvalError::Data`] for an image whose number of
-/// pixels is not that of its sides.
+/// [`EvalError`](crate::EvalError): `Setting` without panels; `Label`, `Shape` for a class that has no
+/// name or a detection that is not finite; `Data` for an image whose number of pixels is not that of
+/// its sides.
 pub fn detection_sheet(
     panels: &[DetectionPanel<'_>],
     classes: &[String],
     least_score: f32,
 ) -> Result<Image> {
     if panels.is_empty() {
-        return Err(EvalError::Setting {
-            key: "images on the sheet",
-            found: "0".to_owned(),
-            expected: "at least 1",
-        });
+        return Err(SettingError::new("panels", "[]", "must be at least one").into());
     }
     let mut drawn = Vec::with_capacity(panels.len());
     for panel in panels {

@@ -4,9 +4,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use pirl_data::Pack;
-use pirl_model::{
-    Mode, OptimConfig, OptimKind, Optimizer, ResNet, load_state_dict, save_state_dict, save_tensors,
-};
+use pirl_model::{Mode, Optimizer, ResNet, load_state_dict, save_state_dict, save_tensors};
 use pirl_train::{MODEL, Metric, OPTIMIZER, State, Step, TrainError, Training};
 
 use super::boxes::{clip, is_larger_than};
@@ -64,15 +62,9 @@ impl<'a> DetectTrainer<'a> {
         seed: u64,
     ) -> Result<Self> {
         let detector = Detector::new(backbone, train.class_names().len(), config, seed)?;
-        let optim = OptimConfig {
-            kind: OptimKind::Sgd,
-            lr: config.optim.lr,
-            momentum: config.optim.momentum,
-            weight_decay: config.optim.weight_decay,
-            ..OptimConfig::default()
-        };
         Ok(Self {
-            optimizer: Optimizer::new(&optim, detector.trained())?.with_ops(backbone.config().ops),
+            optimizer: Optimizer::new(&config.optim.sgd(), detector.trained())?
+                .with_ops(backbone.config().ops),
             input: Input::new(&config.input, mean, std, detector.c4().stride()),
             detector,
             order: Order::new(train, config.batch_size, seed)?,

@@ -10,6 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
+use pirl_core::check;
 use pirl_data::{ImageView, Loader, LoaderConfig, OnCorrupt, Pack, eval_batches};
 use pirl_model::{Backbone, Layer, Schedule, load_state_dict, save_tensors};
 use pirl_train::{Batches, State, Step, TrainError, Training};
@@ -17,8 +18,7 @@ use pirl_train::{Batches, State, Step, TrainError, Training};
 use super::sgd::Classifiers;
 use super::standard::{Moments, Standard};
 use super::{
-    Crops, LayerReport, LinearConfig, LinearProbe, LinearReport, Select, Task, accuracy, choose,
-    gradient, rates,
+    Crops, LayerReport, LinearConfig, LinearReport, Select, Task, accuracy, choose, gradient, rates,
 };
 use crate::accuracy::Tally;
 use crate::error::{EvalError, Result};
@@ -97,28 +97,26 @@ impl<'a> RandomCropProbe<'a> {
         extraction: Extraction,
         seed: u64,
     ) -> Result<Self> {
-        let config = LinearProbe::new(config.clone(), seed)?.config;
-        let setting = |key, found, expected| EvalError::Setting {
-            key,
-            found,
-            expected,
-        };
-        if config.crops != Crops::Random {
-            let found = format!("{:?}", config.crops).to_lowercase();
-            return Err(setting("eval.linear.crops", found, "random"));
-        }
-        if config.lrs.len() > 1 && config.select == Select::Validation {
-            return Err(setting(
-                "eval.linear.select",
-                "validation".to_owned(),
-                "\"test\" where several rates are tried on random crops, or a single rate",
-            ));
-        }
-        if !(2..=pack.len()).contains(&config.batch_size) {
-            let key = "eval.linear.batch_size";
-            let found = format!("{} of {} images", config.batch_size, pack.len());
-            return Err(setting(key, found, "at least 2 and at most all of them"));
-        }
+        config.check()?;
+        check(
+            "crops",
+            format!("{:?}", config.crops).to_lowercase(),
+            config.crops == Crops::Random,
+            "must be random",
+        )?;
+        check(
+            "select",
+            format!("{:?}", config.select).to_lowercase(),
+            config.lrs.len() == 1 || config.select == Select::Test,
+            "must be test where several rates are tried on random crops; or give a single rate",
+        )?;
+        let images = pack.len();
+        check(
+            "batch_size",
+            config.batch_size,
+            (2..=images).contains(&config.batch_size),
+            &format!("must lie between 2 and {images}, the images of the pack"),
+        )?;
         let labels = (0..pack.len()).map(|index| {
             let set = "training";
             pack.label(index)
@@ -152,7 +150,7 @@ impl<'a> RandomCropProbe<'a> {
             schedule: config.schedule(epoch)?,
             steps: (epoch * config.epochs) as u64,
             done: 0,
-            config,
+            config: config.clone(),
             backbone,
             extraction,
             batches: Batches::after(loader, 0),

@@ -10,12 +10,12 @@ use std::collections::HashMap;
 
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Storage, Tensor};
+use pirl_core::{Ops, SettingError, check};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{ModelError, Result};
 use crate::params::{Param, ParamSet};
-use pirl_core::Ops;
 
 use sgd::{Accumulate, Apply, Segment};
 
@@ -34,7 +34,7 @@ pub enum OptimKind {
     Lars,
 }
 
-/// The `[optim]` table of a recipe. Its default is the paper's.
+/// Settings of an [`Optimizer`]. The default is the paper's.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct OptimConfig {
@@ -70,41 +70,26 @@ impl Default for OptimConfig {
 }
 
 impl OptimConfig {
-    fn check(&self) -> Result<()> {
-        let wrong = |key, value: f64, expected: &str| ModelError::Config {
-            key,
-            value: value.to_string(),
-            expected: expected.to_owned(),
-        };
-        let least_zero = |x: f64| x.is_finite() && x >= 0.0;
-        if !least_zero(self.lr) {
-            return Err(wrong("optim.lr", self.lr, "must be finite and at least 0"));
+    /// # Errors
+    /// Names the first field whose value cannot work.
+    pub fn check(&self) -> Result<(), SettingError> {
+        for (field, value) in [("lr", self.lr), ("weight_decay", self.weight_decay)] {
+            let fits = value.is_finite() && value >= 0.0;
+            check(field, value, fits, "must be finite and at least 0")?;
         }
-        if !(0.0..1.0).contains(&self.momentum) {
-            return Err(wrong("optim.momentum", self.momentum, "must lie in 0..1"));
-        }
-        if self.nesterov && self.momentum == 0.0 {
-            return Err(wrong(
-                "optim.momentum",
-                0.0,
-                "must be positive with nesterov",
-            ));
-        }
-        if !least_zero(self.weight_decay) {
-            return Err(wrong(
-                "optim.weight_decay",
-                self.weight_decay,
-                "must be finite and at least 0",
-            ));
-        }
-        if !(self.trust_coefficient.is_finite() && self.trust_coefficient > 0.0) {
-            return Err(wrong(
-                "optim.trust_coefficient",
-                self.trust_coefficient,
-                "must be positive",
-            ));
-        }
-        Ok(())
+        let momentum = self.momentum;
+        let fits = (0.0..1.0).contains(&momentum);
+        check("momentum", momentum, fits, "must lie in [0, 1)")?;
+        let fits = !self.nesterov || momentum > 0.0;
+        check("momentum", momentum, fits, "must be positive with nesterov")?;
+        let trust = self.trust_coefficient;
+        let fits = trust.is_finite() && trust > 0.0;
+        check(
+            "trust_coefficient",
+            trust,
+            fits,
+            "must be finite and positive",
+        )
     }
 }
 
@@ -133,7 +118,7 @@ impl Optimizer {
     /// The sets share their variables with the modules they came from.
     ///
     /// # Errors
-    /// [`ModelError::Config`] for a setting out of range.
+    /// [`ModelError::Setting`] for a setting out of range.
     pub fn new(config: &OptimConfig, sets: Vec<ParamSet>) -> Result<Self> {
         config.check()?;
         let gradients = GradientSum::new(sets.clone());

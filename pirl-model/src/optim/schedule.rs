@@ -1,8 +1,9 @@
 //! The learning rate at every step.
 
+use pirl_core::{SettingError, check};
 use serde::{Deserialize, Serialize};
 
-use crate::error::{ModelError, Result};
+use crate::error::Result;
 
 /// Shape of a schedule after its warm-up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -16,7 +17,7 @@ pub enum ScheduleKind {
     Constant,
 }
 
-/// The `[schedule]` table of a recipe. Its default is the paper's.
+/// Settings of a [`Schedule`]. The default is the paper's.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ScheduleConfig {
@@ -47,6 +48,34 @@ impl Default for ScheduleConfig {
     }
 }
 
+impl ScheduleConfig {
+    /// # Errors
+    /// Names the first field whose value cannot work.
+    pub fn check(&self) -> Result<(), SettingError> {
+        let warmup = self.warmup_epochs;
+        let fits = warmup.is_finite() && warmup >= 0.0;
+        check(
+            "warmup_epochs",
+            warmup,
+            fits,
+            "must be finite and at least 0",
+        )?;
+        for (field, value) in [
+            ("warmup_start", self.warmup_start),
+            ("final_lr_ratio", self.final_lr_ratio),
+        ] {
+            let fits = (0.0..=1.0).contains(&value);
+            check(field, value, fits, "must lie in [0, 1]")?;
+        }
+        let gamma = self.gamma;
+        let fits = gamma.is_finite() && gamma > 0.0;
+        check("gamma", gamma, fits, "must be finite and positive")?;
+        let milestones = &self.milestones;
+        let rise = milestones.is_sorted_by(|a, b| a < b);
+        check("milestones", format!("{milestones:?}"), rise, "must rise")
+    }
+}
+
 /// The learning rate of a run, step by step.
 #[derive(Clone, Debug)]
 pub struct Schedule {
@@ -61,55 +90,27 @@ impl Schedule {
     /// A run of `epochs` times `steps_per_epoch` steps.
     ///
     /// # Errors
-    /// [`ModelError::Config`] for a setting out of range, a warm-up longer than the run, or
-    /// milestones that do not rise.
+    /// [`ModelError::Setting`](crate::ModelError::Setting) for a setting out of range, or a warm-up
+    /// longer than the run.
     pub fn new(
         config: &ScheduleConfig,
         base_lr: f64,
         steps_per_epoch: usize,
         epochs: usize,
     ) -> Result<Self> {
-        let wrong = |key, value: String, expected: &str| {
-            let expected = expected.to_owned();
-            Err(ModelError::Config {
-                key,
-                value,
-                expected,
-            })
-        };
-        let fractions = [
-            ("schedule.warmup_start", config.warmup_start),
-            ("schedule.final_lr_ratio", config.final_lr_ratio),
-        ];
-        for (key, value) in fractions {
-            if !(0.0..=1.0).contains(&value) {
-                return wrong(key, value.to_string(), "must lie in 0..=1");
-            }
-        }
-        if !(config.gamma.is_finite() && config.gamma > 0.0) {
-            return wrong(
-                "schedule.gamma",
-                config.gamma.to_string(),
-                "must be positive",
-            );
-        }
-        let epochs_warm = config.warmup_epochs;
-        if !(epochs_warm >= 0.0 && epochs_warm <= epochs as f64) {
-            let expected = format!("must lie in 0..={epochs}, the epochs of the run");
-            return wrong("schedule.warmup_epochs", epochs_warm.to_string(), &expected);
-        }
-        if !config.milestones.is_sorted_by(|a, b| a < b) {
-            return wrong(
-                "schedule.milestones",
-                format!("{:?}", config.milestones),
-                "must rise",
-            );
-        }
+        config.check()?;
+        let warmup = config.warmup_epochs;
+        check(
+            "warmup_epochs",
+            warmup,
+            warmup <= epochs as f64,
+            &format!("must be at most {epochs}, the epochs of the run"),
+        )?;
         Ok(Self {
             config: config.clone(),
             base: base_lr,
             steps_per_epoch,
-            warmup: (epochs_warm * steps_per_epoch as f64).round() as usize,
+            warmup: (warmup * steps_per_epoch as f64).round() as usize,
             total: epochs * steps_per_epoch,
         })
     }

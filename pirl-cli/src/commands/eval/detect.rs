@@ -39,7 +39,8 @@ pub(crate) fn detect(args: &DetectArgs) -> Result<()> {
     let config = &recipe.eval.detect;
     let weights = weights_fingerprint(&backbone)?;
     let normal = (recipe.data.mean, recipe.data.std);
-    let mut trainer = DetectTrainer::new(&backbone, &train, normal, config, recipe.seed)?;
+    let mut trainer = DetectTrainer::new(&backbone, &train, normal, config, recipe.seed)
+        .context("eval.detect")?;
     drop(backbone); // the trainer has a copy
     let out = args.out.as_ref();
     let folder = out.map(|out| RunDir::check(out, &recipe, resumes, matters));

@@ -1,10 +1,11 @@
 //! `pirl eval linear` and `pirl eval knn`: classifiers on frozen features.
 
 use anyhow::{Context, Result, ensure};
+use pirl_core::check;
 use pirl_data::Pack;
 use pirl_eval::{
-    Crops, EvalError, Extraction, FeatureCache, FeatureSet, Knn, KnnReport, LayerReport,
-    LinearProbe, LinearReport, Probe, RandomCropProbe, check_room, extract_features, feature_bytes,
+    Crops, Extraction, FeatureCache, FeatureSet, Knn, KnnReport, LayerReport, LinearProbe,
+    LinearReport, Probe, RandomCropProbe, check_room, extract_features, feature_bytes,
     images_per_second, weights_fingerprint,
 };
 use pirl_model::ResNet;
@@ -49,7 +50,8 @@ fn on_random_crops(args: &ProbeArgs, task: &Task, resume: bool) -> Result<()> {
     let (config, backbone) = (&task.recipe.eval.linear, &task.backbone);
     let (pack, view) = (task.train.clone(), task.train_view()?);
     let seed = task.recipe.seed;
-    let mut probe = RandomCropProbe::new(config, backbone, pack, view, extraction.clone(), seed)?;
+    let mut probe = RandomCropProbe::new(config, backbone, pack, view, extraction.clone(), seed)
+        .context("eval.linear")?;
     estimate(&probe, task, &extraction)?;
     let mut settings = serde_json::to_value(config)?;
     settings["crop_scale"] = json!(task.recipe.eval.crop_scale);
@@ -101,9 +103,8 @@ pub(crate) fn knn(args: &ProbeArgs) -> Result<()> {
     let task = Task::open(&args.eval, args.dataset, Protocol::Knn)?;
     let config = &task.recipe.eval.knn;
     let (k, samples) = (config.k, task.train.len());
-    if k > samples {
-        return Err(EvalError::Neighbours { k, samples }.into());
-    }
+    let expected = format!("must be at most {samples}, the training samples");
+    check("eval.knn.k", k, k <= samples, &expected)?;
     let probe = Knn::new(config.clone())?;
     let settings = serde_json::to_value(config)?;
     let (report, facts) = task.run(args, &probe, "nearest neighbours", "images", settings)?;
@@ -177,6 +178,7 @@ impl Task {
         extraction: &Extraction,
         what: &'static str,
     ) -> Result<FeatureSet> {
+        let from = || format!("{what} of eval.layers, by eval.pool");
         let extract = || {
             let bytes = feature_bytes(&self.backbone, extraction, pack.len())?;
             eprintln!("{what}: {} images, {} MiB", pack.len(), bytes >> 20);
@@ -189,12 +191,13 @@ impl Task {
             features
         };
         let Some(folder) = &args.cache else {
-            return Ok(extract()?);
+            return extract().with_context(from);
         };
         // The statistics as they are now: recomputed ones make other features.
         let weights = weights_fingerprint(&self.backbone)?;
         let key = format!("{weights} {}", serde_json::to_string(&self.recipe.model)?);
-        Ok(FeatureCache::new(folder)?.get_or_extract(&key, pack, extraction, extract)?)
+        let features = FeatureCache::new(folder)?.get_or_extract(&key, pack, extraction, extract);
+        features.with_context(from)
     }
 }
 

@@ -33,7 +33,8 @@ pub(crate) fn finetune(args: &FinetuneArgs) -> Result<()> {
         task.train_view()?,
         task.recipe.loader.workers,
         task.recipe.seed,
-    )?;
+    )
+    .context("eval.finetune")?;
     let mut settings = serde_json::to_value(config)?;
     settings["crop_scale"] = json!(task.recipe.eval.crop_scale);
     settings["flip"] = json!(task.recipe.eval.flip);
