@@ -2,11 +2,12 @@
 
 use std::path::PathBuf;
 
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use pirl_eval::Dataset;
 use pirl_model::Layer;
 use serde::Serialize;
 
-use crate::commands::eval::Dataset;
 use crate::recipe::Setting;
 
 /// Pre-train a ConvNet on images without labels (PIRL, arXiv:1912.01991) and see what it learned.
@@ -282,11 +283,17 @@ pub(crate) struct ProbeArgs {
     #[command(flatten)]
     pub(crate) eval: EvalArgs,
     /// What the packs are: takes the published protocol's settings, and compares with its figures
-    #[arg(long, value_enum)]
+    #[arg(long, value_name = "NAME", value_parser = dataset())]
     pub(crate) dataset: Option<Dataset>,
     /// Folder that keeps the features, for other probes of the same weights and packs
     #[arg(long, value_name = "DIR")]
     pub(crate) cache: Option<PathBuf>,
+}
+
+/// `--dataset`
+fn dataset() -> impl TypedValueParser<Value = Dataset> {
+    let value = |dataset: Dataset| PossibleValue::new(dataset.name()).help(dataset.title());
+    PossibleValuesParser::new(Dataset::ALL.map(value)).try_map(|name| name.parse::<Dataset>())
 }
 
 #[derive(Debug, Args)]
@@ -312,7 +319,7 @@ pub(crate) struct FinetuneArgs {
     #[command(flatten)]
     pub(crate) eval: EvalArgs,
     /// What the packs are: takes the published protocol's settings, and compares with its figures
-    #[arg(long, value_enum)]
+    #[arg(long, value_name = "NAME", value_parser = dataset())]
     pub(crate) dataset: Option<Dataset>,
     /// Part of the labels used, as many of each class: 0.01 for 1 %; instead of the recipe's
     #[arg(long, value_name = "FRACTION", conflicts_with = "labels")]

@@ -7,7 +7,6 @@ mod assemble;
 mod commands;
 mod device;
 mod interrupt;
-mod metrics;
 mod output;
 mod progress;
 mod recipe;
@@ -42,7 +41,7 @@ fn main() -> ExitCode {
             if error.is::<Interrupted>() {
                 eprintln!("{error}");
             } else {
-                eprintln!("error: {}", output::explain(&error));
+                eprintln!("error: {}", pirl_core::explain(error.as_ref()));
             }
             ExitCode::FAILURE
         }

@@ -44,35 +44,3 @@ pub(crate) fn write_png(path: &Path, image: Image) -> Result<()> {
         .context("encoding a picture as PNG")?;
     write_file(path, png.get_ref())
 }
-
-/// The chain of an error's causes, leaving out those that their effect has already quoted.
-pub(crate) fn explain(error: &anyhow::Error) -> String {
-    let mut text = String::new();
-    for cause in error.chain() {
-        let cause = cause.to_string();
-        if text.contains(cause.trim()) {
-            continue;
-        }
-        if !text.is_empty() {
-            text.push_str(": ");
-        }
-        text.push_str(cause.trim());
-    }
-    text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_cause_already_quoted_is_not_said_twice() {
-        let error = anyhow::anyhow!("no such file")
-            .context("cannot read x: no such file")
-            .context("opening the pack");
-        assert_eq!(
-            explain(&error),
-            "opening the pack: cannot read x: no such file"
-        );
-    }
-}

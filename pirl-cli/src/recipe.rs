@@ -8,9 +8,8 @@ use std::str::FromStr;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use pirl_core::{SettingError, check};
 use pirl_data::{DataConfig, EvalView, OnCorrupt, PretextConfig, ViewConfig};
-use pirl_eval::detect::DetectConfig;
-use pirl_eval::{FinetuneConfig, KnnConfig, LinearConfig, Pool, SvmConfig};
-use pirl_model::{Layer, ModelConfig, OptimConfig, Precision, ScheduleConfig};
+use pirl_eval::EvalConfig;
+use pirl_model::{ModelConfig, OptimConfig, Precision, ScheduleConfig};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
@@ -149,30 +148,6 @@ pub(crate) struct CheckpointConfig {
     pub(crate) keep: usize,
 }
 
-/// `[eval]`
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct EvalConfig {
-    /// Images in one forward pass of a feature extraction.
-    pub(crate) batch_size: usize,
-    /// Shorter side before the centre crop of `data.image_size`.
-    pub(crate) resize: usize,
-    /// Training images over which running batch-norm statistics are recomputed first; 0: none.
-    pub(crate) precise_batch_norm: usize,
-    /// Where features are read.
-    pub(crate) layers: Vec<Layer>,
-    pub(crate) pool: Pool,
-    /// Random crops of training views: share of the image's area, least and most.
-    pub(crate) crop_scale: [f64; 2],
-    /// Probability that a training view is mirrored.
-    pub(crate) flip: f64,
-    pub(crate) linear: LinearConfig,
-    pub(crate) knn: KnnConfig,
-    pub(crate) detect: DetectConfig,
-    pub(crate) svm: SvmConfig,
-    pub(crate) finetune: FinetuneConfig,
-}
-
 impl Default for Recipe {
     /// The paper's PIRL with ResNet-50 on ImageNet (RECIPES: arXiv:1912.01991, VISSL's base config).
     fn default() -> Self {
@@ -218,20 +193,7 @@ impl Default for Recipe {
                 every: 1000,
                 keep: 2,
             },
-            eval: EvalConfig {
-                batch_size: 256,
-                resize: 256,
-                precise_batch_norm: 0,
-                layers: vec![Layer::RES2, Layer::RES3, Layer::RES4, Layer::RES5],
-                pool: Pool::Average,
-                crop_scale: [0.08, 1.0],
-                flip: 0.5,
-                linear: LinearConfig::default(),
-                knn: KnnConfig::default(),
-                detect: DetectConfig::default(),
-                svm: SvmConfig::default(),
-                finetune: FinetuneConfig::default(),
-            },
+            eval: EvalConfig::default(),
         }
     }
 }
@@ -270,18 +232,31 @@ impl Recipe {
     /// A recipe says only what differs from its `base` (another recipe's name, or a file beside
     /// it), and without one from the paper's recipe.
     pub(crate) fn load(name: &str, settings: &[Setting]) -> Result<Self> {
-        let mut table = Self::default_table()?;
+        Self::load_adjusted(name, |_| Ok(()), settings)
+    }
+
+    /// As [`Recipe::load`], with the changes of `adjust` below those of `settings`.
+    pub(crate) fn load_adjusted(
+        name: &str,
+        adjust: impl FnOnce(&mut Self) -> Result<()>,
+        settings: &[Setting],
+    ) -> Result<Self> {
+        let mut table = Self::default().to_table()?;
         for written in chain(name, None)? {
             overlay::apply(&mut table, written.table)
                 .with_context(|| format!("recipe {}", written.origin))?;
         }
+        let parse = |table: Table| -> Result<Self> {
+            let recipe: Result<Self, toml::de::Error> = Value::Table(table).try_into();
+            recipe.map_err(|error| anyhow!("{}", error.to_string().trim()))
+        };
+        let mut recipe = parse(table).with_context(|| format!("recipe {name}"))?;
+        adjust(&mut recipe)?;
+        let mut table = recipe.to_table()?;
         for Setting { key, value } in settings {
             overlay::set(&mut table, key, value.clone()).context("--set")?;
         }
-        let recipe: Self = Value::Table(table)
-            .try_into()
-            .map_err(|error: toml::de::Error| anyhow!("{}", error.to_string().trim()))
-            .with_context(|| format!("recipe {name}"))?;
+        let recipe = parse(table).with_context(|| format!("recipe {name}"))?;
         recipe.check().with_context(|| format!("recipe {name}"))?;
         Ok(recipe)
     }
@@ -293,8 +268,7 @@ impl Recipe {
 
     /// Every key by its dotted name, in the order of the tables.
     pub(crate) fn flat(&self) -> Result<Vec<(String, Value)>> {
-        let table = Table::try_from(self).context("writing the recipe as TOML")?;
-        Ok(leaves(&table))
+        Ok(leaves(&self.to_table()?))
     }
 
     /// How images are seen by evaluations.
@@ -308,8 +282,8 @@ impl Recipe {
         }
     }
 
-    fn default_table() -> Result<Table> {
-        Table::try_from(Self::default()).context("writing the default recipe as TOML")
+    fn to_table(&self) -> Result<Table> {
+        Table::try_from(self).context("writing the recipe as TOML")
     }
 
     /// What can be wrong whatever the data. Every table checks its own fields; here they get the
@@ -332,11 +306,6 @@ impl Recipe {
             ("checkpoint", self.checkpoint.check()),
             ("eval", eval.check()),
             ("eval", self.eval_view().check()),
-            ("eval.linear", eval.linear.check()),
-            ("eval.knn", eval.knn.check()),
-            ("eval.detect", eval.detect.check()),
-            ("eval.svm", eval.svm.check()),
-            ("eval.finetune", eval.finetune.check()),
         ];
         for (table, checked) in tables {
             checked.map_err(|error| error.within(table))?;
@@ -402,30 +371,6 @@ impl LogConfig {
 impl CheckpointConfig {
     fn check(&self) -> Result<(), SettingError> {
         check("keep", self.keep, self.keep > 0, "must be at least 1")
-    }
-}
-
-impl EvalConfig {
-    /// The fields that are not tables.
-    fn check(&self) -> Result<(), SettingError> {
-        let images = self.batch_size;
-        check("batch_size", images, images > 0, "must be at least 1")?;
-        let named = !self.layers.is_empty();
-        check(
-            "layers",
-            "[]",
-            named,
-            "must name at least one layer, such as res5",
-        )?;
-        let [least, most] = self.crop_scale;
-        check(
-            "crop_scale",
-            format!("{:?}", self.crop_scale),
-            0.0 < least && least <= most && most <= 1.0,
-            "must be two numbers within (0, 1], the least first",
-        )?;
-        let fits = (0.0..=1.0).contains(&self.flip);
-        check("flip", self.flip, fits, "must lie in [0, 1]")
     }
 }
 

@@ -3,9 +3,9 @@
 use std::fmt::Write;
 
 use anyhow::{Context, Result};
+use pirl_train::MetricsFile;
 use serde_json::{Map, Value};
 
-use crate::metrics;
 use crate::output::write_file;
 use crate::run_dir::RunDir;
 
@@ -25,7 +25,7 @@ struct Curve {
 
 /// Writes the report of a run.
 pub(crate) fn write(folder: &RunDir) -> Result<()> {
-    let rows = metrics::read(&folder.metrics())?;
+    let rows = MetricsFile::read(&folder.metrics())?;
     let config = std::fs::read_to_string(folder.config())
         .with_context(|| format!("cannot read {}", folder.config().display()))?;
     let title = folder.path().display().to_string();

@@ -5,12 +5,11 @@
 
 use anyhow::{Result, bail};
 use pirl_train::{
-    BoxError, Checkpoints, Ended, Identity, Metric, Observer, Row, RunOptions, Step, TrainError,
-    Training, resume, run,
+    BoxError, Checkpoints, Ended, Identity, Metric, MetricsFile, Observer, Row, RunOptions, Step,
+    TrainError, Training, resume, run,
 };
 
 use crate::interrupt::{Interrupt, Interrupted};
-use crate::metrics::Metrics;
 use crate::progress::Progress;
 use crate::recipe::Recipe;
 use crate::report;
@@ -171,14 +170,14 @@ fn way_out(error: anyhow::Error) -> anyhow::Error {
 
 /// What is written of a training while it runs.
 struct Log {
-    metrics: Metrics,
+    metrics: MetricsFile,
     board: TensorBoard,
 }
 
 impl Log {
     fn open(folder: &RunDir, done: u64) -> Result<Self> {
         Ok(Self {
-            metrics: Metrics::open(&folder.metrics(), done)?,
+            metrics: MetricsFile::open(&folder.metrics(), done)?,
             board: TensorBoard::create(folder.path(), done)?,
         })
     }

@@ -49,6 +49,18 @@ pub(crate) fn load(
     seed: Option<u64>,
     device: &Device,
 ) -> Result<Loaded> {
+    load_for(weights, recipe, |_| Ok(()), settings, seed, device)
+}
+
+/// As [`load`], with the changes of `adjust` to the recipe below those of `settings`.
+pub(crate) fn load_for(
+    weights: &str,
+    recipe: Option<&str>,
+    adjust: impl FnOnce(&mut Recipe) -> Result<()>,
+    settings: &[Setting],
+    seed: Option<u64>,
+    device: &Device,
+) -> Result<Loaded> {
     const PAPER: &str = "imagenet-resnet50-jigsaw";
     let path = Path::new(weights);
     let (file, own_recipe) = if weights == "random" {
@@ -66,11 +78,17 @@ pub(crate) fn load(
     let mut found = file.as_deref().map(read_backbone).transpose()?;
     let own_recipe = own_recipe.map(|path| path.to_string_lossy().into_owned());
     let mut recipe = match (recipe.map(str::to_owned).or(own_recipe), &found) {
-        (Some(name), _) => Recipe::load(&name, settings)?,
+        (Some(name), _) => Recipe::load_adjusted(&name, adjust, settings)?,
         (None, Some(found)) => {
-            let mut all = network_settings(&found.config)?;
-            all.extend_from_slice(settings);
-            Recipe::load(PAPER, &all)?
+            let network = |recipe: &mut Recipe| {
+                let model = &mut recipe.model;
+                let ModelConfig {
+                    arch, width, stem, ..
+                } = found.config;
+                (model.arch, model.width, model.stem) = (arch, width, stem);
+                adjust(recipe)
+            };
+            Recipe::load_adjusted(PAPER, network, settings)?
         }
         (None, None) => bail!("--weights {weights} needs --recipe, to know the network"),
     };
@@ -118,19 +136,6 @@ pub(crate) fn network_keys(config: &ModelConfig) -> String {
         arch, width, stem, ..
     } = config;
     format!("model.arch = {arch}, model.width = {width}, model.stem = {stem}")
-}
-
-/// What `--set` would say to get this network.
-fn network_settings(config: &ModelConfig) -> Result<Vec<Setting>> {
-    let settings = [
-        format!("model.arch={}", config.arch),
-        format!("model.width={}", config.width),
-        format!("model.stem={}", config.stem),
-    ];
-    let parsed = settings.iter().map(|text| text.parse());
-    parsed
-        .collect::<Result<_, String>>()
-        .map_err(anyhow::Error::msg)
 }
 
 /// An error, with the way out, unless the file's network is the recipe's.

@@ -118,7 +118,7 @@ fn a_data_set_brings_its_protocol_and_figures() {
     assert_eq!(result["published"]["here"], result["top5"]);
     let message = bench.fails(&tune(&["--dataset", "voc07"]));
     assert!(
-        message.contains("no settings for full fine-tuning"),
+        message.contains("no published settings for full fine-tuning on voc07"),
         "{message}"
     );
 }

@@ -5,6 +5,7 @@
 //! - [`random`]: a generator for each purpose, from one seed.
 //! - [`file`](mod@file): files and folders that are whole or absent, whenever the process dies.
 //! - [`storage`]: the numbers of a tensor in the CPU's memory, as a slice.
+//! - [`explain`]: an error and its causes in one line.
 //! - [`Ops`]: whether something is computed by the crates' own kernels or by Candle's ops.
 //! - [`Matrix`] and [`product`]: matrix products of slices.
 //! - `allocator`, with the feature of that name: mimalloc, set up for training on a CPU.
@@ -29,6 +30,7 @@
 
 #[cfg(feature = "allocator")]
 pub mod allocator;
+mod explain;
 pub mod file;
 mod ops;
 mod product;
@@ -37,6 +39,7 @@ mod setting;
 pub mod storage;
 mod vectorised;
 
+pub use explain::explain;
 pub use ops::Ops;
 pub use product::{Matrix, product};
 pub use setting::{SettingError, check};

@@ -97,7 +97,9 @@ pub use error::DataError;
 pub use image::Image;
 pub use loader::{Batch, EpochIter, Loader, LoaderConfig, OnCorrupt};
 pub use objects::Objects;
-pub use pack::{Pack, PackOptions, PackReport, Skipped, Verification, pack};
+pub use pack::{
+    Counts, ObjectCounts, Pack, PackOptions, PackReport, PerClass, Skipped, Verification, pack,
+};
 pub use pretext::{Pretext, build_pretext, permutations};
 pub use preview::preview_sheet;
 pub use scene::{SceneConfig, SceneReport, compose_scenes};

@@ -1,9 +1,9 @@
 //! One op after the other, against the plain reference on the CPU.
 
-use std::error::Error;
 use std::fmt;
 
 use candle_core::Device;
+use pirl_core::explain;
 use pirl_model::Ops;
 use pirl_train::BoxError;
 use serde::Serialize;
@@ -102,9 +102,9 @@ impl Case {
             (Err(error), _) => (
                 None,
                 None,
-                Some(format!("the reference itself: {}", chain(error.as_ref()))),
+                Some(format!("the reference itself: {}", explain(error.as_ref()))),
             ),
-            (_, Err(error)) => (None, None, Some(chain(error.as_ref()))),
+            (_, Err(error)) => (None, None, Some(explain(error.as_ref()))),
         };
         let error = error.filter(|error| error.is_finite());
         Check {
@@ -120,14 +120,6 @@ impl Case {
             message,
         }
     }
-}
-
-/// An error and what it was caused by.
-pub(crate) fn chain(error: &(dyn Error + Send + Sync + 'static)) -> String {
-    let first: &dyn Error = error;
-    let causes = std::iter::successors(Some(first), |error| (*error).source());
-    let messages: Vec<String> = causes.map(ToString::to_string).collect();
-    messages.join(": ")
 }
 
 impl Measure {

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use candle_core::{DType, Device, Tensor};
 use image::codecs::jpeg::JpegEncoder;
+use pirl_core::explain;
 use pirl_data::{
     Batch, DataError, Encoding, Loader, Normalize, Pack, PackOptions, Pretext, RawSample, Source,
     Throughput, pack,
@@ -16,7 +17,7 @@ use pirl_train::{Learner, Objective};
 use serde::Serialize;
 
 use crate::error::DoctorError;
-use crate::parity::{Result, chain};
+use crate::parity::Result;
 
 /// Photographs as in ImageNet: 500 x 375 pixels.
 const PHOTO: (u32, u32) = (500, 375);
@@ -180,7 +181,7 @@ fn time_steps(
         let step = workload.step(Pack::open(&path)?, batch_size);
         let (images_per_second, message) = match step.and_then(seconds) {
             Ok(seconds) => (Some(batch_size as f64 / seconds), None),
-            Err(error) => (None, Some(chain(error.as_ref()))),
+            Err(error) => (None, Some(explain(error.as_ref()))),
         };
         steps.push(StepSpeed {
             batch_size,

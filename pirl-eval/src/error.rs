@@ -7,6 +7,8 @@ use pirl_data::DataError;
 use pirl_model::{Layer, ModelError};
 use pirl_train::TrainError;
 
+use crate::published::{Dataset, Protocol};
+
 /// A result, with this crate's error unless another is named.
 pub type Result<T, E = EvalError> = std::result::Result<T, E>;
 
@@ -91,6 +93,22 @@ pub enum EvalError {
     /// A setting has a value that cannot work.
     #[error(transparent)]
     Setting(#[from] SettingError),
+    /// No protocol is published for this.
+    #[error(
+        "there are no published settings for {protocol} on {dataset}; choose them yourself instead"
+    )]
+    NoProtocol {
+        /// The data set.
+        dataset: Dataset,
+        /// The evaluation.
+        protocol: Protocol,
+    },
+    /// A name that no data set has.
+    #[error("no published data set is called {name:?}; there are {}", Dataset::ALL.map(Dataset::name).join(", "))]
+    NoDataset {
+        /// The name.
+        name: String,
+    },
     /// A class that too few images show.
     #[error(
         "class {class:?} is in {found} images of the {set} set, and at least {least} are needed; \

@@ -36,6 +36,7 @@
 mod accuracy;
 mod cache;
 mod chart;
+mod config;
 pub mod detect;
 mod error;
 mod extract;
@@ -51,10 +52,12 @@ mod neighbours;
 mod pool;
 mod presence;
 mod probe;
+mod published;
 mod room;
 mod svm;
 
 pub use cache::{FeatureCache, weights_fingerprint};
+pub use config::EvalConfig;
 pub use error::{EvalError, Result};
 pub use extract::{Extraction, extract_features, recompute_batch_norm};
 pub use feature_set::{FeatureSet, LayerFeatures};
@@ -70,5 +73,6 @@ pub use neighbours::{Neighbour, nearest_neighbours, neighbour_sheet};
 pub use pool::Pool;
 pub use presence::Presence;
 pub use probe::{Best, Probe, check_packs};
+pub use published::{Dataset, Protocol, Published};
 pub use room::{check_room, feature_bytes, images_per_second};
 pub use svm::{Svm, SvmBest, SvmConfig, SvmLayer, SvmReport};

@@ -1,10 +1,9 @@
 //! `pirl data inspect`.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
-use anyhow::{Context, Result, bail};
-use pirl_data::{DataError, Pack, Verification};
+use anyhow::{Result, bail};
+use pirl_data::{Counts, DataError, Pack, PerClass, Verification};
 use serde_json::json;
 
 use super::data::mebibytes;
@@ -18,9 +17,11 @@ const NAMED: usize = 20;
 
 pub(crate) fn run(args: &InspectArgs) -> Result<()> {
     let pack = Pack::open(&args.pack)?;
-    let images = pack.labels().map(|labels| counts(labels.into_iter()));
-    let objects = pack.has_objects().then(|| ObjectCounts::of(&pack));
-    let bytes = bytes_of(pack.paths())?;
+    let Counts {
+        images_per_class: images,
+        objects,
+        bytes,
+    } = pack.counts()?;
     let verified = args.verify.then(|| verify(&pack)).transpose()?;
     if args.json {
         let verified = verified.map(|verified| {
@@ -63,7 +64,7 @@ pub(crate) fn run(args: &InspectArgs) -> Result<()> {
             .map(|(label, name)| format!("\n  {label:>4}  {name}  {}", of(label as u32)))
             .collect()
     };
-    let count = |counts: &BTreeMap<u32, usize>, label| counts.get(&label).copied().unwrap_or(0);
+    let count = |counts: &PerClass, label| counts.get(&label).copied().unwrap_or(0);
     let classes = pack.class_names().len();
     text.push_str(&match (images, objects) {
         (Some(images), _) => format!(
@@ -85,39 +86,6 @@ pub(crate) fn run(args: &InspectArgs) -> Result<()> {
         text.push_str(&described(&verified));
     }
     print(&text)
-}
-
-/// What is annotated in a pack.
-struct ObjectCounts {
-    total: usize,
-    per_class: BTreeMap<u32, usize>,
-    /// Those hard to recognise, which `per_class` counts too.
-    difficult: BTreeMap<u32, usize>,
-}
-
-impl ObjectCounts {
-    fn of(pack: &Pack) -> Self {
-        let objects = || (0..pack.len()).filter_map(|index| pack.objects(index));
-        let labels = |only_difficult: bool| {
-            objects().flat_map(move |objects| {
-                let wanted = objects.iter().filter(|object| object.2 || !only_difficult);
-                wanted.map(|object| object.1).collect::<Vec<_>>()
-            })
-        };
-        Self {
-            total: objects().map(|objects| objects.len()).sum(),
-            per_class: counts(labels(false)),
-            difficult: counts(labels(true)),
-        }
-    }
-}
-
-fn counts(labels: impl Iterator<Item = u32>) -> BTreeMap<u32, usize> {
-    let mut counts = BTreeMap::new();
-    for label in labels {
-        *counts.entry(label).or_default() += 1;
-    }
-    counts
 }
 
 /// Fails when any sample is broken or the checksum is another.
@@ -172,17 +140,4 @@ fn described(verified: &Verification) -> String {
         text.push_str(&format!("\n  {from:>5} to {:<5} {count}", 2 * from - 1));
     }
     text
-}
-
-fn bytes_of(paths: &[impl AsRef<Path>]) -> Result<u64> {
-    paths
-        .iter()
-        .map(AsRef::as_ref)
-        .map(|path| {
-            let metadata = std::fs::metadata(path);
-            Ok(metadata
-                .with_context(|| format!("cannot read {}", path.display()))?
-                .len())
-        })
-        .sum()
 }

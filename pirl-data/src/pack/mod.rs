@@ -1,5 +1,6 @@
 //! The packed format: a data set as one file, or a few, that is memory-mapped and never unpacked.
 
+mod counts;
 mod open_shard;
 mod options;
 mod partial;
@@ -12,6 +13,7 @@ mod shard;
 mod verify;
 mod writer;
 
+pub use counts::{Counts, ObjectCounts, PerClass};
 pub use options::{PackOptions, PackReport, Skipped};
 pub use reader::Pack;
 pub use run::pack;

@@ -6,6 +6,7 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use xxhash_rust::xxh3::xxh3_128;
 
+use super::counts::Counts;
 use super::schema::{self, Description};
 use super::shard::Shard;
 use crate::{DataError, Encoding, Image, Objects};
@@ -152,6 +153,19 @@ impl Pack {
     pub fn objects(&self, index: usize) -> Option<Objects> {
         let (shard, sample) = self.locate(index)?;
         shard.objects(sample)
+    }
+
+    /// How many samples and objects of each class there are, and how large the files.
+    ///
+    /// # Errors
+    ///
+    /// Fails if a shard is no longer there.
+    pub fn counts(&self) -> Result<Counts, DataError> {
+        let bytes = self.paths().iter().map(|path| {
+            let metadata = std::fs::metadata(path).map_err(DataError::io("read", path))?;
+            Ok(metadata.len())
+        });
+        Ok(Counts::of(self, bytes.sum::<Result<_, DataError>>()?))
     }
 
     /// Class names by label, of images or of objects; empty when neither are labelled.

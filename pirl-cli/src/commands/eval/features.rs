@@ -5,7 +5,7 @@ use pirl_core::check;
 use pirl_data::Pack;
 use pirl_eval::{
     Crops, Extraction, FeatureCache, FeatureSet, Knn, KnnReport, LayerReport, LinearProbe,
-    LinearReport, Probe, RandomCropProbe, check_room, extract_features, feature_bytes,
+    LinearReport, Probe, Protocol, RandomCropProbe, check_room, extract_features, feature_bytes,
     images_per_second, weights_fingerprint,
 };
 use pirl_model::ResNet;
@@ -13,7 +13,6 @@ use pirl_train::Training;
 use serde_json::{Value, json};
 
 use super::Task;
-use super::published::Protocol;
 use crate::args::{LinearArgs, ProbeArgs};
 use crate::progress::Progress;
 use crate::recipe::Recipe;

@@ -4,11 +4,10 @@ use std::fs;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use pirl_eval::{Finetune, FinetuneReport, LabelSubset};
+use pirl_eval::{Finetune, FinetuneReport, LabelSubset, Protocol};
 use serde_json::json;
 
 use super::Task;
-use super::published::Protocol;
 use crate::args::FinetuneArgs;
 use crate::output::write_file;
 use crate::progress::Progress;

@@ -3,7 +3,6 @@
 mod detect;
 mod features;
 mod finetune;
-mod published;
 mod svm;
 
 use std::fs;
@@ -11,7 +10,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use pirl_data::{ImageView, Pack, ViewConfig};
-use pirl_eval::{check_packs, weights_fingerprint};
+use pirl_eval::{Dataset, Protocol, check_packs, weights_fingerprint};
 use pirl_model::ResNet;
 use pirl_train::{BoxError, Identity, Training};
 use serde::Serialize;
@@ -27,10 +26,7 @@ use crate::{device, weights};
 pub(crate) use detect::detect;
 pub(crate) use features::{extraction, knn, linear, recompute_batch_norm};
 pub(crate) use finetune::finetune;
-pub(crate) use published::Dataset;
 pub(crate) use svm::svm;
-
-use published::Protocol;
 
 /// What an evaluation needs, checked before the work begins.
 struct Task {
@@ -54,13 +50,16 @@ impl Task {
         }
         let run = &args.run;
         let device = device::parse(&run.device)?;
-        let mut settings = match dataset {
-            Some(dataset) => dataset.settings(protocol)?,
-            None => Vec::new(),
-        };
-        settings.extend_from_slice(&run.settings);
         let recipe = args.recipe.as_deref();
-        let loaded = weights::load(&args.weights, recipe, &settings, run.seed, &device)?;
+        let published = |recipe: &mut Recipe| match dataset {
+            Some(dataset) => dataset
+                .apply(protocol, &mut recipe.data.image_size, &mut recipe.eval)
+                .context("--dataset (leave it out and choose settings with --set)"),
+            None => Ok(()),
+        };
+        let weights = &args.weights;
+        let loaded =
+            weights::load_for(weights, recipe, published, &run.settings, run.seed, &device)?;
         Ok(Self {
             weights: weights_fingerprint(&loaded.backbone)?,
             backbone: loaded.backbone,
@@ -145,13 +144,21 @@ impl Task {
         table: impl FnOnce() -> String,
     ) -> Result<()> {
         let mut result = serde_json::to_value(report).context("writing the result as JSON")?;
-        let published = self
-            .dataset
-            .and_then(|dataset| dataset.published(self.protocol, &result));
+        let published = self.dataset.and_then(|dataset| {
+            let fraction = result["label_fraction"].as_f64();
+            let published = dataset.published(self.protocol, fraction)?;
+            let own = match self.protocol {
+                Protocol::Linear => &result["best"][published.metric],
+                _ => &result[published.metric],
+            };
+            Some((own.as_f64()?, published))
+        });
         if let (Value::Object(result), Value::Object(facts)) = (&mut result, facts.clone()) {
             result.extend(facts);
-            if let Some(published) = &published {
-                result.insert("published".to_owned(), published.to_json());
+            if let Some((own, published)) = &published {
+                let mut published = serde_json::to_value(published)?;
+                published["here"] = json!(own);
+                result.insert("published".to_owned(), published);
             }
         }
         if let Some(out) = &args.out {
@@ -161,7 +168,9 @@ impl Task {
         if args.run.json {
             return print_json(&result);
         }
-        let comparison = published.map_or(String::new(), |published| format!("{published}\n"));
+        let comparison = published.map_or(String::new(), |(own, published)| {
+            format!("{} here {own:.1}; {published}\n", published.metric)
+        });
         print(&format!("{}\n{comparison}{}", table(), origin(&facts)))
     }
 }

@@ -1,12 +1,11 @@
 //! `pirl eval svm`: support vector machines on frozen features, VOC07's classification protocol.
 
 use anyhow::Result;
-use pirl_eval::{Presence, Svm, SvmReport};
+use pirl_eval::{Presence, Protocol, Svm, SvmReport};
 use serde_json::json;
 
 use super::Task;
 use super::features::{extraction, recompute_batch_norm};
-use super::published::Protocol;
 use crate::args::ProbeArgs;
 use crate::progress::Progress;
 

@@ -1,0 +1,97 @@
+//! Settings that the evaluations share, with those of each.
+
+use pirl_core::{SettingError, check};
+use pirl_model::Layer;
+use serde::{Deserialize, Serialize};
+
+use crate::detect::DetectConfig;
+use crate::{FinetuneConfig, KnnConfig, LinearConfig, Pool, SvmConfig};
+
+/// How images are seen, where features are read, and the settings of each evaluation.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EvalConfig {
+    /// Images in one forward pass of a feature extraction; 256 by default.
+    pub batch_size: usize,
+    /// Shorter side in pixels before the centre crop; 256 by default.
+    pub resize: usize,
+    /// Training images over which running batch-norm statistics are recomputed first; 0, the
+    /// default, for none.
+    pub precise_batch_norm: usize,
+    /// Where features are read; res2 to res5 by default.
+    pub layers: Vec<Layer>,
+    /// How a feature map becomes a vector.
+    pub pool: Pool,
+    /// Random crops of training views: share of the image's area in `(0, 1]`, least and most.
+    pub crop_scale: [f64; 2],
+    /// Probability that a training view is mirrored; 0.5 by default.
+    pub flip: f64,
+    /// Linear probes.
+    pub linear: LinearConfig,
+    /// Nearest neighbours.
+    pub knn: KnnConfig,
+    /// Faster R-CNN.
+    pub detect: DetectConfig,
+    /// Support vector machines.
+    pub svm: SvmConfig,
+    /// Fine-tuning of the whole network.
+    pub finetune: FinetuneConfig,
+}
+
+impl Default for EvalConfig {
+    fn default() -> Self {
+        Self {
+            batch_size: 256,
+            resize: 256,
+            precise_batch_norm: 0,
+            layers: vec![Layer::RES2, Layer::RES3, Layer::RES4, Layer::RES5],
+            pool: Pool::Average,
+            crop_scale: [0.08, 1.0],
+            flip: 0.5,
+            linear: LinearConfig::default(),
+            knn: KnnConfig::default(),
+            detect: DetectConfig::default(),
+            svm: SvmConfig::default(),
+            finetune: FinetuneConfig::default(),
+        }
+    }
+}
+
+impl EvalConfig {
+    /// Checks every field.
+    ///
+    /// # Errors
+    ///
+    /// Fails with the first field that is out of its range.
+    pub fn check(&self) -> Result<(), SettingError> {
+        let images = self.batch_size;
+        check("batch_size", images, images > 0, "must be at least 1")?;
+        let named = !self.layers.is_empty();
+        check(
+            "layers",
+            "[]",
+            named,
+            "must name at least one layer, such as res5",
+        )?;
+        let [least, most] = self.crop_scale;
+        check(
+            "crop_scale",
+            format!("{:?}", self.crop_scale),
+            0.0 < least && least <= most && most <= 1.0,
+            "must be two numbers within (0, 1], the least first",
+        )?;
+        let fits = (0.0..=1.0).contains(&self.flip);
+        check("flip", self.flip, fits, "must lie in [0, 1]")?;
+        let tables = [
+            ("linear", self.linear.check()),
+            ("knn", self.knn.check()),
+            ("detect", self.detect.check()),
+            ("svm", self.svm.check()),
+            ("finetune", self.finetune.check()),
+        ];
+        for (table, checked) in tables {
+            checked.map_err(|error| error.within(table))?;
+        }
+        Ok(())
+    }
+}
