@@ -60,9 +60,9 @@
 //!     Some(Arc::from(build_pretext(&jigsaw, &data, &ViewConfig::patch(), 0)?)),
 //!     LoaderConfig { batch_size: 4, ..LoaderConfig::default() },
 //! )?;
-//! for batch in loader.epoch(0, 0) {
+//! for batch in loader.epoch(0, 0)? {
 //!     let batch = batch?; // of bytes
-//!     let images = loader.normalize().apply(&batch.images, &candle_core::Device::Cpu)?;
+//!     let images = batch.normalize.apply(&batch.images, &candle_core::Device::Cpu)?;
 //!     assert_eq!(images.dims(), [4, 3, 28, 28]);
 //!     assert_eq!(batch.transformed.unwrap().dims(), [4 * 9, 3, 12, 12]);
 //! }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use candle_core::Device;
 use pirl_data::{Pack, Stages};
+use pirl_train::Batches;
 use serde_json::{Map, Value, json};
 
 use crate::args::DataBenchArgs;
@@ -93,15 +94,9 @@ struct Found {
 /// them, as a step on a CPU does.
 fn measure(recipe: &Recipe, pack: &Arc<Pack>, time: Duration) -> Result<Found> {
     let loader = assemble::loader(recipe, pack, assemble::pretext(recipe)?, 1)?;
-    let mut batches = (0..).flat_map(|epoch| loader.epoch(epoch, 0));
-    let mut next = || {
-        batches
-            .next()
-            .context("no batch")?
-            .context("making a batch")
-    };
-    next()?;
-    loader.measure();
+    let mut batches = Batches::after(loader, 0);
+    batches.timed_next().context("making a batch")?;
+    batches.loader().measure();
     let mut found = Found {
         images: 0,
         bytes: 0,
@@ -113,9 +108,8 @@ fn measure(recipe: &Recipe, pack: &Arc<Pack>, time: Duration) -> Result<Found> {
     };
     let start = Instant::now();
     while found.images == 0 || start.elapsed() < time {
-        let asked = Instant::now();
-        let batch = next()?;
-        found.waiting += asked.elapsed().as_secs_f64();
+        let (batch, waited) = batches.timed_next().context("making a batch")?;
+        found.waiting += waited.as_secs_f64();
         for views in [Some(&batch.images), batch.transformed.as_ref()] {
             let numbers = views.map(|views| batch.normalize.apply(views, &Device::Cpu));
             std::hint::black_box(numbers.transpose()?);
@@ -134,7 +128,7 @@ fn measure(recipe: &Recipe, pack: &Arc<Pack>, time: Duration) -> Result<Found> {
             .reduce(f64::max);
     }
     found.seconds = start.elapsed().as_secs_f64();
-    found.stages = loader.stages();
+    found.stages = batches.loader().stages();
     Ok(found)
 }
 
