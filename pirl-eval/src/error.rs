@@ -53,9 +53,9 @@ pub enum EvalError {
          with the same class names"
     )]
     Classes {
-        /// In words, with the first difference.
+        /// How many, and the first that differs.
         train: String,
-        /// In words, with the first difference.
+        /// How many, and the first that differs.
         test: String,
     },
     /// Training and test features are not of the same layers and sizes.
@@ -91,7 +91,7 @@ pub enum EvalError {
     /// A setting has a value that cannot work.
     #[error(transparent)]
     Setting(#[from] SettingError),
-    /// A class that too few images show.
+    /// Too few images show a class.
     #[error(
         "class {class:?} is in {found} images of the {set} set, and at least {least} are needed; \
          leave the class out of both packs, or add images of it"
@@ -106,12 +106,12 @@ pub enum EvalError {
         /// Images needed.
         least: usize,
     },
-    /// Features would not fit.
+    /// Features do not fit into memory or on the disk.
     #[error(
         "the features need {needed} MiB {place}, where {free} are free; read fewer layers, average \
          each map to one vector, or use a smaller pack"
     )]
-    Room {
+    Memory {
         /// "in memory", or "in" a folder.
         place: String,
         /// MiB needed.
@@ -119,7 +119,7 @@ pub enum EvalError {
         /// MiB free.
         free: u64,
     },
-    /// No learning rate led anywhere.
+    /// At every learning rate the weights left the finite numbers.
     #[error("{layer}: the probe diverged at every learning rate of {lrs:?}; try smaller ones")]
     Diverged {
         /// The layer.

@@ -203,7 +203,7 @@ const HOLD_OUT: u64 = 1;
 const SHUFFLE: u64 = 2;
 
 impl LinearProbe {
-    /// All chance (the part held out, the order of the batches) comes from `seed`.
+    /// All randomness (the part held out, the order of the batches) comes from `seed`.
     ///
     /// # Errors
     /// [`EvalError::Setting`] for a setting outside its range.

@@ -7,9 +7,9 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OnCorrupt {
-    /// Put the sample at the same place of the next batch in its stead, count it, and warn.
+    /// Replace it by the sample at the same place of the next batch, count it, and log a warning.
     Skip,
-    /// Make the batch an error.
+    /// Return an error instead of the batch.
     Fail,
 }
 
@@ -21,7 +21,7 @@ pub struct LoaderConfig {
     /// Most images of a batch handed over at once: a batch comes in as few parts as that allows, all
     /// of about the same size. 0: whole.
     pub micro_batch: usize,
-    /// Threads that decode and transform; 0 for one a core.
+    /// Threads that decode and transform; 0 for one for each core.
     pub workers: usize,
     /// Batches made ahead of the one in use. At least 1; for 1 there are 2, as two are made at the same
     /// time.

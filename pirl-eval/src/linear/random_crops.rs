@@ -24,8 +24,8 @@ use crate::accuracy::Tally;
 use crate::error::{EvalError, Result};
 use crate::extract::{Extraction, read_features};
 use crate::feature_set::LayerFeatures;
+use crate::memory::feature_sizes;
 use crate::probe::Best;
-use crate::room::feature_sizes;
 
 /// What a checkpoint's folder holds.
 const FILE: &str = "linear.safetensors";
@@ -82,7 +82,7 @@ impl Probe {
 
 impl<'a> RandomCropProbe<'a> {
     /// Probes of `backbone`'s layers on `pack`, whose images are seen through `view` in training, and
-    /// as `extraction` says in the test; it also has layers, pooling and workers. All chance comes
+    /// as `extraction` says in the test; it also has layers, pooling and workers. All randomness comes
     /// from `seed`.
     ///
     /// # Errors
