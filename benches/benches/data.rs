@@ -141,7 +141,7 @@ fn epochs(c: &mut Criterion) {
         group.bench_function(name, |b| {
             b.iter(|| {
                 epoch += 1;
-                for batch in loader.epoch(epoch, 0) {
+                for batch in loader.epoch(epoch, 0).expect("an epoch") {
                     black_box(batch.expect("a batch"));
                 }
             });

@@ -1,4 +1,4 @@
-//! The rows, and the one way they change.
+//! The rows of a bank, and their update.
 
 use std::collections::HashSet;
 
@@ -20,7 +20,7 @@ const UNIT_TOLERANCE: f32 = 1e-3;
 ///
 /// The rows live in one Candle tensor whose storage [`MemoryBank::update`] writes in place,
 /// touching only the batch's rows: at 1.28 million rows of 128 a copy would move 655 MB a step.
-/// So a clone of [`MemoryBank::rows`] sees later updates; update after the backward pass.
+/// So a clone of [`MemoryBank::rows`] changes with later updates; update after the backward pass.
 #[derive(Debug)]
 pub struct MemoryBank {
     rows: Tensor,
@@ -99,7 +99,7 @@ impl MemoryBank {
         Ok(Self::from_checked(rows, momentum))
     }
 
-    /// A bank of contiguous unit rows that nothing else holds.
+    /// A bank of contiguous unit rows; the caller keeps no other reference to the tensor.
     pub(crate) fn from_checked(rows: Tensor, momentum: f64) -> Self {
         Self {
             rows,
@@ -115,12 +115,12 @@ impl MemoryBank {
         Self { ops, ..self }
     }
 
-    /// All rows, `(len, dim)`. The tensor shares the bank's storage and follows its updates.
+    /// All rows, `(len, dim)`. The tensor shares the bank's storage and changes with its updates.
     pub fn rows(&self) -> &Tensor {
         &self.rows
     }
 
-    /// Number of rows: one an image.
+    /// Number of rows: one for each image.
     pub fn len(&self) -> usize {
         self.rows.dims()[0]
     }
@@ -223,12 +223,12 @@ impl MemoryBank {
     }
 }
 
-/// Rows lie anywhere in hundreds of megabytes, so what counts is how many are under way at once: all
-/// threads copy. The indices are checked.
+/// Copies rows that lie anywhere in hundreds of megabytes: memory latency dominates, so all threads copy
+/// and prefetch. The caller has checked the indices.
 fn gather_rows(rows: &[f32], dim: usize, indices: &[u32]) -> Vec<f32> {
-    /// Rows of a task.
+    /// Rows that one Rayon task copies.
     const ROWS: usize = 256;
-    /// Rows from one that is copied to one that is called for.
+    /// How many rows ahead of the copy to prefetch.
     const AHEAD: usize = 6;
     let len = indices.len() * dim;
     let mut gathered = Vec::with_capacity(len);
@@ -250,7 +250,7 @@ fn gather_rows(rows: &[f32], dim: usize, indices: &[u32]) -> Vec<f32> {
     gathered
 }
 
-/// Calls for the cache lines of a row.
+/// Prefetches the cache lines of a row.
 fn prefetch(row: &[f32]) {
     #[cfg(target_arch = "x86_64")]
     for line in row.chunks(16) {

@@ -1,4 +1,4 @@
-//! What can go wrong with a bank, and the facts needed to put it right.
+//! What can go wrong with a bank.
 
 use std::path::PathBuf;
 

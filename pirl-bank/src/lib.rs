@@ -1,9 +1,9 @@
-//! PIRL's memory bank: one unit vector an image, kept from step to step, so that tens of thousands
+//! PIRL's memory bank: one unit vector for each image, kept from step to step, so that tens of thousands
 //! of negatives cost no forward pass (Misra and van der Maaten, arXiv:1912.01991, section 3.2).
 //!
 //! - [`MemoryBank`] owns the rows: initialisation, gathering, the momentum update
 //!   `m <- normalise(momentum m + (1 - momentum) v)`, saving and loading.
-//! - [`NegativeSampler`] chooses which rows are a step's negatives: [`SharedSampler`] draws one set
+//! - [`NegativeSampler`] draws the rows that are a step's negatives: [`SharedSampler`] draws one set
 //!   for the whole batch, [`PerImageSampler`] one set for each image.
 //!
 //! ```

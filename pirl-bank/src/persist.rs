@@ -1,4 +1,4 @@
-//! Saving and loading: a safetensors file with the one tensor `memory`, `(rows, dim)`, `f32`.
+//! Saving and loading: a safetensors file with one tensor, `memory`, `(rows, dim)`, `f32`.
 
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -17,7 +17,7 @@ use crate::{BankError, MemoryBank};
 
 /// Name of the tensor; the rest of VISSL's `nce_average.memory`.
 const TENSOR: &str = "memory";
-/// Metadata that names the layout, for later versions to tell apart.
+/// Metadata with the version of the layout.
 const FORMAT: (&str, &str) = ("format", "pirl-bank-1");
 
 impl MemoryBank {
@@ -61,8 +61,8 @@ impl MemoryBank {
             (FORMAT.0.to_owned(), FORMAT.1.to_owned()),
             ("momentum".to_owned(), self.momentum().to_string()),
         ]);
-        // What safetensors writes is for its owner alone; a bank's mode follows the umask, as that of
-        // any other file.
+        // safetensors makes its file readable by the owner only; a bank gets the permissions that the
+        // umask gives any other file.
         let permissions = File::create(path)?.metadata()?.permissions();
         serialize_to_file([(TENSOR, view)], Some(metadata), path).map_err(|error| match error {
             SafeTensorError::IoError(error) => error,
@@ -79,7 +79,7 @@ impl MemoryBank {
     ///
     /// # Errors
     /// [`BankError::Io`] if the file cannot be read, [`BankError::Format`] if it is cut short,
-    /// damaged or something else, [`BankError::FileSize`], [`BankError::NotUnit`],
+    /// damaged or not a bank, [`BankError::FileSize`], [`BankError::NotUnit`],
     /// [`BankError::Setting`] for a momentum outside `[0, 1]`.
     pub fn load(
         path: impl AsRef<Path>,

@@ -1,4 +1,4 @@
-//! Which rows of the bank are a step's negatives: uniform, without replacement, never the image
+//! Draws the rows of the bank that are a step's negatives: uniform, without replacement, never the image
 //! itself (the paper's D_N; VISSL draws with replacement and may draw the image).
 
 use pirl_core::check;
@@ -38,7 +38,7 @@ impl Drawn {
 /// A way to choose negatives.
 pub trait NegativeSampler: Send + Sync {
     /// Draws `count` negatives (a set for the batch or one for each image) for the images `batch`
-    /// out of a bank of `bank_rows`. All chance comes from `rng`.
+    /// out of a bank of `bank_rows`. All randomness comes from `rng`.
     ///
     /// # Errors
     /// [`BankError::Setting`] unless `count` lies between 1 and `bank_rows - 1`, [`BankError::Index`] if
@@ -165,7 +165,7 @@ impl Floyd {
         }
     }
 
-    /// Where `value` stands in the sample last drawn.
+    /// The position of `value` in the last sample.
     fn position(&self, value: u32) -> Option<u32> {
         let slot = self.slots[self.find(value)];
         (slot != Self::EMPTY).then_some(slot.1)

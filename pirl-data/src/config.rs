@@ -13,7 +13,7 @@ pub struct DataConfig {
     pub image_size: usize,
     /// Side of a patch, in pixels.
     pub patch_size: usize,
-    /// Images used, drawn without regard to class; 0 for all.
+    /// Number of images used, drawn at random whatever their class; 0 for all.
     pub limit: usize,
     /// Mean of red, green and blue, of values in 0..=1.
     pub mean: [f32; 3],
@@ -67,9 +67,9 @@ pub struct ViewConfig {
     pub saturation: f64,
     /// Largest turn of the hue, as a share of the circle, in `[0, 0.5]`.
     pub hue: f64,
-    /// Probability of posterize, sharpness, solarize and autocontrast, all four.
+    /// Probability of applying posterize, sharpness, solarize and autocontrast, all four together.
     pub photometric: f64,
-    /// Probability of losing the colours.
+    /// Probability of becoming grey.
     pub gray: f64,
     /// Probability of a Gaussian blur.
     pub blur_probability: f64,
@@ -186,7 +186,7 @@ pub struct PretextConfig {
     pub kind: PretextKind,
     /// Cells of the jigsaw along a side; 3 for the paper's nine patches.
     pub grid: usize,
-    /// Orders in use: 0 for all, otherwise a fixed set of this many, far apart from each other.
+    /// Permutations in use: 0 for all, otherwise a fixed set of this many with large Hamming distances.
     pub permutations: usize,
     /// Side of the crop that is cut into `grid * grid` cells, in pixels.
     pub crop_size: usize,

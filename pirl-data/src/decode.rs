@@ -14,7 +14,7 @@ use crate::{Encoding, Image};
 /// Images with more pixels than this are refused before anything is allocated for them.
 const MAX_PIXELS: usize = 100_000_000;
 
-/// JPEG or PNG, told from the first bytes; `None` for anything else.
+/// JPEG or PNG, by the first bytes; `None` for anything else.
 pub(crate) fn sniff(bytes: &[u8]) -> Option<Encoding> {
     if bytes.starts_with(&[0xFF, 0xD8, 0xFF]) {
         Some(Encoding::Jpeg)
@@ -45,7 +45,7 @@ pub(crate) fn decode(bytes: &[u8], encoding: Encoding) -> Result<Image, String> 
     Ok(image)
 }
 
-/// The same, into an image whose buffer is reused; after an error its content is of no use.
+/// The same, into an image whose buffer is reused; after an error its content is unspecified.
 pub(crate) fn decode_into(bytes: &[u8], encoding: Encoding, out: &mut Image) -> Result<(), String> {
     match encoding {
         Encoding::Jpeg => decode_jpeg(bytes, out),
@@ -62,8 +62,8 @@ pub(crate) fn decode_into(bytes: &[u8], encoding: Encoding, out: &mut Image) -> 
     }
 }
 
-/// Width and height of the image that [`decode`] would make of these bytes, or its error, sooner:
-/// colours that nobody looks at are not made. What is left in `out` is of no use.
+/// Width and height of the image that [`decode`] would make of these bytes, or its error. Faster, since
+/// colours are not computed. The content of `out` is unspecified afterwards.
 pub(crate) fn check(
     bytes: &[u8],
     encoding: Encoding,
@@ -142,8 +142,9 @@ fn decode_jpeg(bytes: &[u8], out: &mut Image) -> Result<(), String> {
     Ok(())
 }
 
-/// Decodes a JPEG of brightness and colour differences without converting them: the channels of `out`
-/// are then Y, Cb and Cr, 128 for none. `false`, and `out` of no use, for any other image.
+/// Decodes a YCbCr JPEG without converting its colours: the channels of `out` are then Y, Cb and Cr,
+/// where 128 is no colour. Returns `false` for any other image; the content of `out` is then
+/// unspecified.
 pub(crate) fn decode_ycbcr_into(
     bytes: &[u8],
     encoding: Encoding,
@@ -301,14 +302,14 @@ fn check_size(width: usize, height: usize) -> Result<(), String> {
     }
 }
 
-/// Gives `out` room for so many pixels.
+/// Resizes the buffer of `out` to so many pixels.
 fn make_room(out: &mut Image, width: usize, height: usize) {
     out.width = width;
     out.height = height;
     out.pixels.resize(width * height * 3, 0);
 }
 
-/// Repeats each value in three channels.
+/// Writes each value to three channels.
 fn fill_grey(out: &mut Image, width: usize, height: usize, grey: &[u8]) -> Result<(), String> {
     if grey.len() != width * height {
         return Err(format!(

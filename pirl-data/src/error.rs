@@ -3,7 +3,7 @@ use std::path::PathBuf;
 
 use pirl_core::SettingError;
 
-/// Everything that can be wrong with images on their way into a batch.
+/// An error of reading, packing or loading images.
 ///
 /// Each message names the file, the record or the setting at fault, and what was expected of it.
 #[derive(Debug, thiserror::Error)]
@@ -19,7 +19,7 @@ pub enum DataError {
         /// The system's reason.
         source: io::Error,
     },
-    /// A source, or what is left of it after skipping bad images, holds no image.
+    /// A source holds no image, or none that decodes.
     #[error("{path}: no images here ({expected})")]
     Empty {
         /// The folder, list or pack.
@@ -64,7 +64,7 @@ pub enum DataError {
     Shards {
         /// The shard, or the stem of the set.
         path: PathBuf,
-        /// What does not agree.
+        /// What is inconsistent.
         reason: String,
     },
     /// An image cannot be decoded.
@@ -75,7 +75,7 @@ pub enum DataError {
         /// What the decoder found.
         reason: String,
     },
-    /// An annotation is broken, where it may not be skipped.
+    /// An annotation is broken, and packing is strict.
     #[error("{name}: {reason}")]
     Annotation {
         /// The annotation or the image, and the object in it.
@@ -83,7 +83,7 @@ pub enum DataError {
         /// What is wrong with it.
         reason: String,
     },
-    /// Pixels do not fill the image they are said to be.
+    /// The number of bytes does not fit the size of the image.
     #[error("an image of {width} x {height} RGB pixels cannot have {found} bytes")]
     ImageSize {
         /// Columns.
@@ -134,7 +134,7 @@ pub enum DataError {
         /// Why not.
         reason: String,
     },
-    /// The room for a view has the wrong size.
+    /// The slice for a view has the wrong length.
     #[error("a view has {expected} numbers, but the slice for it {found}")]
     Output {
         /// Numbers of the view.
@@ -147,7 +147,7 @@ pub enum DataError {
     Worker {
         /// The sample it was working on.
         index: Option<usize>,
-        /// What it said.
+        /// What went wrong: the message of a panic, or of the system.
         reason: String,
     },
     /// Building a batch's tensor failed.

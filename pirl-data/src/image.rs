@@ -2,7 +2,7 @@ use crate::{DataError, Encoding};
 
 /// A decoded image: 8-bit RGB, rows from top to bottom.
 ///
-/// Grey images have three equal channels, so that nothing after decoding needs to know.
+/// Grey images have three equal channels, so that later stages treat all images alike.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Image {
     /// Pixels in a row, at least 1.
@@ -49,7 +49,8 @@ impl Image {
         })
     }
 
-    /// The fields are public, so they need not agree: operations that rely on it ask first.
+    /// An error unless `pixels` has the length that width and height say; the fields are public, so it
+    /// may not.
     pub(crate) fn check(&self) -> Result<(), DataError> {
         let (width, height, found) = (self.width, self.height, self.pixels.len());
         let expected = width

@@ -2,7 +2,8 @@
 //!
 //! A [`Source`] lists encoded images: an [`ImageFolder`], a [`List`], MNIST's [`Idx`] or [`Cifar`],
 //! or, with the objects in them, [`Voc`]. [`pack`] decodes each once, leaves out the broken ones, and
-//! writes the rest to one safetensors file or several shards; a [`Pack`] maps those into memory and hands out samples without a copy.
+//! writes the rest to one safetensors file or several shards; a [`Pack`] maps those into memory and
+//! returns samples without a copy.
 //!
 //! ```
 //! use pirl_data::{Image, ImageFolder, Pack, PackOptions, pack};
@@ -30,7 +31,7 @@
 //! ```
 //!
 //! A [`Loader`] turns a pack into training batches: of each image an [`ImageView`] (I) and the views
-//! of a [`Pretext`] task (I^t). Its threads change nothing about them, and it starts at any step.
+//! of a [`Pretext`] task (I^t). They do not depend on the number of threads, and it starts at any step.
 //!
 //! ```
 //! # use std::{borrow::Cow, sync::Arc};
@@ -60,9 +61,9 @@
 //!     Some(Arc::from(build_pretext(&jigsaw, &data, &ViewConfig::patch(), 0)?)),
 //!     LoaderConfig { batch_size: 4, ..LoaderConfig::default() },
 //! )?;
-//! for batch in loader.epoch(0, 0) {
+//! for batch in loader.epoch(0, 0)? {
 //!     let batch = batch?; // of bytes
-//!     let images = loader.normalize().apply(&batch.images, &candle_core::Device::Cpu)?;
+//!     let images = batch.normalize.apply(&batch.images, &candle_core::Device::Cpu)?;
 //!     assert_eq!(images.dims(), [4, 3, 28, 28]);
 //!     assert_eq!(batch.transformed.unwrap().dims(), [4 * 9, 3, 12, 12]);
 //! }
@@ -71,7 +72,7 @@
 //!
 //! [`compose_scenes`] makes a detection data set out of a pack of single items.
 //!
-//! [`EvalView`] and [`eval_batches`] show images without chance; the operations are in
+//! [`EvalView`] and [`eval_batches`] show images without randomness; the operations are in
 //! [`transform`]. [`preview_sheet`] shows what training sees to people, with the means of [`draw`].
 
 mod config;

@@ -1,4 +1,4 @@
-//! What detection data sets say about an image: boxes, their classes, and which are hard to see.
+//! The annotated objects of an image: boxes, their classes, and which are hard to see.
 
 /// How far a box may reach beyond the image before it is taken for broken: annotation tools that
 /// count pixels from 0 write a box one pixel outside of those that count from 1.

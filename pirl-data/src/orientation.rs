@@ -1,4 +1,4 @@
-//! Photographs that say which way is up.
+//! The orientation in the Exif data of a photograph.
 
 use image::metadata::Orientation;
 

@@ -1,4 +1,4 @@
-//! Chance as an argument: every draw of a sample comes from a stream that only its place names.
+//! Random numbers: every draw comes from a stream that is named by its purpose and place.
 
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;

@@ -1,4 +1,4 @@
-//! Where the time of a sample goes.
+//! How the time spent on samples divides into stages.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -15,7 +15,7 @@ pub struct Stages {
     pub resample: Duration,
     /// Cutting patches; colours, sharpness, blur and flips.
     pub photometric: Duration,
-    /// Normalising into the batch's numbers.
+    /// Writing the view into the batch.
     pub write: Duration,
 }
 
@@ -54,7 +54,7 @@ impl Stopwatch {
         self.last = Some(Instant::now());
     }
 
-    /// The time since the lap before belongs to `stage`.
+    /// Counts the time since the last lap for `stage`.
     pub(crate) fn lap(&mut self, stage: Stage) {
         if let Some(last) = &mut self.last {
             let now = Instant::now();
@@ -63,7 +63,7 @@ impl Stopwatch {
         }
     }
 
-    /// Stops, and hands over what was measured.
+    /// Stops, and returns what was measured.
     fn stop(&mut self) -> [Duration; 5] {
         self.last = None;
         std::mem::take(&mut self.spent)

@@ -47,8 +47,20 @@ impl Throughput {
     ///
     /// Fails if a batch cannot be made.
     pub fn measure(loader: &Loader, pack: &Pack, time: Duration) -> Result<Self, DataError> {
-        let mut batches = (0..).flat_map(|epoch| loader.epoch(epoch, 0));
-        batches.next().transpose()?;
+        let mut epochs = 0..;
+        let mut batches = None;
+        let mut next = || loop {
+            match batches.iter_mut().flatten().next() {
+                Some(batch) => return batch,
+                None => {
+                    batches = epochs
+                        .next()
+                        .map(|epoch| loader.epoch(epoch, 0))
+                        .transpose()?
+                }
+            }
+        };
+        next()?;
         loader.measure();
         let mut found = Self {
             images: 0,
@@ -62,9 +74,7 @@ impl Throughput {
         let start = Instant::now();
         while found.images == 0 || start.elapsed() < time {
             let asked = Instant::now();
-            let Some(batch) = batches.next().transpose()? else {
-                break;
-            };
+            let batch = next()?;
             found.waiting += asked.elapsed().as_secs_f64();
             for views in [Some(&batch.images), batch.transformed.as_ref()] {
                 let numbers = views.map(|views| batch.normalize.apply(views, &Device::Cpu));

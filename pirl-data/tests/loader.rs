@@ -101,6 +101,7 @@ fn batches_do_not_depend_on_threads_and_start_anywhere() {
     let epoch = |workers, look_ahead, epoch, start| -> Vec<_> {
         loader(&path, config(4, workers, look_ahead))
             .epoch(epoch, start)
+            .unwrap()
             .map(|batch| bits(&batch.unwrap()))
             .collect()
     };
@@ -134,7 +135,11 @@ fn parts_put_together_are_the_batches() {
         };
         let loader = loader(&path, config);
         let count = loader.parts();
-        let parts: Vec<Batch> = loader.epoch(5, start).map(Result::unwrap).collect();
+        let parts: Vec<Batch> = loader
+            .epoch(5, start)
+            .unwrap()
+            .map(Result::unwrap)
+            .collect();
         assert_eq!(parts.len(), (3 - start) * count);
         let batches = parts.chunks(count).map(|parts| {
             let sizes: Vec<usize> = parts.iter().map(|part| part.indices.len()).collect();
@@ -179,7 +184,7 @@ fn an_epoch_shows_every_image_once_in_a_new_order() {
     let mut orders = Vec::new();
     for epoch in 0..3 {
         let mut order = Vec::new();
-        for batch in loader.epoch(epoch, 0) {
+        for batch in loader.epoch(epoch, 0).unwrap() {
             let batch = batch.unwrap();
             assert_eq!(batch.images.dims(), [4, 3, 20, 20]);
             assert_eq!(batch.transformed.as_ref().unwrap().dims(), [36, 3, 5, 5]);
@@ -207,7 +212,7 @@ fn without_a_pretext_task_there_are_no_patches() {
     let none = build_pretext(&none, &data(), &ViewConfig::patch(), 0).unwrap();
     for pretext in [None, Some(Arc::from(none))] {
         let loader = Loader::new(pack.clone(), view(), pretext, config(6, 2, 2)).unwrap();
-        let batch = loader.epoch(0, 0).next().unwrap().unwrap();
+        let batch = loader.epoch(0, 0).unwrap().next().unwrap().unwrap();
         assert!(batch.transformed.is_none());
         assert_eq!(batch.images.dims(), [6, 3, 20, 20]);
         assert_eq!(batch.targets, [0; 6]);
@@ -242,7 +247,7 @@ fn a_corrupt_sample_is_replaced_or_reported() {
         };
         let mut skipped = 0;
         let mut all = Vec::new();
-        for batch in loader(&path, skip).epoch(1, 0) {
+        for batch in loader(&path, skip).epoch(1, 0).unwrap() {
             let batch = batch.unwrap();
             skipped += batch.skipped;
             let mut different = batch.indices.clone();
@@ -258,7 +263,7 @@ fn a_corrupt_sample_is_replaced_or_reported() {
     assert!((1..=4).contains(&skipped), "{skipped}");
     assert!(skip(4) == (skipped, all));
 
-    let mut batches = loader(&path, config(23, 2, 2)).epoch(1, 0);
+    let mut batches = loader(&path, config(23, 2, 2)).epoch(1, 0).unwrap();
     let error = batches.next().unwrap().unwrap_err();
     assert!(matches!(error, DataError::Decode { .. }), "{error}");
     assert!(error.to_string().contains("sample 2 ") || error.to_string().contains("sample 9 "));
@@ -274,7 +279,7 @@ fn a_place_without_any_good_sample_is_an_error() {
         on_corrupt: OnCorrupt::Skip,
         ..config(4, 2, 2)
     };
-    let mut batches = loader(&path, skip).epoch(0, 0);
+    let mut batches = loader(&path, skip).epoch(0, 0).unwrap();
     assert!(matches!(
         batches.next(),
         Some(Err(DataError::Decode { .. }))
@@ -331,7 +336,7 @@ fn trapped(path: &Path, width: usize, config: LoaderConfig) -> (Loader, Arc<Trap
 fn a_panic_names_its_sample() {
     let folder = TempDir::new().unwrap();
     let (loader, _) = trapped(&packed(&folder), 6, config(23, 3, 2));
-    let mut batches = loader.epoch(0, 0);
+    let mut batches = loader.epoch(0, 0).unwrap();
     let error = batches.next().unwrap().unwrap_err();
     assert_eq!(error.to_string(), "the loader failed at sample 5: sprung");
     assert!(batches.next().is_none());
@@ -343,9 +348,9 @@ fn memory_is_bounded_and_dropping_stops_the_work() {
     let path = packed(&folder);
     for look_ahead in [1, 2, 3, 5] {
         let (loader, trap) = trapped(&path, usize::MAX, config(1, 2, look_ahead));
-        let mut batches = loader.epoch(0, 0);
+        let mut batches = loader.epoch(0, 0).unwrap();
         batches.next().unwrap().unwrap();
-        // A batch in each lane is the least there can be.
+        // A batch in each producer is the least there can be.
         let bound = 1 + look_ahead.max(2);
         let start = Instant::now();
         while trap.calls.load(Ordering::SeqCst) < bound {
@@ -437,7 +442,7 @@ fn the_preview_shows_a_row_for_each_image_as_the_first_epoch_sees_it() {
     assert!(preview_sheet(&pack, &view(), None, 0, 1).is_err());
 
     // The first row of each image of the first epoch, every pixel as often as it is enlarged.
-    for batch in loader(&path, config(4, 1, 1)).epoch(0, 0) {
+    for batch in loader(&path, config(4, 1, 1)).epoch(0, 0).unwrap() {
         let images = batch.unwrap().images;
         for place in 0..4 {
             let image = images.get(place).unwrap().to_vec3::<u8>().unwrap();

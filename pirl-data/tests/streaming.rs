@@ -67,7 +67,7 @@ fn epoch(loader: &Loader, start: usize) -> Vec<(Vec<u32>, Vec<u8>)> {
         }
         (batch.indices, bits)
     };
-    loader.epoch(2, start).map(bits).collect()
+    loader.epoch(2, start).unwrap().map(bits).collect()
 }
 
 #[test]

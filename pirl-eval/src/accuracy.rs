@@ -2,7 +2,7 @@
 
 use crate::probe::percent;
 
-/// Counts in which place the right class came.
+/// Counts how often the right class is first, and among the first five.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Tally {
     first: usize,
@@ -21,7 +21,7 @@ impl Tally {
         Some(())
     }
 
-    /// Adds the rows that another has counted.
+    /// The counts of both.
     pub(crate) fn merge(self, other: Self) -> Self {
         Self {
             first: self.first + other.first,
@@ -30,12 +30,12 @@ impl Tally {
         }
     }
 
-    /// How often the right class came first, in percent.
+    /// Share of rows whose right class is first, in percent.
     pub(crate) fn top1(&self) -> f64 {
         percent(self.first, self.rows)
     }
 
-    /// How often it was among the first five, in percent.
+    /// Share of rows whose right class is among the first five, in percent.
     pub(crate) fn top5(&self) -> f64 {
         percent(self.among_five, self.rows)
     }

@@ -15,21 +15,21 @@ use crate::error::{EvalError, Result};
 use crate::extract::Extraction;
 use crate::feature_set::{FeatureSet, LayerFeatures};
 
-/// Label of an image without one, on disk.
+/// Stands for "no label" on disk.
 const UNLABELLED: i64 = -1;
 
 /// A folder of extracted features, one safetensors file for each combination of weights, pack and
-/// [`Extraction`]. A file that is missing, damaged or of another combination is as good as absent.
+/// [`Extraction`]. A file that is damaged or of another combination is ignored and replaced.
 #[derive(Clone, Debug)]
 pub struct FeatureCache {
     folder: PathBuf,
 }
 
 impl FeatureCache {
-    /// In `folder`, which is made if need be.
+    /// A cache in `folder`, which is created if it does not exist.
     ///
     /// # Errors
-    /// [`EvalError::Cache`] if it cannot be made.
+    /// [`EvalError::Cache`] if it cannot be created.
     pub fn new(folder: &Path) -> Result<Self> {
         fs::create_dir_all(folder).map_err(|error| failed(folder, &error))?;
         Ok(Self {
@@ -37,8 +37,8 @@ impl FeatureCache {
         })
     }
 
-    /// The features that `extract` makes, or has made before for the same `weights` (a
-    /// [`weights_fingerprint`], with whatever else the features depend on), pack and settings.
+    /// The features stored for these `weights` (a [`weights_fingerprint`], with whatever else the features
+    /// depend on), pack and settings; if there are none, those that `extract` returns, which are stored.
     ///
     /// # Errors
     /// Those of `extract`; [`EvalError::Cache`] if its result cannot be written.
@@ -83,7 +83,7 @@ pub fn weights_fingerprint(backbone: &dyn Backbone) -> Result<String> {
     Ok(format!("{:032x}", hash.digest128()))
 }
 
-/// Everything the features depend on, in words.
+/// A text with everything the features depend on.
 fn key(weights: &str, pack: &Pack, extraction: &Extraction) -> String {
     let Extraction {
         view,

@@ -1,9 +1,10 @@
-//! Object detection with Faster R-CNN: is what a backbone learned of use beyond whole images?
+//! Object detection with Faster R-CNN on a pre-trained backbone.
 //!
 //! A [`DetectTrainer`] puts a region proposal network and a box head on a copy of a backbone, trains
 //! them on a pack with annotated objects and runs the detector over another; [`voc_metrics()`] and
-//! [`coco_metrics()`] judge what it found. Beside it the geometry and the ops it is made of. Behaviour,
-//! orders and defaults are detectron2's (Faster R-CNN R50-C4), whose VOC figures PIRL reports.
+//! [`coco_metrics()`] evaluate its detections. The geometry and the ops it is made of are public as
+//! well. Behaviour, orders and defaults are detectron2's (Faster R-CNN R50-C4), whose VOC figures PIRL
+//! reports.
 //!
 //! A box is [`BBox`]: `xmin, ymin, xmax, ymax` in pixels, with the origin at the outer corner of the
 //! first pixel, so that a box over a whole image of `w` columns has `xmin = 0` and `xmax = w`.

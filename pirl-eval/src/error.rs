@@ -55,9 +55,9 @@ pub enum EvalError {
          with the same class names"
     )]
     Classes {
-        /// In words, with the first difference.
+        /// How many, and the first that differs.
         train: String,
-        /// In words, with the first difference.
+        /// How many, and the first that differs.
         test: String,
     },
     /// Training and test features are not of the same layers and sizes.
@@ -109,7 +109,7 @@ pub enum EvalError {
         /// The name.
         name: String,
     },
-    /// A class that too few images show.
+    /// Too few images show a class.
     #[error(
         "class {class:?} is in {found} images of the {set} set, and at least {least} are needed; \
          leave the class out of both packs, or add images of it"
@@ -124,12 +124,12 @@ pub enum EvalError {
         /// Images needed.
         least: usize,
     },
-    /// Features would not fit.
+    /// Features do not fit into memory or on the disk.
     #[error(
         "the features need {needed} MiB {place}, where {free} are free; read fewer layers, average \
          each map to one vector, or use a smaller pack"
     )]
-    Room {
+    Memory {
         /// "in memory", or "in" a folder.
         place: String,
         /// MiB needed.
@@ -137,7 +137,7 @@ pub enum EvalError {
         /// MiB free.
         free: u64,
     },
-    /// No learning rate led anywhere.
+    /// At every learning rate the weights left the finite numbers.
     #[error("{layer}: the probe diverged at every learning rate of {lrs:?}; try smaller ones")]
     Diverged {
         /// The layer.

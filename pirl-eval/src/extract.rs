@@ -8,7 +8,7 @@ use crate::error::{EvalError, Result};
 use crate::feature_set::{FeatureSet, LayerFeatures};
 use crate::pool::Pool;
 
-/// Images of `pixels` pixels in a forward pass, at most: 32 of ImageNet's size.
+/// Most images of `pixels` pixels in a forward pass: 32 of 224 x 224.
 pub(crate) fn images_in_pass(pixels: usize) -> usize {
     const PIXELS: usize = 32 * 224 * 224;
     (PIXELS / pixels.max(1)).max(1)
@@ -23,10 +23,10 @@ pub struct Extraction {
     pub layers: Vec<Layer>,
     /// How maps become vectors.
     pub pool: Pool,
-    /// Images decoded together; 256 by default. A forward pass takes as many of them as are 32 of
-    /// 224 x 224 pixels, so that large maps are pooled before the next are made.
+    /// Images decoded together; 256 by default. A forward pass takes a part of them, at most the pixels
+    /// of 32 images of 224 x 224, so that large maps are pooled before the next are computed.
     pub batch_size: usize,
-    /// Threads that decode; 0 for one a core.
+    /// Threads that decode; 0 for one for each core.
     pub workers: usize,
 }
 
@@ -96,7 +96,7 @@ pub fn extract_features(
 }
 
 /// The pooled features of a batch of images, `(b, 3, h, w)`, at each of the extraction's layers, in
-/// their order. `number` tells an image's number from its row, for errors.
+/// their order. `number` maps a row to the image's number, for errors.
 pub(crate) fn read_features(
     backbone: &dyn Backbone,
     images: &Tensor,

@@ -4,7 +4,7 @@ use pirl_model::Layer;
 
 use crate::error::{EvalError, Result};
 
-/// The features of one layer: a row for each image, finite throughout.
+/// The features of one layer: a row for each image, all finite.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LayerFeatures {
     layer: Layer,
@@ -163,7 +163,7 @@ impl FeatureSet {
         &self.labels
     }
 
-    /// What the labels mean.
+    /// The classes, by label.
     pub fn class_names(&self) -> &[String] {
         &self.class_names
     }

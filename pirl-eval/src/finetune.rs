@@ -26,12 +26,13 @@ use crate::linear::softmax_minus_target;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct FinetuneConfig {
-    /// Part of the training labels used, in `(0, 1]`; all by default. [`crate::LabelSubset`]
-    /// makes the choice; here it is only reported.
+    /// Part of the training labels used, in `(0, 1]`; all by default. It is only reported here:
+    /// [`crate::LabelSubset`] chooses the images.
     pub label_fraction: f64,
     /// Passes over the labelled images; 70 by default.
     pub epochs: usize,
-    /// Images in a step; 256 by default. What an epoch has left over waits for the next.
+    /// Images in a step; 256 by default. An epoch has whole batches only; the images left over are not
+    /// used in it.
     pub batch_size: usize,
     /// Learning rate; 0.01 by default, VISSL's for PIRL's lists of 1 % and 10 % of ImageNet.
     pub lr: f64,
@@ -40,11 +41,11 @@ pub struct FinetuneConfig {
     pub schedule: ScheduleKind,
     /// Epochs after which a `multi-step` rate falls; 30 by default.
     pub milestones: Vec<usize>,
-    /// What it falls by; a tenth by default.
+    /// Factor at each milestone; 0.1 by default.
     pub gamma: f64,
     /// Nesterov momentum in `(0, 1)`; 0.9 by default.
     pub momentum: f64,
-    /// L2 decay, of which batch norm and biases are spared; 0 by default.
+    /// L2 decay of all parameters except those of batch norm and biases; 0 by default.
     pub weight_decay: f64,
 }
 
@@ -97,16 +98,16 @@ impl FinetuneConfig {
     }
 }
 
-/// What fine-tuning reached. Accuracies are in percent of the test set.
+/// The result of fine-tuning. Accuracies are in percent of the test set.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct FinetuneReport {
-    /// How often the right class came first.
+    /// Share of test images whose right class is predicted first.
     pub top1: f64,
-    /// How often it was among the first five.
+    /// Share of test images whose right class is among the first five.
     pub top5: f64,
-    /// [`FinetuneConfig::label_fraction`], the part of the training set learnt from.
+    /// [`FinetuneConfig::label_fraction`], the part of the training labels used.
     pub label_fraction: f64,
-    /// Images learnt from.
+    /// Number of training images.
     pub labelled_images: usize,
     /// Steps of training.
     pub steps: usize,
@@ -127,9 +128,9 @@ pub struct Finetune<'a> {
 }
 
 impl<'a> Finetune<'a> {
-    /// Fine-tunes `backbone` on `pack`, whose images all count, seen through `view`. `ops` computes
-    /// classifier and optimiser. `workers` threads decode (0: one a core). All chance (the classifier's
-    /// first weights, the order, the views) comes from `seed`.
+    /// Fine-tunes `backbone` on all images of `pack`, seen through `view`. `ops` computes classifier and
+    /// optimiser. `workers` threads decode (0: one for each core). All randomness (the classifier's first
+    /// weights, the order, the views) comes from `seed`.
     ///
     /// # Errors
     /// [`EvalError::Setting`], [`EvalError::Model`] or [`EvalError::Data`] for a setting outside

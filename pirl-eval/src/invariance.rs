@@ -1,11 +1,10 @@
 //! How far a change of an image moves its representation.
 //!
 //! The figure of the paper (arXiv:1912.01991, section 4.4): the L2 distance between the unit-norm
-//! features of an image and of its transformed copy, over many images. PIRL asks for it to be small
-//! for its pretext task. Features here are the backbone's (res5, averaged), of which any weights have
-//! some, and not the heads' embeddings; those of several views, such as patches, are averaged first.
-//! The distance between two different images stands beside them: small distances mean something only
-//! next to it.
+//! features of an image and of its transformed copy, over many images. PIRL trains it to be small for
+//! its pretext task. Features are the backbone's (res5, averaged), which any network has, and not the
+//! heads' embeddings; those of several views, such as patches, are averaged first. The distance between
+//! two different images is reported as well, as the scale to compare with.
 
 use std::collections::BTreeMap;
 
@@ -31,15 +30,15 @@ pub const ANOTHER_IMAGE: &str = "another image";
 
 /// A change of images, by name.
 pub struct Change {
-    /// What reports and charts call it.
+    /// Its name in reports and charts.
     pub name: String,
     /// Makes the changed views.
     pub views: Box<dyn Pretext>,
 }
 
-/// One view of an image that is not a pretext task's.
+/// A change with one view that no pretext task makes.
 struct Single {
-    /// What is looked at: the plain view, or the whole image.
+    /// The view that is changed; `None`: the whole image.
     of: Option<EvalView>,
     view: ImageView,
 }
@@ -49,7 +48,7 @@ impl Change {
     /// and blur, each with its probability.
     ///
     /// # Errors
-    /// [`EvalError::Data`] names the key whose value cannot work.
+    /// [`EvalError::Data`] names the setting whose value cannot work.
     pub fn photometric(view: EvalView, data: &DataConfig, config: &ViewConfig) -> Result<Self> {
         let still = ViewConfig {
             scale: [1.0; 2],
@@ -69,7 +68,7 @@ impl Change {
     /// A random crop of `config`, mirrored or not, in the colours it had.
     ///
     /// # Errors
-    /// [`EvalError::Data`] names the key whose value cannot work.
+    /// [`EvalError::Data`] names the setting whose value cannot work.
     pub fn crop(data: &DataConfig, config: &ViewConfig) -> Result<Self> {
         Ok(Self {
             name: "crop".to_owned(),
@@ -112,15 +111,16 @@ impl Pretext for Single {
     }
 }
 
-/// The L2 distances that a change makes, between 0 and 2 (of features that are nowhere negative, at
-/// most the root of 2).
+/// The L2 distances between unit-norm features that a change causes: in `[0, 2]`, or in `[0, sqrt(2)]`
+/// where no feature is negative.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Distances {
     /// Their mean.
     pub mean: f64,
     /// Their standard deviation.
     pub std: f64,
-    /// By share of the images below: 0.05, 0.25, 0.5, 0.75 and 0.95; linear between distances.
+    /// Quantiles by the share of the images below: 0.05, 0.25, 0.5, 0.75 and 0.95; linearly
+    /// interpolated.
     pub quantiles: BTreeMap<String, f64>,
     /// One for each image, in the order of the pack.
     #[serde(skip)]
@@ -157,7 +157,7 @@ const CHANGE: u64 = 0x696e_7661;
 /// For each of `changes`, and for [`ANOTHER_IMAGE`] (the next of the pack), the distances between the
 /// features of the plain view `view` of every image of `pack` and of its change.
 ///
-/// All chance comes from `seed`, the change's place among `changes` and the image's in the pack.
+/// All randomness comes from `seed`, the change's place among `changes` and the image's in the pack.
 /// `progress` is called with the images done and the images in all.
 ///
 /// # Errors

@@ -21,7 +21,7 @@ use crate::probe::{Best, Labels, Probe, comparable, percent};
 pub struct KnnConfig {
     /// Neighbours that vote; 200 by default.
     pub k: usize,
-    /// tau of their votes, above 0; 0.07 by default, as in the paper of NPID.
+    /// Temperature tau of their votes, above 0; 0.07 by default, as in the paper of NPID.
     pub temperature: f64,
 }
 
@@ -50,7 +50,7 @@ impl KnnConfig {
     }
 }
 
-/// What weighted nearest neighbours found. Accuracies are in percent of the test set.
+/// The result of weighted nearest neighbours. Accuracies are in percent of the test set.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct KnnReport {
     /// Accuracy at the best layer.
@@ -98,7 +98,7 @@ impl Knn {
         let (bank, queries) = (normalised(train), normalised(test));
         let dim = train.dim();
         let mut predicted = Vec::with_capacity(test.rows());
-        // A few blocks of queries at a time, so that progress can be told between them.
+        // A few blocks of queries at a time, so that progress can be reported between them.
         for group in queries.chunks(QUERIES * 32 * dim) {
             let classes = group.par_chunks(QUERIES * dim).flat_map_iter(|block| {
                 let nearest = nearest(block, &bank, dim, self.config.k);

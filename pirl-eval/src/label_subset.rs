@@ -1,7 +1,7 @@
 //! Which images of a pack keep their labels in a semi-supervised evaluation.
 //!
-//! Results with few labels depend on which they are, so the choice is written out as a list that
-//! other networks, and other people, can be judged with.
+//! Results with few labels depend on which they are, so the choice can be written to a list that other
+//! networks are then evaluated with.
 
 use std::fmt::Write;
 
@@ -31,8 +31,8 @@ pub struct LabelSubset {
 }
 
 impl LabelSubset {
-    /// As many images of every class, about `fraction` of all together and at least one a class,
-    /// drawn by `seed`. A class with fewer images gives all it has.
+    /// The same number of images of every class, drawn by `seed`: about `fraction` of the pack in all,
+    /// and at least one of each class. Of a class with fewer images all are taken.
     ///
     /// # Errors
     /// [`EvalError::Setting`] for a fraction outside `(0, 1]`, [`EvalError::Unlabelled`].
@@ -98,11 +98,11 @@ impl LabelSubset {
         text
     }
 
-    /// Reads a list for `pack`; lines that begin with `#` and empty ones say nothing.
+    /// Reads a list for `pack`; empty lines and lines that begin with `#` are ignored.
     ///
     /// # Errors
-    /// [`EvalError::LabelList`] for a line that is no number of the pack, a number that comes
-    /// twice, a list of another pack, or one without numbers.
+    /// [`EvalError::LabelList`] for a line that is not the number of an image of the pack, a number that
+    /// occurs twice, a list of another pack, or one without numbers.
     pub fn parse(text: &str, pack: &Pack) -> Result<Self> {
         let bad = |line: usize, reason: String| EvalError::LabelList { line, reason };
         let mut indices = Vec::new();
@@ -127,7 +127,10 @@ impl LabelSubset {
                 _ => {
                     return Err(bad(
                         number,
-                        format!("{line:?} is no number of an image, 0 to {}", pack.len() - 1),
+                        format!(
+                            "{line:?} is not the number of an image, 0 to {}",
+                            pack.len() - 1
+                        ),
                     ));
                 }
             }

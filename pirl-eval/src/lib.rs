@@ -1,22 +1,22 @@
-//! Probes of frozen features, fine-tuning and Faster R-CNN: what did a backbone learn?
+//! Evaluations of a backbone: probes of frozen features, fine-tuning, and Faster R-CNN.
 //!
 //! The features of a labelled training and a labelled test pack are extracted once
 //! ([`extract_features`]) and every [`Probe`] then works on the two [`FeatureSet`]s:
 //! [`LinearProbe`] trains softmax classifiers on each layer, [`Knn`] lets the nearest training
 //! images vote. [`RandomCropProbe`] is the linear probe as published, on new random crops in each
-//! epoch, whose features are read as they are needed. None changes the backbone, so a probe measures the representation alone. [`Svm`]
-//! does the same for images that show several classes, whose [`Presence`] it is given beside them.
-//! [`Finetune`] trains the backbone too, on all labels or on a [`LabelSubset`], and [`detect`] makes
-//! it the trunk of a detector.
+//! epoch, whose features are computed for each batch anew. None changes the backbone, so a probe
+//! measures the representation alone. [`Svm`] does the same for images that show several classes, given
+//! as a [`Presence`]. [`Finetune`] trains the backbone too, on all labels or on a [`LabelSubset`], and
+//! [`detect`] makes it the trunk of a detector.
 //!
-//! Two analyses are there to look at: [`nearest_neighbours`] of images, and by [`invariance()`] how far
-//! a change of an image moves its features.
+//! Two analyses are for people to look at: [`nearest_neighbours`] finds similar images, and
+//! [`invariance()`] measures how far a change of an image moves its features.
 //!
 //! ```
 //! use pirl_eval::{FeatureSet, Knn, KnnConfig, LayerFeatures, LinearConfig, LinearProbe, Probe};
 //! use pirl_model::Layer;
 //!
-//! // Two classes, told apart by the sign of the first of two features.
+//! // The sign of the first of two features says which of two classes an image is of.
 //! let set = |rows: usize| {
 //!     let sign = |row: usize| if row % 2 == 0 { 1.0 } else { -1.0 };
 //!     let values = (0..rows).flat_map(|row| [sign(row), 0.1 * (row % 5) as f32]).collect();
@@ -47,13 +47,13 @@ mod knn;
 mod label_subset;
 mod linear;
 mod matrix;
+mod memory;
 mod nearest;
 mod neighbours;
 mod pool;
 mod presence;
 mod probe;
 mod published;
-mod room;
 mod svm;
 
 pub use cache::{FeatureCache, weights_fingerprint};
@@ -69,10 +69,10 @@ pub use linear::{
     Crops, LayerReport, LinearConfig, LinearProbe, LinearReport, RandomCropProbe, RateReport,
     Select,
 };
+pub use memory::{check_memory, feature_bytes, images_per_second};
 pub use neighbours::{Neighbour, nearest_neighbours, neighbour_sheet};
 pub use pool::Pool;
 pub use presence::Presence;
 pub use probe::{Best, Probe, check_packs};
 pub use published::{Dataset, Protocol, Published};
-pub use room::{check_room, feature_bytes, images_per_second};
 pub use svm::{Svm, SvmBest, SvmConfig, SvmLayer, SvmReport};

@@ -34,12 +34,12 @@ impl Candidate {
     }
 }
 
-/// The `k` nearest seen so far of one query, gathered lazily: candidates pile up to twice `k`, then
-/// the farther half goes.
+/// The `k` nearest candidates of one query seen so far. Candidates are collected up to twice `k`, then
+/// the farther half is dropped.
 struct Nearest {
     k: usize,
     candidates: Vec<Candidate>,
-    /// Similarity of the k-th nearest when the pile was last cut.
+    /// Similarity of the k-th nearest when the candidates were last cut.
     bound: f32,
 }
 

@@ -1,4 +1,4 @@
-//! Retrieval to look at: images and those whose features are nearest.
+//! Retrieval: images, and the images whose features are nearest.
 
 use pirl_core::check;
 use pirl_data::draw::{Canvas, Color, INK, LETTER, fit};

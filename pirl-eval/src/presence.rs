@@ -1,4 +1,4 @@
-//! Which classes an image shows: several, one, or none.
+//! Which classes an image shows: any number of them.
 
 use pirl_data::Pack;
 
@@ -87,7 +87,8 @@ impl Presence {
             .copied()
     }
 
-    /// Whether it is of `features`' images, and every class is present in at least `least`.
+    /// Checks that it is of the images of `features`, and that every class is present in at least `least`
+    /// of them.
     pub(crate) fn check(
         &self,
         set: &'static str,

@@ -7,13 +7,13 @@ use serde::Serialize;
 use crate::error::{EvalError, Result};
 use crate::feature_set::FeatureSet;
 
-/// A way to judge frozen features by labelled images.
+/// An evaluation of frozen features by labelled images.
 pub trait Probe {
-    /// What it found.
+    /// Its result.
     type Report: Serialize;
 
-    /// Learns from `train` and is judged on `test`; calls `progress` with the work done and the
-    /// work in all.
+    /// Trains on `train` and tests on `test`; calls `progress` with the units of work done and those in
+    /// all.
     ///
     /// # Errors
     /// [`EvalError::Unlabelled`], [`EvalError::Classes`] or [`EvalError::Layers`] if the two sets
@@ -66,7 +66,7 @@ pub fn check_packs(train: &Pack, test: &Pack) -> Result<()> {
     Ok(())
 }
 
-/// Checks that a classifier learnt on `train` means something on `test`.
+/// Checks that a classifier trained on `train` can be tested on `test`.
 pub(crate) fn comparable(train: &FeatureSet, test: &FeatureSet) -> Result<Labels> {
     same_classes(train.class_names(), test.class_names())?;
     same_layers(train, test)?;

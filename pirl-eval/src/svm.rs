@@ -34,9 +34,11 @@ pub struct SvmConfig {
     pub folds: usize,
     /// What the cost of a positive sample is multiplied by; 2 by default.
     pub positive_weight: f64,
-    /// The machine is done when no multiplier could move further than this; 1e-4 by default.
+    /// Training ends when the projected gradients of all multipliers lie within a range of this width
+    /// (LIBLINEAR's criterion); 1e-4 by default.
     pub tolerance: f64,
-    /// Passes after which it is taken as it is; 2000 by default.
+    /// Most passes over the samples; 2000 by default. A machine that is not done by then is used as it
+    /// is.
     pub max_passes: usize,
 }
 
@@ -75,14 +77,14 @@ impl SvmConfig {
     }
 }
 
-/// What support vector machines found. Average precisions are in percent.
+/// The result of support vector machines. Average precisions are in percent.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct SvmReport {
     /// Mean average precision at the best layer.
     pub map: f64,
     /// Average precision of each class there, by name.
     pub per_class: BTreeMap<String, f64>,
-    /// Every layer's.
+    /// The result of each layer.
     pub layers: BTreeMap<Layer, SvmLayer>,
     /// The layer with the highest mean; of equal ones the lowest.
     pub best: SvmBest,
@@ -108,7 +110,7 @@ pub struct SvmLayer {
     pub costs: BTreeMap<String, f64>,
     /// Features of an image.
     pub dim: usize,
-    /// Final machines that ran into `max_passes` before they were done.
+    /// Final machines that reached `max_passes` before the tolerance.
     pub unfinished: usize,
 }
 
@@ -129,11 +131,11 @@ impl Svm {
         Ok(Self { config, seed })
     }
 
-    /// Trains on `train` and ranks `test`; the presences are those of the same packs. Calls
-    /// `progress` with the machines done (one for each class and layer) and those in all.
+    /// Trains on `train` and ranks the images of `test`; each presence is of the same pack as its
+    /// features. Calls `progress` with the machines done (one for each class and layer) and those in all.
     ///
-    /// In training an image with but difficult objects of a class counts as without it; in the test
-    /// it is left out for that class.
+    /// An image with only difficult objects of a class is a negative of that class in training, and is
+    /// left out for that class in the test.
     ///
     /// # Errors
     /// [`EvalError::Layers`] or [`EvalError::Shape`] if the sets cannot be compared or a presence

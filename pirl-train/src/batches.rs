@@ -35,7 +35,7 @@ impl Batches {
     /// The next part, and how long it was waited for.
     ///
     /// # Errors
-    /// As [`Loader::epoch`]'s items.
+    /// As [`Loader::epoch`] and its items.
     pub fn timed_next(&mut self) -> Result<(Batch, Duration), DataError> {
         let waiting = Instant::now();
         let part = self.next_part()?;
@@ -49,8 +49,8 @@ impl Batches {
             }
             // A pack has at least one whole batch, so every epoch has one.
             let (epoch, step) = self.next;
+            self.current = Some(self.loader.epoch(epoch, step)?);
             self.next = (epoch + 1, 0);
-            self.current = Some(self.loader.epoch(epoch, step));
         }
     }
 

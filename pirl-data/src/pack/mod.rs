@@ -19,8 +19,8 @@ pub use reader::Pack;
 pub use run::pack;
 pub use verify::Verification;
 
-/// Temporary files are made for their owner alone; what they are renamed to is for everyone the
-/// folder lets in.
+/// Makes a file readable by everyone, as far as its folder permits; temporary files are created readable
+/// by their owner only.
 #[cfg(unix)]
 pub(crate) fn allow_reading(file: &std::fs::File) -> std::io::Result<()> {
     use std::os::unix::fs::PermissionsExt;

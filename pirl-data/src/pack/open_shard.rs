@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use super::schema::{self, Description, Extent};
 use crate::{Objects, RawSample};
 
-/// A shard that samples are added to. Its samples are in the file, behind room for the header; what
-/// comes after them is here.
+/// A shard that samples are added to. Samples are written to the file at once, after space for the
+/// header; offsets, labels and objects are kept here until it is closed.
 pub(super) struct OpenShard {
     path: PathBuf,
     file: BufWriter<File>,
@@ -14,7 +14,7 @@ pub(super) struct OpenShard {
     /// Where each sample begins, and where the last ends.
     offsets: Vec<u64>,
     labels: Vec<i64>,
-    /// Where the objects of each sample begin, and where those of the last end; nothing but the
+    /// Where the objects of each sample begin, and where those of the last end; only the
     /// first 0 where no objects are annotated.
     box_offsets: Vec<u64>,
     objects: Objects,
@@ -96,7 +96,7 @@ impl OpenShard {
     }
 }
 
-/// Puts the header at the beginning of a shard, syncs the file, and tells its length.
+/// Puts the header at the beginning of a shard, syncs the file, and returns its length.
 pub(super) fn write_header(
     path: &Path,
     description: &Description,

@@ -77,10 +77,10 @@ impl PackOptions {
 pub struct PackReport {
     /// Images packed.
     pub packed: usize,
-    /// Images of the source that an interrupted packing had dealt with already.
+    /// Images of the source that an interrupted packing had already packed or skipped.
     pub resumed: usize,
-    /// What was left out: first what the source has left out, then images that do not decode and
-    /// objects whose boxes do not fit their image, in the order of the source.
+    /// What was left out: first what the source had skipped ([`Source::skipped`](crate::Source::skipped)),
+    /// then images that do not decode and objects whose boxes do not fit their image, in its order.
     pub skipped: Vec<Skipped>,
     /// The files written, in order.
     pub shards: Vec<PathBuf>,

@@ -23,13 +23,13 @@ pub(super) struct Partial {
 /// How far the complete shards reach.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct State {
-    /// Source and options in words: what goes on must be the same work.
+    /// Source and options; a packing that resumes must have the same.
     pub(super) work: String,
     /// Complete shards.
     pub(super) shards: u64,
     /// Samples of the source that they deal with, packed or skipped.
     pub(super) done: usize,
-    /// The name of the last of those, which tells when the source has changed.
+    /// The name of the last of those, to notice that the source has changed.
     pub(super) last: String,
     /// Those skipped.
     pub(super) skipped: Vec<Skipped>,
@@ -39,8 +39,8 @@ impl Partial {
     /// Makes the folder of the pack `stem`, or takes over what an interrupted packing left there.
     ///
     /// # Errors
-    /// [`DataError::Io`]; [`DataError::Shards`] when another process is at it, or it is of other
-    /// work than `work`.
+    /// [`DataError::Io`]; [`DataError::Shards`] if another process is packing there, or the folder is of
+    /// another source or other options than `work` says.
     pub(super) fn open(stem: &Path, work: &str) -> Result<(Self, Option<State>), DataError> {
         let mut folder = stem.as_os_str().to_owned();
         folder.push(".partial");
@@ -128,7 +128,7 @@ impl Partial {
 impl Drop for Partial {
     fn drop(&mut self) {
         if !self.keep {
-            // What cannot be removed is in nobody's way: the next packing begins with it.
+            // What cannot be removed does no harm: the next packing begins by removing it.
             let _ = fs::remove_dir_all(&self.folder);
         }
     }

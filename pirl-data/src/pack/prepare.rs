@@ -13,25 +13,25 @@ use crate::objects::within;
 use crate::transform::{Crop, Resizer, resize};
 use crate::{DataError, Encoding, Image, Objects, RawSample, Source};
 
-/// Quality of JPEGs encoded again where none is asked for, as ImageNet copies of 256 pixels have.
+/// Quality of re-encoded JPEGs unless the options name one; that of common 256-pixel copies of ImageNet.
 const JPEG_QUALITY: u8 = 95;
 
-/// A sample as it will be packed, and which of its objects will not.
+/// A sample as it will be packed, and those of its objects that are left out.
 pub(super) struct Prepared<'a> {
     pub(super) sample: RawSample<'a>,
     pub(super) left_out: Vec<Skipped>,
 }
 
-/// What preparing works in; one for each thread, so that pixels are allocated once.
+/// Buffers for preparing samples; one for each thread, so that pixels are allocated once.
 #[derive(Debug)]
-pub(super) struct Room {
+pub(super) struct Workspace {
     decoded: Image,
     small: Image,
     planes: Planes,
     resizer: Resizer,
 }
 
-impl Default for Room {
+impl Default for Workspace {
     fn default() -> Self {
         Self {
             decoded: Image::empty(),
@@ -42,12 +42,13 @@ impl Default for Room {
     }
 }
 
-/// Reads a sample and decodes it, shrinks it and encodes it again if asked; its boxes go with it.
+/// Reads a sample and decodes it; shrinks it and encodes it again if the options say so, and scales its
+/// boxes with it.
 pub(super) fn prepare<'a>(
     source: &'a dyn Source,
     index: usize,
     options: &PackOptions,
-    room: &mut Room,
+    workspace: &mut Workspace,
 ) -> Result<Prepared<'a>, DataError> {
     let mut sample = source.read(index)?;
     if matches!(sample.encoding, Encoding::Raw { .. }) {
@@ -60,7 +61,7 @@ pub(super) fn prepare<'a>(
             return Err(SettingError::new("quality", quality, expected).into());
         }
     }
-    let changed = change(&sample, options, room).map_err(|reason| DataError::Decode {
+    let changed = change(&sample, options, workspace).map_err(|reason| DataError::Decode {
         name: sample.name.clone(),
         reason,
     })?;
@@ -85,44 +86,48 @@ pub(super) fn prepare<'a>(
     Ok(Prepared { sample, left_out })
 }
 
-/// What became of an image.
+/// An image after [`change`].
 struct Changed {
-    /// Width and height it had.
+    /// Width and height before.
     from: (usize, usize),
-    /// Width and height it has.
+    /// Width and height after.
     size: (usize, usize),
-    /// How it is packed; `None`: as it is.
+    /// The new bytes; `None` if the sample is packed as it is.
     bytes: Option<Vec<u8>>,
 }
 
-/// Shrinks an image and encodes it again, where the options ask for either; else makes sure that it
+/// Shrinks an image and encodes it again, where the options say so; otherwise only checks that it
 /// decodes.
-fn change(sample: &RawSample, options: &PackOptions, room: &mut Room) -> Result<Changed, String> {
+fn change(
+    sample: &RawSample,
+    options: &PackOptions,
+    workspace: &mut Workspace,
+) -> Result<Changed, String> {
     let (bytes, encoding) = (&sample.bytes, sample.encoding);
     let again = options.quality.is_some() && encoding == Encoding::Jpeg;
     if options.resize_shorter.is_none() && !again {
-        let size = crate::decode::check(bytes, encoding, &mut room.decoded)?;
+        let size = crate::decode::check(bytes, encoding, &mut workspace.decoded)?;
         return Ok(Changed {
             from: size,
             size,
             bytes: None,
         });
     }
-    let own_colors = crate::decode::decode_ycbcr_into(bytes, encoding, &mut room.decoded)?;
+    let own_colors = crate::decode::decode_ycbcr_into(bytes, encoding, &mut workspace.decoded)?;
     if !own_colors {
-        crate::decode::decode_into(bytes, encoding, &mut room.decoded)?;
+        crate::decode::decode_into(bytes, encoding, &mut workspace.decoded)?;
     }
-    let from = (room.decoded.width, room.decoded.height);
+    let from = (workspace.decoded.width, workspace.decoded.height);
     let size = shrunk(from, options.resize_shorter);
     let quality = options.quality.unwrap_or(JPEG_QUALITY);
     let changed = again || size != from;
     let bytes = changed.then(|| {
-        let Room {
+        let Workspace {
             decoded,
             small,
             planes,
             resizer,
-        } = room;
+        } = workspace;
         let image = resized(decoded, size, resizer, small)?;
         if own_colors {
             planes.fill(image);

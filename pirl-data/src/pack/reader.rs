@@ -13,8 +13,8 @@ use crate::{DataError, Encoding, Image, Objects};
 
 /// A packed data set, memory-mapped.
 ///
-/// Opening reads the header, the offsets, the labels and the boxes and checks all of them; samples are read
-/// when asked for, and only the system's page cache holds them. Cloning shares the map.
+/// Opening reads and checks the header, the offsets, the labels and the boxes. Samples are read when they
+/// are asked for, and only the system's page cache holds them. Clones share the map.
 #[derive(Clone, Debug)]
 pub struct Pack {
     shards: Arc<Shards>,
@@ -145,7 +145,7 @@ impl Pack {
         self.shards.shards.first().is_some_and(Shard::has_objects)
     }
 
-    /// The annotated objects of sample `index`, perhaps none; `None` when the pack has no
+    /// The annotated objects of sample `index`, which may be none; `None` when the pack has no
     /// annotations or no such sample.
     ///
     /// Boxes lie within the image, unless the file was made by another program; opening has checked
@@ -178,7 +178,7 @@ impl Pack {
         self.shards.description.encoding
     }
 
-    /// What the pack was made from, in words.
+    /// A description of what the pack was made from.
     pub fn source(&self) -> &str {
         &self.shards.description.source
     }
@@ -213,7 +213,7 @@ impl Pack {
     }
 
     /// The same as [`Pack::decode`], into an image whose buffer is reused. After an error its
-    /// content is of no use.
+    /// content is unspecified.
     ///
     /// # Errors
     /// As [`Pack::decode`].
@@ -259,7 +259,7 @@ impl Pack {
     /// The same `seed` draws the same samples. A subset has a fingerprint of its own.
     ///
     /// # Errors
-    /// [`DataError::Setting`] when there are fewer than `count` samples.
+    /// [`DataError::Setting`] if the pack has fewer than `count` samples.
     pub fn subset(&self, count: usize, seed: u64) -> Result<Self, DataError> {
         let len = self.len();
         if count == 0 || count == len {
@@ -278,7 +278,7 @@ impl Pack {
     /// A selection has a fingerprint of its own.
     ///
     /// # Errors
-    /// [`DataError::Index`] for a number past the end, [`DataError::Setting`] without any.
+    /// [`DataError::Index`] for a number past the end, [`DataError::Setting`] for an empty list.
     pub fn select(&self, indices: &[u32]) -> Result<Self, DataError> {
         let mut chosen = Vec::with_capacity(indices.len());
         for &index in indices {

@@ -7,7 +7,7 @@ use std::path::Path;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use pirl_core::SettingError;
 
-use super::prepare::{Prepared, Room, prepare};
+use super::prepare::{Prepared, Workspace, prepare};
 use super::writer::Writer;
 use super::{PackOptions, PackReport, Skipped};
 use crate::{DataError, Source};
@@ -27,14 +27,14 @@ const AHEAD: usize = 2;
 ///
 /// When it stops before the end, for whatever reason, complete shards stay in the folder
 /// `OUTPUT.partial`, and the same call goes on after them; the files come out as if it had never
-/// stopped. A source that has changed in the meantime, or other options, are refused.
+/// stopped. It fails if the source has changed in the meantime, or with other options.
 ///
 /// # Errors
 /// [`DataError::Empty`] when no image is left to pack; [`DataError::Decode`] and
 /// [`DataError::Annotation`] with `strict`, the latter also when the lists of
 /// [`Objects`](crate::Objects) differ in length; [`DataError::Io`] when reading or writing fails;
-/// [`DataError::Shards`] when samples cannot stand in one pack, or there is other work in
-/// `OUTPUT.partial`; [`DataError::Setting`]; [`DataError::Stopped`]. What was at `output` before is
+/// [`DataError::Shards`] when samples cannot be in one pack, or `OUTPUT.partial` is of another
+/// packing; [`DataError::Setting`]; [`DataError::Stopped`]. What was at `output` before is
 /// still there then.
 pub fn pack(
     source: &dyn Source,
@@ -95,10 +95,11 @@ fn in_order<'a>(
         for _ in 0..threads {
             let tasks = tasks.clone();
             scope.spawn(move || {
-                let mut room = Room::default();
+                let mut workspace = Workspace::default();
                 for (chunk, reply) in tasks {
-                    let prepared = chunk.map(|index| prepare(source, index, options, &mut room));
-                    // Nobody listens any more when an earlier sample has ended the work.
+                    let prepared =
+                        chunk.map(|index| prepare(source, index, options, &mut workspace));
+                    // The receiver is gone if an earlier sample was an error.
                     let _ = reply.send(prepared.collect());
                 }
             });
@@ -126,7 +127,7 @@ fn in_order<'a>(
             let (reply, result) = bounded(1);
             let chunk = start..source.len().min(start + CHUNK);
             if send.send((chunk, reply)).is_err() {
-                break; // no thread is left, which the next result tells
+                break; // no thread is left, which the next receive reports
             }
             ahead.push_back(result);
         }

@@ -180,7 +180,7 @@ pub(super) fn header(
     header
 }
 
-/// Room for the header of any shard: every number at its longest.
+/// Bytes that the header of any shard fits into: every number at its longest.
 pub(super) fn reserved(class_names: &[String], source: &str) -> usize {
     let longest = u64::MAX / 32;
     let description = Description {

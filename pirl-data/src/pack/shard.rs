@@ -12,7 +12,7 @@ use super::schema::{self, Description, Extent};
 use crate::objects::is_box;
 use crate::{DataError, Encoding, Objects};
 
-/// Samples of at least so many bytes are called for ahead of their use.
+/// Samples of at least so many bytes are prefetched before their use.
 const WILL_NEED: usize = 16 << 10;
 
 /// One file. The ranges are of bytes in `map` and were checked against its length.
@@ -44,7 +44,8 @@ struct Tensors<'a> {
 }
 
 impl Shard {
-    /// Maps a file and checks all of it but the samples; also what its metadata says.
+    /// Maps a file and checks all of it except the samples. Returns the shard with what its metadata
+    /// says: the description of the pack, and the number of the shard.
     pub(super) fn open(path: &Path) -> Result<(Self, Description, u64), DataError> {
         let bad = |reason: String| bad(path, reason);
         let map = map(path).map_err(DataError::io("read", path))?;
@@ -135,7 +136,7 @@ impl Shard {
         let Some(sample) = self.sample(index) else {
             return;
         };
-        // Advice alone: where it is not taken, the bytes are read when they are touched.
+        // Only advice: if the system ignores it, the bytes are read when they are touched.
         #[cfg(unix)]
         if sample.len() >= WILL_NEED {
             let start = sample.as_ptr().addr() - self.map.as_ptr().addr();

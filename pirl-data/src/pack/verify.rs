@@ -28,8 +28,8 @@ pub struct Verification {
 }
 
 impl Pack {
-    /// Decodes every sample, looks whether objects lie in their images, and computes the
-    /// fingerprint again.
+    /// Decodes every sample, checks that objects lie in their images, and computes the fingerprint
+    /// again.
     ///
     /// `progress` is called with samples done and samples in all. `stop` ends it early when true.
     ///

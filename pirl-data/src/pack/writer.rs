@@ -29,7 +29,7 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    /// Begins a pack, or goes on after the complete shards of an interrupted packing.
+    /// Begins a pack, or resumes after the complete shards of an interrupted packing.
     pub(super) fn open(
         source: &dyn Source,
         output: &Path,
@@ -114,7 +114,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Samples of the source dealt with, packed or skipped.
+    /// Samples of the source that were packed or skipped.
     pub(super) fn done(&self) -> usize {
         self.state.done
     }
@@ -202,7 +202,9 @@ impl Writer {
             return Ok(());
         };
         if sample.label.is_some() {
-            return wrong("it has a label and objects, a pack has room for one".to_owned());
+            return wrong(
+                "it has a label and objects, but a pack keeps only one of the two".to_owned(),
+            );
         }
         let classes = self.class_names.len();
         match objects

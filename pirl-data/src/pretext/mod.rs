@@ -25,12 +25,12 @@ pub trait Pretext: Send + Sync {
     /// Side of a view in pixels.
     fn view_size(&self) -> usize;
 
-    /// Classes of the covariant task, which predicts the transformation; 0 when there is none to
-    /// predict (a jigsaw of all orders).
+    /// Classes of the covariant task, which predicts the transformation; 0 when it cannot be predicted
+    /// (a jigsaw of all orders).
     fn labels(&self) -> usize;
 
-    /// Draws a transformation from `rng` and writes the views of `image` to `out`, as bytes yet to
-    /// be normalised: `(views, 3, view_size, view_size)`, patches in their new order. Returns the label of the
+    /// Draws a transformation from `rng` and writes the views of `image` to `out`, patches in their new
+    /// order: `(views, 3, view_size, view_size)` bytes, not yet normalised. Returns the label of the
     /// transformation, in `0..labels()`, or 0.
     ///
     /// # Errors
@@ -47,10 +47,9 @@ pub trait Pretext: Send + Sync {
 
 /// The task that `pretext` describes.
 ///
-/// `view` is how the crop is taken that a jigsaw cuts into patches, and what
-/// then happens to each; for a rotation, how the view is made that is turned. A fixed set of
-/// permutations depends on `seed` alone. The label of a jigsaw of a turned image is that of the
-/// jigsaw.
+/// `view` says how a jigsaw takes the crop that it cuts into patches, and what then happens to each
+/// patch; for a rotation, how the view is made that is turned. A fixed set of permutations depends on
+/// `seed` alone. For a jigsaw of a turned image the label is that of the jigsaw.
 ///
 /// # Errors
 /// [`DataError::Setting`] names the field whose value cannot work, such as `patch_size` for patches

@@ -29,8 +29,8 @@ const CLASS_NAMES: [&str; 10] = [
 /// Puts the four IDX files of Fashion-MNIST and their class names into `folder`, made if missing.
 ///
 /// Copies them from the Debian package `dataset-fashion-mnist` where it is installed; otherwise
-/// downloads them from the Hugging Face hub, if built with the feature `hub`. Returns where they
-/// came from, for a person to read.
+/// downloads them from the Hugging Face hub, if built with the feature `hub`. Returns a description
+/// of where they came from.
 ///
 /// # Errors
 /// [`DataError::Fetch`] when neither way works, which says how to get them; [`DataError::Io`] when

@@ -17,7 +17,7 @@ const CLASSES: usize = 10;
 /// Images are held in memory: MNIST takes 47 MB, EMNIST 550 MB.
 const MAX_BYTES: usize = 1 << 32;
 
-/// MNIST, Fashion-MNIST and their kin: a folder of IDX files, gzipped or not.
+/// MNIST, Fashion-MNIST and others in their format: a folder of IDX files, gzipped or not.
 ///
 /// Looks for `train-images-idx3-ubyte` and `train-labels-idx1-ubyte` (`t10k-...` for the test
 /// split), with or without `.gz`. Class names come from `class_names.txt` in the folder, one a

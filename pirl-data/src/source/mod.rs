@@ -33,7 +33,7 @@ pub enum Encoding {
     Jpeg,
     /// A PNG file.
     Png,
-    /// Of a whole pack: JPEG and PNG files side by side; the first bytes of each sample tell which.
+    /// Of a whole pack: JPEG and PNG files mixed; the first bytes of each sample say which it is.
     Mixed,
     /// `height * width * channels` bytes, row by row, channels interleaved.
     Raw {
@@ -64,7 +64,7 @@ impl fmt::Display for Encoding {
 /// One image as its source stores it.
 #[derive(Clone, Debug)]
 pub struct RawSample<'a> {
-    /// What a person would look for: a path inside the source, or a file and a number.
+    /// A name to find it by: a path inside the source, or a file and a number.
     pub name: String,
     /// The encoded image.
     pub bytes: Cow<'a, [u8]>,
@@ -72,8 +72,8 @@ pub struct RawSample<'a> {
     pub encoding: Encoding,
     /// Its class, an index into [`Source::class_names`].
     pub label: Option<u32>,
-    /// What is annotated in it, labelled like the images of other sources; `None` where the source
-    /// annotates no objects, so that an image without any is told from one not looked at.
+    /// The annotated objects in it, labelled like the images of other sources. `None` if the source
+    /// does not annotate objects; an annotated image without objects has an empty list.
     pub objects: Option<Objects>,
 }
 
@@ -100,21 +100,21 @@ pub trait Source: Sync {
     /// [`DataError::Io`] when it cannot be read, [`DataError::Index`] past the end.
     fn read(&self, index: usize) -> Result<RawSample<'_>, DataError>;
 
-    /// One line for a person, kept in the pack's metadata.
+    /// A description in one line, kept in the pack's metadata.
     fn describe(&self) -> String;
 
-    /// What opening the source has left out already; packing adds it to its report.
+    /// What was left out when the source was opened; packing adds it to its report.
     fn skipped(&self) -> &[Skipped] {
         &[]
     }
 }
 
-/// Which half of a data set that is published in two.
+/// Which part of a data set that is published in two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Split {
-    /// The images to learn from.
+    /// The training images.
     Train,
-    /// The images to be judged by.
+    /// The test images.
     Test,
 }
 
@@ -142,7 +142,7 @@ impl fmt::Display for Split {
     }
 }
 
-/// Reads an image file and tells its encoding from its first bytes, whatever its name says.
+/// Reads an image file. Its encoding is found from its first bytes, not from its name.
 fn read_image_file(
     path: &std::path::Path,
     name: String,

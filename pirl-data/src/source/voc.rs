@@ -44,8 +44,9 @@ const EXTENSIONS: [&str; 6] = ["jpg", "jpeg", "png", "JPG", "JPEG", "PNG"];
 /// annotations, of this image set or another, in sorted order. So the sets of one data set agree.
 ///
 /// An object without a name, a class or a box that can be read is left out and listed in
-/// [`Source::skipped`], and so is an image whose annotation is no XML. What a box must be to fit its
-/// image is checked when packing, which knows the image. An object without `difficult` is not.
+/// [`Source::skipped`], and so is an image whose annotation is not XML. Whether boxes lie in their image
+/// is checked when packing, when the image is decoded. An object without a `difficult` tag counts as
+/// not difficult.
 #[derive(Clone, Debug)]
 pub struct Voc {
     folders: Vec<PathBuf>,

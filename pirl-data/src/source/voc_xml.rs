@@ -22,7 +22,7 @@ pub(super) struct Object {
 /// The objects of the annotation at `path`, in order; of a broken one, what is wrong with it.
 ///
 /// # Errors
-/// [`DataError::Io`]; [`DataError::Format`] when it is no XML or no annotation.
+/// [`DataError::Io`]; [`DataError::Format`] when it is not XML or not an annotation.
 pub(super) fn objects(path: &Path) -> Result<Vec<Result<Object, String>>, DataError> {
     let text = read(path)?;
     parse(&text).map_err(|reason| bad(path, reason))

@@ -9,7 +9,7 @@ const PASSES: usize = 3;
 
 /// Blurs by a Gaussian of standard deviation `radius` in pixels; 0 changes nothing.
 ///
-/// Pixels beyond the border are those at the border. `spare` is room to work in, of any content.
+/// Pixels beyond the border are those at the border. `spare` is a buffer whose content is overwritten.
 pub fn gaussian_blur(image: &mut Image, radius: f32, spare: &mut Vec<u8>) {
     debug_assert_eq!(image.pixels.len(), image.width * image.height * 3);
     let radius = box_radius(radius);

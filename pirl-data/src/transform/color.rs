@@ -16,7 +16,7 @@ fn luma(red: u8, green: u8, blue: u8) -> u32 {
     (red * 19_595 + green * 38_470 + blue * 7_471 + 0x8000) >> 16
 }
 
-/// Whether every pixel has three equal channels, which hue, saturation and luma leave alone.
+/// Whether every pixel has three equal channels; hue, saturation and luma do not change such an image.
 pub(crate) fn is_gray(image: &Image) -> bool {
     image
         .pixels

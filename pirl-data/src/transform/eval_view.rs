@@ -15,10 +15,11 @@ use crate::{DataError, Image, Pack};
 pub struct EvalView {
     /// Length of the shorter side after resizing; 0 keeps the size.
     pub resize: usize,
-    /// Side of the central square; what an image lacks of it is black.
+    /// Side of the central square. Where the resized image is smaller than the square, the rest is
+    /// black.
     pub crop: usize,
-    /// Whether the resized image is resized once more, to the square of side `crop`, instead of
-    /// cropped: nothing of it is lost, but its proportions are (VISSL's VOC07 classification).
+    /// Whether the resized image is then resized to the square of side `crop` instead of cropped: all
+    /// of it is seen, but with other proportions (VISSL's VOC07 classification).
     pub stretch: bool,
     /// Mean of red, green and blue, of values in 0..=1.
     pub mean: [f32; 3],
@@ -27,12 +28,11 @@ pub struct EvalView {
 }
 
 impl EvalView {
-    /// Writes the view of `image` to `out`, bytes yet to be normalised: `(3, crop, crop)`.
+    /// Writes the view of `image` to `out`: `(3, crop, crop)` bytes, not yet normalised.
     ///
     /// # Errors
     /// [`DataError::Setting`] for a size that cannot work, [`DataError::Output`] when `out` has another
-    /// length, [`DataError::ImageSize`] when the image's pixels do not
-    /// fill it.
+    /// length, [`DataError::ImageSize`] when the image's pixels do not fill it.
     pub fn apply(
         &self,
         image: &Image,
@@ -43,7 +43,7 @@ impl EvalView {
         self.write(image, scratch, out)
     }
 
-    /// What makes numbers of the view.
+    /// The normalisation of the view's bytes.
     ///
     /// # Errors
     /// [`DataError::Setting`] for a mean or deviation that cannot work.
@@ -157,11 +157,11 @@ pub struct EvalBatches<'a> {
 /// All images of `pack`, in its order, `batch_size` at a time; the last batch may be short.
 ///
 /// Items are `(images (B, 3, crop, crop) f32 on the device, normalised, labels)`; each is made when
-/// it is asked for, by `workers` threads (0: one a core).
+/// it is asked for, by `workers` threads (0: one for each core).
 ///
 /// # Errors
-/// [`DataError::Setting`] for a size, a normalisation or a batch size that cannot work. An item is
-/// an error when an image cannot be decoded, and the last then.
+/// [`DataError::Setting`] for a size, a normalisation or a batch size that cannot work. An item is an
+/// error when an image cannot be decoded; it is then the last.
 pub fn eval_batches<'a>(
     pack: &'a Pack,
     view: &EvalView,

@@ -49,7 +49,7 @@ pub(super) trait Change {
     fn change(&mut self, block: &mut Block);
 }
 
-/// What is learnt from 32 pixels; see [`Change`].
+/// What is computed from 32 pixels; see [`Change`].
 pub(super) trait Visit {
     fn visit(&mut self, block: &Block);
 }
@@ -108,7 +108,7 @@ fn together(block: &Block, bytes: &mut [u8; BYTES]) {
     }
 }
 
-/// `value` cut off to `0..=255`, towards zero; 0 for what is no number.
+/// `value` cut off to `0..=255`, towards zero; 0 for NaN.
 ///
 /// The same as `value as u8`, in fewer instructions.
 #[inline(always)]

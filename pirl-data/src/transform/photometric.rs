@@ -83,7 +83,8 @@ fn stretch(least: u8, most: u8) -> [u8; 256] {
 /// sharp.
 ///
 /// Smooth is Pillow's 3x3 `SMOOTH` kernel (ones around a 5), which leaves the border of one pixel,
-/// and images narrower or lower than 3, as they are. `spare` is room to work in, of any content.
+/// and images narrower or lower than 3, as they are. `spare` is a buffer whose content is
+/// overwritten.
 pub fn sharpness(image: &mut Image, factor: f32, spare: &mut Vec<u8>) {
     let (width, height) = (image.width, image.height);
     let row = width * 3;

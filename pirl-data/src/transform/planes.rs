@@ -86,13 +86,13 @@ fn average(top: &[u8; LANES], bottom: &[u8; LANES]) -> [u8; LANES / 2] {
     averages
 }
 
-/// The first values, as many as there is room for.
+/// Writes the first values, as many as fit.
 #[inline(always)]
-fn put<const N: usize>(values: &[u8; N], room: &mut [u8]) {
-    if let Some(room) = room.first_chunk_mut() {
-        *room = *values;
+fn put<const N: usize>(values: &[u8; N], out: &mut [u8]) {
+    if let Some(out) = out.first_chunk_mut() {
+        *out = *values;
     } else {
-        room.copy_from_slice(&values[..room.len()]);
+        out.copy_from_slice(&values[..out.len()]);
     }
 }
 

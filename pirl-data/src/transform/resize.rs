@@ -9,7 +9,7 @@ use fast_image_resize::{FilterType, ResizeAlg, ResizeOptions};
 use super::crop::Crop;
 use crate::{DataError, Image};
 
-/// Room that resizing works in; keep one for each thread.
+/// Buffers for resizing. Keep one for each thread and reuse it.
 #[derive(Default)]
 pub struct Resizer(fast_image_resize::Resizer);
 

@@ -1,4 +1,4 @@
-//! The view of the image itself, and the room that making views needs.
+//! The view of the image itself, and the buffers for making views.
 
 use rand::Rng;
 
@@ -7,8 +7,8 @@ use crate::config::{DataConfig, ViewConfig};
 use crate::stages::{Stage, Stopwatch};
 use crate::{DataError, Image};
 
-/// Buffers that making a view works in. Keep one for each thread: nothing is allocated once they
-/// have grown.
+/// Buffers for making views. Keep one for each thread and reuse it: once they have grown, nothing is
+/// allocated.
 #[derive(Debug)]
 pub struct Scratch {
     pub(crate) resizer: Resizer,
@@ -16,7 +16,7 @@ pub struct Scratch {
     pub(crate) crop: Image,
     /// A turned image, or one patch.
     pub(crate) part: Image,
-    /// What an operation needs beside the image it works on.
+    /// A second buffer for operations that cannot work in place.
     pub(crate) spare: Vec<u8>,
     /// The cell of the crop that each patch shows.
     pub(crate) order: Vec<usize>,
@@ -24,7 +24,7 @@ pub struct Scratch {
     pub(crate) watch: Stopwatch,
 }
 
-/// Where the last view comes from, for those who look at it.
+/// Where in the image the last view comes from; for previews.
 #[derive(Debug, Default)]
 pub(crate) struct Trace {
     /// Quarters the image was turned by, counter-clockwise, before it was cropped.
@@ -84,13 +84,14 @@ impl ImageView {
         self.size
     }
 
-    /// What makes numbers of its bytes, and of a pretext task's with the same [`DataConfig`].
+    /// The normalisation of its bytes, and of those of a pretext task's views with the same
+    /// [`DataConfig`].
     pub fn normalize(&self) -> &Normalize {
         &self.normalize
     }
 
-    /// Makes a view of `image`, drawing from `rng`, and writes it to `out`: `(3, size, size)`,
-    /// yet to be normalised.
+    /// Makes a view of `image`, drawing from `rng`, and writes it to `out`: `(3, size, size)` bytes, not
+    /// yet normalised.
     ///
     /// # Errors
     /// [`DataError::Output`] when `out` has another length, [`DataError::ImageSize`] when the
@@ -133,7 +134,7 @@ impl ImageView {
     }
 }
 
-/// A random resized crop of `image` to a square of `size` pixels, into `out`; tells where it was.
+/// A random resized crop of `image` to a square of `size` pixels, into `out`. Returns where it was cut.
 pub(crate) fn cut(
     crop: &RandomResizedCrop,
     image: &Image,

@@ -58,7 +58,7 @@ pub struct CocoReport {
     pub per_class: BTreeMap<String, Option<f64>>,
 }
 
-/// Compares what was found in each image with what is annotated there.
+/// The average precisions and recalls of the detections in each image against the annotated objects.
 ///
 /// An object that is difficult is taken as what COCO calls a crowd: it does not count, any number of
 /// detections may match it, and the overlap is measured against the detection's area alone.

@@ -8,7 +8,7 @@ use super::anchors::AnchorConfig;
 use super::voc_metrics::DetectMetric;
 
 /// How a detector is trained and tested. Its default is PIRL's on VOC07+12 (arXiv:1912.01991,
-/// section 4.1), and what the paper leaves unsaid is detectron2's Faster R-CNN R50-C4.
+/// section 4.1); what the paper does not say is as in detectron2's Faster R-CNN R50-C4.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DetectConfig {
@@ -36,7 +36,7 @@ pub struct DetectConfig {
     pub rpn: RpnConfig,
     /// The head on each region.
     pub roi: RoiConfig,
-    /// What becomes of the head's outputs.
+    /// How the head's outputs become detections.
     pub test: DetectTest,
 }
 
@@ -48,7 +48,7 @@ pub struct DetectOptim {
     pub lr: f64,
     /// Momentum in `0..1`; 0.9 by default.
     pub momentum: f64,
-    /// L2 penalty on all but batch norm; 1e-4 by default.
+    /// L2 penalty on all parameters except those of batch norm; 1e-4 by default.
     pub weight_decay: f64,
     /// Steps in which the rate rises linearly; 1,000 by default.
     pub warmup_steps: usize,
@@ -56,7 +56,7 @@ pub struct DetectOptim {
     pub warmup_start: f64,
     /// Steps at which the rate drops; 17,000 by default.
     pub milestones: Vec<usize>,
-    /// What a drop multiplies by; 0.1 by default.
+    /// Factor at each milestone; 0.1 by default.
     pub gamma: f64,
 }
 
@@ -69,9 +69,9 @@ pub struct InputConfig {
     pub train_sizes: Vec<usize>,
     /// Shorter side in tests, pixels; 800 by default.
     pub test_size: usize,
-    /// Longest side, pixels, to which the shorter one gives way; 1333 by default.
+    /// Largest longer side, pixels; an image that would exceed it is made smaller; 1333 by default.
     pub max_size: usize,
-    /// Probability of a mirrored training image; 0.5 by default.
+    /// Probability that a training image is mirrored; 0.5 by default.
     pub flip: f64,
 }
 
@@ -79,16 +79,16 @@ pub struct InputConfig {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RpnConfig {
-    /// IoU from which an anchor is an object's; 0.7 by default. The best anchor of each object is
-    /// always.
+    /// An anchor is positive if its IoU with an object is at least this; 0.7 by default. The best anchor
+    /// of each object is always positive.
     pub positive_iou: f64,
-    /// IoU below which an anchor is background; 0.3 by default.
+    /// An anchor is background if its IoU with every object is below this; 0.3 by default.
     pub negative_iou: f64,
     /// Anchors of an image in the loss; 256 by default.
     pub samples: usize,
-    /// Share of them that are objects' at most; 0.5 by default.
+    /// Largest share of positive ones among them; 0.5 by default.
     pub positive_fraction: f64,
-    /// IoU beyond which the lower-scored of two proposals goes; 0.7 by default.
+    /// Of two proposals with a larger IoU the one with the lower score is dropped; 0.7 by default.
     pub nms_iou: f64,
     /// Proposals before suppression in training; 12,000 by default.
     pub pre_nms_train: usize,
@@ -108,11 +108,11 @@ pub struct RpnConfig {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RoiConfig {
-    /// IoU from which a proposal shows an object; 0.5 by default.
+    /// A proposal shows an object if their IoU is at least this; 0.5 by default.
     pub positive_iou: f64,
     /// Proposals of an image in the loss; 512 by default.
     pub samples: usize,
-    /// Share of them that show objects at most; 0.25 by default.
+    /// Largest share of those that show objects among them; 0.25 by default.
     pub positive_fraction: f64,
     /// Side of a pooled region, cells of res4; 14 by default. res5 halves it.
     pub pool_size: usize,
@@ -124,13 +124,14 @@ pub struct RoiConfig {
     pub smooth_l1_beta: f64,
 }
 
-/// What becomes of the head's outputs.
+/// How the head's outputs become detections.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DetectTest {
     /// Detections of this score or less are left out; 0.05 by default.
     pub score_threshold: f64,
-    /// IoU beyond which the lower-scored of two detections of a class goes; 0.5 by default.
+    /// Of two detections of a class with a larger IoU the one with the lower score is dropped; 0.5 by
+    /// default.
     pub nms_iou: f64,
     /// Detections of an image at most; 100 by default.
     pub detections: usize,

@@ -25,7 +25,7 @@ pub(super) struct Targets {
     pub(super) labels: Vec<usize>,
 }
 
-/// Images in one tensor, each in the upper left corner of its share of it.
+/// Images padded to one size, each in the upper left corner.
 pub(super) struct DetectBatch {
     /// `(n, 3, h, w)`, normalised; 0 beyond an image.
     pub(super) images: Tensor,
@@ -71,7 +71,7 @@ impl Input {
         }
     }
 
-    /// A training batch: sizes and mirroring come from the seed and the draw alone.
+    /// A training batch: sizes and mirroring depend on the seed and the draw alone.
     pub(super) fn training(
         &self,
         pack: &Pack,
@@ -164,8 +164,7 @@ fn resized((height, width): (usize, usize), shorter: usize, longest: usize) -> (
     (side(h), side(w))
 }
 
-/// The objects of an image on its resized and perhaps mirrored copy; without those that have no
-/// extent there.
+/// The objects of an image in its resized, possibly mirrored copy, without those that are empty there.
 fn targets(
     pack: &Pack,
     index: usize,

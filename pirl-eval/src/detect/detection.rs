@@ -9,17 +9,17 @@ use crate::error::{EvalError, Result};
 /// An object that was found.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Detection {
-    /// Where.
+    /// Its box, in pixels of the image.
     #[serde(rename = "box")]
     pub bbox: BBox,
     /// Its class.
     pub label: usize,
-    /// The probability that it is one.
+    /// The probability of that class.
     pub score: f32,
 }
 
-/// Checks what both metrics are given: as many images on both sides, classes that exist, numbers
-/// that are finite.
+/// Checks the arguments of both metrics: the same number of images on both sides, existing classes,
+/// finite numbers.
 pub(super) fn check(
     detections: &[Vec<Detection>],
     objects: &[Objects],

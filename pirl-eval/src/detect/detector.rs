@@ -19,13 +19,13 @@ use crate::error::Result;
 /// The losses of one step.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct DetectLosses {
-    /// Is an anchor an object's? Binary cross-entropy.
+    /// Whether an anchor shows an object: binary cross-entropy.
     pub rpn_objectness: f64,
-    /// Corrections of the anchors, L1.
+    /// Offsets of the boxes from the anchors: smooth L1.
     pub rpn_box: f64,
-    /// The class of a region, cross-entropy.
+    /// The class of a region: cross-entropy.
     pub class: f64,
-    /// Corrections of the regions, L1.
+    /// Offsets of the boxes from the regions: smooth L1.
     pub r#box: f64,
 }
 
@@ -100,7 +100,7 @@ impl Detector {
         self.rpn.params().var().device().clone()
     }
 
-    /// What training moves.
+    /// The parameters that are trained.
     pub(super) fn trained(&self) -> Vec<ParamSet> {
         let mut sets = self.c4.trained();
         sets.extend([self.rpn.params().clone(), self.heads.params().clone()]);

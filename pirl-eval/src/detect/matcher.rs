@@ -1,15 +1,15 @@
-//! Which object, if any, an anchor or a proposal is to find.
+//! Which object, if any, an anchor or a proposal is matched to.
 
 use super::boxes::IouMatrix;
 
-/// What a box is taken for in training.
+/// The role of a box in training.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MatchLabel {
-    /// In between: takes part in no loss.
+    /// Neither: takes part in no loss.
     Ignored,
     /// Background.
     Negative,
-    /// Finds the object it is matched to.
+    /// Shows the object it is matched to.
     Positive,
 }
 

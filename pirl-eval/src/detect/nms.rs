@@ -10,15 +10,15 @@ use pulp::Arch;
 
 use super::boxes::{BBox, iou};
 
-/// Boxes of the kept list that are compared with a candidate between two looks at the result.
+/// Kept boxes that are compared with a candidate before the result is checked.
 const BLOCK: usize = 64;
 
 /// The boxes that stay, by falling score; of equal scores the first comes first. A box goes if its
 /// IoU with one that stays exceeds `iou_threshold`.
 ///
 /// Identical to torchvision's `nms` in every rounding: boxes without area stay, and a NaN counts as
-/// the highest score. As many `scores` as `boxes`; what one list has beyond the other is not looked
-/// at.
+/// the highest score. As many `scores` as `boxes`; if one list is longer, the rest of it is
+/// ignored.
 pub fn nms(boxes: &[BBox], scores: &[f32], iou_threshold: f64) -> Vec<usize> {
     let count = boxes.len().min(scores.len());
     let order = by_falling_score((0..count).collect(), scores);
@@ -39,7 +39,7 @@ pub fn nms_reference(boxes: &[BBox], scores: &[f32], iou_threshold: f64) -> Vec<
     kept
 }
 
-/// [`nms`] within each class (or level) of its own; the boxes that stay, over all classes by falling
+/// [`nms`] within each class (or level) separately; the boxes that stay, over all classes by falling
 /// score, of equal scores the first first.
 ///
 /// Classes are compared on the boxes as they are. Torchvision does so for more than 1,000 boxes, and
@@ -82,7 +82,7 @@ pub(super) fn batched_nms_on(
     ))
 }
 
-/// The first `most` of what [`batched_nms`] returns, found without looking at the rest.
+/// The first `most` of what [`batched_nms`] returns, found without comparing the rest.
 pub(super) fn batched_nms_up_to(
     boxes: &[BBox],
     scores: &[f32],

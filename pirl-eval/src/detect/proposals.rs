@@ -1,4 +1,4 @@
-//! From the region proposal network's outputs to the boxes worth a closer look.
+//! From the region proposal network's outputs to proposals.
 
 use candle_core::{Device, Result};
 

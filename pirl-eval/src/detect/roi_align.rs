@@ -13,7 +13,7 @@ use candle_core::{
 };
 
 use super::boxes::BBox;
-use kernels::Plan;
+use kernels::RegionWeights;
 
 pub use reference::roi_align_reference;
 
@@ -155,7 +155,7 @@ struct Op {
 impl Op {
     fn forward<T: WithDType>(&self, features: &[T]) -> Vec<T> {
         let mut out = vec![T::zero(); self.out_shape().elem_count()];
-        Plan::<T>::new(self.shape, &self.rois, &self.config).forward(features, &mut out);
+        RegionWeights::<T>::new(self.shape, &self.rois, &self.config).forward(features, &mut out);
         out
     }
 
@@ -166,8 +166,8 @@ impl Op {
             bail!("roi_align's gradient is not in the CPU's memory");
         };
         let mut d_features = vec![T::zero(); features.elem_count()];
-        let plan = Plan::<T>::new(self.shape, &self.rois, &self.config);
-        plan.backward(numbers(storage, layout)?, &mut d_features);
+        let weights = RegionWeights::<T>::new(self.shape, &self.rois, &self.config);
+        weights.backward(numbers(storage, layout)?, &mut d_features);
         Tensor::from_vec(d_features, features.shape(), features.device())
     }
 

@@ -1,4 +1,4 @@
-//! The share of matched boxes that takes part in a loss.
+//! Sampling of the matched boxes that take part in a loss.
 
 use rand::Rng;
 use rand::seq::index;
@@ -15,7 +15,7 @@ pub struct Sample {
 }
 
 /// Draws `count` boxes by their labels, at most `positive_fraction` of them positive and the rest
-/// negative; fewer if there are not as many. Detectron2's `subsample_labels`.
+/// negative; fewer if there are not enough. Detectron2's `subsample_labels`.
 pub fn subsample(
     labels: &[MatchLabel],
     count: usize,

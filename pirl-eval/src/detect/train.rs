@@ -16,7 +16,7 @@ use super::random::Stream;
 use crate::error::{EvalError, Result};
 use crate::probe::same_classes;
 
-/// Checks that a detector trained on one pack can be judged on another.
+/// Checks that a detector trained on one pack can be tested on another.
 ///
 /// # Errors
 /// [`EvalError::Classes`], [`EvalError::NoObjects`].
@@ -34,7 +34,7 @@ pub fn check_detection_packs(train: &Pack, test: &Pack) -> Result<()> {
 
 /// A detector being trained.
 ///
-/// All chance of a step comes from the seed and the step's number, so training that goes on from a
+/// All randomness of a step comes from the seed and the step's number, so training that goes on from a
 /// checkpoint is, to the bit, training that was never interrupted.
 pub struct DetectTrainer<'a> {
     detector: Detector,
@@ -75,7 +75,7 @@ impl<'a> DetectTrainer<'a> {
         })
     }
 
-    /// Training images that are used: those with objects.
+    /// Number of training images in use: those with objects.
     pub fn images(&self) -> usize {
         self.order.len()
     }
@@ -92,8 +92,8 @@ impl<'a> DetectTrainer<'a> {
     }
 
     /// Replaces the statistics of trained batch norm by their average over
-    /// `config.precise_batch_norm` training batches, seen by the network as it is. Does nothing
-    /// where batch norm is frozen. Returns the batches used.
+    /// `config.precise_batch_norm` training batches, computed with the present weights. Does nothing
+    /// where batch norm is frozen. Returns the number of batches used.
     ///
     /// # Errors
     /// [`EvalError::Data`].

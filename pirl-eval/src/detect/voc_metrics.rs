@@ -74,7 +74,7 @@ pub struct PrecisionRecall {
     pub precision: Vec<f64>,
 }
 
-/// Compares what was found in each image with what is annotated there.
+/// The average precisions of the detections in each image against the annotated objects.
 ///
 /// A detection counts as right if the object of its class with which its IoU is largest, and above
 /// the threshold, was not found yet; as wrong if it was, or if there is none. One whose object is

@@ -1,10 +1,9 @@
-//! How classifiers do on rows of features.
+//! The accuracy of classifiers on rows of features.
 
 use rayon::prelude::*;
 
-use super::Task;
-use super::gradient::logits;
-use super::sgd::Classifiers;
+use super::gradient::{FoldedWeights, logits};
+use super::samples::Samples;
 use crate::accuracy::Tally;
 
 /// Rows whose logits are computed together by one thread.
@@ -12,19 +11,18 @@ const ROWS: usize = 256;
 
 /// The tally of each classifier on `rows`; `None` for one whose logits are not finite.
 pub(crate) fn accuracy(
-    task: &Task<'_>,
+    samples: &Samples<'_>,
     rows: &[u32],
-    classifiers: &Classifiers,
+    folded: &FoldedWeights,
 ) -> Vec<Option<Tally>> {
-    let (weight, bias) = classifiers.effective();
-    let none_yet = || vec![Some(Tally::default()); classifiers.count()];
+    let none_yet = || vec![Some(Tally::default()); folded.classifiers];
     rows.par_chunks(ROWS)
         .map(|rows| {
-            let [z, _] = logits(task, rows, &weight, &bias);
+            let [z, _] = logits(samples, rows, folded);
             let mut tallies = none_yet();
-            for (row, z) in rows.iter().zip(z.chunks_exact(bias.len())) {
-                let label = task.labels[*row as usize] as usize;
-                for (tally, z) in tallies.iter_mut().zip(z.chunks_exact(task.classes)) {
+            for (row, z) in rows.iter().zip(z.chunks_exact(folded.bias.len())) {
+                let label = samples.labels[*row as usize] as usize;
+                for (tally, z) in tallies.iter_mut().zip(z.chunks_exact(samples.classes)) {
                     if tally
                         .as_mut()
                         .and_then(|tally| tally.add(z, label))

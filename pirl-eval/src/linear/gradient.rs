@@ -6,14 +6,22 @@
 
 use rayon::prelude::*;
 
-use super::Task;
-use super::sgd::Classifiers;
+use super::samples::Samples;
 use crate::matrix::{times_transposed, transposed_times};
 
 /// Rows that one thread takes; fixed, so that sums do not depend on the number of threads.
 const ROWS: usize = 64;
 
-/// dL/dW and dL/db of the effective weights, scale and shift folded in.
+/// Weights and biases of stacked classifiers, with batch norm's scale and shift folded in.
+pub(crate) struct FoldedWeights {
+    /// `(classifiers * classes, dim)`
+    pub(crate) weight: Vec<f32>,
+    /// `(classifiers * classes)`
+    pub(crate) bias: Vec<f32>,
+    pub(crate) classifiers: usize,
+}
+
+/// dL/dW and dL/db of [`FoldedWeights`].
 pub(crate) struct Gradient {
     /// `(classifiers * classes, dim)`
     pub(crate) weight: Vec<f32>,
@@ -24,11 +32,14 @@ pub(crate) struct Gradient {
 }
 
 /// The logits of some rows, `(rows, classifiers * classes)`, and their standardised features.
-pub(crate) fn logits(task: &Task<'_>, rows: &[u32], weight: &[f32], bias: &[f32]) -> [Vec<f32>; 2] {
-    let (dim, outputs) = (task.features.dim(), bias.len());
+pub(crate) fn logits(samples: &Samples<'_>, rows: &[u32], folded: &FoldedWeights) -> [Vec<f32>; 2] {
+    let FoldedWeights { weight, bias, .. } = folded;
+    let (dim, outputs) = (samples.features.dim(), bias.len());
     let mut x = vec![0f32; rows.len() * dim];
     for (row, out) in rows.iter().zip(x.chunks_exact_mut(dim)) {
-        task.standard.apply(task.features.row(*row as usize), out);
+        samples
+            .standardizer
+            .apply(samples.features.row(*row as usize), out);
     }
     let mut z = vec![0f32; rows.len() * outputs];
     times_transposed((rows.len(), outputs, dim), &x, weight, &mut z);
@@ -39,18 +50,17 @@ pub(crate) fn logits(task: &Task<'_>, rows: &[u32], weight: &[f32], bias: &[f32]
 }
 
 /// The gradient of the mean cross-entropy over the rows of a batch.
-pub(crate) fn gradient(task: &Task<'_>, batch: &[u32], classifiers: &Classifiers) -> Gradient {
-    let (weight, bias) = classifiers.effective();
-    let (dim, outputs) = (task.features.dim(), bias.len());
+pub(crate) fn gradient(samples: &Samples<'_>, batch: &[u32], folded: &FoldedWeights) -> Gradient {
+    let (dim, outputs) = (samples.features.dim(), folded.bias.len());
     let scale = 1.0 / batch.len() as f32;
     let parts: Vec<Gradient> = batch
         .par_chunks(ROWS)
         .map(|rows| {
-            let [mut z, x] = logits(task, rows, &weight, &bias);
+            let [mut z, x] = logits(samples, rows, folded);
             let mut loss = 0.0;
             for (row, z) in rows.iter().zip(z.chunks_exact_mut(outputs)) {
-                let label = task.labels[*row as usize] as usize;
-                for z in z.chunks_exact_mut(task.classes) {
+                let label = samples.labels[*row as usize] as usize;
+                for z in z.chunks_exact_mut(samples.classes) {
                     loss += softmax_minus_target(z, label, scale);
                 }
             }
@@ -71,7 +81,7 @@ pub(crate) fn gradient(task: &Task<'_>, batch: &[u32], classifiers: &Classifiers
         bias: vec![0.0; outputs],
         loss: 0.0,
     };
-    let losses = (batch.len() * classifiers.count()) as f64;
+    let losses = (batch.len() * folded.classifiers) as f64;
     for part in parts {
         total.loss += part.loss / losses;
         total
@@ -108,18 +118,19 @@ pub(crate) fn softmax_minus_target(z: &mut [f32], label: usize, scale: f32) -> f
 mod tests {
     use pirl_model::Layer;
 
-    use super::super::standard::Standard;
+    use super::super::batch_norm::Standardizer;
     use super::*;
     use crate::feature_set::LayerFeatures;
 
     /// The same loss in f64, straight from its definition.
-    fn loss(task: &Task<'_>, rows: &[u32], weight: &[f64], bias: &[f64]) -> f64 {
-        let dim = task.features.dim();
+    fn loss(samples: &Samples<'_>, rows: &[u32], weight: &[f64], bias: &[f64]) -> f64 {
+        let dim = samples.features.dim();
         let mut x = vec![0.0; dim];
         let mut total = 0.0;
         for row in rows {
-            task.standard
-                .apply(task.features.row(*row as usize), &mut x);
+            samples
+                .standardizer
+                .apply(samples.features.row(*row as usize), &mut x);
             let z: Vec<f64> = weight
                 .chunks(dim)
                 .zip(bias)
@@ -131,7 +142,7 @@ mod tests {
                         .sum::<f64>()
                 })
                 .collect();
-            let label = task.labels[*row as usize] as usize;
+            let label = samples.labels[*row as usize] as usize;
             total += z.iter().map(|z| z.exp()).sum::<f64>().ln() - z[label];
         }
         total / rows.len() as f64
@@ -142,22 +153,25 @@ mod tests {
         let (rows, dim, classes) = (150, 7, 4);
         let features =
             LayerFeatures::new(Layer::RES5, rows, dim, benches::fill(1, rows * dim)).unwrap();
-        let standard = Standard::of(&features);
+        let standardizer = Standardizer::of(&features);
         let labels: Vec<u32> = (0..rows as u32)
             .map(|i| i * 7 % 11 % classes as u32)
             .collect();
-        let task = Task {
+        let samples = Samples {
             features: &features,
-            standard: &standard,
+            standardizer: &standardizer,
             labels: &labels,
             classes,
         };
-        let mut classifiers = Classifiers::zero((dim, 1), classes, 2, false);
-        classifiers.randomise(5);
+        let folded = FoldedWeights {
+            weight: benches::fill(5, 2 * classes * dim),
+            bias: benches::fill(6, 2 * classes),
+            classifiers: 2,
+        };
         let batch: Vec<u32> = (3..rows as u32).collect();
-        let found = gradient(&task, &batch, &classifiers);
+        let found = gradient(&samples, &batch, &folded);
 
-        let (weight, bias) = classifiers.effective();
+        let FoldedWeights { weight, bias, .. } = &folded;
         let mut losses = Vec::new();
         for which in 0..2 {
             let mut w: Vec<f64> = weight[which * classes * dim..][..classes * dim]
@@ -168,14 +182,14 @@ mod tests {
                 .iter()
                 .map(|x| f64::from(*x))
                 .collect();
-            losses.push(loss(&task, &batch, &w, &b));
+            losses.push(loss(&samples, &batch, &w, &b));
             let h = 1e-5;
             for i in 0..w.len() {
                 let at = w[i];
                 w[i] = at + h;
-                let up = loss(&task, &batch, &w, &b);
+                let up = loss(&samples, &batch, &w, &b);
                 w[i] = at - h;
-                let slope = (up - loss(&task, &batch, &w, &b)) / (2.0 * h);
+                let slope = (up - loss(&samples, &batch, &w, &b)) / (2.0 * h);
                 w[i] = at;
                 let found = f64::from(found.weight[which * classes * dim + i]);
                 assert!(
@@ -186,9 +200,9 @@ mod tests {
             for i in 0..b.len() {
                 let at = b[i];
                 b[i] = at + h;
-                let up = loss(&task, &batch, &w, &b);
+                let up = loss(&samples, &batch, &w, &b);
                 b[i] = at - h;
-                let slope = (up - loss(&task, &batch, &w, &b)) / (2.0 * h);
+                let slope = (up - loss(&samples, &batch, &w, &b)) / (2.0 * h);
                 b[i] = at;
                 let found = f64::from(found.bias[which * classes + i]);
                 assert!(

@@ -15,17 +15,19 @@ use pirl_data::{ImageView, Loader, LoaderConfig, OnCorrupt, Pack, eval_batches};
 use pirl_model::{Backbone, Layer, Schedule, load_state_dict, save_tensors};
 use pirl_train::{Batches, State, Step, TrainError, Training};
 
-use super::sgd::Classifiers;
-use super::standard::{Moments, Standard};
-use super::{
-    Crops, LayerReport, LinearConfig, LinearReport, Select, Task, accuracy, choose, gradient, rates,
-};
+use super::accuracy::accuracy;
+use super::batch_norm::{ChannelStatistics, Standardizer};
+use super::classifiers::Classifiers;
+use super::config::{Crops, LinearConfig, Select};
+use super::gradient::gradient;
+use super::report::{LayerReport, LinearReport, choose, rates};
+use super::samples::Samples;
 use crate::accuracy::Tally;
 use crate::error::{EvalError, Result};
 use crate::extract::{Extraction, read_features};
 use crate::feature_set::LayerFeatures;
+use crate::memory::feature_sizes;
 use crate::probe::Best;
-use crate::room::feature_sizes;
 
 /// What a checkpoint's folder holds.
 const FILE: &str = "linear.safetensors";
@@ -52,11 +54,12 @@ struct Probe {
     dim: usize,
     cells: usize,
     classifiers: Classifiers,
-    running: Moments,
+    running: ChannelStatistics,
 }
 
 impl Probe {
-    /// A step of each classifier on a batch, at its own rate. Returns the mean loss before it.
+    /// A step of each classifier on a batch, at its own rate. Returns the mean loss before the step, in
+    /// nats.
     fn learn(
         &mut self,
         features: &LayerFeatures,
@@ -64,31 +67,31 @@ impl Probe {
         rates: &[f64],
         config: &LinearConfig,
     ) -> f64 {
-        let moments = Moments::of(features);
-        let task = Task {
+        let statistics = ChannelStatistics::of(features);
+        let samples = Samples {
             features,
-            standard: &moments.standardise(self.cells),
+            standardizer: &statistics.standardizer(self.cells),
             labels,
             classes,
         };
         let rows: Vec<u32> = (0..labels.len() as u32).collect();
-        let gradient = gradient::gradient(&task, &rows, &self.classifiers);
+        let gradient = gradient(&samples, &rows, &self.classifiers.folded());
         let (momentum, decay) = (config.momentum, config.weight_decay);
         self.classifiers.step(&gradient, rates, momentum, decay);
-        self.running.follow(&moments, MOMENTUM);
+        self.running.follow(&statistics, MOMENTUM);
         gradient.loss
     }
 }
 
 impl<'a> RandomCropProbe<'a> {
-    /// Probes of `backbone`'s layers on `pack`, whose images are seen through `view` in training, and
-    /// as `extraction` says in the test; it also has layers, pooling and workers. All chance comes
-    /// from `seed`.
+    /// Probes of `backbone`'s layers on `pack`. `view` makes the training views; `extraction` says which
+    /// layers are read, how they are pooled, how test images are seen, and how many threads decode. All
+    /// randomness comes from `seed`.
     ///
     /// # Errors
-    /// [`EvalError::Setting`] for a setting outside its range, and for several learning rates that
-    /// are to be chosen from on held-out images; [`EvalError::Unlabelled`]; [`EvalError::Model`] if
-    /// the backbone cannot see images of that size.
+    /// [`EvalError::Setting`] as [`LinearConfig::check`], for a batch of more images than there are, and
+    /// for several learning rates with [`Select::Validation`]; [`EvalError::Unlabelled`];
+    /// [`EvalError::Model`] if the backbone cannot take images of that size.
     pub fn new(
         config: &LinearConfig,
         backbone: &'a dyn Backbone,
@@ -143,7 +146,7 @@ impl<'a> RandomCropProbe<'a> {
             dim,
             cells,
             classifiers: Classifiers::zero((dim, cells), classes, config.lrs.len(), config.affine),
-            running: Moments::standard(dim / cells),
+            running: ChannelStatistics::standard(dim / cells),
         });
         Ok(Self {
             probes: probes.collect(),
@@ -166,7 +169,7 @@ impl<'a> RandomCropProbe<'a> {
     }
 
     /// The accuracy on `test`; `progress` is called with the images done and the images in all. Of
-    /// several learning rates the best on it is reported.
+    /// several learning rates the best one on `test` is reported.
     ///
     /// # Errors
     /// [`EvalError::Data`] for an image that cannot be decoded; [`EvalError::Unlabelled`];
@@ -178,11 +181,11 @@ impl<'a> RandomCropProbe<'a> {
     ) -> Result<LinearReport> {
         let lrs = &self.config.lrs;
         let mut tallies = vec![vec![Some(Tally::default()); lrs.len()]; self.probes.len()];
-        let standards = self.probes.iter().map(|probe| {
+        let standardizers = self.probes.iter().map(|probe| {
             let Probe { running, cells, .. } = probe;
-            running.standardise(*cells)
+            running.standardizer(*cells)
         });
-        let standards: Vec<Standard> = standards.collect();
+        let standardizers: Vec<Standardizer> = standardizers.collect();
         let mut seen = 0;
         let Extraction {
             view,
@@ -202,13 +205,13 @@ impl<'a> RandomCropProbe<'a> {
             let read = read_features(self.backbone, &images, &self.extraction, number)?;
             let rows: Vec<u32> = (0..labels.len() as u32).collect();
             for (place, (probe, features)) in self.probes.iter().zip(&read).enumerate() {
-                let task = Task {
+                let samples = Samples {
                     features,
-                    standard: &standards[place],
+                    standardizer: &standardizers[place],
                     labels: &labels,
                     classes: self.classes,
                 };
-                let found = accuracy::accuracy(&task, &rows, &probe.classifiers);
+                let found = accuracy(&samples, &rows, &probe.classifiers.folded());
                 for (tally, found) in tallies[place].iter_mut().zip(found) {
                     *tally = tally.take().zip(found).map(|(a, b)| a.merge(b));
                 }
@@ -362,6 +365,7 @@ impl Training for RandomCropProbe<'_> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::gradient::logits;
     use super::*;
 
     #[test]
@@ -382,22 +386,21 @@ mod tests {
             dim,
             cells,
             classifiers: Classifiers::zero((dim, cells), classes, 1, true),
-            running: Moments::standard(dim / cells),
+            running: ChannelStatistics::standard(dim / cells),
         };
         let of = (&labels[..], classes);
         let losses: Vec<f64> = (0..6)
             .map(|step| probe.learn(&features(51 + step, rows), of, &[0.2], &config))
             .collect();
         let test = features(60, 10);
-        let task = Task {
+        let samples = Samples {
             features: &test,
-            standard: &probe.running.standardise(cells),
+            standardizer: &probe.running.standardizer(cells),
             labels: &labels,
             classes,
         };
-        let (weight, bias) = probe.classifiers.effective();
         let rows: Vec<u32> = (0..10).collect();
-        let [logits, _] = gradient::logits(&task, &rows, &weight, &bias);
+        let [logits, _] = logits(&samples, &rows, &probe.classifiers.folded());
         let golden = include_str!("../../tests/golden/sgd.json");
         let golden: serde_json::Value = serde_json::from_str(golden).unwrap();
         let golden =

@@ -8,7 +8,7 @@ use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 
-/// Gradients below this leave a multiplier alone.
+/// A multiplier with a smaller projected gradient is not changed.
 const STILL: f64 = 1e-12;
 
 /// All samples, of which a machine may learn from some.
@@ -131,7 +131,7 @@ impl Solver {
                     machine.finished = true;
                     break;
                 }
-                // Within the tolerance on what is left: once more with all.
+                // Within the tolerance on the active samples: check all of them again.
                 active.clone_from(&every);
                 shrink_above = f64::INFINITY;
             } else {

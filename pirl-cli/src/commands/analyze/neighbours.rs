@@ -3,8 +3,8 @@
 use anyhow::{Result, ensure};
 use pirl_data::Pack;
 use pirl_eval::{
-    Extraction, FeatureSet, Pool, check_room, extract_features, feature_bytes, nearest_neighbours,
-    neighbour_sheet,
+    Extraction, FeatureSet, Pool, check_memory, extract_features, feature_bytes,
+    nearest_neighbours, neighbour_sheet,
 };
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -110,7 +110,7 @@ fn features(
         ..extraction(&network.recipe)
     };
     let backbone = &network.backbone;
-    check_room(feature_bytes(backbone, &extraction, pack.len())?, None)?;
+    check_memory(feature_bytes(backbone, &extraction, pack.len())?, None)?;
     let mut progress = Progress::new(what, "images", pack.len() as u64, 0);
     let features = extract_features(backbone, pack, &extraction, &mut |done, _| {
         progress.at(done as u64, String::new);

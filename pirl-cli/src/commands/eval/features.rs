@@ -5,7 +5,7 @@ use pirl_core::check;
 use pirl_data::Pack;
 use pirl_eval::{
     Crops, Extraction, FeatureCache, FeatureSet, Knn, KnnReport, LayerReport, LinearProbe,
-    LinearReport, Probe, Protocol, RandomCropProbe, check_room, extract_features, feature_bytes,
+    LinearReport, Probe, Protocol, RandomCropProbe, check_memory, extract_features, feature_bytes,
     images_per_second, weights_fingerprint,
 };
 use pirl_model::ResNet;
@@ -95,7 +95,7 @@ fn estimate(probe: &RandomCropProbe<'_>, task: &Task, extraction: &Extraction) -
         passes as f64 / rate / 3600.0,
         probe.bytes() >> 20
     );
-    Ok(check_room(probe.bytes(), None)?)
+    Ok(check_memory(probe.bytes(), None)?)
 }
 
 pub(crate) fn knn(args: &ProbeArgs) -> Result<()> {
@@ -181,7 +181,7 @@ impl Task {
         let extract = || {
             let bytes = feature_bytes(&self.backbone, extraction, pack.len())?;
             eprintln!("{what}: {} images, {} MiB", pack.len(), bytes >> 20);
-            check_room(bytes, args.cache.as_deref())?;
+            check_memory(bytes, args.cache.as_deref())?;
             let mut progress = Progress::new(what, "images", pack.len() as u64, 0);
             let features = extract_features(&self.backbone, pack, extraction, &mut |done, _| {
                 progress.at(done as u64, String::new);

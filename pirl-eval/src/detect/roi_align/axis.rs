@@ -14,7 +14,7 @@ use super::RoiAlignConfig;
 pub(super) struct Axis<T> {
     bins: Vec<Bin>,
     weights: Vec<T>,
-    /// Positions that any bin looks at.
+    /// Positions with a weight in some bin.
     span: Range<usize>,
 }
 
@@ -118,7 +118,7 @@ impl<T: WithDType> Axis<T> {
         self.span.clone()
     }
 
-    /// For each bin the first position it looks at, and the weights of that and those after it.
+    /// For each bin its first position, and the weights of that position and those after it.
     pub(super) fn bins(&self) -> impl ExactSizeIterator<Item = (usize, &[T])> {
         let weights = &self.weights;
         self.bins
@@ -127,8 +127,8 @@ impl<T: WithDType> Axis<T> {
     }
 }
 
-/// A range that holds every sample on a map of `size` features: a region may reach far out of it,
-/// and most of its samples are then not worth a look.
+/// A range that holds every sample on a map of `size` features: a region may reach far out of the map,
+/// where most of its samples have no weight.
 fn inside<T: WithDType>(start: T, bin_size: T, samples: f64, size: usize) -> Range<u64> {
     let all = 0..samples as u64;
     let step = bin_size.to_f64() / samples;

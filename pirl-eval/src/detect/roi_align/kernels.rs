@@ -10,8 +10,8 @@ use super::{Maps, Roi, RoiAlignConfig};
 /// Channels that one thread sends gradients to at a time: its share of a map fits into a cache.
 const BLOCK: usize = 64;
 
-/// A call's regions with their weights.
-pub(super) struct Plan<T> {
+/// The sampling weights of all regions of a call.
+pub(super) struct RegionWeights<T> {
     maps: Maps,
     output: (usize, usize),
     regions: Vec<Region<T>>,
@@ -23,7 +23,7 @@ struct Region<T> {
     columns: Axis<T>,
 }
 
-impl<T: WithDType> Plan<T> {
+impl<T: WithDType> RegionWeights<T> {
     pub(super) fn new(maps: Maps, rois: &[Roi], config: &RoiAlignConfig) -> Self {
         let region = |roi: &Roi| {
             let [x0, y0, x1, y1] = roi.bbox;
@@ -66,7 +66,7 @@ impl<T: WithDType> Plan<T> {
             });
     }
 
-    /// The transpose of [`Plan::forward`]: `d_out`: `(rois, rows, columns, c)`; `d_features`:
+    /// The transpose of [`RegionWeights::forward`]: `d_out`: `(rois, rows, columns, c)`; `d_features`:
     /// `(n, h, w, c)`, overwritten.
     ///
     /// Regions overlap, so threads share channels out and not regions; each then adds up the regions

@@ -1,4 +1,4 @@
-//! Whether features fit, asked before hours are spent on them.
+//! Whether features fit into memory and on the disk, checked before hours are spent on them.
 
 use std::fs;
 use std::path::Path;
@@ -10,10 +10,10 @@ use pirl_model::{Backbone, Layer};
 use crate::error::{EvalError, Result};
 use crate::extract::{Extraction, images_in_pass, read_features};
 
-/// Bytes of the features of `images` images, found by reading those of a black one.
+/// Bytes that the features of `images` images take, measured on a black image.
 ///
 /// # Errors
-/// [`EvalError::Model`] or [`EvalError::Tensor`] if the backbone cannot see such an image.
+/// [`EvalError::Model`] or [`EvalError::Tensor`] if the backbone cannot take images of that size.
 pub fn feature_bytes(
     backbone: &dyn Backbone,
     extraction: &Extraction,
@@ -24,7 +24,7 @@ pub fn feature_bytes(
     Ok((numbers * size_of::<f32>()) as u64 * images as u64)
 }
 
-/// Of each layer, the features of an image and the neighbours among them that belong to one channel.
+/// For each layer, the number of features of an image, and how many of them belong to one channel.
 pub(crate) fn feature_sizes(
     backbone: &dyn Backbone,
     extraction: &Extraction,
@@ -36,14 +36,14 @@ pub(crate) fn feature_sizes(
     Ok(sizes.collect())
 }
 
-/// How many images a second the backbone reads features of, measured on a batch of black ones.
+/// Images a second whose features the backbone computes, measured on a batch of black images.
 ///
 /// # Errors
 /// As [`feature_bytes`].
 pub fn images_per_second(backbone: &dyn Backbone, extraction: &Extraction) -> Result<f64> {
     let count = images_in_pass(extraction.view.crop.pow(2)).min(extraction.batch_size);
     let images = black(extraction, count)?;
-    // The first pass makes room for the second.
+    // The first pass allocates the buffers.
     read_features(backbone, &black(extraction, 1)?, extraction, |row| row)?;
     let start = Instant::now();
     read_features(backbone, &images, extraction, |row| row)?;
@@ -57,15 +57,15 @@ fn black(extraction: &Extraction, count: usize) -> Result<Tensor> {
 }
 
 /// Checks that features of `bytes` bytes fit into memory, and on the disk of `folder` if they are to
-/// be kept there. Where the system does not tell how much is free, nothing is refused.
+/// be written there. Where the system does not report what is free, the check passes.
 ///
 /// # Errors
-/// [`EvalError::Room`].
-pub fn check_room(bytes: u64, folder: Option<&Path>) -> Result<()> {
+/// [`EvalError::Memory`] if they do not fit.
+pub fn check_memory(bytes: u64, folder: Option<&Path>) -> Result<()> {
     // A list of features doubles as it grows; a file of them is put together in memory.
     let copies = if folder.is_some() { 3 } else { 2 };
     let fits = |place: String, needed: u64, free: Option<u64>| match free {
-        Some(free) if free < needed => Err(EvalError::Room {
+        Some(free) if free < needed => Err(EvalError::Memory {
             place,
             needed: needed >> 20,
             free: free >> 20,
@@ -101,8 +101,8 @@ mod tests {
     #[test]
     fn what_does_not_fit_is_refused_with_the_figures() {
         let folder = tempfile::tempdir().unwrap();
-        check_room(1 << 10, Some(folder.path())).unwrap();
-        let message = check_room(1 << 60, None).unwrap_err().to_string();
+        check_memory(1 << 10, Some(folder.path())).unwrap();
+        let message = check_memory(1 << 60, None).unwrap_err().to_string();
         assert!(message.contains("2199023255552 MiB in memory"), "{message}");
         assert!(free_memory().is_some_and(|bytes| bytes > 1 << 20));
     }

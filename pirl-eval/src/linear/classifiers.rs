@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::gradient::Gradient;
+use super::gradient::{FoldedWeights, Gradient};
 
 /// Classifiers of the same shape, stacked; each with velocities of its own.
 pub(crate) struct Classifiers {
@@ -10,25 +10,25 @@ pub(crate) struct Classifiers {
     dim: usize,
     cells: usize,
     /// `(count * classes, dim)`
-    weight: Moving,
+    weight: Parameters,
     /// `(count * classes)`
-    bias: Moving,
+    bias: Parameters,
     affine: Option<Affine>,
 }
 
 /// Batch norm's scale and shift, `(count, channels)` each.
 struct Affine {
-    scale: Moving,
-    shift: Moving,
+    scale: Parameters,
+    shift: Parameters,
 }
 
 /// Parameters and their velocities.
-struct Moving {
+struct Parameters {
     value: Vec<f32>,
     velocity: Vec<f32>,
 }
 
-impl Moving {
+impl Parameters {
     fn full(value: f32, len: usize) -> Self {
         Self {
             value: vec![value; len],
@@ -59,7 +59,7 @@ impl Moving {
 }
 
 impl Classifiers {
-    /// `count` classifiers of `dim` features, `cells` to a channel, that know nothing.
+    /// `count` classifiers of `dim` features, `cells` to a channel, with all weights 0.
     pub(crate) fn zero(
         (dim, cells): (usize, usize),
         classes: usize,
@@ -71,29 +71,33 @@ impl Classifiers {
             count,
             dim,
             cells,
-            weight: Moving::full(0.0, count * classes * dim),
-            bias: Moving::full(0.0, count * classes),
+            weight: Parameters::full(0.0, count * classes * dim),
+            bias: Parameters::full(0.0, count * classes),
             affine: affine.then(|| Affine {
-                scale: Moving::full(1.0, channels),
-                shift: Moving::full(0.0, channels),
+                scale: Parameters::full(1.0, channels),
+                shift: Parameters::full(0.0, channels),
             }),
         }
     }
 
-    /// How many there are.
-    pub(crate) fn count(&self) -> usize {
-        self.count
-    }
-
     /// Weights and biases with batch norm's scale and shift folded in:
     /// W (scale x + shift) + b = (W scale) x + (W shift + b).
-    pub(crate) fn effective(&self) -> (Vec<f32>, Vec<f32>) {
-        let (mut weight, mut bias) = (self.weight.value.clone(), self.bias.value.clone());
-        let Some(affine) = &self.affine else {
-            return (weight, bias);
+    pub(crate) fn folded(&self) -> FoldedWeights {
+        let mut folded = FoldedWeights {
+            weight: self.weight.value.clone(),
+            bias: self.bias.value.clone(),
+            classifiers: self.count,
         };
+        if let Some(affine) = &self.affine {
+            self.fold(affine, &mut folded);
+        }
+        folded
+    }
+
+    fn fold(&self, affine: &Affine, folded: &mut FoldedWeights) {
+        let FoldedWeights { weight, bias, .. } = folded;
         let (classes, channels) = (bias.len() / self.count, self.dim / self.cells);
-        let rows = weight.chunks_exact_mut(self.dim).zip(&mut bias);
+        let rows = weight.chunks_exact_mut(self.dim).zip(bias);
         for (row, (weight, bias)) in rows.enumerate() {
             let of = row / classes * channels;
             for (channel, weight) in weight.chunks_exact_mut(self.cells).enumerate() {
@@ -107,7 +111,6 @@ impl Classifiers {
                 }
             }
         }
-        (weight, bias)
     }
 
     /// One step of each classifier at its own rate. Batch norm's parameters do not decay.
@@ -125,7 +128,7 @@ impl Classifiers {
         self.bias.step(&gradient.bias, rates, momentum, decay);
     }
 
-    /// With G and d the gradients of effective weights and biases:
+    /// With G and d the gradients of the folded weights and biases:
     /// dW = G scale + d shift, dscale = sum over classes of W G, dshift = sum over classes of W d.
     fn through_batch_norm(&self, gradient: &Gradient) -> Option<(Vec<f32>, Vec<f32>, Vec<f32>)> {
         let affine = self.affine.as_ref()?;
@@ -153,7 +156,7 @@ impl Classifiers {
         Some((d_weight, d_scale, d_shift))
     }
 
-    /// Parameters and velocities in all.
+    /// Number of parameters and velocities.
     pub(crate) fn numbers(&self) -> usize {
         let affine = self.affine.iter().flat_map(|a| [&a.scale, &a.shift]);
         let all = [&self.weight, &self.bias].into_iter().chain(affine);
@@ -179,7 +182,7 @@ impl Classifiers {
         parts
     }
 
-    /// The same, in the same order, to be replaced.
+    /// The same in the same order, mutable.
     pub(crate) fn parts_mut(&mut self) -> Vec<&mut Vec<f32>> {
         let mut all = vec![&mut self.weight, &mut self.bias];
         if let Some(Affine { scale, shift }) = &mut self.affine {
@@ -188,11 +191,5 @@ impl Classifiers {
         all.into_iter()
             .flat_map(|part| [&mut part.value, &mut part.velocity])
             .collect()
-    }
-
-    #[cfg(test)]
-    pub(crate) fn randomise(&mut self, seed: u32) {
-        self.weight.value = benches::fill(seed, self.weight.value.len());
-        self.bias.value = benches::fill(seed + 1, self.bias.value.len());
     }
 }

@@ -11,22 +11,22 @@ const ROWS: usize = 1024;
 
 /// Mean and variance of every channel, over rows and cells.
 #[derive(Clone, Debug)]
-pub(crate) struct Moments {
+pub(crate) struct ChannelStatistics {
     mean: Vec<f64>,
     /// Biased.
     variance: Vec<f64>,
-    /// Numbers that a channel's are of.
+    /// How many numbers of a channel they are of.
     count: usize,
 }
 
 /// The mean and the inverse standard deviation of every column; the cells of a channel share them.
-pub(crate) struct Standard {
+pub(crate) struct Standardizer {
     mean: Vec<f32>,
     inverse: Vec<f32>,
 }
 
-impl Moments {
-    /// Mean 0 and variance 1, where running statistics begin.
+impl ChannelStatistics {
+    /// Mean 0 and variance 1, the start of running statistics.
     pub(crate) fn standard(channels: usize) -> Self {
         Self {
             mean: vec![0.0; channels],
@@ -35,7 +35,7 @@ impl Moments {
         }
     }
 
-    /// Those of all rows and cells.
+    /// The statistics of all rows and cells.
     pub(crate) fn of(features: &LayerFeatures) -> Self {
         let cells = features.cells();
         let numbers = features.rows() * cells;
@@ -50,7 +50,7 @@ impl Moments {
         }
     }
 
-    /// Moves towards the moments of a batch, its variance made unbiased, as PyTorch's running
+    /// Moves towards the statistics of a batch, whose variance is made unbiased, as PyTorch's running
     /// statistics do.
     pub(crate) fn follow(&mut self, batch: &Self, momentum: f64) {
         let unbiased = batch.count as f64 / (batch.count.saturating_sub(1).max(1)) as f64;
@@ -63,15 +63,15 @@ impl Moments {
         }
     }
 
-    /// What standardises columns, `cells` to a channel.
-    pub(crate) fn standardise(&self, cells: usize) -> Standard {
+    /// Standardises by these, with `cells` columns to a channel.
+    pub(crate) fn standardizer(&self, cells: usize) -> Standardizer {
         let columns = |values: &mut dyn Iterator<Item = f64>| -> Vec<f32> {
             values
                 .flat_map(|value| std::iter::repeat_n(value as f32, cells))
                 .collect()
         };
         let inverse = |variance: &f64| 1.0 / (variance + EPS).sqrt();
-        Standard {
+        Standardizer {
             mean: columns(&mut self.mean.iter().copied()),
             inverse: columns(&mut self.variance.iter().map(inverse)),
         }
@@ -85,16 +85,16 @@ impl Moments {
         ]
     }
 
-    /// The same, in the same order, to be replaced.
+    /// The same in the same order, mutable.
     pub(crate) fn parts_mut(&mut self) -> [&mut Vec<f64>; 2] {
         [&mut self.mean, &mut self.variance]
     }
 }
 
-impl Standard {
+impl Standardizer {
     /// From the biased variance over all rows and cells of a channel.
     pub(crate) fn of(features: &LayerFeatures) -> Self {
-        Moments::of(features).standardise(features.cells())
+        ChannelStatistics::of(features).standardizer(features.cells())
     }
 
     /// `out = (row - mean) / deviation`.
@@ -155,17 +155,17 @@ mod tests {
             .map(|x| 3.0 * x + 5.0)
             .collect();
         let features = LayerFeatures::with_cells(Layer::RES4, rows, dim, cells, values).unwrap();
-        let standard = Standard::of(&features);
-        let mut moments = [[0f64; 2]; 2];
+        let standardizer = Standardizer::of(&features);
+        let mut statistics = [[0f64; 2]; 2];
         let mut out = vec![0.0; dim];
         for row in 0..rows {
-            standard.apply(features.row(row), &mut out);
+            standardizer.apply(features.row(row), &mut out);
             for (i, x) in out.iter().enumerate() {
-                moments[i / cells][0] += f64::from(*x) / (rows * cells) as f64;
-                moments[i / cells][1] += f64::from(*x).powi(2) / (rows * cells) as f64;
+                statistics[i / cells][0] += f64::from(*x) / (rows * cells) as f64;
+                statistics[i / cells][1] += f64::from(*x).powi(2) / (rows * cells) as f64;
             }
         }
-        for [mean, variance] in moments {
+        for [mean, variance] in statistics {
             assert!(
                 mean.abs() < 1e-5 && (variance - 1.0).abs() < 1e-4,
                 "{mean} {variance}"
@@ -177,7 +177,7 @@ mod tests {
     fn a_constant_feature_becomes_zero() {
         let features = LayerFeatures::new(Layer::RES2, 4, 1, vec![7.0; 4]).unwrap();
         let mut out = [1.0];
-        Standard::of(&features).apply(&[7.0], &mut out);
+        Standardizer::of(&features).apply(&[7.0], &mut out);
         assert_eq!(out, [0.0]);
     }
 }

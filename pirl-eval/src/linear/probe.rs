@@ -1,0 +1,311 @@
+//! The quick linear probe: plain views, whose features are computed once.
+
+use std::collections::BTreeMap;
+
+use pirl_core::random;
+use rand::seq::SliceRandom;
+
+use super::accuracy::accuracy;
+use super::batch_norm::Standardizer;
+use super::classifiers::Classifiers;
+use super::config::{LinearConfig, Select};
+use super::gradient::gradient;
+use super::report::{LayerReport, LinearReport, choose, rates};
+use super::samples::Samples;
+use crate::error::{EvalError, Result};
+use crate::feature_set::{FeatureSet, LayerFeatures};
+use crate::probe::{Best, Labels, Probe, comparable};
+
+/// Linear classifiers on every layer of frozen features.
+#[derive(Clone, Debug)]
+pub struct LinearProbe {
+    config: LinearConfig,
+    seed: u64,
+}
+
+/// Purposes of random streams.
+const HOLD_OUT: u64 = 1;
+const SHUFFLE: u64 = 2;
+
+impl LinearProbe {
+    /// All randomness (the part held out, the order of the batches) comes from `seed`.
+    ///
+    /// # Errors
+    /// [`EvalError::Setting`] as [`LinearConfig::check`].
+    pub fn new(config: LinearConfig, seed: u64) -> Result<Self> {
+        config.check()?;
+        Ok(Self { config, seed })
+    }
+
+    /// Trains one classifier for each of `lrs` on `rows`.
+    fn train(
+        &self,
+        samples: &Samples<'_>,
+        rows: &[u32],
+        lrs: &[f64],
+        epoch_done: &mut dyn FnMut(),
+    ) -> Result<Classifiers> {
+        let config = &self.config;
+        let steps = rows.len().div_ceil(config.batch_size);
+        let schedule = config.schedule(steps)?;
+        let sizes = (samples.features.dim(), samples.features.cells());
+        let mut classifiers = Classifiers::zero(sizes, samples.classes, lrs.len(), config.affine);
+        let mut order = rows.to_vec();
+        let mut step = 0;
+        for epoch in 0..config.epochs {
+            order.copy_from_slice(rows);
+            order.shuffle(&mut random::stream(self.seed, SHUFFLE, epoch as u64, 0));
+            for batch in order.chunks(config.batch_size) {
+                let gradient = gradient(samples, batch, &classifiers.folded());
+                let rates: Vec<f64> = lrs.iter().map(|lr| lr * schedule.lr(step)).collect();
+                classifiers.step(&gradient, &rates, config.momentum, config.weight_decay);
+                step += 1;
+            }
+            epoch_done();
+        }
+        Ok(classifiers)
+    }
+
+    fn probe_layer(
+        &self,
+        train: &LayerFeatures,
+        test: &LayerFeatures,
+        labels: &Labels,
+        epoch_done: &mut dyn FnMut(),
+    ) -> Result<LayerReport> {
+        let standardizer = Standardizer::of(train);
+        let learn = Samples {
+            features: train,
+            standardizer: &standardizer,
+            labels: &labels.train,
+            classes: labels.classes,
+        };
+        let judge = Samples {
+            features: test,
+            standardizer: &standardizer,
+            labels: &labels.test,
+            classes: labels.classes,
+        };
+        let lrs = &self.config.lrs;
+        let all: Vec<u32> = (0..train.rows() as u32).collect();
+        let every: Vec<u32> = (0..test.rows() as u32).collect();
+        let diverged = || EvalError::Diverged {
+            layer: train.layer().clone(),
+            lrs: lrs.clone(),
+        };
+
+        let (lr, rates, tested) = if lrs.len() > 1 && self.config.select == Select::Validation {
+            let (kept, held_out) = self.hold_out(&all)?;
+            let classifiers = self.train(&learn, &kept, lrs, epoch_done)?;
+            let rates = rates(lrs, &accuracy(&learn, &held_out, &classifiers.folded()));
+            let lr = choose(&rates).ok_or_else(diverged)?.lr;
+            let chosen = self.train(&learn, &all, &[lr], epoch_done)?;
+            (
+                lr,
+                rates,
+                accuracy(&judge, &every, &chosen.folded())
+                    .into_iter()
+                    .next()
+                    .flatten(),
+            )
+        } else {
+            let classifiers = self.train(&learn, &all, lrs, epoch_done)?;
+            let tested = accuracy(&judge, &every, &classifiers.folded());
+            let rates = rates(lrs, &tested);
+            let lr = choose(&rates).ok_or_else(diverged)?.lr;
+            let at = lrs.iter().position(|other| *other == lr);
+            let rates = if lrs.len() > 1 { rates } else { Vec::new() };
+            (
+                lr,
+                rates,
+                at.and_then(|at| tested.get(at).cloned().flatten()),
+            )
+        };
+        let tested = tested.ok_or_else(diverged)?;
+        Ok(LayerReport {
+            top1: tested.top1(),
+            top5: tested.top5(),
+            lr,
+            dim: train.dim(),
+            rates,
+        })
+    }
+
+    /// Splits `rows` into those trained on and those held out, at least one of each.
+    fn hold_out(&self, rows: &[u32]) -> Result<(Vec<u32>, Vec<u32>)> {
+        if rows.len() < 2 {
+            return Err(EvalError::Shape {
+                what: "a training set that part is held out of".to_owned(),
+                expected: "at least 2 samples".to_owned(),
+                found: rows.len().to_string(),
+            });
+        }
+        let wanted = (rows.len() as f64 * self.config.held_out).round() as usize;
+        let mut shuffled = rows.to_vec();
+        shuffled.shuffle(&mut random::stream(self.seed, HOLD_OUT, 0, 0));
+        let kept = shuffled.split_off(wanted.clamp(1, rows.len() - 1));
+        Ok((kept, shuffled))
+    }
+}
+
+impl Probe for LinearProbe {
+    type Report = LinearReport;
+
+    /// Adds [`EvalError::Diverged`] if no learning rate led to finite weights.
+    fn evaluate(
+        &self,
+        train: &FeatureSet,
+        test: &FeatureSet,
+        progress: &mut dyn FnMut(usize, usize),
+    ) -> Result<LinearReport> {
+        let labels = comparable(train, test)?;
+        let passes = match (self.config.lrs.len(), self.config.select) {
+            (1, _) | (_, Select::Test) => 1,
+            _ => 2,
+        };
+        let total = train.layers().len() * passes * self.config.epochs;
+        let mut done = 0;
+        let mut epoch_done = || {
+            done += 1;
+            progress(done, total);
+        };
+        let mut layers = BTreeMap::new();
+        for (train, test) in train.layers().iter().zip(test.layers()) {
+            let report = self.probe_layer(train, test, &labels, &mut epoch_done)?;
+            layers.insert(train.layer().clone(), report);
+        }
+        let best = Best::of(
+            layers
+                .iter()
+                .map(|(layer, report)| (layer.clone(), report.top1)),
+        );
+        let best = best.ok_or_else(|| EvalError::Layers {
+            train: train.describe(),
+            test: test.describe(),
+        })?;
+        Ok(LinearReport { layers, best })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pirl_model::{Layer, ScheduleKind};
+
+    use super::super::gradient::logits;
+    use super::*;
+
+    #[test]
+    fn the_part_held_out_is_seeded_and_disjoint() {
+        let rows: Vec<u32> = (0..50).collect();
+        let split = |seed| {
+            LinearProbe::new(LinearConfig::default(), seed)
+                .unwrap()
+                .hold_out(&rows)
+                .unwrap()
+        };
+        let (kept, held_out) = split(1);
+        assert_eq!(held_out.len(), 5);
+        let mut together = [kept, held_out.clone()].concat();
+        together.sort_unstable();
+        assert_eq!(together, rows);
+        assert_eq!(split(1).1, held_out);
+        assert_ne!(split(2).1, held_out);
+    }
+
+    /// Logits of all rows after training on all rows as one batch, so that their order does not matter.
+    fn trained_logits(
+        config: LinearConfig,
+        features: &LayerFeatures,
+        labels: &[u32],
+        classes: usize,
+    ) -> Vec<f32> {
+        let rows: Vec<u32> = (0..features.rows() as u32).collect();
+        let lrs = config.lrs.clone();
+        let probe = LinearProbe::new(
+            LinearConfig {
+                batch_size: rows.len(),
+                ..config
+            },
+            0,
+        )
+        .unwrap();
+        let standardizer = Standardizer::of(features);
+        let samples = Samples {
+            features,
+            standardizer: &standardizer,
+            labels,
+            classes,
+        };
+        let classifiers = probe.train(&samples, &rows, &lrs, &mut || {}).unwrap();
+        let [logits, _] = logits(&samples, &rows, &classifiers.folded());
+        logits
+    }
+
+    fn golden(file: &str, key: &str) -> Vec<f32> {
+        let values: serde_json::Value = serde_json::from_str(file).unwrap();
+        serde_json::from_value(values[key].clone()).unwrap()
+    }
+
+    #[test]
+    fn steps_equal_those_of_pytorch() {
+        let (rows, dim, cells, classes) = (40, 6, 2, 4);
+        let values = benches::fill(21, rows * dim)
+            .iter()
+            .map(|x| x * 2.0 + 1.0)
+            .collect();
+        let features = LayerFeatures::with_cells(Layer::RES5, rows, dim, cells, values).unwrap();
+        let labels: Vec<u32> = (0..rows as u32).map(|i| i * 7 % 11 % 4).collect();
+        for (affine, key) in [(false, "plain"), (true, "affine")] {
+            let config = LinearConfig {
+                epochs: 12,
+                lrs: vec![0.2],
+                milestones: vec![5, 9],
+                weight_decay: 0.01,
+                affine,
+                ..Default::default()
+            };
+            let found = trained_logits(config, &features, &labels, classes);
+            let expected = golden(include_str!("../../tests/golden/sgd.json"), key);
+            assert_eq!(found.len(), expected.len());
+            for (found, expected) in found.iter().zip(&expected) {
+                assert!(
+                    (found - expected).abs() < 1e-5,
+                    "{key}: {found}, not {expected}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn training_converges_to_the_optimum_of_scikit_learn_at_every_rate() {
+        let (rows, dim, classes) = (200, 5, 3);
+        let labels: Vec<u32> = (0..rows as u32).map(|i| i * 7 % 11 % 3).collect();
+        let mut values = benches::fill(31, rows * dim);
+        for (row, label) in values.chunks_mut(dim).zip(&labels) {
+            row[*label as usize] += 0.5;
+        }
+        let features = LayerFeatures::new(Layer::RES5, rows, dim, values).unwrap();
+        let config = LinearConfig {
+            epochs: 2000,
+            lrs: vec![0.1, 0.3],
+            schedule: ScheduleKind::Constant,
+            weight_decay: 0.01,
+            ..Default::default()
+        };
+        let found = trained_logits(config, &features, &labels, classes);
+        let expected = golden(include_str!("../../tests/golden/probes.json"), "optimum");
+        let rows = found.chunks(2 * classes).zip(expected.chunks(classes));
+        for (both, expected) in rows {
+            for found in both.chunks(classes) {
+                // Softmax does not see a shift of all logits.
+                let mean = found.iter().sum::<f32>() / classes as f32;
+                for (found, expected) in found.iter().zip(expected) {
+                    assert!(
+                        (found - mean - expected).abs() < 1e-4,
+                        "{found} {mean} {expected}"
+                    );
+                }
+            }
+        }
+    }
+}
