@@ -1,13 +1,14 @@
 //! Saving and loading: a safetensors file with one tensor, `memory`, `(rows, dim)`, `f32`.
 
 use std::collections::HashMap;
-use std::ffi::OsString;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use candle_core::{CpuStorage, Device, Storage, Tensor};
+use candle_core::{Device, Tensor};
 use memmap2::Mmap;
+use pirl_core::file;
+use pirl_core::storage::cpu_slice;
 use rayon::prelude::*;
 use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
 use safetensors::{SafeTensorError, SafeTensors};
@@ -21,56 +22,36 @@ const TENSOR: &str = "memory";
 const FORMAT: (&str, &str) = ("format", "pirl-bank-1");
 
 impl MemoryBank {
-    /// Writes the bank to `path`: to a temporary file beside it, synced, then renamed, so that
-    /// `path` holds the old bank or the new one whole, whenever the process dies.
+    /// Writes the bank to `path`, which holds the old bank or the new one whole, whenever the process
+    /// dies.
     ///
     /// # Errors
-    /// [`BankError::Io`]; the temporary file is removed and `path` left as it was.
+    /// [`BankError::Io`]; `path` is left as it was.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<(), BankError> {
         let path = path.as_ref();
-        let temporary = sibling(path);
-        let written = self.write(&temporary).and_then(|()| {
-            fs::rename(&temporary, path)?;
-            sync_folder(path)
-        });
-        written.map_err(|source| {
-            // Best effort: the error to report is the first one.
-            let _ = fs::remove_file(&temporary);
-            BankError::Io {
-                path: path.to_owned(),
-                action: "write",
-                source,
-            }
+        file::write_path(path, |aside| self.write(aside)).map_err(|source| BankError::Io {
+            path: path.to_owned(),
+            action: "write",
+            source,
         })
     }
 
     fn write(&self, path: &Path) -> io::Result<()> {
-        let rows = self
-            .rows()
-            .to_device(&Device::Cpu)
-            .map_err(io::Error::other)?;
+        let rows = self.rows().to_device(&Device::Cpu);
+        let rows = rows.map_err(io::Error::other)?;
         let (storage, layout) = rows.storage_and_layout();
-        let values = match (&*storage, layout.contiguous_offsets()) {
-            (Storage::Cpu(CpuStorage::F32(values)), Some((start, end))) => values.get(start..end),
-            _ => None,
-        };
-        let values = values.ok_or_else(|| io::Error::other("the rows are not contiguous f32"))?;
+        let values = cpu_slice(&storage, layout).map_err(io::Error::other)?;
         let view = TensorView::new(Dtype::F32, rows.dims().to_vec(), as_bytes(values))
             .map_err(io::Error::other)?;
         let metadata = HashMap::from([
             (FORMAT.0.to_owned(), FORMAT.1.to_owned()),
             ("momentum".to_owned(), self.momentum().to_string()),
         ]);
-        // safetensors makes its file readable by the owner only; a bank gets the permissions that the
-        // umask gives any other file.
-        let permissions = File::create(path)?.metadata()?.permissions();
-        serialize_to_file([(TENSOR, view)], Some(metadata), path).map_err(|error| match error {
+        let written = serialize_to_file([(TENSOR, view)], Some(metadata), path);
+        written.map_err(|error| match error {
             SafeTensorError::IoError(error) => error,
             other => io::Error::other(other),
-        })?;
-        let file = File::open(path)?;
-        file.set_permissions(permissions)?;
-        file.sync_all()
+        })
     }
 
     /// Reads the bank that [`MemoryBank::save`] wrote, onto the CPU. The file must hold one unit
@@ -147,22 +128,6 @@ impl MemoryBank {
         check_norms(&norms, &path.display().to_string())?;
         let rows = Tensor::from_vec(values, (rows, dim), &Device::Cpu)?;
         Ok(Self::from_checked(rows, momentum))
-    }
-}
-
-/// A name beside `path`, so that the rename stays on one file system.
-fn sibling(path: &Path) -> PathBuf {
-    let mut name = OsString::from(".");
-    name.push(path.file_name().unwrap_or_default());
-    name.push(format!(".{}.tmp", std::process::id()));
-    path.with_file_name(name)
-}
-
-/// Makes a rename in the folder of `path` outlive a power cut.
-fn sync_folder(path: &Path) -> io::Result<()> {
-    match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => File::open(folder)?.sync_all(),
-        _ => File::open(".")?.sync_all(),
     }
 }
 

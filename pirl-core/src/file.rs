@@ -38,6 +38,27 @@ pub fn write_with<E: From<io::Error>>(
     Ok(sync_folder(folder)?)
 }
 
+/// Writes the file `path` by `write`, which gets the path of a file to write or to replace: for code
+/// that opens its files itself.
+///
+/// # Errors
+/// The system's, or that of `write`; `path` is as it was then.
+pub fn write_path<E: From<io::Error>>(
+    path: &Path,
+    write: impl FnOnce(&Path) -> Result<(), E>,
+) -> Result<(), E> {
+    let folder = folder_of(path);
+    let aside = aside(folder)?;
+    let file = aside.path().join("file");
+    let permissions = File::create(&file)?.metadata()?.permissions();
+    write(&file)?;
+    let written = File::open(&file)?;
+    written.set_permissions(permissions)?;
+    written.sync_all()?;
+    fs::rename(&file, path)?;
+    Ok(sync_folder(folder)?)
+}
+
 /// Writes the folder `path`, which must not exist, by `write`, which gets an empty folder; files in it
 /// are synced, folders in it are not looked into.
 ///
@@ -59,7 +80,7 @@ pub fn write_folder<E: From<io::Error>>(
     Ok(sync_folder(folder)?)
 }
 
-/// Names of what [`write_with`] and [`write_folder`] write aside begin with this: a process that was
+/// Names of what these functions write aside begin with this: a process that was
 /// killed leaves it.
 pub fn is_unfinished(name: &str) -> bool {
     name.starts_with(".unfinished-")
@@ -125,6 +146,14 @@ mod tests {
         assert_eq!(fs::read(&path).unwrap(), b"1");
         write(&path, b"2").unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"2");
+        let failed: io::Result<()> = write_path(&path, |aside| {
+            fs::write(aside, "half")?;
+            Err(io::Error::other("no space"))
+        });
+        assert!(failed.is_err());
+        assert_eq!(fs::read(&path).unwrap(), b"2");
+        write_path(&path, |aside| fs::write(aside, "3")).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"3");
         assert_eq!(names(folder.path()), ["a"]);
     }
 
@@ -150,9 +179,11 @@ mod tests {
         use std::os::unix::fs::PermissionsExt;
         let folder = tempfile::tempdir().unwrap();
         let (ours, plain) = (folder.path().join("ours"), folder.path().join("plain"));
-        write(&ours, b"").unwrap();
         fs::write(&plain, b"").unwrap();
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode();
+        write(&ours, b"").unwrap();
+        assert_eq!(mode(&ours), mode(&plain));
+        write_path(&ours, |aside| fs::write(aside, "")).unwrap();
         assert_eq!(mode(&ours), mode(&plain));
     }
 }
