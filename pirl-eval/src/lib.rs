@@ -45,7 +45,6 @@ mod invariance;
 mod knn;
 mod label_subset;
 mod linear;
-mod matrix;
 mod memory;
 mod nearest;
 mod neighbours;

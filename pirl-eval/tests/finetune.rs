@@ -53,7 +53,7 @@ fn lists_and_fractions_that_cannot_be_used_are_refused() {
         ("1\nx\n", "line 2: \"x\""),
         (
             "# note\n9\n",
-            "line 2: \"9\" is no number of an image, 0 to 8",
+            "line 2: \"9\" is not the number of an image, 0 to 8",
         ),
         ("-1\n", "line 1"),
         ("3\n4\n3\n", "line 3: image 3 comes twice"),
