@@ -1,6 +1,6 @@
 //! Random numbers: every draw comes from a stream that is named by its purpose and place.
 
-use rand::{Rng, RngExt, SeedableRng};
+use rand::{Rng, RngExt};
 use rand_chacha::ChaCha8Rng;
 
 /// What a stream of random numbers is for; streams of different uses never coincide.
@@ -15,11 +15,7 @@ pub(crate) enum Use {
 
 /// The stream of `(seed, what it is for, a, b)`.
 pub(crate) fn stream(seed: u64, purpose: Use, a: u64, b: u64) -> ChaCha8Rng {
-    let mut key = [0; 32];
-    for (bytes, word) in key.chunks_exact_mut(8).zip([seed, purpose as u64, a, b]) {
-        bytes.copy_from_slice(&word.to_le_bytes());
-    }
-    ChaCha8Rng::from_seed(key)
+    pirl_core::random::stream(seed, purpose as u64, a, b)
 }
 
 /// Uniform in `[low, high)`; `low` when the two are equal.

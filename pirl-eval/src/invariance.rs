@@ -9,14 +9,13 @@
 use std::collections::BTreeMap;
 
 use candle_core::{Device, Tensor};
-use pirl_core::{SettingError, check};
+use pirl_core::{SettingError, check, random};
 use pirl_data::draw::{LETTER, color, contact_sheet};
 use pirl_data::{
     DataConfig, EvalView, Image, ImageView, Normalize, Pack, Pretext, Scratch, ViewConfig,
 };
 use pirl_model::{Backbone, Layer, Mode};
-use rand::{Rng, SeedableRng};
-use rand_chacha::ChaCha8Rng;
+use rand::Rng;
 use rayon::prelude::*;
 use serde::Serialize;
 
@@ -243,12 +242,7 @@ fn views(
     view.apply(&image, scratch, &mut plain)?;
     let mut all = vec![plain];
     for (number, change) in changes.iter().enumerate() {
-        let words = [seed, CHANGE, number as u64, index as u64];
-        let mut key = [0; 32];
-        for (bytes, word) in key.chunks_exact_mut(8).zip(words) {
-            bytes.copy_from_slice(&word.to_le_bytes());
-        }
-        let mut rng = ChaCha8Rng::from_seed(key);
+        let mut rng = random::stream(seed, CHANGE, number as u64, index as u64);
         let side = change.views.view_size();
         let mut out = vec![0; change.views.views() * 3 * side * side];
         change.views.apply(&image, &mut rng, scratch, &mut out)?;

@@ -46,7 +46,6 @@ mod invariance;
 mod knn;
 mod label_subset;
 mod linear;
-mod matrix;
 mod memory;
 mod nearest;
 mod neighbours;

@@ -5,10 +5,10 @@
 
 use std::cmp::Ordering;
 
+use pirl_core::{Matrix, product};
 use rayon::prelude::*;
 
 use crate::feature_set::LayerFeatures;
-use crate::matrix::times_transposed;
 
 /// Queries whose similarities are computed together by one thread.
 pub(crate) const QUERIES: usize = 64;
@@ -94,7 +94,12 @@ pub(crate) fn nearest(block: &[f32], bank: &[f32], dim: usize, k: usize) -> Vec<
     for (number, tile) in bank.chunks(TILE * dim).enumerate() {
         let columns = tile.len() / dim;
         let similarities = &mut similarities[..queries * columns];
-        times_transposed((queries, columns, dim), block, tile, similarities);
+        product(
+            similarities,
+            Matrix::new(block, queries, dim),
+            Matrix::new(tile, columns, dim).t(),
+            1.0,
+        );
         for (nearest, row) in nearest.iter_mut().zip(similarities.chunks_exact(columns)) {
             nearest.offer(row, number * TILE);
         }

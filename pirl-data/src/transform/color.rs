@@ -5,9 +5,10 @@
     reason = "one index over several arrays is what becomes vector code"
 )]
 
-use crate::Image;
+use pirl_core::vectorised;
 
-use super::lanes::{Block, Change, LANES, Visit, change, to_byte, vectorised, visit};
+use super::lanes::{Block, Change, LANES, Visit, change, to_byte, visit};
+use crate::Image;
 
 /// ITU-R 601-2 luma in 16-bit fixed point, as Pillow's `convert("L")`.
 #[inline(always)]

@@ -9,10 +9,11 @@
     reason = "one index over several arrays is what becomes vector code"
 )]
 
-use crate::Image;
+use pirl_core::vectorised;
 
 use super::color::is_gray;
-use super::lanes::{Block, Change, LANES, change, vectorised};
+use super::lanes::{Block, Change, LANES, change};
+use crate::Image;
 
 /// Turns the hue by `shift` of the circle, in `[-0.5, 0.5]`, as torchvision does on PIL images.
 ///

@@ -14,33 +14,6 @@ pub(super) type Block = [[u8; LANES]; 3];
 /// Bytes of a block as an image has them.
 pub(super) const BYTES: usize = 3 * LANES;
 
-/// Defines a function compiled twice, for AVX2 and for the target's baseline, and chosen on call.
-/// Its loops are plain, so both give the same bits.
-macro_rules! vectorised {
-    ($(#[$doc:meta])* $vis:vis fn $name:ident($($arg:ident: $type:ty),* $(,)?) $(-> $result:ty)? $body:block) => {
-        $(#[$doc])*
-        $vis fn $name($($arg: $type),*) $(-> $result)? {
-            #[inline(always)]
-            fn body($($arg: $type),*) $(-> $result)? $body
-
-            #[cfg(target_arch = "x86_64")]
-            {
-                #[target_feature(enable = "avx2")]
-                fn avx2($($arg: $type),*) $(-> $result)? {
-                    body($($arg),*)
-                }
-                if is_x86_feature_detected!("avx2") {
-                    // SAFETY: the only demand of `avx2` is the feature just detected.
-                    return unsafe { avx2($($arg),*) };
-                }
-            }
-            body($($arg),*)
-        }
-    };
-}
-
-pub(super) use vectorised;
-
 /// What is done to 32 pixels.
 ///
 /// A trait, because closures and function pointers need not be inlined, and are then compiled for

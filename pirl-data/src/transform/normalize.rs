@@ -1,9 +1,10 @@
 //! From 8-bit pixels to normalised numbers.
 
 use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Shape, Tensor};
+use pirl_core::vectorised;
 use rayon::prelude::*;
 
-use super::lanes::{Block, LANES, Visit, vectorised, visit};
+use super::lanes::{Block, LANES, Visit, visit};
 use crate::config::check_normalization;
 use crate::{DataError, Image};
 
@@ -135,11 +136,7 @@ impl CustomOp1 for OnCpu {
         storage: &CpuStorage,
         layout: &Layout,
     ) -> candle_core::Result<(CpuStorage, Shape)> {
-        let values = storage.as_slice::<u8>()?;
-        let values = layout
-            .contiguous_offsets()
-            .and_then(|(start, end)| values.get(start..end))
-            .ok_or_else(|| candle_core::Error::msg("views are not contiguous"))?;
+        let values = pirl_core::storage::slice::<u8>(storage, layout)?;
         let Normalize { mean, std } = self.normalize;
         let mut out = vec![0.0; values.len()];
         let area = self.area.max(1);

@@ -5,10 +5,10 @@
     reason = "one index over several arrays is what becomes vector code"
 )]
 
-use crate::Image;
+use pirl_core::vectorised;
 
 use super::color::blend;
-use super::lanes::vectorised;
+use crate::Image;
 
 /// Keeps the `bits` highest bits of every value; 8 and more change nothing.
 pub fn posterize(image: &mut Image, bits: u32) {

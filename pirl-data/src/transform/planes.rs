@@ -5,7 +5,9 @@
     reason = "one index over several arrays is what becomes vector code"
 )]
 
-use super::lanes::{BYTES, Block, LANES, apart, vectorised};
+use pirl_core::vectorised;
+
+use super::lanes::{BYTES, Block, LANES, apart};
 use crate::Image;
 
 /// Puts the first channel of an image into `whole`, and into `halves` the two others, averaged over

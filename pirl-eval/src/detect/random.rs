@@ -1,7 +1,7 @@
 //! One stream of random numbers for each purpose, from the seed of a training run.
 
+use pirl_core::random;
 use rand_chacha::ChaCha8Rng;
-use rand_chacha::rand_core::SeedableRng;
 
 /// What a stream is for.
 #[derive(Clone, Copy)]
@@ -23,17 +23,11 @@ pub(super) enum Stream {
 impl Stream {
     /// The generator of `(seed, purpose, a, b)`.
     pub(super) fn generator(self, seed: u64, a: u64, b: u64) -> ChaCha8Rng {
-        let mut key = [0; 32];
-        let words = [seed, self as u64, a, b];
-        for (bytes, word) in key.chunks_exact_mut(8).zip(words) {
-            bytes.copy_from_slice(&word.to_le_bytes());
-        }
-        ChaCha8Rng::from_seed(key)
+        random::stream(seed, self as u64, a, b)
     }
 
     /// A seed for what takes one.
     pub(super) fn seed(self, seed: u64) -> u64 {
-        use rand::Rng;
-        self.generator(seed, 0, 0).next_u64()
+        random::seed(seed, self as u64)
     }
 }

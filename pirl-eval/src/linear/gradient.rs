@@ -4,10 +4,10 @@
 //! cross-entropy has dL/dW = (p - y) x^T / n and dL/db = (p - y) / n. The classifiers of several
 //! learning rates are stacked, so that one product serves them all.
 
+use pirl_core::{Matrix, product};
 use rayon::prelude::*;
 
 use super::samples::Samples;
-use crate::matrix::{times_transposed, transposed_times};
 
 /// Rows that one thread takes; fixed, so that sums do not depend on the number of threads.
 const ROWS: usize = 64;
@@ -42,7 +42,12 @@ pub(crate) fn logits(samples: &Samples<'_>, rows: &[u32], folded: &FoldedWeights
             .apply(samples.features.row(*row as usize), out);
     }
     let mut z = vec![0f32; rows.len() * outputs];
-    times_transposed((rows.len(), outputs, dim), &x, weight, &mut z);
+    product(
+        &mut z,
+        Matrix::new(&x, rows.len(), dim),
+        Matrix::new(weight, outputs, dim).t(),
+        1.0,
+    );
     for row in z.chunks_exact_mut(outputs) {
         row.iter_mut().zip(bias).for_each(|(z, b)| *z += b);
     }
@@ -69,7 +74,12 @@ pub(crate) fn gradient(samples: &Samples<'_>, batch: &[u32], folded: &FoldedWeig
                 bias: vec![0.0; outputs],
                 loss,
             };
-            transposed_times((outputs, dim, rows.len()), &z, &x, &mut part.weight);
+            product(
+                &mut part.weight,
+                Matrix::new(&z, rows.len(), outputs).t(),
+                Matrix::new(&x, rows.len(), dim),
+                1.0,
+            );
             for z in z.chunks_exact(outputs) {
                 part.bias.iter_mut().zip(z).for_each(|(sum, z)| *sum += z);
             }
