@@ -1,4 +1,4 @@
-//! Inputs that golden tests, benches and their PyTorch twins share, and CUDA kernels on a CPU.
+//! What tests and benches share: inputs that PyTorch makes too, CUDA kernels on a CPU, examples.
 //!
 //! [`formula`] is a hash of a seed and an index, so that a golden file need not store its inputs:
 //! `benches/formula.py` computes the same numbers in NumPy. The benches themselves are under
@@ -11,10 +11,14 @@
 //! assert_eq!(benches::fill(3, 4)[2], benches::formula(3, 2));
 //! assert!(benches::fill(7, 1000).iter().all(|x| (-1.0..1.0).contains(x)));
 //! ```
+//!
+//! [`run_example`] runs an example of the crate under test.
 
 mod cuda;
+mod example;
 
 pub use cuda::{Buffer, Dim3, Kernels, Stored};
+pub use example::run_example;
 
 /// Entry `i` of the pseudo-random sequence `seed`: uniform in `[-1, 1)`, exact in `f32`.
 pub fn formula(seed: u32, i: u32) -> f32 {

@@ -1,7 +1,8 @@
 //! The examples run, from a folder of images to what they promise.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
+
+use benches::run_example;
 
 /// A folder of 24 pictures.
 fn pictures(folder: &Path) -> PathBuf {
@@ -23,25 +24,11 @@ fn pictures(folder: &Path) -> PathBuf {
     pictures
 }
 
-/// Runs an example, which `cargo test` has built, and returns what it printed.
-fn example(name: &str, arguments: &[&Path]) -> String {
-    let tests = std::env::current_exe().unwrap();
-    let built = tests.parent().unwrap().parent().unwrap();
-    let program = built.join("examples").join(name);
-    let output = Command::new(&program).args(arguments).output();
-    let output = output.unwrap_or_else(|error| {
-        panic!("{program:?}: {error}; `cargo test` without `--test` builds the examples")
-    });
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{name}: {errors}");
-    String::from_utf8(output.stdout).unwrap()
-}
-
 #[test]
 fn pretrain_saves_a_backbone_that_loads() {
     let folder = tempfile::tempdir().unwrap();
     let (pictures, output) = (pictures(folder.path()), folder.path().join("b.safetensors"));
-    let said = example("pretrain", &[&pictures, &output]);
+    let said = run_example("pretrain", &[&pictures, &output]);
     assert_eq!(
         said.lines().count(),
         2,
@@ -56,7 +43,7 @@ fn own_parts_train() {
     let folder = tempfile::tempdir().unwrap();
     let pictures = pictures(folder.path());
     for name in ["own_backbone", "own_pretext", "own_loss"] {
-        let said = example(name, &[&pictures]);
+        let said = run_example(name, &[&pictures]);
         let losses: Vec<f64> = said
             .lines()
             .map(|line| line.rsplit(' ').next().unwrap().parse().unwrap())
