@@ -1,8 +1,8 @@
 //! One-versus-rest linear support vector machines, as VISSL and Goyal et al. (arXiv:1905.01235)
-//! judge features on VOC07 classification.
+//! evaluate features on VOC07 classification.
 //!
 //! For each class the cost is chosen by cross-validation on the training set, the machine is then
-//! trained on all of it, and its ranking of the test set is judged by average precision.
+//! trained on all of it, and its ranking of the test set is evaluated by average precision.
 
 use std::collections::BTreeMap;
 
@@ -155,7 +155,7 @@ impl Svm {
         let mut done = 0;
         let mut layers = BTreeMap::new();
         for (train, test) in train.layers().iter().zip(test.layers()) {
-            let (learn, judge) = (normalised(train), normalised(test));
+            let (train_rows, test_rows) = (normalised(train), normalised(test));
             let mut layer = SvmLayer {
                 map: 0.0,
                 per_class: BTreeMap::new(),
@@ -166,7 +166,7 @@ impl Svm {
             for (class, name) in names.iter().enumerate() {
                 let positive: Vec<bool> = train_presence.of(class).map(|p| p == 1).collect();
                 let problem = Problem {
-                    rows: &learn,
+                    rows: &train_rows,
                     dim: train.dim(),
                     positive: &positive,
                 };
@@ -176,7 +176,7 @@ impl Svm {
                 layer.unfinished += usize::from(!machine.finished);
                 let ranked: Vec<(f64, bool)> = test_presence
                     .of(class)
-                    .zip(judge.chunks_exact(train.dim()))
+                    .zip(test_rows.chunks_exact(train.dim()))
                     .filter(|(presence, _)| *presence >= 0)
                     .map(|(presence, row)| (machine.score(row), presence == 1))
                     .collect();

@@ -1,7 +1,7 @@
 //! COCO's average precision and recall of boxes, as pycocotools computes them.
 //!
 //! Unlike VOC's, a detection may match any object above the threshold that is still free, precision
-//! is read at 101 recalls, and objects are also judged by size.
+//! is read at 101 recalls, and objects are also evaluated by size.
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
@@ -215,7 +215,7 @@ fn evaluate(images: &[Image], areas: &RangeInclusive<f64>, most: usize) -> (Curv
         let iou = 0.5 + threshold as f64 * ((0.95 - 0.5) / 9.0); // numpy.linspace(0.5, 0.95, 10)
         let mut outcomes = Vec::new();
         for image in images {
-            judge(image, areas, most, iou, &mut outcomes);
+            add_outcomes(image, areas, most, iou, &mut outcomes);
         }
         outcomes.sort_by(|(a, _), (b, _)| falling(*a, *b));
         (precision[threshold], recall[threshold]) = average(&outcomes, counted);
@@ -231,7 +231,7 @@ enum Outcome {
 }
 
 /// Adds the outcome of each detection of an image, best first, with its score.
-fn judge(
+fn add_outcomes(
     image: &Image,
     areas: &RangeInclusive<f64>,
     most: usize,

@@ -74,43 +74,43 @@ impl LinearProbe {
         epoch_done: &mut dyn FnMut(),
     ) -> Result<LayerReport> {
         let standardizer = Standardizer::of(train);
-        let learn = Samples {
+        let training = Samples {
             features: train,
             standardizer: &standardizer,
             labels: &labels.train,
             classes: labels.classes,
         };
-        let judge = Samples {
+        let testing = Samples {
             features: test,
             standardizer: &standardizer,
             labels: &labels.test,
             classes: labels.classes,
         };
         let lrs = &self.config.lrs;
-        let all: Vec<u32> = (0..train.rows() as u32).collect();
-        let every: Vec<u32> = (0..test.rows() as u32).collect();
+        let train_rows: Vec<u32> = (0..train.rows() as u32).collect();
+        let test_rows: Vec<u32> = (0..test.rows() as u32).collect();
         let diverged = || EvalError::Diverged {
             layer: train.layer().clone(),
             lrs: lrs.clone(),
         };
 
         let (lr, rates, tested) = if lrs.len() > 1 && self.config.select == Select::Validation {
-            let (kept, held_out) = self.hold_out(&all)?;
-            let classifiers = self.train(&learn, &kept, lrs, epoch_done)?;
-            let rates = rates(lrs, &accuracy(&learn, &held_out, &classifiers.folded()));
+            let (kept, held_out) = self.hold_out(&train_rows)?;
+            let classifiers = self.train(&training, &kept, lrs, epoch_done)?;
+            let rates = rates(lrs, &accuracy(&training, &held_out, &classifiers.folded()));
             let lr = choose(&rates).ok_or_else(diverged)?.lr;
-            let chosen = self.train(&learn, &all, &[lr], epoch_done)?;
+            let chosen = self.train(&training, &train_rows, &[lr], epoch_done)?;
             (
                 lr,
                 rates,
-                accuracy(&judge, &every, &chosen.folded())
+                accuracy(&testing, &test_rows, &chosen.folded())
                     .into_iter()
                     .next()
                     .flatten(),
             )
         } else {
-            let classifiers = self.train(&learn, &all, lrs, epoch_done)?;
-            let tested = accuracy(&judge, &every, &classifiers.folded());
+            let classifiers = self.train(&training, &train_rows, lrs, epoch_done)?;
+            let tested = accuracy(&testing, &test_rows, &classifiers.folded());
             let rates = rates(lrs, &tested);
             let lr = choose(&rates).ok_or_else(diverged)?.lr;
             let at = lrs.iter().position(|other| *other == lr);

@@ -38,7 +38,7 @@ pub struct LayerReport {
 pub struct RateReport {
     /// The learning rate.
     pub lr: f64,
-    /// Accuracy on the held-out part ([`Select::Validation`]) or the test set, in percent.
+    /// Accuracy on the held-out part ([`Select::Validation`](crate::Select::Validation)) or the test set, in percent.
     pub top1: f64,
 }
 
@@ -54,7 +54,7 @@ pub(super) fn rates(lrs: &[f64], tallies: &[Option<Tally>]) -> Vec<RateReport> {
         .collect()
 }
 
-/// The rate with the highest accuracy; of equal ones the first. `None` if all are zero.
+/// The rate with the highest accuracy; of equal ones the first. `None` without any rate.
 pub(super) fn choose(rates: &[RateReport]) -> Option<RateReport> {
     let better =
         |best: RateReport, next: RateReport| if next.top1 > best.top1 { next } else { best };
