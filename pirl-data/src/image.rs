@@ -28,6 +28,24 @@ impl Image {
         Ok(image)
     }
 
+    /// The image that a view holds: all of red, then all of green, then all of blue, each row by row.
+    ///
+    /// # Errors
+    /// [`DataError::ImageSize`] when a side is zero or the number of bytes is another.
+    pub fn from_planes(width: usize, height: usize, planes: &[u8]) -> Result<Self, DataError> {
+        let area = planes.len() / 3;
+        let (red, rest) = planes.split_at(area);
+        let (green, blue) = rest.split_at(area);
+        let pixels = red.iter().zip(green).zip(blue);
+        let pixels = pixels.flat_map(|((red, green), blue)| [*red, *green, *blue]);
+        // What three channels cannot share is kept, so that the check counts it.
+        Self::new(
+            width,
+            height,
+            pixels.chain(blue.iter().skip(area).copied()).collect(),
+        )
+    }
+
     /// An image of no pixels, to be filled.
     pub(crate) fn empty() -> Self {
         Self {
@@ -49,8 +67,12 @@ impl Image {
         })
     }
 
-    /// The fields are public, so they need not agree: operations that rely on it ask first.
-    pub(crate) fn check(&self) -> Result<(), DataError> {
+    /// Whether the pixels fill the sides: the fields are public, so they need not agree, and operations
+    /// that rely on it ask first.
+    ///
+    /// # Errors
+    /// [`DataError::ImageSize`] when a side is zero or the number of bytes is another.
+    pub fn check(&self) -> Result<(), DataError> {
         let (width, height, found) = (self.width, self.height, self.pixels.len());
         let expected = width
             .checked_mul(height)

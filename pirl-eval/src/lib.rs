@@ -35,7 +35,6 @@
 
 mod accuracy;
 mod cache;
-mod chart;
 pub mod detect;
 mod error;
 mod extract;
@@ -59,14 +58,14 @@ pub use error::{EvalError, Result};
 pub use extract::{Extraction, extract_features, recompute_batch_norm};
 pub use feature_set::{FeatureSet, LayerFeatures};
 pub use finetune::{Finetune, FinetuneConfig, FinetuneReport};
-pub use invariance::{ANOTHER_IMAGE, Change, Distances, invariance, invariance_chart};
+pub use invariance::{ANOTHER_IMAGE, Change, Distances, invariance};
 pub use knn::{Accuracy, Knn, KnnConfig, KnnReport};
 pub use label_subset::LabelSubset;
 pub use linear::{
     Crops, LayerReport, LinearConfig, LinearProbe, LinearReport, RandomCropProbe, RateReport,
     Select,
 };
-pub use neighbours::{Neighbour, nearest_neighbours, neighbour_sheet};
+pub use neighbours::{Neighbour, nearest_neighbours};
 pub use pool::Pool;
 pub use presence::Presence;
 pub use probe::{Best, Probe, check_packs};

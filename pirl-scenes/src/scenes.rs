@@ -1,25 +1,19 @@
-//! Scenes composed of the images of a pack: a detection data set for everyone.
-//!
-//! Real detection sets are large and need an account or hours of download. Scenes of real items at
-//! several scales, over each other and among clutter, are a detection task that a CPU can learn, and
-//! in the folder layout of VOC they take the very path that a real set takes.
-
-mod composition;
-mod item;
-mod voc;
-
 use std::path::Path;
 
+use pirl_core::random::{below, stream, uniform};
+use pirl_core::{SettingError, check};
+use pirl_data::Pack;
 use rand::{Rng, RngExt};
 use rayon::prelude::*;
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::random::{Use, below, stream, uniform};
-use crate::{DataError, Pack};
+use crate::SceneError;
+use crate::composition::Composition;
+use crate::item::Item;
+use crate::voc::{Folder, Placed};
 
-use composition::Composition;
-use item::Item;
-use voc::{Folder, Placed};
+/// What the streams of random numbers of scenes are for, among those of a seed; part of what a seed means.
+const SCENE: u64 = 5;
 
 /// What scenes look like.
 #[derive(Clone, Debug, PartialEq)]
@@ -56,35 +50,42 @@ impl Default for SceneConfig {
 }
 
 impl SceneConfig {
-    fn check(&self) -> Result<(), DataError> {
-        let wrong = |key, reason: String| Err(DataError::Setting { key, reason });
-        if self.scenes == 0 {
-            return wrong("scenes", "0, but at least 1 is needed".to_owned());
-        }
+    fn check(&self) -> Result<(), SettingError> {
+        check("scenes", self.scenes, self.scenes > 0, "must be at least 1")?;
         let [least, most] = self.items;
-        if least == 0 || least > most {
-            let reason = format!("{least} to {most}, but at least 1 and rising is needed");
-            return wrong("items", reason);
-        }
+        check(
+            "items",
+            format!("{least} to {most}"),
+            least > 0 && least <= most,
+            "must be at least 1, and rise",
+        )?;
         let [least, most] = self.item_side;
         let smallest = self.sides.iter().min().copied().unwrap_or(0);
-        if least < 4 || least > most || most > smallest {
-            let reason = format!(
-                "{least} to {most} pixels, but 4 up to the shortest side of a scene, {smallest}, \
-                 and rising is needed"
-            );
-            return wrong("item_side", reason);
-        }
-        if self.sides.iter().any(|side| *side > 4096) {
-            return wrong("sides", format!("{:?}, but at most 4096", self.sides));
-        }
-        for (key, share) in [
+        check(
+            "item_side",
+            format!("{least} to {most}"),
+            least >= 4 && least <= most && most <= smallest,
+            &format!(
+                "must rise, from at least 4 pixels to at most the shortest side of a scene, {smallest}"
+            ),
+        )?;
+        let largest = self.sides.iter().max().copied().unwrap_or(0);
+        check(
+            "sides",
+            largest,
+            largest <= 4096,
+            "must be at most 4096 pixels",
+        )?;
+        for (field, share) in [
             ("difficult_below", self.difficult_below),
             ("visible_at_least", self.visible_at_least),
         ] {
-            if !(0.0..=1.0).contains(&share) {
-                return wrong(key, format!("{share}, but it must lie in 0..=1"));
-            }
+            check(
+                field,
+                share,
+                (0.0..=1.0).contains(&share),
+                "must lie in 0..=1",
+            )?;
         }
         Ok(())
     }
@@ -110,22 +111,22 @@ pub struct SceneReport {
 /// in which it is missing is not finished.
 ///
 /// # Errors
-/// [`DataError::Setting`], [`DataError::Empty`] for a pack without labels, [`DataError::Io`], also
-/// when the image set is there already, [`DataError::Decode`].
+/// [`SceneError::Setting`]; [`SceneError::Unlabelled`]; [`SceneError::Exists`] when the image set is there
+/// already; [`SceneError::OtherClasses`] when the folder holds scenes of another pack's classes;
+/// [`SceneError::Data`] for an image that cannot be decoded; [`SceneError::Io`].
 pub fn compose_scenes(
     pack: &Pack,
     folder: &Path,
     split: &str,
     config: &SceneConfig,
     progress: &mut dyn FnMut(usize, usize),
-) -> Result<SceneReport, DataError> {
+) -> Result<SceneReport, SceneError> {
     /// Scenes between two calls of `progress`.
     const PART: usize = 64;
     config.check()?;
     if pack.labels().is_none() {
-        return Err(DataError::Empty {
+        return Err(SceneError::Unlabelled {
             path: pack.paths().first().cloned().unwrap_or_default(),
-            expected: "scenes need a pack of labelled images",
         });
     }
     let folder = Folder::create(folder, split, pack.class_names())?;
@@ -137,13 +138,13 @@ pub fn compose_scenes(
         let written: Vec<(String, Vec<Placed>)> = part
             .into_par_iter()
             .map(|index| {
-                let mut rng = stream(config.seed, Use::Scene, set, index as u64);
+                let mut rng = stream(config.seed, SCENE, set, index as u64);
                 let (scene, placed) = compose(pack, config, &mut rng)?;
                 let name = format!("{split}_{index:06}");
                 folder.write(&name, scene, &placed)?;
                 Ok((name, placed))
             })
-            .collect::<Result<_, DataError>>()?;
+            .collect::<Result<_, SceneError>>()?;
         for (name, placed) in written {
             report.scenes += 1;
             report.objects += placed.len();
@@ -161,7 +162,7 @@ fn compose(
     pack: &Pack,
     config: &SceneConfig,
     rng: &mut dyn Rng,
-) -> Result<(Composition, Vec<Placed>), DataError> {
+) -> Result<(Composition, Vec<Placed>), SceneError> {
     /// Places tried for an item.
     const TRIES: usize = 30;
     let mut side = || config.sides[below(rng, config.sides.len())];
