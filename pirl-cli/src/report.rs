@@ -37,33 +37,39 @@ fn html(title: &str, rows: &[Row], config: &str) -> Result<String> {
     };
     let chart = |title: &str, unit: &str| Chart::new(title, "step", unit);
     let mut losses = chart("Loss", "mean of the batch").series(series("total", "loss"));
-    for term in terms(rows) {
-        losses = losses.series(series(&term.replacen("loss_", "", 1).replace('_', " "), term));
+    let terms = terms(rows);
+    let several = terms.len() > 1;
+    // A single term is the loss.
+    for term in terms.into_iter().filter(|_| several) {
+        losses = losses.series(series(
+            &term.replacen("loss_", "", 1).replace('_', " "),
+            term,
+        ));
     }
     let mut charts = vec![losses];
     let accuracies = ACCURACIES.map(|(key, name)| series(name, key));
     let accuracies = accuracies.into_iter().filter(|series| !series.is_empty());
     let accuracies: Vec<Series> = accuracies.collect();
     if !accuracies.is_empty() {
-        charts.push(accuracies.into_iter().fold(chart("Accuracy", "%"), Chart::series));
+        charts.push(
+            accuracies
+                .into_iter()
+                .fold(chart("Accuracy", "%"), Chart::series),
+        );
     }
-    charts.push(chart("Learning rate", "per step").series(series("learning rate", "lr")));
+    charts.push(chart("Learning rate", "").series(series("learning rate", "lr")));
     charts.push(chart("Speed", "images per second").series(series("speed", "images_per_second")));
     let facts = rows.last().map_or_else(Vec::new, |row| {
-        let fact = |name: &str, key: &str, decimals: Option<usize>| {
-            let value = match (number(row, key), decimals) {
-                (Some(value), Some(decimals)) => format!("{value:.decimals$}"),
-                (Some(value), None) => value.to_string(),
-                (None, _) => "not finite".to_owned(),
-            };
+        let fact = |name: &str, key: &str, digits: usize| {
+            let value = number(row, key).map_or("not finite".to_owned(), |x| rounded(x, digits));
             (name.to_owned(), value)
         };
         vec![
-            fact("last step", "step", None),
-            fact("epoch", "epoch", None),
-            fact("loss", "loss", Some(4)),
-            fact("learning rate", "lr", None),
-            fact("images per second", "images_per_second", Some(1)),
+            fact("last step", "step", 12),
+            fact("epoch", "epoch", 12),
+            fact("loss", "loss", 5),
+            fact("learning rate", "lr", 4),
+            fact("images per second", "images_per_second", 4),
         ]
     });
     let report = RunReport {
@@ -73,6 +79,21 @@ fn html(title: &str, rows: &[Row], config: &str) -> Result<String> {
         settings: config,
     };
     Ok(report.to_html()?)
+}
+
+/// A number with at most so many digits that count.
+fn rounded(x: f64, digits: usize) -> String {
+    let place = if x == 0.0 {
+        0.0
+    } else {
+        x.abs().log10().floor()
+    };
+    let decimals = (digits as f64 - 1.0 - place).clamp(0.0, 12.0) as usize;
+    let text = format!("{x:.decimals$}");
+    match text.contains('.') {
+        true => text.trim_end_matches('0').trim_end_matches('.').to_owned(),
+        false => text,
+    }
 }
 
 /// The keys of the terms of the loss, in the order in which they first come.
@@ -93,8 +114,8 @@ mod tests {
 
     fn row(step: u64, loss: f32) -> Row {
         let row = serde_json::json!({
-            "step": step, "epoch": 1, "loss": loss, "loss_image": loss / 3.0, "loss_scale": 1024,
-            "lr": 0.1, "images_per_second": 9.0,
+            "step": step, "epoch": 1, "loss": loss, "loss_image": loss / 3.0, "loss_patch": loss,
+            "loss_scale": 1024, "lr": 0.1, "images_per_second": 9.0,
         });
         row.as_object().unwrap().clone()
     }
@@ -102,16 +123,43 @@ mod tests {
     #[test]
     fn a_page_names_its_curves_facts_and_settings() {
         let page = html("a <run>", &[row(1, 2.0), row(2, 1.0)], "seed = 0 # a & b").unwrap();
-        for part in ["a &#60;run&#62;", "a &#38; b", ">image<", ">Speed<", ">1.0000<"] {
+        for part in [
+            "a &#60;run&#62;",
+            "a &#38; b",
+            "\nimage\n",
+            "\npatch\n",
+            ">Speed<",
+            ">1<",
+        ] {
             assert!(page.contains(part), "{part} in {page}");
         }
-        for part in [">scale<", ">Accuracy<", "a <run>"] {
+        for part in ["\nscale\n", ">Accuracy<", "a <run>"] {
             assert!(!page.contains(part), "{part} in {page}");
         }
         let mut row = row(3, 0.5);
         row.insert("ap50".to_owned(), 31.5.into());
+        row.remove("loss_patch");
         let page = html("x", &[row], "").unwrap();
         assert!(page.contains(">Accuracy<") && !page.contains("top-1"));
+        assert!(
+            !page.contains("image\n"),
+            "a single term is the loss: {page}"
+        );
+    }
+
+    #[test]
+    fn facts_have_the_digits_that_count() {
+        for (x, digits, text) in [
+            (0.099_977_96, 4, "0.09998"),
+            (6.103_44, 5, "6.1034"),
+            (93_600.0, 12, "93600"),
+            (338.07, 4, "338.1"),
+            (12_345.6, 4, "12346"),
+            (0.0, 4, "0"),
+            (-0.5, 4, "-0.5"),
+        ] {
+            assert_eq!(rounded(x, digits), text);
+        }
     }
 
     #[test]

@@ -96,3 +96,18 @@ impl Image {
         self.pixels.get(start..start + 3)?.try_into().ok()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn planes_of_another_size_are_refused() {
+        let image = Image::from_planes(2, 1, &[1, 2, 3, 4, 5, 6]).unwrap();
+        assert_eq!(image.pixels, [1, 3, 5, 2, 4, 6]);
+        for (width, height, bytes) in [(2, 1, 5), (2, 1, 7), (2, 1, 8), (0, 1, 0), (1, 1, 0)] {
+            let found = Image::from_planes(width, height, &vec![0; bytes]);
+            assert!(matches!(found, Err(DataError::ImageSize { .. })), "{bytes}");
+        }
+    }
+}

@@ -7,9 +7,7 @@ use common::{SIDE, network, packed, view};
 use pirl_data::{
     DataConfig, DataError, EvalView, Image, Pack, Pretext, Scratch, ViewConfig, eval_batches,
 };
-use pirl_eval::{
-    ANOTHER_IMAGE, Change, EvalError, LayerFeatures, invariance, nearest_neighbours,
-};
+use pirl_eval::{ANOTHER_IMAGE, Change, EvalError, LayerFeatures, invariance, nearest_neighbours};
 use pirl_model::{Backbone, Layer, Mode};
 
 fn features(rows: usize, dim: usize, seed: u32) -> LayerFeatures {

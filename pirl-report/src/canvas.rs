@@ -10,8 +10,10 @@ use crate::raster::Raster;
 /// Red, green and blue.
 pub(crate) type Color = [u8; 3];
 
-/// What a picture is before anything is drawn on it.
-pub(crate) const PAPER: Color = [255; 3];
+/// What a sheet is before anything is drawn on it: white images stand out from it.
+pub(crate) const PAPER: Color = [0xee, 0xf0, 0xf2];
+/// The ground of charts, and what must be seen on any image.
+pub(crate) const WHITE: Color = [255; 3];
 /// Words, and lines of no other meaning.
 pub(crate) const INK: Color = [0x23, 0x27, 0x2e];
 /// Words of less weight.
@@ -29,7 +31,7 @@ pub(crate) const COLORS: [Color; 10] = [
     [0x7a, 0x56, 0xb8], // purple
     [0x8a, 0x5a, 0x44], // brown
     [0xc2, 0x4c, 0x98], // pink
-    [0x5f, 0x6b, 0x7a], // slate
+    [0x6a, 0x98, 0x2a], // lime
     [0x7f, 0x7d, 0x1c], // olive
     [0x12, 0x83, 0x93], // teal
 ];
@@ -58,12 +60,20 @@ impl Canvas {
     /// # Errors
     /// [`ReportError::TooLarge`].
     pub(crate) fn new(width: usize, height: usize) -> Result<Self> {
+        Self::of(width, height, PAPER)
+    }
+
+    /// A ground of one colour, of at least a pixel.
+    ///
+    /// # Errors
+    /// [`ReportError::TooLarge`].
+    pub(crate) fn of(width: usize, height: usize, ground: Color) -> Result<Self> {
         let (width, height) = (width.max(1), height.max(1));
         check_size(width, height)?;
         Ok(Self(Image {
             width,
             height,
-            pixels: PAPER.repeat(width * height),
+            pixels: ground.repeat(width * height),
         }))
     }
 
@@ -169,7 +179,7 @@ impl Canvas {
         let y = y.min(high as i64 - height as i64).max(0);
         self.fill((x, y), (width, height), color)?;
         let inside = (x + PAD as i64, y + PAD as i64);
-        self.text(inside, width, &text, face, PAPER)
+        self.text(inside, width, &text, face, WHITE)
     }
 
     /// Copies `image` to where its upper left corner is at `(x, y)`.
@@ -223,5 +233,126 @@ fn backend([red, green, blue]: Color) -> BackendColor {
     BackendColor {
         alpha: 1.0,
         rgb: (red, green, blue),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FACE: Face = Face::bold(11.0);
+
+    fn blank() -> Canvas {
+        Canvas::new(20, 10).unwrap()
+    }
+
+    /// Left, top, right and bottom of what is not paper.
+    fn drawn(canvas: Canvas) -> Option<[usize; 4]> {
+        let image = canvas.into_image();
+        let all = (0..image.height).flat_map(|y| (0..image.width).map(move |x| (x, y)));
+        let drawn = all.filter(|&(x, y)| image.pixel(x, y) != Some(PAPER));
+        let boxes = drawn.map(|(x, y)| [x, y, x + 1, y + 1]);
+        boxes.reduce(|a, b| {
+            [
+                a[0].min(b[0]),
+                a[1].min(b[1]),
+                a[2].max(b[2]),
+                a[3].max(b[3]),
+            ]
+        })
+    }
+
+    #[test]
+    fn rectangles_are_where_they_are_meant_and_cut_at_the_edges() {
+        for ((x, y), (width, height), expected) in [
+            ((3, 2), (4, 5), Some([3, 2, 7, 7])),
+            ((0, 0), (20, 10), Some([0, 0, 20, 10])),
+            ((-3, 8), (5, 9), Some([0, 8, 2, 10])),
+            ((19, 9), (1, 1), Some([19, 9, 20, 10])),
+            ((20, 0), (5, 5), None),
+            ((5, -9), (5, 9), None),
+            ((5, 5), (0, 3), None),
+        ] {
+            let mut canvas = blank();
+            canvas.fill((x, y), (width, height), INK).unwrap();
+            assert_eq!(drawn(canvas), expected, "{x}, {y}");
+        }
+    }
+
+    #[test]
+    fn outlines_are_inside_their_box() {
+        let mut canvas = blank();
+        canvas.outline([2.0, 1.0, 12.0, 9.0], 2, 0, INK).unwrap();
+        let image = canvas.clone().into_image();
+        assert_eq!(drawn(canvas), Some([2, 1, 12, 9]));
+        let inked = image.pixels.chunks(3).filter(|pixel| *pixel == INK).count();
+        assert_eq!(inked, 10 * 8 - 6 * 4);
+        let mut dashed = blank();
+        dashed.outline([0.0, 0.0, 20.0, 10.0], 1, 4, INK).unwrap();
+        let image = dashed.into_image();
+        let row: Vec<bool> = (0..20).map(|x| image.pixel(x, 0) == Some(INK)).collect();
+        let expected: Vec<bool> = (0..20)
+            .map(|x| x / 4 % 2 == 0 || x == 0 || x == 19)
+            .collect();
+        assert_eq!(row, expected);
+        for bounds in [
+            [1e300, f64::MIN, -1e300, f64::MAX],
+            [f64::NAN; 4],
+            [5.0; 4],
+            [30.0, 3.0, 40.0, 5.0],
+        ] {
+            let mut canvas = blank();
+            canvas.outline(bounds, 2, 0, INK).unwrap();
+        }
+    }
+
+    #[test]
+    fn tags_are_moved_inside() {
+        for (x, y) in [(-50, -50), (0, 0), (15, 8), (900, 900)] {
+            let mut canvas = Canvas::new(40, 30).unwrap();
+            canvas.tag((x, y), "1", FACE, INK).unwrap();
+            let [left, top, right, bottom] = drawn(canvas).unwrap();
+            assert_eq!(bottom - top, tag_height(FACE), "{x}, {y}");
+            assert!(right - left > 8 && right <= 40 && bottom <= 30, "{x}, {y}");
+        }
+        for (width, height) in [(1, 1), (6, 2), (7, 3)] {
+            let mut canvas = Canvas::new(width, height).unwrap();
+            canvas.tag((0, 0), "Ankle boot", FACE, INK).unwrap();
+        }
+    }
+
+    #[test]
+    fn words_are_dark_and_cut_at_their_width() {
+        let mut canvas = Canvas::new(200, 30).unwrap();
+        canvas
+            .text((10, 5), 60, "Ankle boots of all sizes", FACE, INK)
+            .unwrap();
+        let image = canvas.clone().into_image();
+        let [left, top, right, bottom] = drawn(canvas).unwrap();
+        assert!(
+            left >= 10 && right <= 71 && top >= 4 && bottom <= 17,
+            "{left} {top} {right} {bottom}"
+        );
+        assert!(image.pixels.chunks(3).any(|pixel| pixel[0] < 0x60));
+    }
+
+    #[test]
+    fn images_are_pasted_and_cut_at_the_edges() {
+        let image = Image::new(4, 3, (0..36).collect()).unwrap();
+        for (x, y, expected) in [
+            (0, 0, Some([0, 0, 4, 3])),
+            (18, 8, Some([18, 8, 20, 10])),
+            (-2, -1, Some([0, 0, 2, 2])),
+            (-9, 0, None),
+            (0, 99, None),
+        ] {
+            let mut canvas = blank();
+            canvas.paste((x, y), &image);
+            if let (Some([left, top, ..]), canvas) = (expected, &canvas.0) {
+                let from = image.pixel((left as i64 - x) as usize, (top as i64 - y) as usize);
+                assert_eq!(canvas.pixel(left, top), from, "{x}, {y}");
+            }
+            assert_eq!(drawn(canvas), expected, "{x}, {y}");
+        }
     }
 }

@@ -3,7 +3,7 @@
 use pirl_data::{Image, Objects};
 use pirl_eval::detect::{Detection, VocReport};
 
-use crate::canvas::{Canvas, FAINT, INK, PAPER, color, tag_height};
+use crate::canvas::{Canvas, FAINT, INK, WHITE, color, tag_height};
 use crate::chart::{Chart, Series};
 use crate::error::{ReportError, Result};
 use crate::font::Face;
@@ -65,7 +65,7 @@ fn draw(panel: &DetectionPanel<'_>, classes: &[String], least_score: f32) -> Res
     let scaled = |bounds: [f32; 4]| bounds.map(|x| f64::from(x) * scale);
     for (bounds, _, _) in panel.objects.iter() {
         canvas.outline(scaled(bounds), 1, 0, INK)?;
-        canvas.outline(scaled(bounds), 1, DASH, PAPER)?;
+        canvas.outline(scaled(bounds), 1, DASH, WHITE)?;
     }
     check(panel.detections, classes)?;
     let shown = panel.detections.iter().filter(|f| f.score >= least_score);
@@ -148,6 +148,7 @@ mod tests {
     use pirl_eval::detect::{DetectMetric, voc_metrics};
 
     use super::*;
+    use crate::canvas::PAPER;
     use crate::chart::testing::{lines, near, pixel, place};
     use crate::sheet::caption_height;
 
@@ -192,7 +193,7 @@ mod tests {
         assert_eq!(pixel(65, 60), Some(color(1)), "the class, above the box");
         assert_eq!(pixel(65, 36), Some([120; 3]), "nothing above that");
         let edge: Vec<_> = (32..288).filter_map(|x| pixel(x, 160)).collect();
-        assert!(edge.contains(&PAPER) && edge.contains(&INK), "dashes");
+        assert!(edge.contains(&WHITE) && edge.contains(&INK), "dashes");
         assert_eq!(pixel(320 + GAP + 64, 100), Some(color(1)), "second panel");
         assert_eq!(pixel(400, 700), Some(PAPER), "no sixth panel");
         for x in 0..sheet.width {

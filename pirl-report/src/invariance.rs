@@ -7,12 +7,14 @@ use pirl_eval::Distances;
 
 use crate::chart::{Chart, Series};
 use crate::error::{ReportError, Result};
-use crate::sheet::contact_sheet;
+use crate::sheet::{contact_sheet, framed};
 
 /// Bars of a histogram.
 const BINS: usize = 40;
 /// Sides of a chart, pixels of a plain screen.
-const CHART: (usize, usize) = (520, 340);
+const CHART: (usize, usize) = (520, 330);
+/// Pixels between and around the charts.
+const GAP: usize = 24;
 
 /// A chart for each change, with the distribution that each of `reports` (weights by name) has of its
 /// distances; two charts in a row, on the same axes.
@@ -23,7 +25,10 @@ const CHART: (usize, usize) = (520, 340);
 pub fn invariance_chart(reports: &[(String, BTreeMap<String, Distances>)]) -> Result<Image> {
     let charts = charts(reports)?;
     let images = charts.iter().map(|chart| chart.to_image(CHART.0, CHART.1));
-    contact_sheet(&images.collect::<Result<Vec<Image>>>()?, 2, 0)
+    framed(
+        &contact_sheet(&images.collect::<Result<Vec<Image>>>()?, 2, GAP)?,
+        GAP,
+    )
 }
 
 fn charts(reports: &[(String, BTreeMap<String, Distances>)]) -> Result<Vec<Chart>> {
@@ -138,7 +143,8 @@ mod tests {
             );
         }
         let chart = invariance_chart(&reports).unwrap();
-        assert_eq!((chart.width, chart.height), (4 * CHART.0, 2 * CHART.1));
+        let sides = (4 * CHART.0 + 3 * GAP, 2 * CHART.1 + 2 * GAP);
+        assert_eq!((chart.width, chart.height), sides);
         for hue in [color(0), color(1)] {
             assert!(chart.pixels.chunks(3).any(|pixel| pixel == hue), "{hue:?}");
         }
@@ -151,7 +157,7 @@ mod tests {
         let one = |values: &[f64]| {
             let changes = BTreeMap::from([("crop".to_owned(), distances(values))]);
             charts(&[("one".to_owned(), changes)]).unwrap()[0]
-                .to_svg(520, 340)
+                .to_svg(CHART.0, CHART.1)
                 .unwrap()
         };
         for values in [&[][..], &[0.0], &[2.0; 3]] {

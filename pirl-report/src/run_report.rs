@@ -7,7 +7,7 @@ use crate::chart::{AXIS, Chart, GRID};
 use crate::error::Result;
 
 /// Sides of a chart, pixels: two are beside each other on a screen, one is as wide as a telephone.
-const CHART: (usize, usize) = (460, 290);
+const CHART: (usize, usize) = (420, 275);
 
 /// What colours of charts are in the dark.
 const DARK: [Color; 10] = [
@@ -18,7 +18,7 @@ const DARK: [Color; 10] = [
     [0xb9, 0x9e, 0xea],
     [0xc9, 0x9c, 0x83],
     [0xec, 0x93, 0xcf],
-    [0xa3, 0xb0, 0xc0],
+    [0xa9, 0xd1, 0x6b],
     [0xcf, 0xcb, 0x5e],
     [0x5c, 0xc8, 0xd8],
 ];

@@ -32,7 +32,7 @@ const LAST: u64 = 9_999_999_999;
 /// // After an interruption, from the checkpoint of step 1 on:
 /// let mut events = EventFile::create(run, 1)?;
 /// events.scalars(2, &[("loss/total", 6.1), ("lr", 0.03)])?;
-/// # Ok::<(), pirl_report::ReportError>(())
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug)]
 pub struct EventFile {
