@@ -13,7 +13,6 @@ mod recipe;
 mod report;
 mod run_dir;
 mod session;
-mod tensorboard;
 mod weights;
 
 use std::process::ExitCode;

@@ -1,11 +1,11 @@
 //! Standard output, files of results, and errors in words.
 
-use std::io::{self, Cursor, ErrorKind, Write};
+use std::io::{self, ErrorKind, Write};
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use image::{ImageFormat, RgbImage};
 use pirl_data::Image;
+use pirl_report::png;
 use serde::Serialize;
 
 /// Prints `text` and a line's end; a reader that has gone (`| head`) is no error.
@@ -34,13 +34,6 @@ pub(crate) fn write_result(folder: &Path, result: &impl Serialize) -> Result<()>
 }
 
 /// Writes a picture as PNG, whole or not at all.
-pub(crate) fn write_png(path: &Path, image: Image) -> Result<()> {
-    let (width, height) = (u32::try_from(image.width)?, u32::try_from(image.height)?);
-    let picture = RgbImage::from_raw(width, height, image.pixels)
-        .context("the picture's pixels do not fill it")?;
-    let mut png = Cursor::new(Vec::new());
-    picture
-        .write_to(&mut png, ImageFormat::Png)
-        .context("encoding a picture as PNG")?;
-    write_file(path, png.get_ref())
+pub(crate) fn write_png(path: &Path, image: &Image) -> Result<()> {
+    write_file(path, &png(image)?)
 }

@@ -4,6 +4,7 @@
 //! [`pirl_train::run`], so they behave alike.
 
 use anyhow::{Result, bail};
+use pirl_report::EventFile;
 use pirl_train::{
     BoxError, Checkpoints, Ended, Identity, Metric, MetricsFile, Observer, Row, RunOptions, Step,
     TrainError, Training, resume, run,
@@ -14,7 +15,6 @@ use crate::progress::Progress;
 use crate::recipe::Recipe;
 use crate::report;
 use crate::run_dir::RunDir;
-use crate::tensorboard::TensorBoard;
 
 /// A training about to run.
 pub(crate) struct Session<'a> {
@@ -171,14 +171,14 @@ fn way_out(error: anyhow::Error) -> anyhow::Error {
 /// What is written of a training while it runs.
 struct Log {
     metrics: MetricsFile,
-    board: TensorBoard,
+    events: EventFile,
 }
 
 impl Log {
     fn open(folder: &RunDir, done: u64) -> Result<Self> {
         Ok(Self {
             metrics: MetricsFile::open(&folder.metrics(), done)?,
-            board: TensorBoard::create(folder.path(), done)?,
+            events: EventFile::create(folder.path(), done)?,
         })
     }
 
@@ -202,7 +202,7 @@ impl Log {
             .iter()
             .map(|(tag, value)| (tag.as_str(), *value))
             .collect();
-        self.board.scalars(row.step, &points)
+        Ok(self.events.scalars(row.step, &points)?)
     }
 }
 

@@ -4,7 +4,7 @@
 //! step or an epoch, an image. So nothing depends on the order in which they are drawn from, or on the
 //! number of threads, and a resumed run draws what it would have drawn.
 
-use rand::Rng;
+use rand::{Rng, RngExt};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 
@@ -23,6 +23,19 @@ pub fn stream(seed: u64, purpose: u64, a: u64, b: u64) -> ChaCha8Rng {
 /// A seed of its own for what takes one: the first number of `stream(seed, purpose, 0, 0)`.
 pub fn seed(seed: u64, purpose: u64) -> u64 {
     stream(seed, purpose, 0, 0).next_u64()
+}
+
+/// Uniform in `[low, high)`; `low` when the two are equal.
+pub fn uniform(rng: &mut dyn Rng, [low, high]: [f64; 2]) -> f64 {
+    low + (high - low) * rng.random::<f64>()
+}
+
+/// Uniform among `0..count`.
+///
+/// # Panics
+/// If `count` is 0.
+pub fn below(rng: &mut dyn Rng, count: usize) -> usize {
+    rng.random_range(0..count)
 }
 
 #[cfg(test)]

@@ -28,6 +28,24 @@ impl Image {
         Ok(image)
     }
 
+    /// The image that a view holds: all of red, then all of green, then all of blue, each row by row.
+    ///
+    /// # Errors
+    /// [`DataError::ImageSize`] when a side is zero or the number of bytes is another.
+    pub fn from_planes(width: usize, height: usize, planes: &[u8]) -> Result<Self, DataError> {
+        let area = planes.len() / 3;
+        let (red, rest) = planes.split_at(area);
+        let (green, blue) = rest.split_at(area);
+        let pixels = red.iter().zip(green).zip(blue);
+        let pixels = pixels.flat_map(|((red, green), blue)| [*red, *green, *blue]);
+        // What three channels cannot share is kept, so that the check counts it.
+        Self::new(
+            width,
+            height,
+            pixels.chain(blue.iter().skip(area).copied()).collect(),
+        )
+    }
+
     /// An image of no pixels, to be filled.
     pub(crate) fn empty() -> Self {
         Self {
@@ -49,9 +67,12 @@ impl Image {
         })
     }
 
-    /// An error unless `pixels` has the length that width and height say; the fields are public, so it
-    /// may not.
-    pub(crate) fn check(&self) -> Result<(), DataError> {
+    /// Whether the pixels fill the sides: the fields are public, so they need not agree, and operations
+    /// that rely on it ask first.
+    ///
+    /// # Errors
+    /// [`DataError::ImageSize`] when a side is zero or the number of bytes is another.
+    pub fn check(&self) -> Result<(), DataError> {
         let (width, height, found) = (self.width, self.height, self.pixels.len());
         let expected = width
             .checked_mul(height)
@@ -73,5 +94,20 @@ impl Image {
         }
         let start = (y * self.width + x) * 3;
         self.pixels.get(start..start + 3)?.try_into().ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn planes_of_another_size_are_refused() {
+        let image = Image::from_planes(2, 1, &[1, 2, 3, 4, 5, 6]).unwrap();
+        assert_eq!(image.pixels, [1, 3, 5, 2, 4, 6]);
+        for (width, height, bytes) in [(2, 1, 5), (2, 1, 7), (2, 1, 8), (0, 1, 0), (1, 1, 0)] {
+            let found = Image::from_planes(width, height, &vec![0; bytes]);
+            assert!(matches!(found, Err(DataError::ImageSize { .. })), "{bytes}");
+        }
     }
 }

@@ -70,14 +70,11 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! [`compose_scenes`] makes a detection data set out of a pack of single items.
-//!
-//! [`EvalView`] and [`eval_batches`] show images without randomness; the operations are in
-//! [`transform`]. [`preview_sheet`] shows what training sees to people, with the means of [`draw`].
+//! [`EvalView`] and [`eval_batches`] show images without chance; the operations are in
+//! [`transform`]. [`Scratch::trace`] tells where a view came from, for those who show it to people.
 
 mod config;
 mod decode;
-pub mod draw;
 mod error;
 mod image;
 mod loader;
@@ -85,9 +82,7 @@ mod objects;
 mod orientation;
 mod pack;
 mod pretext;
-mod preview;
 mod random;
-mod scene;
 mod source;
 mod stages;
 mod throughput;
@@ -102,8 +97,7 @@ pub use pack::{
     Counts, ObjectCounts, Pack, PackOptions, PackReport, PerClass, Skipped, Verification, pack,
 };
 pub use pretext::{Pretext, build_pretext, permutations};
-pub use preview::preview_sheet;
-pub use scene::{SceneConfig, SceneReport, compose_scenes};
+pub use random::sample_rng;
 pub use source::{
     Cifar, Encoding, Idx, ImageFolder, List, RawSample, Source, Split, Voc, fetch_fashion_mnist,
 };

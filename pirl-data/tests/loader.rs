@@ -12,7 +12,7 @@ use common::{Samples, jpeg, picture, png};
 use pirl_data::{
     Batch, DataConfig, DataError, Encoding, EvalView, Image, ImageView, Loader, LoaderConfig,
     OnCorrupt, Pack, PackOptions, Pretext, PretextConfig, PretextKind, Scratch, ViewConfig,
-    build_pretext, eval_batches, pack, preview_sheet,
+    build_pretext, eval_batches, pack,
 };
 use rand::Rng;
 use tempfile::TempDir;
@@ -426,31 +426,4 @@ fn evaluation_shows_all_images_in_order() {
     assert!(eval_batches(&pack, &view, 0, 1, &Device::Cpu).is_err());
     let none = EvalView { crop: 0, ..view };
     assert!(eval_batches(&pack, &none, 4, 1, &Device::Cpu).is_err());
-}
-
-#[test]
-fn the_preview_shows_a_row_for_each_image_as_the_first_epoch_sees_it() {
-    let folder = TempDir::new().unwrap();
-    let path = packed(&folder);
-    let pack = Pack::open(&path).unwrap();
-    let sheet = |count, seed| preview_sheet(&pack, &view(), Some(&*jigsaw()), count, seed).unwrap();
-    let (one, three, all) = (sheet(1, 1), sheet(3, 1), sheet(1000, 11));
-    assert!(one.width > 5 * 200 && one.height > 200);
-    assert!(three.height >= 3 * one.height && all.height >= IMAGES * one.height);
-    assert_eq!(three, sheet(3, 1));
-    assert_ne!(three, sheet(3, 2));
-    assert!(preview_sheet(&pack, &view(), None, 0, 1).is_err());
-
-    // The first row of each image of the first epoch, every pixel as often as it is enlarged.
-    for batch in loader(&path, config(4, 1, 1)).epoch(0, 0).unwrap() {
-        let images = batch.unwrap().images;
-        for place in 0..4 {
-            let image = images.get(place).unwrap().to_vec3::<u8>().unwrap();
-            let pixel = |x: usize| [0, 1, 2].map(|channel| image[channel][0][x]);
-            let row = (0..20).flat_map(|x| pixel(x).repeat(256 / 20));
-            let row: Vec<u8> = row.collect();
-            let mut rows = all.pixels.windows(row.len()).step_by(3);
-            assert!(rows.any(|shown| shown == row));
-        }
-    }
 }

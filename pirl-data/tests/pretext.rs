@@ -2,9 +2,10 @@
 
 use std::collections::HashSet;
 
+use pirl_data::transform::Crop;
 use pirl_data::{
-    DataConfig, DataError, Image, Pretext, PretextConfig, PretextKind, Scratch, ViewConfig,
-    build_pretext,
+    DataConfig, DataError, Image, ImageView, Pretext, PretextConfig, PretextKind, Scratch,
+    ViewConfig, build_pretext,
 };
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -265,4 +266,42 @@ fn settings_that_cannot_work_are_named() {
             found: 3
         })
     ));
+}
+
+#[test]
+fn a_trace_tells_where_the_last_views_came_from() {
+    let image = numbered(60);
+    let turned = PretextConfig {
+        kind: PretextKind::JigsawRotation,
+        ..jigsaw(3, 60, 0)
+    };
+    let task = build_pretext(&turned, &data(60, 20), &plain(), 0).unwrap();
+    let mut scratch = Scratch::default();
+    let mut out = vec![0; 9 * 3 * 20 * 20];
+    let mut rng = ChaCha8Rng::seed_from_u64(3);
+    let mut turns = HashSet::new();
+    for _ in 0..20 {
+        task.apply(&image, &mut rng, &mut scratch, &mut out)
+            .unwrap();
+        let trace = scratch.trace();
+        assert_eq!(trace.crop, Some(Crop::whole(&image)));
+        turns.insert(trace.turned_before);
+        assert_eq!(trace.patches.len(), 9);
+        for (patch, view) in trace.patches.iter().zip(out.chunks_exact(3 * 20 * 20)) {
+            let place = patch.place;
+            assert_eq!(patch.cell, place.top / 20 * 3 + place.left / 20);
+            let corner = scratch.crop().pixel(place.left, place.top).unwrap();
+            assert_eq!([view[0], view[400], view[800]], corner);
+        }
+    }
+    assert_eq!(turns.len(), 4);
+
+    // Nothing is left of an earlier task.
+    let view = ImageView::new(&data(30, 20), &ViewConfig::default()).unwrap();
+    let mut out = vec![0; 3 * 30 * 30];
+    view.apply(&image, &mut rng, &mut scratch, &mut out)
+        .unwrap();
+    let trace = scratch.trace();
+    assert!(trace.patches.is_empty() && trace.turned_before == 0 && trace.turned_after == 0);
+    assert_eq!(scratch.crop(), &Image::from_planes(30, 30, &out).unwrap());
 }

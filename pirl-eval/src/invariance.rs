@@ -10,7 +10,6 @@ use std::collections::BTreeMap;
 
 use candle_core::{Device, Tensor};
 use pirl_core::{SettingError, check, random};
-use pirl_data::draw::{LETTER, color, contact_sheet};
 use pirl_data::{
     DataConfig, EvalView, Image, ImageView, Normalize, Pack, Pretext, Scratch, ViewConfig,
 };
@@ -19,7 +18,6 @@ use rand::Rng;
 use rayon::prelude::*;
 use serde::Serialize;
 
-use crate::chart::Chart;
 use crate::error::{EvalError, Result};
 use crate::extract::images_in_pass;
 use crate::nearest::normalise;
@@ -294,83 +292,6 @@ fn distance(a: &[f32], b: &[f32]) -> f64 {
     squares.sum::<f64>().sqrt()
 }
 
-/// Bars of a histogram.
-const BINS: usize = 40;
-
-/// A chart for each change, with the distribution that each of `reports` (weights by name) has of its
-/// distances; two charts in a row, on the same axes.
-///
-/// # Errors
-/// [`EvalError::Setting`] without reports, or if the first has no change.
-pub fn invariance_chart(reports: &[(String, BTreeMap<String, Distances>)]) -> Result<Image> {
-    let Some((_, first)) = reports.first().filter(|(_, first)| !first.is_empty()) else {
-        let expected = "must be at least one, with a change to draw";
-        return Err(SettingError::new("reports", "[]", expected).into());
-    };
-    let values = reports.iter().flat_map(|(_, changes)| changes.values());
-    let farthest = values.flat_map(|distances| &distances.values);
-    let farthest = farthest.fold(0.0f64, |most, &x| most.max(x));
-    // A tenth more than any distance is a bin of its own, which closes the curve.
-    let width = ((farthest * 10.0).floor() + 1.0) / 10.0;
-    let histograms: Vec<Vec<Vec<f64>>> = first
-        .keys()
-        .map(|name| {
-            let of = |(_, changes): &(_, BTreeMap<String, Distances>)| {
-                histogram(changes.get(name), width)
-            };
-            reports.iter().map(of).collect()
-        })
-        .collect();
-    let shares = histograms.iter().flatten().flatten();
-    let highest = shares.fold(0.0f64, |most, &x| most.max(x));
-    let highest = ((highest * 10.0).floor() + 1.0) / 10.0;
-    let names = reports.iter().map(|(name, _)| name.chars().count());
-    let letters = names.max().unwrap_or(0) + 8;
-    let charts: Vec<Image> = first
-        .keys()
-        .zip(&histograms)
-        .map(|(name, histograms)| {
-            let across = format!("L2 distance: {name}");
-            let most = (width, highest);
-            let mut chart = Chart::new(
-                (&across, "share of images"),
-                most,
-                (reports.len() + 2, letters),
-            );
-            chart.legend("mean", None);
-            for (number, (weights, changes)) in reports.iter().enumerate() {
-                let hue = color(number);
-                let mean = changes.get(name).map_or(f64::NAN, |found| found.mean);
-                chart.legend(&format!("{mean:.3} {weights}"), Some(hue));
-                chart.curve(outline(&histograms[number], width), hue);
-            }
-            chart.into_image()
-        })
-        .collect();
-    Ok(contact_sheet(&charts, 2, LETTER))
-}
-
-/// The share of the distances in each of the bins of `0..width`.
-fn histogram(distances: Option<&Distances>, width: f64) -> Vec<f64> {
-    let values = distances.map_or(&[][..], |distances| &distances.values);
-    let mut bins = vec![0.0; BINS];
-    for value in values {
-        let bin = (value / width * BINS as f64) as usize;
-        bins[bin.min(BINS - 1)] += 1.0 / values.len() as f64;
-    }
-    bins
-}
-
-/// The bins as steps.
-fn outline(bins: &[f64], width: f64) -> Vec<(f64, f64)> {
-    let edge = |bin: usize| bin as f64 * width / BINS as f64;
-    let steps = bins
-        .iter()
-        .enumerate()
-        .flat_map(|(bin, share)| [(edge(bin), *share), (edge(bin + 1), *share)]);
-    steps.collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -384,13 +305,5 @@ mod tests {
             assert!((found - expected).abs() < 1e-9, "{share}: {found}");
         }
         assert_eq!((found.mean, found.std), (4.0, 12.5f64.sqrt()));
-    }
-
-    #[test]
-    fn a_histogram_counts_every_distance() {
-        let distances = Distances::new(vec![0.0, 0.01, 1.0, 1.39]);
-        let bins = histogram(Some(&distances), 1.4);
-        assert_eq!((bins[0], bins[BINS - 1]), (0.5, 0.25));
-        assert!((bins.iter().sum::<f64>() - 1.0).abs() < 1e-12);
     }
 }

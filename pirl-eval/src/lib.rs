@@ -35,7 +35,6 @@
 
 mod accuracy;
 mod cache;
-mod chart;
 mod config;
 pub mod detect;
 mod error;
@@ -61,7 +60,7 @@ pub use error::{EvalError, Result};
 pub use extract::{Extraction, extract_features, recompute_batch_norm};
 pub use feature_set::{FeatureSet, LayerFeatures};
 pub use finetune::{Finetune, FinetuneConfig, FinetuneReport};
-pub use invariance::{ANOTHER_IMAGE, Change, Distances, invariance, invariance_chart};
+pub use invariance::{ANOTHER_IMAGE, Change, Distances, invariance};
 pub use knn::{Accuracy, Knn, KnnConfig, KnnReport};
 pub use label_subset::LabelSubset;
 pub use linear::{
@@ -69,7 +68,7 @@ pub use linear::{
     Select,
 };
 pub use memory::{check_memory, feature_bytes, images_per_second};
-pub use neighbours::{Neighbour, nearest_neighbours, neighbour_sheet};
+pub use neighbours::{Neighbour, nearest_neighbours};
 pub use pool::Pool;
 pub use presence::Presence;
 pub use probe::{Best, Probe, check_packs};

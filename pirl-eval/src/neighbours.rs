@@ -1,8 +1,6 @@
-//! Retrieval: images, and the images whose features are nearest.
+//! Retrieval: images, and those whose features are nearest.
 
 use pirl_core::check;
-use pirl_data::draw::{Canvas, Color, INK, LETTER, fit};
-use pirl_data::{Image, Pack};
 use rayon::prelude::*;
 use serde::Serialize;
 
@@ -73,73 +71,4 @@ pub fn nearest_neighbours(
         neighbours.collect()
     });
     Ok(rows.collect())
-}
-
-/// Longer side of an image on the sheet, pixels.
-const PANEL: usize = 112;
-const GAP: usize = 6;
-/// Height of the two lines of words under an image, pixels.
-const CAPTION: usize = 2 * (LETTER + 3);
-const SAME: Color = [24, 128, 56];
-const OTHER: Color = [200, 39, 40];
-
-/// A contact sheet: a row for each of the images `queries` of `pack`, first the image, then its
-/// `neighbours` in `gallery`, each with its class, number and cosine; the class in green where it is
-/// the query's, in red where it is another.
-///
-/// # Errors
-/// [`EvalError::Shape`] without rows, or unless there is one for each query;
-/// [`EvalError::Data`] for an image that is not there or cannot be decoded.
-pub fn neighbour_sheet(
-    pack: &Pack,
-    queries: &[u32],
-    gallery: &Pack,
-    neighbours: &[Vec<Neighbour>],
-) -> Result<Image> {
-    let columns = neighbours.iter().map(Vec::len).max().unwrap_or(0) + 1;
-    if neighbours.len() != queries.len() || columns < 2 {
-        return Err(EvalError::Shape {
-            what: "a sheet of neighbours".to_owned(),
-            expected: format!("neighbours of {} queries", queries.len()),
-            found: neighbours.len().to_string(),
-        });
-    }
-    // Neighbours stand a little apart from their query.
-    let left = |column: usize| column * (PANEL + GAP) + if column > 0 { 2 * GAP } else { 0 };
-    let row_height = PANEL + CAPTION + GAP;
-    let (width, height) = (left(columns) - GAP, neighbours.len() * row_height - GAP);
-    let mut sheet = Canvas::new(width, height);
-    for (row, found) in neighbours.iter().enumerate() {
-        let top = row * row_height;
-        let query = queries[row] as usize;
-        let class = pack.label(query).map(|label| name(pack, label));
-        let mut show = |column: usize, pack: &Pack, index: usize, words: String| -> Result<()> {
-            let (image, _) = fit(&pack.decode(index)?, PANEL)?;
-            let at = |y: usize| (left(column) as i64, (top + y) as i64);
-            let (wide, high) = ((PANEL - image.width) / 2, (PANEL - image.height) / 2);
-            sheet.paste((at(0).0 + wide as i64, at(high).1), &image);
-            let own = pack.label(index).map(|label| name(pack, label));
-            let hue = match own {
-                Some(_) if column == 0 || class.is_none() => INK,
-                own if own == class => SAME,
-                _ => OTHER,
-            };
-            let letters = own.unwrap_or_default().chars();
-            let name: String = letters.take(PANEL / LETTER).collect();
-            sheet.text(at(PANEL + 3), &name, hue);
-            sheet.text(at(PANEL + LETTER + 5), &words, INK);
-            Ok(())
-        };
-        show(0, pack, query, format!("{query}, query"))?;
-        for (place, neighbour) in found.iter().enumerate() {
-            let words = format!("{} {:.3}", neighbour.index, neighbour.cosine);
-            show(place + 1, gallery, neighbour.index, words)?;
-        }
-    }
-    Ok(sheet.into_image())
-}
-
-fn name(pack: &Pack, label: u32) -> &str {
-    let name = pack.class_names().get(label as usize);
-    name.map_or("", String::as_str)
 }

@@ -3,14 +3,11 @@
 mod common;
 
 use candle_core::{Device, Tensor};
-use common::{SIDE, network, packed, packed_with, view};
+use common::{SIDE, network, packed, view};
 use pirl_data::{
     DataConfig, DataError, EvalView, Image, Pack, Pretext, Scratch, ViewConfig, eval_batches,
 };
-use pirl_eval::{
-    ANOTHER_IMAGE, Change, EvalError, LayerFeatures, invariance, invariance_chart,
-    nearest_neighbours, neighbour_sheet,
-};
+use pirl_eval::{ANOTHER_IMAGE, Change, EvalError, LayerFeatures, invariance, nearest_neighbours};
 use pirl_model::{Backbone, Layer, Mode};
 
 fn features(rows: usize, dim: usize, seed: u32) -> LayerFeatures {
@@ -75,31 +72,6 @@ fn a_query_is_not_its_own_neighbour_and_of_equals_the_first_comes_first() {
     let other = features(2, 3, 1);
     let error = nearest_neighbours(&other, &all, 1, None).unwrap_err();
     assert!(matches!(error, EvalError::Layers { .. }), "{error}");
-}
-
-#[test]
-fn a_sheet_shows_each_query_and_its_neighbours() {
-    let folder = tempfile::tempdir().unwrap();
-    let plain = |i: u32| vec![(10 * i) as u8; (SIDE * SIDE * 3) as usize];
-    let pack = packed_with(folder.path(), "a", &["cat", "dog"], 6, plain);
-    let shade = |index: usize| pack.decode(index).unwrap().pixels[0];
-    let gallery = features(6, 4, 1);
-    let queries = LayerFeatures::new(Layer::RES5, 2, 4, gallery.values()[..8].to_vec()).unwrap();
-    let found = nearest_neighbours(&queries, &gallery, 3, Some(&[0, 1])).unwrap();
-    let sheet = neighbour_sheet(&pack, &[0, 1], &pack, &found).unwrap();
-    for (row, neighbours) in found.iter().enumerate() {
-        let shown = [row].into_iter().chain(neighbours.iter().map(|n| n.index));
-        for (column, index) in shown.enumerate() {
-            // Panels of 112 pixels, 6 apart, neighbours another 12; 22 for words.
-            let left = column * 118 + if column > 0 { 12 } else { 0 };
-            let pixel = sheet.pixel(left + 56, row * 140 + 56);
-            assert_eq!(pixel, Some([shade(index); 3]), "row {row}, column {column}");
-        }
-    }
-    assert_eq!((sheet.width, sheet.height), (4 * 118 + 6, 2 * 140 - 6));
-    assert!(neighbour_sheet(&pack, &[0], &pack, &found).is_err());
-    assert!(neighbour_sheet(&pack, &[], &pack, &[]).is_err());
-    assert!(neighbour_sheet(&pack, &[0, 9], &pack, &found).is_err());
 }
 
 /// The plain view as often as `1` says: no change at all.
@@ -227,14 +199,6 @@ fn distances_are_between_unit_features_and_the_same_for_any_number_of_threads() 
         let squares = a.iter().zip(b).map(|(a, b)| (a - b).powi(2));
         assert!((squares.sum::<f64>().sqrt() - found).abs() < 1e-5);
     }
-    let chart = invariance_chart(&[("a".to_owned(), report.clone()), ("b".to_owned(), report)]);
-    let chart = chart.unwrap();
-    // The second curve lies over the first, which has its square in the legend.
-    for hue in [[31, 119, 180], [214, 96, 20]] {
-        assert!(chart.pixels.chunks(3).any(|pixel| pixel == hue), "{hue:?}");
-    }
-    assert!(invariance_chart(&[]).is_err());
-    assert!(invariance_chart(&[("none".to_owned(), Default::default())]).is_err());
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! `pirl data compose`
 
 use anyhow::Result;
-use pirl_data::{Pack, SceneConfig, compose_scenes};
+use pirl_data::Pack;
+use pirl_scenes::{SceneConfig, compose_scenes};
 use serde_json::json;
 
 use crate::args::ComposeArgs;

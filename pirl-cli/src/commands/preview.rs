@@ -1,7 +1,8 @@
 //! `pirl data preview`
 
 use anyhow::Result;
-use pirl_data::{ImageView, Pack, build_pretext, preview_sheet};
+use pirl_data::{ImageView, Pack, build_pretext};
+use pirl_report::preview_sheet;
 
 use crate::args::PreviewArgs;
 use crate::output::{print, write_png};
@@ -20,7 +21,7 @@ pub(crate) fn run(args: &PreviewArgs) -> Result<()> {
     let count = (args.count as usize).min(pack.len());
     let sheet = preview_sheet(&pack, &view, Some(&*pretext), count, recipe.seed)?;
     let (width, height) = (sheet.width, sheet.height);
-    write_png(&args.output, sheet)?;
+    write_png(&args.output, &sheet)?;
     print(&format!(
         "{}: {count} images, {width} x {height} pixels",
         args.output.display()

@@ -14,7 +14,7 @@ use rayon::prelude::*;
 use super::batch::Batch;
 use super::config::OnCorrupt;
 use crate::pretext::Pretext;
-use crate::random::{Use, shuffle, stream};
+use crate::random::{Use, sample_rng, shuffle, stream};
 use crate::stages::{Stage, StageTotals};
 use crate::transform::{ImageView, Scratch};
 use crate::{DataError, Image, Pack};
@@ -238,7 +238,7 @@ impl Assembler {
                 }
                 self.pack.decode_into(index as usize, decoded)?;
                 scratch.watch.lap(Stage::Decode);
-                let mut rng = stream(self.seed, Use::Sample, epoch, index.into());
+                let mut rng = sample_rng(self.seed, epoch, index.into());
                 self.view.apply(decoded, &mut rng, scratch, image)?;
                 let target = match &self.pretext {
                     Some(pretext) => pretext.apply(decoded, &mut rng, scratch, transformed)?,

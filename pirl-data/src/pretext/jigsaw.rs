@@ -7,7 +7,8 @@ use crate::config::{DataConfig, PretextConfig, ViewConfig};
 use crate::random::{below, shuffle};
 use crate::stages::Stage;
 use crate::transform::{
-    Augment, RandomResizedCrop, Scratch, check_output, cut, quarter_turns, write_planes,
+    Augment, Crop, Patch, RandomResizedCrop, Scratch, check_output, cut, quarter_turns,
+    write_planes,
 };
 use crate::{DataError, Image};
 
@@ -63,14 +64,8 @@ impl Jigsaw {
         label as u32
     }
 
-    /// The patch of a cell, and its left and top: VISSL draws its offset from `0..cell - patch_size`.
-    fn cut_patch(
-        &self,
-        whole: &Image,
-        cell: usize,
-        rng: &mut dyn Rng,
-        patch: &mut Image,
-    ) -> [usize; 2] {
+    /// The patch of a cell, and where it was cut: VISSL draws its offset from `0..cell - patch_size`.
+    fn cut_patch(&self, whole: &Image, cell: usize, rng: &mut dyn Rng, patch: &mut Image) -> Crop {
         let room = (self.cell - self.patch_size).max(1);
         let top = cell / self.grid * self.cell + below(rng, room);
         let left = cell % self.grid * self.cell + below(rng, room);
@@ -88,7 +83,12 @@ impl Jigsaw {
                 .pixels
                 .extend_from_slice(&row[left * 3..(left + side) * 3]);
         }
-        [left, top]
+        Crop {
+            left,
+            top,
+            width: side,
+            height: side,
+        }
     }
 }
 
@@ -123,21 +123,21 @@ impl Pretext for Jigsaw {
             trace,
             watch,
         } = scratch;
-        let from = if self.turned {
+        let (from, turns) = if self.turned {
             image.check()?;
-            trace.turned_before = below(rng, 4) as u32;
-            quarter_turns(image, trace.turned_before, part);
-            &*part
+            let turns = below(rng, 4) as u32;
+            quarter_turns(image, turns, part);
+            (&*part, turns)
         } else {
-            image
+            (image, 0)
         };
         let place = cut(&self.crop, from, self.crop_size, rng, resizer, whole)?;
-        trace.crop = Some(place);
-        trace.corners.clear();
+        trace.begin(image, turns, place);
         watch.lap(Stage::Resample);
         let label = self.draw_order(rng, order);
-        for (cell, out) in order.iter().zip(out.chunks_exact_mut(patch_len)) {
-            trace.corners.push(self.cut_patch(whole, *cell, rng, part));
+        for (&cell, out) in order.iter().zip(out.chunks_exact_mut(patch_len)) {
+            let place = self.cut_patch(whole, cell, rng, part);
+            trace.patches.push(Patch { cell, place });
             self.augment.apply(part, rng, spare);
             watch.lap(Stage::Photometric);
             write_planes(part, out);

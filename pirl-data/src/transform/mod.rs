@@ -37,9 +37,9 @@ pub use resize::{Resizer, resize};
 
 pub(crate) use augment::Augment;
 pub(crate) use eval_view::thread_pool;
-pub(crate) use normalize::{read_planes, write_planes};
+pub(crate) use normalize::write_planes;
 pub(crate) use planes::split_planes;
-pub(crate) use view::{Trace, check_output, cut};
+pub(crate) use view::{check_output, cut};
 
 pub use eval_view::{EvalBatches, EvalView, eval_batches};
-pub use view::{ImageView, Scratch};
+pub use view::{ImageView, Patch, Scratch, Trace};

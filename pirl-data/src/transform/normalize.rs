@@ -74,17 +74,6 @@ pub(crate) fn write_planes(image: &Image, out: &mut [u8]) {
     write_channels(&image.pixels, out);
 }
 
-/// The square image that [`write_planes`] wrote.
-pub(crate) fn read_planes(view: &[u8], side: usize) -> Image {
-    let area = side * side;
-    let pixel = |at: usize| [view[at], view[area + at], view[2 * area + at]];
-    Image {
-        width: side,
-        height: side,
-        pixels: (0..area).flat_map(pixel).collect(),
-    }
-}
-
 vectorised! {
     fn write_channels(pixels: &[u8], out: &mut [u8]) {
         let (red, rest) = out.split_at_mut(pixels.len() / 3);
@@ -164,7 +153,7 @@ mod tests {
             let image = Image::new(side, side, pixels.collect()).unwrap();
             let mut planes = vec![9; side * side * 3];
             write_planes(&image, &mut planes);
-            assert_eq!(read_planes(&planes, side), image);
+            assert_eq!(Image::from_planes(side, side, &planes).unwrap(), image);
 
             let views = [planes.clone(), planes].concat();
             let views = Tensor::from_vec(views, (2, 3, side, side), &Device::Cpu).unwrap();

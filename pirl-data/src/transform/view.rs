@@ -24,17 +24,49 @@ pub struct Scratch {
     pub(crate) watch: Stopwatch,
 }
 
-/// Where in the image the last view comes from; for previews.
-#[derive(Debug, Default)]
-pub(crate) struct Trace {
-    /// Quarters the image was turned by, counter-clockwise, before it was cropped.
-    pub(crate) turned_before: u32,
-    /// The part of the turned image that was resized to [`Scratch::crop`].
-    pub(crate) crop: Option<Crop>,
-    /// Quarters the resized crop was turned by.
-    pub(crate) turned_after: u32,
-    /// Left and top of each patch in the resized crop.
-    pub(crate) corners: Vec<[usize; 2]>,
+/// Where the last views come from, for those who show them to people.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Trace {
+    /// Quarters by which the image was turned, counter-clockwise, before the crop was taken.
+    pub turned_before: u32,
+    /// The part of the image, before any turn, that was resized to [`Scratch::crop`]; `None` of a
+    /// pretext task that does not record it.
+    pub crop: Option<Crop>,
+    /// Quarters by which the resized crop was turned, counter-clockwise.
+    pub turned_after: u32,
+    /// The patches of a jigsaw, in the order of its views.
+    pub patches: Vec<Patch>,
+}
+
+/// A patch of a jigsaw.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Patch {
+    /// The cell of the grid it was cut from, counted row by row from 0.
+    pub cell: usize,
+    /// Where it was cut from the resized crop.
+    pub place: Crop,
+}
+
+impl Trace {
+    /// Records a crop of `image` turned by `turned_before` quarters, of which nothing else is known yet.
+    pub(crate) fn begin(&mut self, image: &Image, turned_before: u32, crop: Crop) {
+        self.turned_before = turned_before;
+        self.crop = Some(crop.turned_back(turned_before, image.width, image.height));
+        self.turned_after = 0;
+        self.patches.clear();
+    }
+}
+
+impl Scratch {
+    /// Where the last views came from.
+    pub fn trace(&self) -> &Trace {
+        &self.trace
+    }
+
+    /// The resized crop that the last views were cut or turned from; an [`ImageView`] is the crop itself.
+    pub fn crop(&self) -> &Image {
+        &self.crop
+    }
 }
 
 impl Default for Scratch {
@@ -125,7 +157,7 @@ impl ImageView {
             &mut scratch.resizer,
             &mut scratch.crop,
         )?;
-        scratch.trace.crop = Some(place);
+        scratch.trace.begin(image, 0, place);
         scratch.watch.lap(Stage::Resample);
         self.augment
             .apply(&mut scratch.crop, rng, &mut scratch.spare);

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use anyhow::Result;
 use pirl_data::{Pack, PretextKind, build_pretext};
-use pirl_eval::{Change, Distances, invariance as measure, invariance_chart};
+use pirl_eval::{Change, Distances, invariance as measure};
+use pirl_report::invariance_chart;
 use serde_json::{Value, json};
 
 use super::{Network, finish, make_folder};
@@ -43,7 +44,7 @@ pub(crate) fn invariance(args: &InvarianceArgs) -> Result<()> {
         reports.push((short(name), report));
     }
     let chart = args.analyze.out.join(CHART);
-    write_png(&chart, invariance_chart(&reports)?)?;
+    write_png(&chart, &invariance_chart(&reports)?)?;
     let images = (args.images as usize).min(pack.len());
     let result = json!({
         "weights": rows,

@@ -3,9 +3,9 @@
 use anyhow::{Result, ensure};
 use pirl_data::Pack;
 use pirl_eval::{
-    Extraction, FeatureSet, Pool, check_memory, extract_features, feature_bytes,
-    nearest_neighbours, neighbour_sheet,
+    Extraction, FeatureSet, Pool, check_memory, extract_features, feature_bytes, nearest_neighbours,
 };
+use pirl_report::neighbour_sheet;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};
@@ -40,7 +40,7 @@ pub(crate) fn neighbours(args: &NeighboursArgs) -> Result<()> {
         nearest_neighbours(of_queries, bank, k, own)?
     };
     let sheet = args.analyze.out.join(SHEET);
-    write_png(&sheet, neighbour_sheet(&pack, &queries, searched, &found)?)?;
+    write_png(&sheet, &neighbour_sheet(&pack, &queries, searched, &found)?)?;
 
     let class = |pack: &Pack, index: usize| {
         let label = pack.label(index)?;

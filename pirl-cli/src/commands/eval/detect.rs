@@ -5,10 +5,11 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use pirl_data::{Image, Objects, Pack};
 use pirl_eval::detect::{
-    CocoReport, DetectMetric, DetectTrainer, Detection, DetectionPanel, VocReport,
-    check_detection_packs, coco_metrics, detection_sheet, precision_recall_chart, voc_metrics,
+    CocoReport, DetectMetric, DetectTrainer, Detection, VocReport, check_detection_packs,
+    coco_metrics, voc_metrics,
 };
 use pirl_eval::{EvalError, weights_fingerprint};
+use pirl_report::{DetectionPanel, detection_sheet, precision_recall_chart};
 use pirl_train::{Identity, Metric, Training};
 use serde_json::{Map, Value, json};
 
@@ -152,8 +153,8 @@ impl Report {
             .context("writing the detections as JSON")?;
         write_file(&out.join("detections.json"), found.as_bytes())?;
         let curves = out.join("precision_recall.png");
-        write_png(&curves, precision_recall_chart(&self.voc))?;
-        write_png(&out.join("detections.png"), self.sheet(test)?)
+        write_png(&curves, &precision_recall_chart(&self.voc)?)?;
+        write_png(&out.join("detections.png"), &self.sheet(test)?)
     }
 
     /// Test images, evenly over the set, with their objects and what was found with some confidence.

@@ -1,22 +1,37 @@
 //! A contact sheet: images, where their views come from, and the views, to look at.
 
-use pirl_core::check;
+use pirl_core::random::stream;
+use pirl_data::transform::{Crop, Trace};
+use pirl_data::{Image, ImageView, Pack, Pretext, Scratch, sample_rng};
 
-use crate::draw::{Canvas, Color, INK, caption, color, contact_sheet, enlarge, fit};
-use crate::pretext::Pretext;
-use crate::random::{Use, stream};
-use crate::transform::{Crop, ImageView, Scratch, Trace, read_planes};
-use crate::{DataError, Image, Pack};
+use crate::canvas::{Canvas, Color, INK, color, tag_height};
+use crate::error::{ReportError, Result};
+use crate::font::Face;
+use crate::sheet::{caption, contact_sheet, enlarge, framed, panel};
+
+/// What the stream that draws the images is for, among those of a seed.
+const PREVIEW: u64 = 4;
 
 /// Longer side of a panel, pixels, at most: smaller pictures are enlarged by the whole factor that
 /// fits, larger ones are shrunk.
 const PANEL: usize = 256;
 /// Pixels between panels.
-const GAP: usize = 14;
+const GAP: usize = 16;
 /// Pixels between rows.
-const ROW_GAP: usize = 20;
+const ROW_GAP: usize = 24;
+/// Pixels around the sheet.
+const FRAME: usize = 12;
 /// Pixels between patches.
-const PATCH_GAP: usize = 2;
+const PATCH_GAP: usize = 3;
+/// The line above a row.
+const ROW: Face = Face::bold(14.0);
+/// The line above a panel.
+const TITLE: Face = Face::bold(12.0);
+/// The number of a patch.
+const NUMBER: Face = Face::bold(11.0);
+/// The colours of I and of I^t.
+const VIEW: usize = 0;
+const COPY: usize = 1;
 
 /// Draws `count` images of `pack`, or all where there are fewer, a row for each, as the first epoch
 /// of training with `seed` sees them:
@@ -27,36 +42,41 @@ const PATCH_GAP: usize = 2;
 ///   places, and the patches in the order the network gets them, under the numbers of their places;
 /// - of a rotation: the view before it was turned, and turned as the network gets it.
 ///
-/// Of a [`Pretext`] made elsewhere than by [`build_pretext`](crate::build_pretext) only the views
+/// Of a [`Pretext`] made elsewhere than by [`build_pretext`](pirl_data::build_pretext) only the views
 /// are known, and shown in order.
 ///
 /// # Errors
-/// [`DataError::Setting`] when `count` is 0; otherwise what decoding and the transforms report.
+/// [`ReportError::Empty`] when `count` is 0; [`ReportError::TooLarge`]; [`ReportError::Data`] for what
+/// decoding and the transforms report.
 pub fn preview_sheet(
     pack: &Pack,
     view: &ImageView,
     pretext: Option<&dyn Pretext>,
     count: usize,
     seed: u64,
-) -> Result<Image, DataError> {
-    check("count", count, count > 0, "must be at least 1")?;
+) -> Result<Image> {
+    if count == 0 {
+        return Err(ReportError::Empty {
+            picture: "a preview",
+            expected: "at least 1 image",
+        });
+    }
     let pretext = pretext.filter(|pretext| pretext.views() > 0);
-    let mut drawing = stream(seed, Use::Preview, 0, 0);
     let count = count.min(pack.len());
-    let shown = rand::seq::index::sample(&mut drawing, pack.len(), count);
+    let shown = rand::seq::index::sample(&mut stream(seed, PREVIEW, 0, 0), pack.len(), count);
     let mut rows = Vec::with_capacity(count);
     for index in shown {
         let panels = panels(pack, index, view, pretext, seed)?;
-        let row = contact_sheet(&panels, panels.len(), GAP);
-        rows.push(caption(&row, &about(pack, index)?, INK));
+        let row = contact_sheet(&panels, panels.len(), GAP)?;
+        rows.push(caption(&row, &about(pack, index)?, ROW, INK)?);
     }
-    Ok(contact_sheet(&rows, 1, ROW_GAP))
+    framed(&contact_sheet(&rows, 1, ROW_GAP)?, FRAME)
 }
 
 /// What is known of a sample.
-fn about(pack: &Pack, index: usize) -> Result<String, DataError> {
+fn about(pack: &Pack, index: usize) -> Result<String> {
     let (width, height) = pack.image_size(index)?;
-    let mut about = format!("sample {index}, {width} x {height}");
+    let mut about = format!("sample {index}, {width} \u{d7} {height} pixels");
     if let Some(label) = pack.label(index) {
         let name = pack.class_names().get(label as usize);
         about += &format!(", class {label} {}", name.map_or("", String::as_str));
@@ -74,128 +94,117 @@ fn panels(
     view: &ImageView,
     pretext: Option<&dyn Pretext>,
     seed: u64,
-) -> Result<Vec<Image>, DataError> {
-    const VIEW: usize = 0;
-    const COPY: usize = 1;
+) -> Result<Vec<Image>> {
     let image = pack.decode(index)?;
-    // The numbers of the loader: see `Loader`.
-    let mut rng = stream(seed, Use::Sample, 0, index as u64);
+    let mut rng = sample_rng(seed, 0, index as u64);
     let mut scratch = Scratch::default();
-    let mut seen = vec![0; 3 * view.size() * view.size()];
+    let side = view.size();
+    let mut seen = vec![0; 3 * side * side];
     view.apply(&image, &mut rng, &mut scratch, &mut seen)?;
 
-    let (shown, scale) = panel(&image)?;
+    let (shown, scale) = panel(&image, PANEL)?;
     let mut original = Canvas::on(shown)?;
     let mut panels = Vec::new();
-    if let Some(crop) = scratch.trace.crop {
-        outline(&mut original, crop, scale, color(VIEW));
-        let title = format!("I, of {} x {}", crop.width, crop.height);
-        let (seen, _) = panel(&read_planes(&seen, view.size()))?;
-        panels.push(caption(&seen, &title, color(VIEW)));
+    if let Some(crop) = scratch.trace().crop {
+        outline(&mut original, crop, scale, color(VIEW))?;
+        let title = format!("I, of {} \u{d7} {}", crop.width, crop.height);
+        let (seen, _) = panel(&Image::from_planes(side, side, &seen)?, PANEL)?;
+        panels.push(caption(&seen, &title, TITLE, color(VIEW))?);
     }
     if let Some(pretext) = pretext {
-        scratch.trace = Trace::default();
-        scratch.order.clear();
+        let mut scratch = Scratch::default();
         let side = pretext.view_size();
         let mut bytes = vec![0; pretext.views() * 3 * side * side];
         let label = pretext.apply(&image, &mut rng, &mut scratch, &mut bytes)?;
         let views = bytes.chunks_exact(3 * side * side);
-        let views: Vec<Image> = views.map(|view| read_planes(view, side)).collect();
-        if let Some(crop) = scratch.trace.crop {
-            let turns = scratch.trace.turned_before;
-            let crop = crop.turned_back(turns, image.width, image.height);
-            outline(&mut original, crop, scale, color(COPY));
-            panels.push(source(&scratch, crop)?);
+        let views = views.map(|view| Image::from_planes(side, side, view));
+        let views: Vec<Image> = views.collect::<std::result::Result<_, _>>()?;
+        let trace = scratch.trace();
+        if let Some(crop) = trace.crop {
+            outline(&mut original, crop, scale, color(COPY))?;
+            panels.push(source(scratch.crop(), trace, crop)?);
         }
         let mut title = "I^t".to_owned();
         if pretext.labels() > 0 {
             title += &format!(", label {label}");
         }
-        let shown = if scratch.order.len() == views.len() {
-            let patches = patches(&views, &scratch.order)?;
-            let mut in_place: Vec<_> = scratch.order.iter().zip(&patches).collect();
-            in_place.sort_by_key(|(cell, _)| **cell);
+        let shown = if trace.patches.len() == views.len() {
+            let patches = patches(&views, trace)?;
+            let mut in_place: Vec<_> = trace.patches.iter().zip(&patches).collect();
+            in_place.sort_by_key(|(patch, _)| patch.cell);
             let in_place: Vec<Image> = in_place.into_iter().map(|(_, p)| p.clone()).collect();
-            panels.push(mosaic(&in_place, "patches in place", INK));
+            panels.push(mosaic(&in_place, "patches in place", INK)?);
             patches
         } else {
             if views.len() == 1 {
-                title += &format!(", turned {}", degrees(scratch.trace.turned_after));
+                title += &format!(", turned {}", degrees(trace.turned_after));
             }
-            let shown = views.iter().map(|view| Ok(panel(view)?.0));
-            shown.collect::<Result<_, DataError>>()?
+            let shown = views.iter().map(|view| Ok(panel(view, PANEL)?.0));
+            shown.collect::<Result<_>>()?
         };
-        panels.push(mosaic(&shown, &title, color(COPY)));
+        panels.push(mosaic(&shown, &title, color(COPY))?);
     }
-    panels.insert(0, caption(&original.into_image(), "image", INK));
+    panels.insert(0, caption(&original.into_image(), "image", TITLE, INK)?);
     Ok(panels)
 }
 
 /// What the views of the transformed copy were made of: a jigsaw's crop, or a view not yet turned.
-fn source(scratch: &Scratch, crop: Crop) -> Result<Image, DataError> {
-    let trace = &scratch.trace;
-    let (shown, scale) = panel(&scratch.crop)?;
+fn source(resized: &Image, trace: &Trace, crop: Crop) -> Result<Image> {
+    let (shown, scale) = panel(resized, PANEL)?;
     let mut canvas = Canvas::on(shown)?;
-    let what = if trace.corners.is_empty() {
-        "not turned"
-    } else {
-        "crop"
+    let what = match trace.patches.is_empty() {
+        true => "not turned",
+        false => "crop",
     };
-    let mut title = format!("{what}, of {} x {}", crop.width, crop.height);
+    let mut title = format!("{what}, of {} \u{d7} {}", crop.width, crop.height);
     if trace.turned_before > 0 {
         title += &format!(", turned {}", degrees(trace.turned_before));
     }
-    for (cell, &[left, top]) in scratch.order.iter().zip(&trace.corners) {
-        let side = scratch.part.width;
-        let patch = Crop {
-            left,
-            top,
-            width: side,
-            height: side,
-        };
-        outline(&mut canvas, patch, scale, color(*cell));
-        let corner = [left, top].map(|at| (at as f64 * scale) as i64);
-        canvas.tag(
-            (corner[0], corner[1]),
-            &(cell + 1).to_string(),
-            color(*cell),
-        );
+    for patch in &trace.patches {
+        outline(&mut canvas, patch.place, scale, color(patch.cell))?;
     }
-    Ok(caption(&canvas.into_image(), &title, color(1)))
+    for patch in &trace.patches {
+        let corner = [patch.place.left, patch.place.top].map(|at| (at as f64 * scale) as i64);
+        let number = (patch.cell + 1).to_string();
+        canvas.tag((corner[0], corner[1]), &number, NUMBER, color(patch.cell))?;
+    }
+    caption(&canvas.into_image(), &title, TITLE, color(COPY))
 }
 
 /// Each patch under the number of its place in the crop, from 1.
-fn patches(views: &[Image], order: &[usize]) -> Result<Vec<Image>, DataError> {
+fn patches(views: &[Image], trace: &Trace) -> Result<Vec<Image>> {
     let grid = views.len().isqrt().max(1);
-    let numbered = |(view, &cell): (&Image, &usize)| {
+    let numbered = |(view, cell): (&Image, usize)| {
         let patch = enlarge(view, PANEL / (grid * view.width.max(1)))?;
-        Ok(caption(&patch, &(cell + 1).to_string(), color(cell)))
+        let line = tag_height(NUMBER);
+        let mut canvas = Canvas::new(patch.width, patch.height + line)?;
+        canvas.paste((0, line as i64), &patch);
+        canvas.fill((0, 0), (patch.width, line), color(cell))?;
+        canvas.tag((0, 0), &(cell + 1).to_string(), NUMBER, color(cell))?;
+        Ok(canvas.into_image())
     };
-    views.iter().zip(order).map(numbered).collect()
+    let cells = trace.patches.iter().map(|patch| patch.cell);
+    views.iter().zip(cells).map(numbered).collect()
 }
 
-fn mosaic(views: &[Image], title: &str, color: Color) -> Image {
+fn mosaic(views: &[Image], title: &str, color: Color) -> Result<Image> {
     let columns = views.len().isqrt();
-    caption(&contact_sheet(views, columns, PATCH_GAP), title, color)
+    caption(
+        &contact_sheet(views, columns, PATCH_GAP)?,
+        title,
+        TITLE,
+        color,
+    )
 }
 
-/// The image in the size of a panel, and how much larger it is there.
-fn panel(image: &Image) -> Result<(Image, f64), DataError> {
-    let longer = image.width.max(image.height);
-    match PANEL / longer.max(1) {
-        0 => fit(image, PANEL),
-        factor => Ok((enlarge(image, factor)?, factor as f64)),
-    }
-}
-
-fn outline(canvas: &mut Canvas, place: Crop, scale: f64, color: Color) {
+fn outline(canvas: &mut Canvas, place: Crop, scale: f64, color: Color) -> Result<()> {
     let edges = [
         place.left,
         place.top,
         place.left + place.width,
         place.top + place.height,
     ];
-    canvas.outline(edges.map(|edge| edge as f64 * scale), 2, 0, color);
+    canvas.outline(edges.map(|edge| edge as f64 * scale), 2, 0, color)
 }
 
 fn degrees(turns: u32) -> String {
@@ -204,12 +213,14 @@ fn degrees(turns: u32) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::{DataConfig, ImageFolder, PackOptions, PretextConfig, PretextKind, ViewConfig};
-    use crate::{build_pretext, pack};
+    use pirl_data::transform::quarter_turns;
+    use pirl_data::{
+        DataConfig, ImageFolder, PackOptions, PretextConfig, PretextKind, ViewConfig,
+        build_pretext, pack,
+    };
 
-    /// Rows of a caption above a panel.
-    const TITLE: usize = 12;
+    use super::*;
+    use crate::sheet::caption_height;
 
     /// A pack of one image that fills a panel, whose red tells the column and green the row.
     fn coded() -> (tempfile::TempDir, Pack) {
@@ -257,9 +268,9 @@ mod tests {
 
     /// Pixels of a panel, without its title.
     fn pixels(panel: &Image) -> impl Iterator<Item = (usize, usize, [u8; 3])> {
-        let rows = TITLE..panel.height;
+        let rows = caption_height(TITLE)..panel.height;
         let places = rows.flat_map(move |y| (0..panel.width).map(move |x| (x, y)));
-        places.map(|(x, y)| (x, y - TITLE, panel.pixel(x, y).unwrap()))
+        places.map(|(x, y)| (x, y - caption_height(TITLE), panel.pixel(x, y).unwrap()))
     }
 
     /// Left, top, right and bottom of what is drawn in a colour.
@@ -324,11 +335,12 @@ mod tests {
             let [_, _, crop, in_place, shuffled] = panels.as_slice() else {
                 panic!("{} panels", panels.len());
             };
-            let (wide, high) = (80, 80 + TITLE); // 16 pixels five times, and a number
+            // 16 pixels five times, and a number.
+            let (wide, high) = (80, 80 + tag_height(NUMBER));
             let tile = |panel: &Image, place: usize| {
                 let left = place % 3 * (wide + PATCH_GAP);
-                let top = TITLE + place / 3 * (high + PATCH_GAP);
-                let mut tile = Canvas::new(wide, high);
+                let top = caption_height(TITLE) + place / 3 * (high + PATCH_GAP);
+                let mut tile = Canvas::new(wide, high).unwrap();
                 tile.paste((-(left as i64), -(top as i64)), panel);
                 tile.into_image()
             };
@@ -364,14 +376,15 @@ mod tests {
                 panic!("{} panels", panels.len());
             };
             let picture = |panel: &Image| {
-                let mut picture = Canvas::new(panel.width, panel.height - TITLE);
-                picture.paste((0, -(TITLE as i64)), panel);
+                let title = caption_height(TITLE);
+                let mut picture = Canvas::new(panel.width, panel.height - title).unwrap();
+                picture.paste((0, -(title as i64)), panel);
                 picture.into_image()
             };
             let (before, after) = (picture(before), picture(after));
-            let mut image = Image::empty();
+            let mut image = before.clone();
             let matches = (0..4).find(|&turns| {
-                crate::transform::quarter_turns(&before, turns, &mut image);
+                quarter_turns(&before, turns, &mut image);
                 image == after
             });
             turned.push(matches.unwrap());

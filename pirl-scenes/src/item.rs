@@ -1,16 +1,15 @@
 //! One item cut out of its image.
 
+use pirl_core::random::{below, uniform};
+use pirl_data::transform::{Crop, Resizer, resize};
+use pirl_data::{DataError, Image, Pack};
 use rand::Rng;
-
-use crate::random::{below, uniform};
-use crate::transform::{Crop, Resizer, resize};
-use crate::{DataError, Image, Pack};
 
 /// Brightness up to which a pixel may be background.
 const DARK: u8 = 12;
 
 /// An item and how far each of its pixels hides what is behind it.
-pub(super) struct Item {
+pub(crate) struct Item {
     label: u32,
     colors: Image,
     /// Three equal channels, 255 where the item is.
@@ -19,7 +18,7 @@ pub(super) struct Item {
 
 impl Item {
     /// A random image of the pack, cut to the item.
-    pub(super) fn draw(pack: &Pack, rng: &mut dyn Rng) -> Result<Self, DataError> {
+    pub(crate) fn draw(pack: &Pack, rng: &mut dyn Rng) -> Result<Self, DataError> {
         let index = below(rng, pack.len());
         let image = pack.decode(index)?;
         let mask = foreground(&image);
@@ -36,17 +35,17 @@ impl Item {
         Ok(item)
     }
 
-    pub(super) fn label(&self) -> u32 {
+    pub(crate) fn label(&self) -> u32 {
         self.label
     }
 
     /// Width and height.
-    pub(super) fn size(&self) -> (usize, usize) {
+    pub(crate) fn size(&self) -> (usize, usize) {
         (self.colors.width, self.colors.height)
     }
 
     /// The item with a longer side of `longer` pixels, `brightness` times as bright.
-    pub(super) fn scaled(&self, longer: usize, brightness: f64) -> Result<Self, DataError> {
+    pub(crate) fn scaled(&self, longer: usize, brightness: f64) -> Result<Self, DataError> {
         let (width, height) = self.size();
         let scale = longer as f64 / width.max(height) as f64;
         let side = |side: usize| ((side as f64 * scale).round() as usize).max(1);
@@ -59,7 +58,7 @@ impl Item {
     }
 
     /// A piece of the item, too little to be one.
-    pub(super) fn fragment(&self, rng: &mut dyn Rng) -> Result<Self, DataError> {
+    pub(crate) fn fragment(&self, rng: &mut dyn Rng) -> Result<Self, DataError> {
         let (width, height) = self.size();
         let mut side = |side: usize| {
             let part = ((side as f64 * uniform(rng, [0.2, 0.5])) as usize).max(1);
@@ -100,7 +99,7 @@ impl Item {
 
     /// Every pixel: its place, its colour, and how far it hides what is behind it, in `0..=1`. The
     /// colour is already that share of itself, since background is dark.
-    pub(super) fn pixels(&self) -> impl Iterator<Item = ((usize, usize), [u8; 3], f32)> {
+    pub(crate) fn pixels(&self) -> impl Iterator<Item = ((usize, usize), [u8; 3], f32)> {
         let width = self.colors.width;
         let colors = self.colors.pixels.as_chunks::<3>().0.iter();
         let masks = self.mask.pixels.as_chunks::<3>().0.iter();

@@ -1,16 +1,16 @@
 //! The picture being composed, and which item each of its pixels shows.
 
+use pirl_core::random::{below, uniform};
+use pirl_data::Image;
 use rand::Rng;
 
-use super::item::Item;
-use crate::Image;
-use crate::random::{below, uniform};
+use crate::item::Item;
 
 /// From this share on a pixel of an item counts as its own.
 const SOLID: f32 = 0.5;
 
 /// A picture and the owners of its pixels.
-pub(super) struct Composition {
+pub(crate) struct Composition {
     image: Image,
     /// The item shown, by number; none where background and clutter are.
     shown: Vec<Option<u32>>,
@@ -19,16 +19,16 @@ pub(super) struct Composition {
 }
 
 /// What is visible of an item.
-pub(super) struct Owner {
+pub(crate) struct Owner {
     /// The box around it: left, top, and one beyond right and bottom.
-    pub(super) bounds: [usize; 4],
+    pub(crate) bounds: [usize; 4],
     /// Its visible share.
-    pub(super) visible: f64,
+    pub(crate) visible: f64,
 }
 
 impl Composition {
     /// Grey, brighter to one side, with a little noise.
-    pub(super) fn new(width: usize, height: usize, rng: &mut dyn Rng) -> Self {
+    pub(crate) fn new(width: usize, height: usize, rng: &mut dyn Rng) -> Self {
         let (base, noise) = (uniform(rng, [20.0, 110.0]), uniform(rng, [2.0, 10.0]));
         let slope = [(); 2].map(|()| uniform(rng, [-40.0, 40.0]));
         let mut pixels = Vec::with_capacity(width * height * 3);
@@ -49,12 +49,12 @@ impl Composition {
         }
     }
 
-    pub(super) fn into_image(self) -> Image {
+    pub(crate) fn into_image(self) -> Image {
         self.image
     }
 
     /// A place where something of this size is wholly inside, as far as it can be.
-    pub(super) fn place(
+    pub(crate) fn place(
         &self,
         (width, height): (usize, usize),
         rng: &mut dyn Rng,
@@ -68,7 +68,7 @@ impl Composition {
     }
 
     /// A place where something of this size may be cut by an edge.
-    pub(super) fn place_anywhere(
+    pub(crate) fn place_anywhere(
         &self,
         (width, height): (usize, usize),
         rng: &mut dyn Rng,
@@ -90,7 +90,7 @@ impl Composition {
     }
 
     /// Paints something that is no object.
-    pub(super) fn paint(&mut self, item: &Item, at: (isize, isize)) {
+    pub(crate) fn paint(&mut self, item: &Item, at: (isize, isize)) {
         for (place, color, share) in item.pixels() {
             let Some(pixel) = self.pixel(place, at) else {
                 continue;
@@ -103,8 +103,8 @@ impl Composition {
         }
     }
 
-    /// Paints an item and remembers which pixels are its own.
-    pub(super) fn own(&mut self, item: &Item, at: (isize, isize)) {
+    /// Paints an item and records which pixels are its own.
+    pub(crate) fn own(&mut self, item: &Item, at: (isize, isize)) {
         self.paint(item, at);
         let number = self.sizes.len() as u32;
         let mut size = 0;
@@ -118,7 +118,7 @@ impl Composition {
     }
 
     /// The smallest visible share of any item, were this one painted; 0 if it has no pixel at all.
-    pub(super) fn least_visible_with(&self, item: &Item, at: (isize, isize)) -> f64 {
+    pub(crate) fn least_visible_with(&self, item: &Item, at: (isize, isize)) -> f64 {
         let mut visible = self.visible();
         let mut own = 0;
         for (place, _, share) in item.pixels() {
@@ -144,7 +144,7 @@ impl Composition {
     }
 
     /// What is visible of each item, in the order they were painted.
-    pub(super) fn owners(&self) -> Vec<Owner> {
+    pub(crate) fn owners(&self) -> Vec<Owner> {
         let width = self.image.width;
         let mut bounds = vec![[usize::MAX, usize::MAX, 0, 0]; self.sizes.len()];
         for (at, shown) in self.shown.iter().enumerate() {

@@ -2,30 +2,29 @@
 
 use std::fmt::Write;
 use std::fs;
-use std::io::{ErrorKind, Write as _};
-use std::os::unix::fs::PermissionsExt;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use image::ExtendedColorType;
 use image::codecs::jpeg::JpegEncoder;
-use pirl_core::SettingError;
+use pirl_core::{check, file};
 
-use super::composition::Composition;
-use crate::DataError;
+use crate::SceneError;
+use crate::composition::Composition;
 
 const JPEG_QUALITY: u8 = 92;
 
 /// An object of a scene.
-pub(super) struct Placed {
-    pub(super) label: u32,
+pub(crate) struct Placed {
+    pub(crate) label: u32,
     /// Left, top, and one beyond right and bottom.
-    pub(super) bounds: [usize; 4],
-    pub(super) occluded: bool,
-    pub(super) difficult: bool,
+    pub(crate) bounds: [usize; 4],
+    pub(crate) occluded: bool,
+    pub(crate) difficult: bool,
 }
 
 /// The folder that scenes go to.
-pub(super) struct Folder<'a> {
+pub(crate) struct Folder<'a> {
     path: PathBuf,
     set: PathBuf,
     class_names: &'a [String],
@@ -34,38 +33,34 @@ pub(super) struct Folder<'a> {
 impl<'a> Folder<'a> {
     /// Makes the folders; the image set must not be there yet, and the classes must be those of the
     /// other image sets.
-    pub(super) fn create(
+    pub(crate) fn create(
         path: &Path,
         split: &str,
         class_names: &'a [String],
-    ) -> Result<Self, DataError> {
+    ) -> Result<Self, SceneError> {
         let plain = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
-        if split.is_empty() || !split.chars().all(plain) {
-            let expected = "must name files: letters, digits, _ and - alone";
-            return Err(SettingError::new("split", format!("{split:?}"), expected).into());
-        }
+        check(
+            "split",
+            format!("{split:?}"),
+            !split.is_empty() && split.chars().all(plain),
+            "must name files: use letters, digits, _ and -",
+        )?;
         let set = path.join("ImageSets/Main").join(format!("{split}.txt"));
         if set.exists() {
-            let exists = std::io::Error::from(ErrorKind::AlreadyExists);
-            return Err(DataError::io("write", set)(exists));
+            return Err(SceneError::Exists { path: set });
         }
         for folder in ["JPEGImages", "Annotations", "ImageSets/Main"] {
             let folder = path.join(folder);
-            fs::create_dir_all(&folder).map_err(DataError::io("make", folder))?;
+            fs::create_dir_all(&folder).map_err(SceneError::io("make", folder))?;
         }
         let names = path.join("class_names.txt");
         let text: String = class_names.iter().map(|name| format!("{name}\n")).collect();
         match fs::read_to_string(&names) {
             Ok(found) if found == text => {}
             Ok(_) => {
-                return Err(DataError::Format {
-                    path: names,
-                    format: "class names",
-                    reason: "the scenes there are of other classes; choose another folder"
-                        .to_owned(),
-                });
+                return Err(SceneError::OtherClasses { path: names });
             }
-            Err(_) => write_whole(&names, text.as_bytes())?,
+            Err(_) => write(&names, text.as_bytes())?,
         }
         Ok(Self {
             path: path.to_owned(),
@@ -75,12 +70,12 @@ impl<'a> Folder<'a> {
     }
 
     /// Writes one scene.
-    pub(super) fn write(
+    pub(crate) fn write(
         &self,
         name: &str,
         scene: Composition,
         placed: &[Placed],
-    ) -> Result<(), DataError> {
+    ) -> Result<(), SceneError> {
         let image = scene.into_image();
         let (width, height) = (image.width, image.height);
         let path = self.path.join("JPEGImages").join(format!("{name}.jpg"));
@@ -92,18 +87,18 @@ impl<'a> Folder<'a> {
                 height as u32,
                 ExtendedColorType::Rgb8,
             )
-            .map_err(std::io::Error::other)
-            .map_err(DataError::io("encode", &path))?;
-        fs::write(&path, jpeg).map_err(DataError::io("write", path))?;
+            .map_err(io::Error::other)
+            .map_err(SceneError::io("encode", &path))?;
+        fs::write(&path, jpeg).map_err(SceneError::io("write", path))?;
         let path = self.path.join("Annotations").join(format!("{name}.xml"));
         let text = self.annotation(name, (width, height), placed);
-        fs::write(&path, text).map_err(DataError::io("write", path))
+        fs::write(&path, text).map_err(SceneError::io("write", path))
     }
 
     /// Writes the image set, which says that the scenes are whole.
-    pub(super) fn finish(&self, names: &[String]) -> Result<(), DataError> {
+    pub(crate) fn finish(&self, names: &[String]) -> Result<(), SceneError> {
         let text: String = names.iter().map(|name| format!("{name}\n")).collect();
-        write_whole(&self.set, text.as_bytes())
+        write(&self.set, text.as_bytes())
     }
 
     /// VOC counts pixels from 1, and both ends of a box are in it.
@@ -145,17 +140,7 @@ fn escaped(text: &str) -> String {
         .replace('>', "&gt;")
 }
 
-fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), DataError> {
-    let folder = path.parent().unwrap_or(Path::new("."));
-    let write = || {
-        let mut file = tempfile::Builder::new()
-            // A temporary file is its owner's alone unless told otherwise; the umask still applies.
-            .permissions(fs::Permissions::from_mode(0o666))
-            .tempfile_in(folder)?;
-        file.write_all(bytes)?;
-        file.as_file().sync_all()?;
-        file.persist(path).map_err(|error| error.error)?;
-        Ok(())
-    };
-    write().map_err(DataError::io("write", path))
+/// Writes a file, whole or not at all.
+fn write(path: &Path, bytes: &[u8]) -> Result<(), SceneError> {
+    file::write(path, bytes).map_err(SceneError::io("write", path))
 }

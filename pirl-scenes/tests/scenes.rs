@@ -4,10 +4,8 @@ use std::borrow::Cow;
 use std::fs;
 use std::path::Path;
 
-use pirl_data::{
-    DataError, Encoding, Pack, PackOptions, RawSample, SceneConfig, SceneReport, Source,
-    compose_scenes, pack,
-};
+use pirl_data::{DataError, Encoding, Pack, PackOptions, RawSample, Source, pack};
+use pirl_scenes::{SceneConfig, SceneReport, compose_scenes};
 
 /// Bright rectangles on black: class 0 is wide, class 1 high.
 struct Rectangles(Vec<String>);

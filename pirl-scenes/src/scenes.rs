@@ -1,26 +1,19 @@
-//! Scenes composed of the images of a pack: a detection data set for everyone.
-//!
-//! Real detection sets are large and need an account or hours of download. Scenes of real items at
-//! several scales, over each other and among clutter, are a detection task that a CPU can learn, and
-//! in the folder layout of VOC they take the very path that a real set takes.
-
-mod composition;
-mod item;
-mod voc;
-
 use std::path::Path;
 
+use pirl_core::random::{below, stream, uniform};
 use pirl_core::{SettingError, check};
+use pirl_data::Pack;
 use rand::{Rng, RngExt};
 use rayon::prelude::*;
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::random::{Use, below, stream, uniform};
-use crate::{DataError, Pack};
+use crate::SceneError;
+use crate::composition::Composition;
+use crate::item::Item;
+use crate::voc::{Folder, Placed};
 
-use composition::Composition;
-use item::Item;
-use voc::{Folder, Placed};
+/// What the streams of random numbers of scenes are for, among those of a seed; part of what a seed means.
+const SCENE: u64 = 5;
 
 /// What scenes look like.
 #[derive(Clone, Debug, PartialEq)]
@@ -115,22 +108,22 @@ pub struct SceneReport {
 /// in which it is missing is not finished.
 ///
 /// # Errors
-/// [`DataError::Setting`], [`DataError::Empty`] for a pack without labels, [`DataError::Io`], also
-/// when the image set is there already, [`DataError::Decode`].
+/// [`SceneError::Setting`]; [`SceneError::Unlabelled`]; [`SceneError::Exists`] when the image set is there
+/// already; [`SceneError::OtherClasses`] when the folder holds scenes of another pack's classes;
+/// [`SceneError::Data`] for an image that cannot be decoded; [`SceneError::Io`].
 pub fn compose_scenes(
     pack: &Pack,
     folder: &Path,
     split: &str,
     config: &SceneConfig,
     progress: &mut dyn FnMut(usize, usize),
-) -> Result<SceneReport, DataError> {
+) -> Result<SceneReport, SceneError> {
     /// Scenes between two calls of `progress`.
     const PART: usize = 64;
     config.check()?;
     if pack.labels().is_none() {
-        return Err(DataError::Empty {
+        return Err(SceneError::Unlabelled {
             path: pack.paths().first().cloned().unwrap_or_default(),
-            expected: "scenes need a pack of labelled images",
         });
     }
     let folder = Folder::create(folder, split, pack.class_names())?;
@@ -142,13 +135,13 @@ pub fn compose_scenes(
         let written: Vec<(String, Vec<Placed>)> = part
             .into_par_iter()
             .map(|index| {
-                let mut rng = stream(config.seed, Use::Scene, set, index as u64);
+                let mut rng = stream(config.seed, SCENE, set, index as u64);
                 let (scene, placed) = compose(pack, config, &mut rng)?;
                 let name = format!("{split}_{index:06}");
                 folder.write(&name, scene, &placed)?;
                 Ok((name, placed))
             })
-            .collect::<Result<_, DataError>>()?;
+            .collect::<Result<_, SceneError>>()?;
         for (name, placed) in written {
             report.scenes += 1;
             report.objects += placed.len();
@@ -166,7 +159,7 @@ fn compose(
     pack: &Pack,
     config: &SceneConfig,
     rng: &mut dyn Rng,
-) -> Result<(Composition, Vec<Placed>), DataError> {
+) -> Result<(Composition, Vec<Placed>), SceneError> {
     /// Places tried for an item.
     const TRIES: usize = 30;
     let mut side = || config.sides[below(rng, config.sides.len())];

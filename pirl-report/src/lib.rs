@@ -1,0 +1,54 @@
+//! Pictures and pages of results: what a run did, what a detector found, what a network takes for alike.
+//!
+//! - [`Chart`]: curves between two axes, as SVG or as an image.
+//! - [`RunReport`]: the charts and settings of a run on one HTML page that needs nothing else.
+//! - [`EventFile`]: the same numbers for TensorBoard.
+//! - [`preview_sheet`]: images as training sees them, with where their views were cut.
+//! - [`detection_sheet`] and [`precision_recall_chart`]: what a detector found, and how often it was right.
+//! - [`neighbour_sheet`]: images beside those whose features are nearest.
+//! - [`invariance_chart`]: how far changes of an image move its features.
+//! - [`png`]: an image as the bytes of a file.
+//!
+//! Nothing else depends on this crate, and it draws nothing by itself: it is given numbers and images, and
+//! returns pictures. Words are in Noto Sans, which is part of the program.
+//!
+//! ```
+//! use pirl_report::{Chart, RunReport, Series};
+//!
+//! let loss = (1..=50).map(|step| (f64::from(step), 6.0 / f64::from(step).sqrt()));
+//! let report = RunReport {
+//!     title: "runs/photos",
+//!     facts: vec![("last step".to_owned(), "50".to_owned())],
+//!     charts: vec![Chart::new("Loss", "step", "nats").series(Series::new("total", loss))],
+//!     settings: "seed = 0",
+//! };
+//! let page = report.to_html()?;
+//! assert!(page.contains("<polyline") && page.contains("seed = 0"));
+//! # Ok::<(), pirl_report::ReportError>(())
+//! ```
+
+mod canvas;
+mod chart;
+mod detection;
+mod error;
+mod font;
+mod invariance;
+mod neighbours;
+mod png;
+mod preview;
+mod raster;
+mod run_metrics;
+mod run_report;
+mod sheet;
+mod tensorboard;
+mod ticks;
+
+pub use chart::{Chart, Series};
+pub use detection::{DetectionPanel, detection_sheet, precision_recall_chart};
+pub use error::{ReportError, Result};
+pub use invariance::invariance_chart;
+pub use neighbours::neighbour_sheet;
+pub use png::png;
+pub use preview::preview_sheet;
+pub use run_report::RunReport;
+pub use tensorboard::EventFile;

@@ -1,0 +1,181 @@
+//! The page of a run: its curves and its settings, in a file that needs nothing else.
+
+use askama::Template;
+
+use crate::canvas::{COLORS, Color, FAINT, INK};
+use crate::chart::{AXIS, Chart, GRID};
+use crate::error::Result;
+
+/// Sides of a chart, pixels: two are beside each other on a screen, one is as wide as a telephone.
+const CHART: (usize, usize) = (420, 275);
+
+/// What colours of charts are in the dark.
+const DARK: [Color; 10] = [
+    [0x7f, 0xb2, 0xf0],
+    [0xf2, 0xa0, 0x65],
+    [0x6c, 0xc7, 0x95],
+    [0xf0, 0x82, 0x94],
+    [0xb9, 0x9e, 0xea],
+    [0xc9, 0x9c, 0x83],
+    [0xec, 0x93, 0xcf],
+    [0xa9, 0xd1, 0x6b],
+    [0xcf, 0xcb, 0x5e],
+    [0x5c, 0xc8, 0xd8],
+];
+
+/// What a run did, for people to look at and to send round.
+#[derive(Clone, Debug)]
+pub struct RunReport<'a> {
+    /// The run's name.
+    pub title: &'a str,
+    /// What stands above the charts, in a few words each: its name, and what it is.
+    pub facts: Vec<(String, String)>,
+    /// In their order.
+    pub charts: Vec<Chart>,
+    /// The settings, as text.
+    pub settings: &'a str,
+}
+
+#[derive(Template)]
+#[template(path = "run.html")]
+struct Page<'a> {
+    title: &'a str,
+    facts: &'a [(String, String)],
+    charts: Vec<(&'a str, String)>,
+    settings: &'a str,
+    /// Colours of charts by day and by night.
+    colors: Vec<(String, String)>,
+}
+
+impl RunReport<'_> {
+    /// One HTML page with all of it: light or dark as its reader's screen, readable on a telephone, with
+    /// nothing to load.
+    ///
+    /// # Errors
+    /// [`ReportError::Draw`](crate::ReportError::Draw) and [`ReportError::Page`](crate::ReportError::Page).
+    pub fn to_html(&self) -> Result<String> {
+        let drawn = |chart| {
+            let chart: &Chart = chart;
+            Ok((chart.title(), chart.svg(CHART, false)?))
+        };
+        let plain = [
+            (INK, [0xe4, 0xe7, 0xec]),
+            (FAINT, [0x9a, 0xa3, 0xb1]),
+            (GRID, [0x2c, 0x33, 0x3d]),
+            (AXIS, [0x5c, 0x66, 0x74]),
+        ];
+        let colors = COLORS.into_iter().zip(DARK).chain(plain);
+        let page = Page {
+            title: self.title,
+            facts: &self.facts,
+            charts: self.charts.iter().map(drawn).collect::<Result<_>>()?,
+            settings: self.settings,
+            colors: colors
+                .map(|(light, dark)| (hex(light), hex(dark)))
+                .collect(),
+        };
+        Ok(page.render()?)
+    }
+}
+
+/// As plotters writes colours into an SVG.
+fn hex([red, green, blue]: Color) -> String {
+    format!("#{red:02X}{green:02X}{blue:02X}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Series;
+    use crate::canvas::color;
+    use crate::chart::testing::lines;
+
+    fn page(title: &str, settings: &str) -> String {
+        let line = |from: f64| Series::new("<loss>", [(1.0, from), (2.0, 1.0)]);
+        let report = RunReport {
+            title,
+            facts: vec![("last step".to_owned(), "<2>".to_owned())],
+            charts: vec![
+                Chart::new("Loss", "step", "nats")
+                    .series(line(2.0))
+                    .series(line(3.0)),
+                Chart::new("Speed", "step", "images per second").series(line(0.5)),
+            ],
+            settings,
+        };
+        report.to_html().unwrap()
+    }
+
+    #[test]
+    fn a_page_shows_what_it_was_given() {
+        let page = page("runs/photos", "[optim]\nlr = 0.03 # warm");
+        for part in [
+            "<title>runs/photos</title>",
+            "<h2>Loss</h2>",
+            "<h2>Speed</h2>",
+            "last step",
+        ] {
+            assert!(page.contains(part), "{part}");
+        }
+        assert!(
+            page.contains("<pre>[optim]\nlr = 0.03 # warm</pre>"),
+            "{page}"
+        );
+        let [falls, rises] = &lines(&page, color(0))[..] else {
+            panic!("{page}");
+        };
+        assert!(falls[0][1] < falls[1][1] && rises[0][1] > rises[1][1]);
+        assert_eq!(lines(&page, color(1)).len(), 1);
+    }
+
+    #[test]
+    fn a_page_needs_nothing_else_and_is_escaped() {
+        let page = page("<script>alert(1)</script>", "a = \"</pre><img src=x>\" & b");
+        for part in [
+            "<script",
+            "<img",
+            " src=\"",
+            "http-equiv",
+            "url(",
+            "@import",
+            "<link",
+            "<loss>",
+            "<2>",
+        ] {
+            assert!(!page.contains(part), "{part} in {page}");
+        }
+        // The name of a vocabulary, which is never loaded.
+        let addresses = page.matches("http").count();
+        assert_eq!(
+            addresses,
+            page.matches("xmlns=\"http://www.w3.org/2000/svg\"").count()
+        );
+    }
+
+    #[test]
+    fn every_colour_of_a_chart_has_one_for_the_dark() {
+        let mut chart = Chart::new("t", "x", "y");
+        for at in 0..12 {
+            chart = chart.series(Series::new("s", [(0.0, f64::from(at)), (1.0, 0.0)]).filled());
+        }
+        let svg = chart.svg(CHART, false).unwrap();
+        let page = page("x", "");
+        let mut found = 0;
+        for key in ["stroke", "fill"] {
+            for part in svg.split(&format!(" {key}=\"#")).skip(1) {
+                let rule = format!("svg [{key}=\"#{}\"]", &part[..6]);
+                assert!(page.contains(&rule), "{rule}");
+                found += 1;
+            }
+        }
+        assert!(found > 50);
+        let empty = RunReport {
+            title: "",
+            facts: vec![],
+            charts: vec![],
+            settings: "",
+        };
+        let page = empty.to_html().unwrap();
+        assert!(!page.contains("Settings") && !page.contains("class=\"facts\""));
+    }
+}
