@@ -3,7 +3,7 @@
 use pirl_core::{SettingError, check};
 use serde::{Deserialize, Serialize};
 
-use crate::pretext::check_permutations;
+use crate::pretext::permutation::check_permutations;
 
 /// Sizes of the views, and how pixels become numbers.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

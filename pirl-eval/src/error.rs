@@ -7,8 +7,6 @@ use pirl_data::DataError;
 use pirl_model::{Layer, ModelError};
 use pirl_train::TrainError;
 
-use crate::published::{Dataset, Protocol};
-
 /// A result, with this crate's error unless another is named.
 pub type Result<T, E = EvalError> = std::result::Result<T, E>;
 
@@ -99,15 +97,17 @@ pub enum EvalError {
     )]
     NoProtocol {
         /// The data set.
-        dataset: Dataset,
+        dataset: &'static str,
         /// The evaluation.
-        protocol: Protocol,
+        protocol: String,
     },
     /// A name that no data set has.
-    #[error("no published data set is called {name:?}; there are {}", Dataset::ALL.map(Dataset::name).join(", "))]
+    #[error("no published data set is called {name:?}; there are {known}")]
     NoDataset {
         /// The name.
         name: String,
+        /// All names.
+        known: String,
     },
     /// Too few images show a class.
     #[error(

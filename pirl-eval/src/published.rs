@@ -99,7 +99,12 @@ impl Dataset {
                 finetune(config, 70, 0.01, &[30]);
             }
             (Self::Voc07, Protocol::Svm) => svm(config),
-            (dataset, protocol) => return Err(EvalError::NoProtocol { dataset, protocol }),
+            (dataset, protocol) => {
+                return Err(EvalError::NoProtocol {
+                    dataset: dataset.name(),
+                    protocol: protocol.to_string(),
+                });
+            }
         }
         (*image_size, config.resize, config.flip) = (CROP, RESIZE, 0.5);
         Ok(())
@@ -270,6 +275,7 @@ impl FromStr for Dataset {
         let found = all.find(|dataset| dataset.name() == name);
         found.ok_or_else(|| EvalError::NoDataset {
             name: name.to_owned(),
+            known: Self::ALL.map(Self::name).join(", "),
         })
     }
 }

@@ -7,10 +7,11 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 use serde::{Deserialize, Serialize};
 
-use crate::backbone::{Backbone, Layer};
+use crate::backbone::Backbone;
 use crate::config::Stem as StemKind;
 use crate::engine::{Engine, Network, Norm, Traced};
 use crate::error::{ModelError, Result};
+use crate::layer::Layer;
 use crate::mode::Mode;
 use crate::params::{Buffers, Builder, ParamSet};
 use crate::residual::{Stage, Stem, stage_channels};

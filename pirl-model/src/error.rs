@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use pirl_core::SettingError;
 
-use crate::backbone::Layer;
+use crate::layer::Layer;
 
 /// A result, with this crate's error unless another is named.
 pub(crate) type Result<T, E = ModelError> = std::result::Result<T, E>;

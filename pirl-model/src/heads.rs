@@ -6,10 +6,10 @@ use pirl_core::check;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 
-use crate::backbone::Layer;
 use crate::config::{HeadKind, ModelConfig};
 use crate::engine::{Engine, Linear, Network, Norm, Traced};
 use crate::error::{ModelError, Result};
+use crate::layer::Layer;
 use crate::mode::Mode;
 use crate::params::{Buffers, Builder, ParamSet};
 use crate::trainable::Trainable;

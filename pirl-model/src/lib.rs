@@ -40,6 +40,7 @@ pub mod cuda;
 mod engine;
 mod error;
 mod heads;
+mod layer;
 mod mode;
 pub mod ops;
 mod optim;
@@ -52,11 +53,12 @@ mod trainable;
 mod upload;
 mod weights;
 
-pub use backbone::{Backbone, Layer};
+pub use backbone::Backbone;
 pub use c4::{C4, C4Config, C4Norm};
 pub use config::{Arch, HeadKind, ModelConfig, Precision, Stem};
 pub use error::ModelError;
 pub use heads::{ClassifierHead, Head, JigsawHead, ProjectionHead, l2_normalize};
+pub use layer::Layer;
 pub use mode::Mode;
 pub use optim::{
     GradientSum, LossScale, OptimConfig, OptimKind, Optimizer, Schedule, ScheduleConfig,
@@ -69,7 +71,8 @@ pub use resnet::ResNet;
 pub use single_op::SingleOp;
 pub use trainable::Trainable;
 pub use upload::Upload;
+pub use weights::load::LoadReport;
 pub use weights::{
-    BackboneWeights, LoadReport, detectron2_names, load_state_dict, read_backbone, save_state_dict,
+    BackboneWeights, detectron2_names, load_state_dict, read_backbone, save_state_dict,
     save_tensors, state_dict, strip_prefix,
 };

@@ -5,10 +5,11 @@ use candle_nn::VarBuilder;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 
-use crate::backbone::{Backbone, Layer, check_layers};
+use crate::backbone::{Backbone, check_layers};
 use crate::config::{ModelConfig, Precision};
 use crate::engine::{Engine, Network, Traced};
 use crate::error::{ModelError, Result};
+use crate::layer::Layer;
 use crate::mode::Mode;
 use crate::params::{Buffers, Builder, ParamSet};
 use crate::residual::{Stage, Stem, stage_channels};

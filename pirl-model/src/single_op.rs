@@ -4,9 +4,9 @@ use candle_core::{DType, Device, Tensor, Var};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 
-use crate::backbone::Layer;
 use crate::engine::{Conv, Engine, Linear, Network, Norm, Traced};
 use crate::error::Result;
+use crate::layer::Layer;
 use crate::mode::Mode;
 use crate::params::{Builder, Init, ParamSet};
 use pirl_core::Ops;

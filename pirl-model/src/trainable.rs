@@ -6,7 +6,7 @@ use candle_core::{Device, Tensor};
 
 use crate::error::Result;
 use crate::params::{Buffers, ParamSet};
-use crate::weights::{self, LoadReport};
+use crate::weights::load::{LoadReport, load_into};
 
 /// A network whose parameters can be trained, saved and loaded.
 pub trait Trainable: Send + Sync {
@@ -49,7 +49,7 @@ pub trait Trainable: Send + Sync {
     /// # Errors
     /// [`ModelError::WrongShape`](crate::ModelError::WrongShape), before anything is loaded.
     fn load(&self, state: &HashMap<String, Tensor>) -> Result<LoadReport> {
-        weights::load_into(state, &self.parameter_sets(), &self.buffer_sets())
+        load_into(state, &self.parameter_sets(), &self.buffer_sets())
     }
 }
 

@@ -5,7 +5,7 @@ use plotters_backend::{BackendColor, DrawingBackend, DrawingErrorKind};
 
 use crate::error::{ReportError, Result};
 use crate::font::Face;
-use crate::raster::Raster;
+use crate::raster::{Raster, check_size};
 
 /// Red, green and blue.
 pub(crate) type Color = [u8; 3];
@@ -18,9 +18,6 @@ pub(crate) const WHITE: Color = [255; 3];
 pub(crate) const INK: Color = [0x23, 0x27, 0x2e];
 /// Words of less weight.
 pub(crate) const FAINT: Color = [0x6b, 0x73, 0x80];
-
-/// Pixels of a picture, at most: 768 MiB of them.
-const MOST_PIXELS: usize = 1 << 28;
 
 /// Colours of curves and classes, which differ to most eyes and carry white words.
 pub(crate) const COLORS: [Color; 10] = [
@@ -39,14 +36,6 @@ pub(crate) const COLORS: [Color; 10] = [
 /// The colour of entry `index`; after ten they come again.
 pub(crate) fn color(index: usize) -> Color {
     COLORS[index % COLORS.len()]
-}
-
-/// Whether a picture of this size can be drawn.
-pub(crate) fn check_size(width: usize, height: usize) -> Result<()> {
-    match width.checked_mul(height) {
-        Some(pixels) if pixels <= MOST_PIXELS => Ok(()),
-        _ => Err(ReportError::TooLarge { width, height }),
-    }
 }
 
 /// An image to draw on; what lies outside it is left out. Places are columns from the left and rows

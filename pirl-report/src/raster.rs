@@ -10,9 +10,19 @@ use plotters_backend::{
     FontStyle,
 };
 
-use crate::canvas::check_size;
-use crate::error::Result;
+use crate::error::{ReportError, Result};
 use crate::font::{Face, Weight};
+
+/// Pixels of a picture, at most: 768 MiB of them.
+const MOST_PIXELS: usize = 1 << 28;
+
+/// Whether a picture of this size can be drawn.
+pub(crate) fn check_size(width: usize, height: usize) -> Result<()> {
+    match width.checked_mul(height) {
+        Some(pixels) if pixels <= MOST_PIXELS => Ok(()),
+        _ => Err(ReportError::TooLarge { width, height }),
+    }
+}
 
 /// Size of a font as plotters counts it, of an em.
 pub(crate) const EM: f64 = 1.24;

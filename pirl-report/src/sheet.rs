@@ -3,9 +3,10 @@
 use pirl_data::Image;
 use pirl_data::transform::{Crop, Resizer, resize};
 
-use crate::canvas::{Canvas, Color, check_size};
+use crate::canvas::{Canvas, Color};
 use crate::error::Result;
 use crate::font::Face;
+use crate::raster::check_size;
 
 /// The image as large as it can be with sides of at most `side` pixels, and by how much larger it is than
 /// it was: smaller ones are enlarged by the whole factor that fits, so that their pixels can be seen, larger

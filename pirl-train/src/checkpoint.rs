@@ -1,6 +1,5 @@
 //! Checkpoints: folders that are whole or absent.
 
-use std::fmt;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -10,6 +9,7 @@ use pirl_model::LossScale;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{BoxError, Result, TrainError};
+use crate::identity::Identity;
 
 /// Weights and statistics of the networks.
 pub const MODEL: &str = "model.safetensors";
@@ -19,27 +19,6 @@ pub const OPTIMIZER: &str = "optimizer.safetensors";
 pub(crate) const BANK: &str = "bank.safetensors";
 const STATE: &str = "state.json";
 const FORMAT: u32 = 1;
-
-/// What tells one training from another: a checkpoint is resumed only by its own.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Identity {
-    /// Images trained on.
-    pub images: usize,
-    /// Fingerprint of those images, and of whatever else the steps depend on.
-    pub fingerprint: String,
-    /// Seed of everything random.
-    pub seed: u64,
-}
-
-impl fmt::Display for Identity {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{} images, seed {}, fingerprint {}",
-            self.images, self.seed, self.fingerprint
-        )
-    }
-}
 
 /// What a checkpoint holds beside its tensors. All randomness of a run derives from its seed and
 /// the step, so that these two are its generators' state.

@@ -8,7 +8,7 @@ use pirl_data::DataError;
 use pirl_loss::LossError;
 use pirl_model::ModelError;
 
-use crate::checkpoint::Identity;
+use crate::identity::Identity;
 
 /// An error of somebody else's code: an observer, an objective.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;

@@ -6,14 +6,15 @@ use candle_core::{Device, Tensor};
 use pirl_core::Ops;
 use pirl_data::{Batch, DataError};
 use pirl_model::{
-    Backbone, ModelError, OptimConfig, Optimizer, ParamSet, Precision, load_state_dict,
-    save_state_dict, save_tensors, strip_prefix,
+    Backbone, ModelError, OptimConfig, Optimizer, Precision, load_state_dict, save_state_dict,
+    save_tensors, strip_prefix,
 };
 
 use crate::checkpoint::{MODEL, OPTIMIZER, State};
 use crate::error::{Result, TrainError};
 use crate::networks::Networks;
-use crate::objective::{Module, Objective, PartOutcome, Terms, scalar};
+use crate::objective::{Objective, PartOutcome, scalar};
+use crate::part::{forward_part, modules, parameters};
 use crate::scaled_optimizer::ScaledOptimizer;
 use crate::training::Metric;
 use crate::worker::Worker;
@@ -341,39 +342,6 @@ impl<O: Objective> Learner<O> {
         }
         self.objective.restore(folder, state)
     }
-}
-
-/// All modules, the backbone first, as checkpoints name them.
-fn modules<O: Objective>(networks: &Networks<O::Heads>) -> Vec<Module<'_>> {
-    let mut modules: Vec<Module<'_>> = vec![("", &networks.backbone)];
-    modules.extend(O::modules(&networks.heads));
-    modules
-}
-
-/// The parameters of all modules, in the order of the optimiser.
-pub(crate) fn parameters<O: Objective>(networks: &Networks<O::Heads>) -> Vec<ParamSet> {
-    let modules = modules::<O>(networks).into_iter();
-    modules
-        .flat_map(|(_, module)| module.parameter_sets())
-        .collect()
-}
-
-/// Takes a part through the networks, and differentiates the terms of its loss by `backward`.
-pub(crate) fn forward_part<O: Objective>(
-    networks: &mut Networks<O::Heads>,
-    part: &Batch,
-    target: O::Target,
-    backward: &mut dyn FnMut(&Tensor) -> Result<()>,
-) -> Result<PartOutcome<O::Outcome>> {
-    let share = part.indices.len() as f64 / part.batch_size as f64;
-    let mut terms = Terms::new(share, backward);
-    let outcome = O::forward(networks, part, target, &mut terms)?;
-    Ok(PartOutcome {
-        indices: part.indices.clone(),
-        outcome,
-        share,
-        terms: terms.seen,
-    })
 }
 
 /// The terms' means over the whole batch, and their weighted sum.

@@ -59,10 +59,12 @@
 mod batches;
 mod checkpoint;
 mod error;
+mod identity;
 mod learner;
 mod metrics_file;
 mod networks;
 mod objective;
+mod part;
 mod pretraining;
 mod run;
 mod scaled_optimizer;
@@ -71,8 +73,9 @@ mod training;
 mod worker;
 
 pub use batches::Batches;
-pub use checkpoint::{Checkpoints, Identity, MODEL, OPTIMIZER, State};
+pub use checkpoint::{Checkpoints, MODEL, OPTIMIZER, State};
 pub use error::{BoxError, TrainError};
+pub use identity::Identity;
 pub use learner::{Learner, LearnerBuilder, StepLosses};
 pub use metrics_file::MetricsFile;
 pub use networks::{Networks, move_to};

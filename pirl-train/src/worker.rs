@@ -8,9 +8,9 @@ use pirl_data::Batch;
 use pirl_model::{GradientSum, ParamSet};
 
 use crate::error::{Result, TrainError};
-use crate::learner::{forward_part, parameters};
 use crate::networks::Networks;
 use crate::objective::{Objective, PartOutcome};
+use crate::part::{forward_part, parameters};
 
 /// Networks on a thread of their own: cuDNN's handles stay on theirs.
 ///

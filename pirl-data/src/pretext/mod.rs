@@ -1,7 +1,7 @@
 //! Pretext tasks: how the transformed view I^t comes from an image.
 
 mod jigsaw;
-mod permutation;
+pub(crate) mod permutation;
 mod rotation;
 
 use pirl_core::check;
@@ -13,7 +13,6 @@ use crate::transform::{ImageView, Scratch};
 use crate::{DataError, Image};
 
 use jigsaw::Jigsaw;
-pub(crate) use permutation::check_permutations;
 pub use permutation::permutations;
 use rotation::Rotation;
 

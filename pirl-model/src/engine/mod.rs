@@ -11,8 +11,8 @@ mod composed;
 mod tape;
 mod traced;
 
-use crate::backbone::Layer;
 use crate::error::Result;
+use crate::layer::Layer;
 use crate::params::{Builder, Init, NormId, ParamId};
 
 pub(crate) use traced::Traced;
