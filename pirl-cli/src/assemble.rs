@@ -89,6 +89,7 @@ impl Inputs {
             })
             .lambda(loss.lambda)
             .negatives(loss.negatives)
+            .positives(loss.positives)
             .head(recipe.model.head)
             .ops(ops)
             .seed(recipe.seed);

@@ -10,6 +10,7 @@ use pirl_core::{SettingError, check};
 use pirl_data::{DataConfig, EvalView, OnCorrupt, PretextConfig, ViewConfig};
 use pirl_eval::EvalConfig;
 use pirl_model::{ModelConfig, OptimConfig, Precision, ScheduleConfig};
+use pirl_train::Positives;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
@@ -58,6 +59,7 @@ pub(crate) struct LossConfig {
     pub(crate) temperature: f64,
     pub(crate) negatives: usize,
     pub(crate) sampling: Sampling,
+    pub(crate) positives: Positives,
 }
 
 /// `loss.kind`
@@ -166,6 +168,7 @@ impl Default for Recipe {
                 temperature: 0.07,
                 negatives: 32_000,
                 sampling: Sampling::Shared,
+                positives: Positives::Bank,
             },
             bank: BankConfig {
                 dim: 128,

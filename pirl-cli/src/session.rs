@@ -6,8 +6,8 @@
 use anyhow::{Result, bail};
 use pirl_report::EventFile;
 use pirl_train::{
-    BoxError, Checkpoints, Ended, Identity, Metric, MetricsFile, Observer, Row, RunOptions, Step,
-    TrainError, Training, resume, run,
+    BoxError, Checkpoints, Ended, Health, Identity, Metric, MetricsFile, Observer, Row, RunOptions,
+    Step, TrainError, Training, resume, run,
 };
 
 use crate::interrupt::{Interrupt, Interrupted};
@@ -94,6 +94,7 @@ impl<'a> Session<'a> {
                 Some(kept) => Some(Log::open(&kept.folder, done)?),
                 None => None,
             },
+            health: Health::new(steps / training.steps_per_epoch().max(1)),
             progress: Progress::new(training.name(), "steps", steps, done),
             interrupt: &self.interrupt,
             after_step,
@@ -209,6 +210,7 @@ impl Log {
 /// Shows and logs the steps of a training.
 struct Display<'a, T: Training> {
     log: Option<Log>,
+    health: Health,
     progress: Progress,
     interrupt: &'a Interrupt,
     after_step: AfterStep<'a, T>,
@@ -229,6 +231,9 @@ impl<T: Training> Observer<T> for Display<'_, T> {
     }
 
     fn log(&mut self, row: &Row) -> Result<(), BoxError> {
+        if let Some(trouble) = self.health.observe(row) {
+            tracing::warn!("epoch {}: {trouble}", row.epoch);
+        }
         match &mut self.log {
             Some(log) => Ok(log.write(row)?),
             None => Ok(()),

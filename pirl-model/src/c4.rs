@@ -134,6 +134,7 @@ impl C4 {
             norm: config.norm,
             stride: match model.stem {
                 StemKind::Imagenet => 16,
+                StemKind::Medium => 8,
                 StemKind::Small => 4,
             },
             channels: stage_channels(model, 2)?,

@@ -10,6 +10,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Arch {
+    /// Basic blocks, 1-1-1-1.
+    Resnet10,
     /// Basic blocks, 2-2-2-2.
     Resnet18,
     /// Basic blocks, 3-4-6-3.
@@ -23,6 +25,7 @@ pub enum Arch {
 impl fmt::Display for Arch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::Resnet10 => "resnet10",
             Self::Resnet18 => "resnet18",
             Self::Resnet34 => "resnet34",
             Self::Resnet50 => "resnet50",
@@ -35,6 +38,7 @@ impl Arch {
     /// Blocks of each of the four stages.
     pub(crate) fn blocks(self) -> [usize; 4] {
         match self {
+            Self::Resnet10 => [1, 1, 1, 1],
             Self::Resnet18 => [2, 2, 2, 2],
             Self::Resnet34 | Self::Resnet50 => [3, 4, 6, 3],
             Self::Resnet101 => [3, 4, 23, 3],
@@ -53,6 +57,8 @@ impl Arch {
 pub enum Stem {
     /// 7x7 convolution of stride 2, then a 3x3 max-pool of stride 2: maps are a quarter the image.
     Imagenet,
+    /// 5x5 convolution of stride 2 and no pool: maps are half the image, for images of tens of pixels.
+    Medium,
     /// 3x3 convolution of stride 1 and no pool, for images of some tens of pixels.
     Small,
 }
@@ -61,6 +67,7 @@ impl fmt::Display for Stem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Imagenet => "imagenet",
+            Self::Medium => "medium",
             Self::Small => "small",
         })
     }

@@ -26,6 +26,7 @@ impl Stem {
         let width = config.stem_channels()?;
         let (kernel, stride) = match config.stem {
             StemKind::Imagenet => (7, 2),
+            StemKind::Medium => (5, 2),
             StemKind::Small => (3, 1),
         };
         Ok(Self {

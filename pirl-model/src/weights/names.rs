@@ -97,6 +97,7 @@ pub(super) fn infer(state: &Shapes) -> Result<ModelConfig, String> {
     });
     let bottleneck = shape("layer1.0.conv3.weight").is_some();
     let archs = [
+        Arch::Resnet10,
         Arch::Resnet18,
         Arch::Resnet34,
         Arch::Resnet50,
@@ -107,15 +108,18 @@ pub(super) fn infer(state: &Shapes) -> Result<ModelConfig, String> {
         .find(|arch| arch.blocks() == blocks && arch.bottleneck() == bottleneck)
         .ok_or_else(|| {
             let kind = if bottleneck { "bottleneck" } else { "basic" };
-            format!("a ResNet with {blocks:?} {kind} blocks is none of resnet18, 34, 50 and 101")
+            format!(
+                "a ResNet with {blocks:?} {kind} blocks is none of resnet10, 18, 34, 50 and 101"
+            )
         })?;
     let (channels, stem) = match shape("conv1.weight") {
         Some(&[channels, 3, 7, 7]) => (channels, Stem::Imagenet),
+        Some(&[channels, 3, 5, 5]) => (channels, Stem::Medium),
         Some(&[channels, 3, 3, 3]) => (channels, Stem::Small),
         Some(other) => {
             return Err(format!(
                 "conv1.weight has shape {other:?}, but a stem has 3 input channels and a kernel of \
-                 7x7 or 3x3"
+                 7x7, 5x5 or 3x3"
             ));
         }
         None => {

@@ -1,6 +1,7 @@
 //! What a backbone is trained for.
 
 pub(crate) mod covariant;
+mod embeddings;
 mod estimated_nce;
 pub(crate) mod negatives;
 pub(crate) mod pirl;

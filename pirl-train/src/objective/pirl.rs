@@ -6,11 +6,13 @@ use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
 use pirl_bank::{MemoryBank, NegativeSampler, SharedSampler};
-use pirl_core::Ops;
+use pirl_core::{Ops, check};
 use pirl_data::{Batch, EvalView, Pack, eval_batches};
 use pirl_loss::{ContrastiveLoss, Negatives, Paper, ViewWeights};
 use pirl_model::{Head, HeadKind, JigsawHead, Mode, ModelConfig, ModelError, ProjectionHead};
+use serde::{Deserialize, Serialize};
 
+use super::embeddings::embedding_metrics;
 use super::estimated_nce::EstimatedNce;
 use super::negatives::StepNegatives;
 use super::{HeadFactory, Module, Objective, PartOutcome, Terms, boxed};
@@ -48,6 +50,7 @@ pub struct Pirl {
     seed: u64,
     /// Those of the step that is under way.
     step: StepNegatives,
+    positives: Positives,
 }
 
 /// What stands on a backbone.
@@ -66,6 +69,44 @@ pub struct Rows {
     negatives: Negatives,
     loss: Arc<dyn ContrastiveLoss>,
     weights: ViewWeights,
+    positives: Positives,
+}
+
+/// What each view of an image is drawn to, and away from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Positives {
+    /// The image's row of the bank, away from the rows drawn as negatives: equation (6), the paper's
+    /// method.
+    #[default]
+    Bank,
+    /// The embedding that the other view has in this very step, as equation (5) is printed, away from
+    /// those of the other images that go through the networks together (a batch, or
+    /// `train.micro_batch` of it). A row of the bank is an epoch old; where epochs are few, that is what
+    /// holds learning back. Rows of the bank are not among the negatives: they are older than the
+    /// positives, and telling old from new would be the easier task.
+    Fresh,
+    /// The mean of both losses.
+    Both,
+}
+
+impl Rows {
+    /// The loss of a view, `(b, dim)`, whose images have `other` as their other view.
+    fn loss(&self, view: &Tensor, other: Option<&Tensor>) -> Result<Tensor> {
+        let bank = || self.loss.forward(view, &self.own, &self.negatives);
+        let fresh = |other: &Tensor| {
+            let rows = other.detach();
+            let own = (0..rows.dim(0)? as u32).map(Some).collect();
+            let positives = rows.clone();
+            self.loss
+                .forward(view, &positives, &Negatives::Shared { rows, own })
+        };
+        Ok(match (self.positives, other) {
+            (Positives::Fresh, Some(other)) => fresh(other)?,
+            (Positives::Both, Some(other)) => ((bank()? + fresh(other)?)? * 0.5)?,
+            _ => bank()?,
+        })
+    }
 }
 
 impl Pirl {
@@ -118,6 +159,7 @@ impl Objective for Pirl {
                 .of(images, self.negatives, bank, sampler, device)?,
             loss: Arc::clone(&self.loss),
             weights: self.weights,
+            positives: self.positives,
         })
     }
 
@@ -127,7 +169,18 @@ impl Objective for Pirl {
         rows: Rows,
         terms: &mut Terms<'_>,
     ) -> Result<Tensor> {
-        let loss = |view: &Tensor| rows.loss.forward(view, &rows.own, &rows.negatives);
+        if rows.positives != Positives::Bank {
+            let f = image(networks, part, Mode::Train)?;
+            let g = transformed(networks, part, Mode::Train)?;
+            terms.add(
+                "loss_patch",
+                rows.weights.transformed,
+                &rows.loss(&g, Some(&f))?,
+            )?;
+            terms.add("loss_image", rows.weights.image, &rows.loss(&f, Some(&g))?)?;
+            return Ok(f.detach());
+        }
+        let loss = |view: &Tensor| rows.loss(view, None);
         let mut image_weight = 1.0;
         // The transformed copies go first, as in VISSL: both passes move batch norm's running
         // statistics, and the images' is to be the last.
@@ -151,8 +204,10 @@ impl Objective for Pirl {
             embeddings.push(move_to(&part.outcome, self.bank.rows().device())?);
             indices.extend(part.indices);
         }
-        self.bank.update(&indices, &Tensor::cat(&embeddings, 0)?)?;
-        Ok(Vec::new())
+        let embeddings = Tensor::cat(&embeddings, 0)?;
+        let metrics = embedding_metrics(&embeddings, &self.bank.gather(&indices)?)?;
+        self.bank.update(&indices, &embeddings)?;
+        Ok(metrics)
     }
 
     fn needs_calibration(&self) -> bool {
@@ -289,6 +344,7 @@ pub struct PirlBuilder {
     bank_device: Device,
     ops: Ops,
     seed: u64,
+    positives: Positives,
 }
 
 impl PirlBuilder {
@@ -310,6 +366,7 @@ impl PirlBuilder {
             bank_device: Device::Cpu,
             ops: Ops::Fast,
             seed: 0,
+            positives: Positives::Bank,
         }
     }
 
@@ -407,6 +464,11 @@ impl PirlBuilder {
         }
     }
 
+    /// What each view is drawn to; the bank's row by default.
+    pub fn positives(self, positives: Positives) -> Self {
+        Self { positives, ..self }
+    }
+
     /// What computes heads, loss and bank; the fast ops by default.
     pub fn ops(self, ops: Ops) -> Self {
         Self { ops, ..self }
@@ -424,6 +486,13 @@ impl PirlBuilder {
     /// cannot be made.
     pub fn build(self) -> Result<Pirl> {
         let (seed, dim, views, ops) = (self.seed, self.dim, self.views, self.ops);
+        let positives = self.positives;
+        check(
+            "positives",
+            format!("{positives:?}").to_lowercase(),
+            views > 0 || positives == Positives::Bank,
+            "must be bank where images have no transformed view",
+        )?;
         let bank = match self.bank {
             Some(bank) => bank,
             None => MemoryBank::random(
@@ -478,6 +547,7 @@ impl PirlBuilder {
             ops,
             seed,
             step: StepNegatives::new(seed, 0),
+            positives: self.positives,
         })
     }
 }
