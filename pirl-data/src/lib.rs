@@ -94,7 +94,7 @@ pub use image::Image;
 pub use loader::{Batch, EpochIter, Loader, LoaderConfig, OnCorrupt};
 pub use objects::Objects;
 pub use pack::{
-    Counts, ObjectCounts, Pack, PackOptions, PackReport, PerClass, Skipped, Verification, pack,
+    Counts, ImageStatistics, ObjectCounts, Pack, PackOptions, PackReport, PerClass, Skipped, Verification, pack,
 };
 pub use pretext::{Pretext, build_pretext, permutations};
 pub use random::sample_rng;

@@ -10,6 +10,7 @@ mod recode;
 mod run;
 mod schema;
 mod shard;
+mod statistics;
 mod verify;
 mod writer;
 
@@ -17,6 +18,7 @@ pub use counts::{Counts, ObjectCounts, PerClass};
 pub use options::{PackOptions, PackReport, Skipped};
 pub use reader::Pack;
 pub use run::pack;
+pub use statistics::ImageStatistics;
 pub use verify::Verification;
 
 /// Makes a file readable by everyone, as far as its folder permits; temporary files are created readable
