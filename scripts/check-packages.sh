@@ -20,8 +20,8 @@ for package in "$packages"/pirl-*.crate; do tar xf "$package" -C "$unpacked"; do
 
 # A workspace of the packages, in which each finds the others instead of a registry's.
 {
-  printf '[workspace]\nresolver = "3"\nmembers = ["*"]\n\n[patch.crates-io]\n'
-  for folder in "$unpacked"/*; do
+  printf '[workspace]\nresolver = "3"\nmembers = ["pirl-*"]\n\n[patch.crates-io]\n'
+  for folder in "$unpacked"/pirl-*; do
     name=$(basename "$folder")
     printf '%s = { path = "%s" }\n' "${name%-*}" "$name"
   done

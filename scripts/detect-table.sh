@@ -10,9 +10,9 @@
 # (default: 3) are the detector's (its heads, the order of the images, what it samples) and the
 # untrained network's. Training scenes are 2000 unless told otherwise, test scenes 500. Without
 # recipes: PIRL (jigsaw), NPID, covariant jigsaw, PIRL (rotation) and training with labels. `--set`
-# reaches the detector alone, whose whole recipe takes 45 minutes a row and seed on two cores: README's
-# table has 400 steps. PIRL_DATA names the folder of the packs where it is not FOLDER. Started again it
-# goes on where it stopped.
+# reaches the detector alone, whose whole recipe takes 45 minutes a row and seed on two cores: the
+# table of docs/detection.md has 400 steps. PIRL_DATA names the folder of the packs where it is not
+# FOLDER. Started again it goes on where it stopped.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
