@@ -16,7 +16,8 @@ cargo fetch --locked --quiet
 rm -rf "$unpacked" "$packages"/*.crate
 cargo package --workspace --no-verify --locked --offline --quiet "$@"
 mkdir -p "$unpacked"
-for package in "$packages"/pirl-*.crate; do tar xf "$package" -C "$unpacked"; done
+# Extracted files are new (`m`): those in a package have one old time, by which cargo would take them for unchanged.
+for package in "$packages"/pirl-*.crate; do tar xmf "$package" -C "$unpacked"; done
 
 # A workspace of the packages, in which each finds the others instead of a registry's.
 {
