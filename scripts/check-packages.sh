@@ -9,25 +9,27 @@
 # dependencies that are not here yet.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-packages=target/package
+export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-target}
+packages=$CARGO_TARGET_DIR/package
 unpacked=$packages/unpacked
 
 cargo fetch --locked --quiet
 rm -rf "$unpacked" "$packages"/*.crate
 cargo package --workspace --no-verify --locked --offline --quiet "$@"
-mkdir -p "$unpacked"
-# Extracted files are new (`m`): those in a package have one old time, by which cargo would take them for unchanged.
-for package in "$packages"/pirl-*.crate; do tar xmf "$package" -C "$unpacked"; done
+mkdir -p "$unpacked/crates"
+# Extracted files are new (`m`): in packages all have one old time, by which cargo takes them for unchanged.
+for package in "$packages"/pirl-*.crate; do tar xmf "$package" -C "$unpacked/crates"; done
 
-# A workspace of the packages, in which each finds the others instead of a registry's.
+# A workspace of the packages, in which each finds the others instead of a registry's. Its own files are a
+# folder higher than the repository's, where a path out of a crate would find them.
 {
-  printf '[workspace]\nresolver = "3"\nmembers = ["pirl-*"]\n\n[patch.crates-io]\n'
-  for folder in "$unpacked"/pirl-*; do
+  printf '[workspace]\nresolver = "3"\nmembers = ["crates/*"]\n\n[patch.crates-io]\n'
+  for folder in "$unpacked"/crates/*; do
     name=$(basename "$folder")
-    printf '%s = { path = "%s" }\n' "${name%-*}" "$name"
+    printf '%s = { path = "crates/%s" }\n' "${name%-*}" "$name"
   done
   sed -n '/^\[profile/,$p' Cargo.toml
 } >"$unpacked/Cargo.toml"
 cp Cargo.lock "$unpacked"
-CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-target} cargo check --release --offline --manifest-path "$unpacked/Cargo.toml" \
-  --workspace --examples --bins --lib
+cargo check --release --offline --manifest-path "$unpacked/Cargo.toml" --workspace \
+  --examples --bins --lib
