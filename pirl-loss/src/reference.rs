@@ -8,7 +8,7 @@
 
 use candle_core::{D, DType, Tensor};
 
-use crate::contrastive::NCE_EPS;
+use crate::kind::NCE_EPS;
 use crate::negatives::Sizes;
 use crate::{LossError, Negatives};
 
