@@ -8,13 +8,13 @@ use rand_chacha::rand_core::SeedableRng;
 use serde::{Deserialize, Serialize};
 
 use crate::backbone::Backbone;
-use crate::config::Stem as StemKind;
+use crate::config::Stem;
 use crate::engine::{Engine, Network, Norm, Traced};
 use crate::error::{ModelError, Result};
 use crate::layer::Layer;
 use crate::mode::Mode;
 use crate::params::{Buffers, Builder, ParamSet};
-use crate::residual::{Stage, Stem, stage_channels};
+use crate::residual::{Stage, StemConv, stage_channels};
 use crate::resnet::ResNet;
 use crate::trainable::Trainable;
 
@@ -110,7 +110,9 @@ impl C4 {
                 builder.freeze_norms();
             }
             let stem = parts.contains(&0);
-            let stem = stem.then(|| Stem::new(model, &mut builder)).transpose()?;
+            let stem = stem
+                .then(|| StemConv::new(model, &mut builder))
+                .transpose()?;
             let stages = parts.clone().filter(|part| *part > 0);
             let stages = stages.map(|part| Stage::new(model, part - 1, &mut builder));
             let stages = stages.collect::<Result<_>>()?;
@@ -133,8 +135,8 @@ impl C4 {
             res5: part(4..5, frozen)?,
             norm: config.norm,
             stride: match model.stem {
-                StemKind::Imagenet => 16,
-                StemKind::Small => 4,
+                Stem::Imagenet => 16,
+                Stem::Small => 4,
             },
             channels: stage_channels(model, 2)?,
             feature_dim: backbone.feature_dim(),
@@ -250,7 +252,7 @@ fn check_shape(x: &Tensor, channels: usize, module: &str, expected: &str) -> Res
 
 /// Neighbouring parts of a ResNet, and what stands on the last.
 struct Part {
-    stem: Option<Stem>,
+    stem: Option<StemConv>,
     stages: Vec<Stage>,
     norm: Option<Norm>,
     average: bool,

@@ -79,7 +79,7 @@ impl ProjectionHead {
                 Step::Linear(Linear::new(&mut builder, "fc2", features, dim)),
             ],
         };
-        let plan = Plan {
+        let layers = HeadLayers {
             views: 1,
             features,
             each,
@@ -87,7 +87,7 @@ impl ProjectionHead {
         };
         Mounted::new(
             "the projection head",
-            plan,
+            layers,
             builder,
             true,
             dim,
@@ -134,13 +134,22 @@ impl JigsawHead {
             patches * dim,
             dim,
         ))];
-        let plan = Plan {
+        let layers = HeadLayers {
             views: patches,
             features,
             each,
             joined,
         };
-        Mounted::new("the jigsaw head", plan, builder, true, dim, config, device).map(Self)
+        Mounted::new(
+            "the jigsaw head",
+            layers,
+            builder,
+            true,
+            dim,
+            config,
+            device,
+        )
+        .map(Self)
     }
 }
 
@@ -174,7 +183,7 @@ impl ClassifierHead {
             joined,
             classes,
         ))];
-        let plan = Plan {
+        let layers = HeadLayers {
             views,
             features,
             each,
@@ -182,7 +191,7 @@ impl ClassifierHead {
         };
         Mounted::new(
             "the classifier",
-            plan,
+            layers,
             builder,
             false,
             classes,
@@ -207,7 +216,7 @@ enum Step {
 }
 
 /// Layers on each view, then layers on the joined views.
-struct Plan {
+struct HeadLayers {
     views: usize,
     features: usize,
     each: Vec<Step>,
@@ -224,7 +233,7 @@ impl Step {
     }
 }
 
-impl Network for Plan {
+impl Network for HeadLayers {
     fn forward<E: Engine>(
         &self,
         engine: &mut E,
@@ -247,13 +256,13 @@ impl Network for Plan {
 struct Mounted {
     name: &'static str,
     normalize: bool,
-    traced: Traced<Plan>,
+    traced: Traced<HeadLayers>,
 }
 
 impl Mounted {
     fn new(
         name: &'static str,
-        plan: Plan,
+        layers: HeadLayers,
         builder: Builder,
         normalize: bool,
         outputs: usize,
@@ -261,14 +270,14 @@ impl Mounted {
         device: &Device,
     ) -> Result<Self> {
         for (argument, size) in [
-            ("views", plan.views),
-            ("features", plan.features),
+            ("views", layers.views),
+            ("features", layers.features),
             ("outputs", outputs),
         ] {
             let expected = format!("must be at least 1 in {name}");
             check(argument, size, size > 0, &expected)?;
         }
-        let traced = Traced::new(plan, builder, config.ops, device)?;
+        let traced = Traced::new(layers, builder, config.ops, device)?;
         Ok(Self {
             name,
             normalize,
@@ -277,15 +286,15 @@ impl Mounted {
     }
 
     fn forward(&self, features: &Tensor, mode: Mode) -> Result<Tensor> {
-        let plan = self.traced.network();
+        let layers = self.traced.network();
         match *features.dims() {
-            [rows, c] if rows > 0 && rows % plan.views == 0 && c == plan.features => {}
+            [rows, c] if rows > 0 && rows % layers.views == 0 && c == layers.features => {}
             _ => {
                 return Err(ModelError::Input {
                     module: self.name.to_owned(),
                     expected: format!(
                         "features of shape (batch * {}, {})",
-                        plan.views, plan.features
+                        layers.views, layers.features
                     ),
                     found: features.dims().to_vec(),
                 });

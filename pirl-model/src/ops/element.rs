@@ -4,8 +4,7 @@
 
 use candle_core::DType;
 use half::{bf16, f16};
-
-use super::vectorised::vectorised;
+use pirl_core::vectorised;
 
 /// Numbers that any pattern of bits, and so memory of unspecified contents, is a value of.
 ///

@@ -28,7 +28,6 @@ pub mod linear;
 pub mod pool;
 pub mod reference;
 pub mod relu;
-mod vectorised;
 
 pub(crate) use candle::conv2d_tf32;
 pub use candle::{batch_norm_eval, batch_norm_train, conv2d, max_pool2d};

@@ -9,7 +9,8 @@ mod sgd;
 use std::collections::HashMap;
 
 use candle_core::backprop::GradStore;
-use candle_core::{DType, Storage, Tensor};
+use candle_core::{DType, Tensor};
+use pirl_core::storage::cpu_slice;
 use pirl_core::{Ops, SettingError, check};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -259,7 +260,7 @@ impl Group {
         let segments = {
             let ((values, vl), (gradient, gl)) =
                 (var.storage_and_layout(), gradient.storage_and_layout());
-            let (values, gradient) = (cpu(&values, vl)?, cpu(&gradient, gl)?);
+            let (values, gradient) = (cpu_slice(&values, vl)?, cpu_slice(&gradient, gl)?);
             let segment = |param: &Param| {
                 let decay = config.decay(param.decay);
                 let scale = if !param.trained {
@@ -366,15 +367,5 @@ impl Group {
         };
         let scales = self.params.params().iter().map(scale);
         Ok(Tensor::cat(&scales.collect::<Result<Vec<_>>>()?, 0)?.reshape(shape)?)
-    }
-}
-
-/// The values of a contiguous `f32` tensor on a CPU.
-fn cpu<'a>(storage: &'a Storage, layout: &candle_core::Layout) -> candle_core::Result<&'a [f32]> {
-    match storage {
-        Storage::Cpu(storage) => sgd::values(storage, layout),
-        _ => Err(candle_core::Error::msg(
-            "parameters and gradient are on different devices",
-        )),
     }
 }

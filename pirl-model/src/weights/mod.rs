@@ -6,8 +6,7 @@ mod pickle;
 mod pth;
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs::{self, File};
-use std::io::Write;
+use std::fs;
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
@@ -58,22 +57,9 @@ pub fn save_tensors(path: &Path, tensors: &HashMap<String, Tensor>) -> Result<()
         views.push((name.as_str(), view));
     }
     let file = safetensors::serialize(views, None).map_err(|e| format(path, &e))?;
-    let mut aside = path.as_os_str().to_owned();
-    aside.push(".tmp");
-    let aside = Path::new(&aside);
-    let write = || -> std::io::Result<()> {
-        let mut out = File::create(aside)?;
-        out.write_all(&file)?;
-        out.sync_all()?;
-        fs::rename(aside, path)
-    };
-    write().map_err(|source| {
-        // The error to report is the first one; a file that cannot be removed adds nothing to it.
-        let _ = fs::remove_file(aside);
-        ModelError::Io {
-            path: path.to_owned(),
-            source,
-        }
+    pirl_core::file::write(path, &file).map_err(|source| ModelError::Io {
+        path: path.to_owned(),
+        source,
     })
 }
 
