@@ -24,7 +24,7 @@ use crate::trainable::Trainable;
 pub enum C4Norm {
     /// Statistics, scale and shift stay as pre-training left them (detectron2's `FrozenBN`).
     Frozen,
-    /// Batches normalise themselves; scale and shift are trained.
+    /// Batches are normalised by their own statistics; scale and shift are trained.
     Train,
 }
 
@@ -33,10 +33,10 @@ pub enum C4Norm {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct C4Config {
-    /// How much is left as it is: 0 nothing, 1 the stem, 2 stem and res2, up to 4 all but res5
-    /// (detectron2's `FREEZE_AT`); 2 by default.
+    /// How much is frozen: 0 nothing, 1 the stem, 2 stem and res2, up to 4 all but res5 (detectron2's
+    /// `FREEZE_AT`); 2 by default.
     pub frozen_stages: usize,
-    /// Batch norm of what is not; `frozen` by default.
+    /// Batch norm of what is not frozen as a whole; `frozen` by default.
     pub norm: C4Norm,
     /// A batch norm after res5, before its average (MoCo's detectors); needs `norm = "train"`.
     pub extra_norm: bool,
@@ -192,18 +192,18 @@ impl C4 {
         self.res5.forward(regions, self.mode(mode))
     }
 
-    /// The parameters that training moves.
+    /// The parameters that training changes.
     pub fn trained(&self) -> Vec<ParamSet> {
         let parts = self.trunk.iter().chain([&self.res5]);
         parts.map(|part| part.params().clone()).collect()
     }
 
-    /// Whether batches move the statistics of batch norm.
+    /// Whether training changes the statistics of batch norm.
     pub fn trains_norm(&self) -> bool {
         self.norm == C4Norm::Train
     }
 
-    /// Forgets the statistics that training moved, before [`Mode::Calibrate`] averages new ones.
+    /// Resets the statistics that training changed, before [`Mode::Calibrate`] averages new ones.
     pub fn reset_statistics(&self) {
         if self.trains_norm() {
             for part in self.trunk.iter().chain([&self.res5]) {

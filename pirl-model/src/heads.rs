@@ -1,5 +1,5 @@
-//! What stands on a backbone during pre-training: the paper's f and g, and the classifiers of the
-//! covariant baselines.
+//! Heads on a backbone during pre-training: the paper's f and g, and the classifiers of the covariant
+//! baselines.
 
 use candle_core::{D, Device, Tensor};
 use pirl_core::check;

@@ -64,7 +64,7 @@ impl ResNet {
     ///
     /// # Errors
     /// [`ModelError::Setting`] for a width out of range; [`ModelError::Candle`] for a tensor that is
-    /// missing or of another shape. Counts of batches may be missing.
+    /// missing or of another shape. `num_batches_tracked` may be missing.
     pub fn from_var_builder(config: &ModelConfig, vb: VarBuilder<'_>) -> Result<Self> {
         let network = Self::new(config, 0, vb.device())?;
         for param in network.parameters().params() {

@@ -155,7 +155,7 @@ impl Optimizer {
         self.gradients.add(gradients)
     }
 
-    /// Adds what copies of the sets, on other devices or threads, have summed up:
+    /// Adds the gradient sums of copies of the sets, on other devices or threads:
     /// [`GradientSum::take`] of them, in the same order.
     ///
     /// # Errors
@@ -164,13 +164,13 @@ impl Optimizer {
         self.gradients.merge(sums)
     }
 
-    /// Forgets the accumulated gradients, those of a step that is not to be taken.
+    /// Clears the accumulated gradients without taking a step.
     pub fn discard(&mut self) {
         self.gradients.take();
     }
 
-    /// Divides the accumulated gradients by `scale`, by which their losses were multiplied. `false` if
-    /// one of them is not finite, and all are forgotten.
+    /// Divides the accumulated gradients by `scale`, by which their losses were multiplied. If one of
+    /// them is not finite, clears them all and returns `false`.
     ///
     /// # Errors
     /// Only if Candle cannot compute it.
@@ -178,8 +178,8 @@ impl Optimizer {
         self.gradients.unscale(scale)
     }
 
-    /// One step at the learning rate `lr` down the accumulated gradients, which are then forgotten.
-    /// A set without any is left alone, as is every parameter that is not [`Param::trained`].
+    /// One step at the learning rate `lr` against the accumulated gradients, which are then cleared.
+    /// A set without gradients does not change, nor does a parameter that is not [`Param::trained`].
     ///
     /// # Errors
     /// Only if Candle cannot compute it.
@@ -209,7 +209,7 @@ impl Optimizer {
         Ok(state)
     }
 
-    /// Takes up a state from [`Optimizer::state`].
+    /// Restores a state from [`Optimizer::state`].
     ///
     /// # Errors
     /// [`ModelError::UnknownTensor`] if a set's momentum is not in it, [`ModelError::WrongShape`]

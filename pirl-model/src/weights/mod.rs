@@ -20,7 +20,7 @@ use names::Shapes;
 use pth::Pth;
 
 /// Saves modules in one safetensors file, each under its prefix (empty, or ending in a dot).
-/// The file is whole or untouched: it is written beside, synced and renamed.
+/// The file is written under another name, synced and renamed: it is complete, or as it was.
 ///
 /// # Errors
 /// [`ModelError::Io`].
@@ -41,11 +41,11 @@ pub fn state_dict(modules: &[(&str, &dyn Trainable)]) -> Result<HashMap<String, 
     Ok(state)
 }
 
-/// Saves `f32`, `f64`, `i64`, `u32` and `u8` tensors in a safetensors file, which is whole or
-/// untouched: it is written beside, synced and renamed.
+/// Saves `f32`, `f64`, `i64`, `u32` and `u8` tensors in a safetensors file. It is written under
+/// another name, synced and renamed: it is complete, or as it was.
 ///
 /// # Errors
-/// [`ModelError::Io`]; nothing is left behind.
+/// [`ModelError::Io`]; no partial file is left.
 pub fn save_tensors(path: &Path, tensors: &HashMap<String, Tensor>) -> Result<()> {
     let mut entries = BTreeMap::new();
     for (name, tensor) in tensors {
