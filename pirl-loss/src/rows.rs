@@ -1,4 +1,4 @@
-//! What happens to one image's row of logits: exponentials, logarithms and their sums.
+//! The arithmetic on one image's row of logits: exponentials, logarithms and their sums.
 //!
 //! Every function is plain loops without branches or sums, which the compiler turns into vector
 //! code, and sums in eight lanes of their results. It is compiled twice, for any processor and for

@@ -250,7 +250,7 @@ fn check_shape(x: &Tensor, channels: usize, module: &str, expected: &str) -> Res
     }
 }
 
-/// Neighbouring parts of a ResNet, and what stands on the last.
+/// Neighbouring parts of a ResNet, and the layers after the last.
 struct Part {
     stem: Option<StemConv>,
     stages: Vec<Stage>,

@@ -44,15 +44,15 @@ pub fn l2_normalize(x: &Tensor) -> Result<Tensor> {
 }
 
 /// f of the paper, and g for a single view (rotation): `(b, c)` features to `(b, dim)` unit rows.
-pub struct ProjectionHead(Mounted);
+pub struct ProjectionHead(HeadModule);
 
 /// g of the paper for patches: each patch's `(c)` features projected to `dim`, the patches joined in
 /// the order given, and a linear layer to `dim`. `(b * patches, c)` to `(b, dim)` unit rows.
-pub struct JigsawHead(Mounted);
+pub struct JigsawHead(HeadModule);
 
 /// Logits of the covariant baselines: for one view a linear layer, for patches `c - 1000 - batch
 /// norm - ReLU` on each, joined, and a linear layer. `(b * views, c)` to `(b, classes)`.
-pub struct ClassifierHead(Mounted);
+pub struct ClassifierHead(HeadModule);
 
 /// Width of a patch's hidden layer in the covariant jigsaw (VISSL's `jigsaw_8gpu_resnet`).
 const PATCH_HIDDEN: usize = 1000;
@@ -85,7 +85,7 @@ impl ProjectionHead {
             each,
             joined,
         };
-        Mounted::new(
+        HeadModule::new(
             "the projection head",
             layers,
             builder,
@@ -140,7 +140,7 @@ impl JigsawHead {
             each,
             joined,
         };
-        Mounted::new(
+        HeadModule::new(
             "the jigsaw head",
             layers,
             builder,
@@ -189,7 +189,7 @@ impl ClassifierHead {
             each,
             joined,
         };
-        Mounted::new(
+        HeadModule::new(
             "the classifier",
             layers,
             builder,
@@ -202,7 +202,7 @@ impl ClassifierHead {
     }
 }
 
-/// Heads of one seed draw from streams of their own.
+/// The heads of one seed draw from different streams of random numbers.
 fn builder(seed: u64, stream: u64) -> Builder {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     rng.set_stream(stream);
@@ -253,13 +253,13 @@ impl Network for HeadLayers {
 }
 
 /// A head's network with its name and whether its output is normalised.
-struct Mounted {
+struct HeadModule {
     name: &'static str,
     normalize: bool,
     traced: Traced<HeadLayers>,
 }
 
-impl Mounted {
+impl HeadModule {
     fn new(
         name: &'static str,
         layers: HeadLayers,

@@ -29,7 +29,7 @@ pub(crate) struct Traced<N> {
 }
 
 impl<N: Network> Traced<N> {
-    /// Gives the described network its parameters on `device`.
+    /// `network` with the parameters that `builder` collected, on `device`.
     pub(crate) fn new(network: N, builder: Builder, ops: Ops, device: &Device) -> Result<Self> {
         let (params, buffers) = builder.finish(device)?;
         Ok(Self {
@@ -121,7 +121,7 @@ impl<N: Network> Traced<N> {
         }
     }
 
-    /// The maps of `layers` that the network shows on its way, in evaluation mode, as NCHW tensors
+    /// The maps of `layers` inside the network, in evaluation mode, as NCHW tensors
     /// (on a CPU, views of NHWC memory). `x`: `(n, c, h, w)`.
     pub(crate) fn maps(&self, x: &Tensor, layers: &[Layer]) -> Result<Vec<(Layer, Tensor)>> {
         let x = x.to_dtype(DType::F32)?.contiguous()?.detach();
@@ -176,7 +176,7 @@ fn lock<T>(slot: &Mutex<T>) -> MutexGuard<'_, T> {
     slot.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What the forward pass tells its caller beside the output: Candle's trait has no room for it.
+/// What a forward pass returns beside its output, for which Candle's trait has no place.
 #[derive(Default)]
 struct Outcome {
     updates: Vec<NormUpdate>,
