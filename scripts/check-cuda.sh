@@ -41,8 +41,8 @@ for kernel in $(git ls-files --cached --others --exclude-standard '*.cu'); do
     done
   done
 done
-for features in cuda cuda,cudnn,nccl; do
+for features in cuda cuda,cudnn; do
   step cargo check --release --workspace --locked --features "$features"
 done
-step cargo clippy --release --workspace --all-targets --locked --features cuda,cudnn,nccl -- -D warnings
+step cargo clippy --release --workspace --all-targets --locked --features cuda,cudnn -- -D warnings
 printf '\n== all kernels and all code with CUDA compile; nothing was run on a GPU\n' >&2

@@ -30,6 +30,38 @@ pretrain() {
   touch "$run/done"
 }
 
+# value FILE PATH: what a result has at that path of keys, such as chosen.top1; nothing where it has none.
+# The file must be laid out as pirl writes it, a key a line.
+value() {
+  awk -v wanted="$2" '
+    { sub(/^ +/, ""); sub(/,$/, "") }
+    /^[]}]/ { depth--; next }
+    {
+      key = ""
+      if (match($0, /^"[^"]*": /)) {
+        key = substr($0, 2, RLENGTH - 4)
+        $0 = substr($0, RLENGTH + 1)
+      }
+      path = depth > 1 ? place[depth - 1] "." key : key
+      if (/^[[{]$/) { place[depth] = path; depth++; next }
+      if (path == wanted) { gsub(/"/, ""); print; exit }
+    }' "$1"
+}
+
+# mean NUMBER...: the mean of the numbers on standard input with that many digits after the point and,
+# of two or more, their sample standard deviation; nothing without any.
+mean() {
+  awk -v digits="${1:-1}" '
+    NF { x[n++] = $1; s += $1 }
+    END {
+      if (!n) exit
+      m = s / n
+      printf "%.*f", digits, m
+      for (i in x) q += (x[i] - m) ^ 2
+      if (n > 1) printf " ± %.*f", digits, sqrt(q / (n - 1))
+    }'
+}
+
 # The recipes of a table where none are named.
 every_recipe=(fashion-mnist fashion-mnist-npid fashion-mnist-jigsaw-covariant fashion-mnist-rotation
   supervised-fashion-mnist)

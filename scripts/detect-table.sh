@@ -10,9 +10,9 @@
 # (default: 3) are the detector's (its heads, the order of the images, what it samples) and the
 # untrained network's. Training scenes are 2000 unless told otherwise, test scenes 500. Without
 # recipes: PIRL (jigsaw), NPID, covariant jigsaw, PIRL (rotation) and training with labels. `--set`
-# reaches the detector alone, whose whole recipe takes 45 minutes a row and seed on two cores: README's
-# table has 400 steps. PIRL_DATA names the folder of the packs where it is not FOLDER. Started again it
-# goes on where it stopped.
+# reaches the detector alone, whose whole recipe takes 45 minutes a row and seed on two cores: the
+# table of docs/detection.md has 400 steps. PIRL_DATA names the folder of the packs where it is not
+# FOLDER. Started again it goes on where it stopped.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -70,20 +70,12 @@ for ((seed = 0; seed < seeds; seed++)); do
   done
 done
 
-# The values of a key at the top of the results of every seed.
-values() {
-  local seed
-  for ((seed = 0; seed < seeds; seed++)); do
-    sed -nE "s/^  \"$2\": ([0-9.]+),?$/\1/p" "$out/$1$(suffix "$seed")-detect/result.json"
-  done
-}
-
 row() {
-  local cells="" key
+  local cells="" key seed
   for key in ap ap50 ap75; do
-    cells+=" $(values "$2" "$key" | awk '{ n++; s += $1; q += $1 * $1 }
-      END { m = s / n; v = n > 1 ? (q - n * m * m) / (n - 1) : 0
-            printf "%.1f ± %.1f", m, sqrt(v > 0 ? v : 0) }') |"
+    cells+=" $(for ((seed = 0; seed < seeds; seed++)); do
+      value "$out/$2$(suffix "$seed")-detect/result.json" "$key"
+    done | mean 1) |"
   done
   printf '| %s |%s\n' "$1" "$cells"
 }

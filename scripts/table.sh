@@ -1,41 +1,43 @@
 #!/usr/bin/env bash
-# The results tables: pre-trains with each recipe at the same budget, judges every run and the
-# untrained network by linear probes of each layer, by nearest neighbours, and (unless --probes-only)
-# by fine-tuning on 1 % and 10 % of the labels, the same images for all; prints Markdown.
+# The results tables: pre-trains with each recipe at the same budget, judges every run by linear probes
+# and by nearest neighbours (the layer, the rate and the number of neighbours chosen on held-out
+# training images, and res5 beside them), with raw pixels and the untrained network to compare with,
+# and (unless --probes-only) by fine-tuning on 1 % and 10 % of the labels, the same images for all;
+# prints Markdown, the mean and the standard deviation where there are several seeds.
 #
-#   scripts/table.sh [--output FOLDER] [--seed S] [--probes-only] [RECIPE...]
+#   scripts/table.sh [--output FOLDER] [--seeds "S..."] [--probes-only] [RECIPE...]
 #
-# FOLDER (default: runs) gets the data, the runs and the results. Without recipes: PIRL (jigsaw),
-# NPID, covariant jigsaw, PIRL (rotation) and training with labels. PIRL_DATA names the folder of the
-# packs where it is not FOLDER. Started again it goes on where it stopped: a finished stage is not
-# repeated.
+# FOLDER (default: runs) gets the data, the runs and the results. Seeds (default: 0) are those of
+# pre-training and of everything after it. Without recipes: PIRL (jigsaw), NPID, covariant jigsaw, PIRL
+# (rotation) and training with labels. PIRL_DATA names the folder of the packs where it is not FOLDER.
+# Started again it goes on where it stopped: a finished stage is not repeated.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 out=runs
 percents="1 10" # of the labels, for fine-tuning
-seed=()
+seeds=(0)
 recipes=()
 while [ $# -gt 0 ]; do
   case $1 in
     --output) out=${2:?--output needs a folder}; shift 2 ;;
-    --seed) seed=(--seed "${2:?--seed needs a number}"); shift 2 ;;
+    --seeds) read -ra seeds <<<"${2:?--seeds needs numbers, such as \"0 1 2\"}"; shift 2 ;;
     --probes-only) percents=""; shift ;;
-    -*) echo "usage: scripts/table.sh [--output FOLDER] [--seed S] [--probes-only] [RECIPE...]" >&2; exit 2 ;;
+    -*) echo "usage: scripts/table.sh [--output FOLDER] [--seeds \"S...\"] [--probes-only] [RECIPE...]" >&2; exit 2 ;;
     *) recipes+=("$1"); shift ;;
   esac
 done
-suffix=${seed[1]:+-seed${seed[1]}}
 . scripts/common.sh
 [ ${#recipes[@]} -gt 0 ] || recipes=("${every_recipe[@]}")
 prepare
 
-# evaluate NAME WEIGHTS RECIPE [OPTION...]: the probes, whose features are read once and shared, and
-# fine-tuning, for which every network gets the labels that the first one drew.
-evaluate() {
-  local name=$1 weights=$2 recipe=$3 kind percent labels resume
-  shift 3
-  set -- --recipe "$recipe" "$@"
+suffix() { [ "$1" = 0 ] || echo "-seed$1"; }
+
+# probe NAME WEIGHTS [OPTION...]: the probes, whose features are read once and shared. Pixels and the
+# untrained network are the same for all recipes, so they are probed with the first one alone.
+probe() {
+  local name=$1 weights=$2 kind
+  shift 2
   for kind in linear knn; do
     [ -e "$out/$name-$kind/result.json" ] && continue
     say "$kind on $name"
@@ -44,57 +46,83 @@ evaluate() {
       --cache "$out/$name-features" --out "$out/$name-$kind" >&2
   done
   rm -rf "$out/$name-features"
+}
+
+# finetune NAME WEIGHTS SUFFIX [OPTION...]: on the labels that the first network of the seed drew.
+finetune() {
+  local name=$1 weights=$2 suffix=$3 percent labels resume
+  shift 3
   for percent in $percents; do
     [ -e "$out/$name-$percent/result.json" ] && continue
     say "fine-tuning $name on $percent % of the labels"
-    labels=(--labels "$out/labels-$percent.txt")
+    labels=(--labels "$out/labels-$percent$suffix.txt")
     [ -e "${labels[1]}" ] || labels=(--label-fraction "$(printf '0.%02d' "$percent")")
     resume=()
     [ ! -d "$out/$name-$percent/checkpoints" ] || resume=(--resume)
     "$pirl" eval finetune --weights "$weights" "$@" "${labels[@]}" "${resume[@]}" \
       --train "$data/train" --test "$data/test" --out "$out/$name-$percent" >&2
-    cp "$out/$name-$percent/labels.txt" "$out/labels-$percent.txt"
+    cp "$out/$name-$percent/labels.txt" "$out/labels-$percent$suffix.txt"
     rm -rf "$out/$name-$percent/checkpoints"
   done
 }
 
-for recipe in "${recipes[@]}"; do
-  run=$out/$recipe$suffix-run
-  pretrain "$recipe" "$run" "${seed[@]}"
-  evaluate "$recipe$suffix" "$run" "$recipe" "${seed[@]}"
+for seed in "${seeds[@]}"; do
+  suffix=$(suffix "$seed")
+  baselines=true
+  for recipe in "${recipes[@]}"; do
+    run=$out/$recipe$suffix-run
+    options=(--recipe "$recipe" --seed "$seed")
+    pretrain "$recipe" "$run" --seed "$seed"
+    probe "$recipe$suffix" "$run" "${options[@]}" --set eval.baselines=$baselines
+    finetune "$recipe$suffix" "$run" "$suffix" "${options[@]}"
+    baselines=false
+  done
+  finetune "untrained$suffix" random "$suffix" --recipe "${recipes[0]}" --seed "$seed"
 done
-evaluate "untrained$suffix" random "${recipes[0]}" "${seed[@]}"
 
-# value FILE KEY [OBJECT]: that key, of the object of that name where one is given. Probes list what
-# each learning rate reached, which is left out.
-value() {
-  tr -d ' \n' <"$1" | sed -E 's/"rates":\[[^]]*\],?//g' |
-    if [ $# -gt 2 ]; then sed -E "s/.*\"$3\":\{([^}]*)\}.*/\1/"; else cat; fi |
-    tr ',{}' '\n' | sed -nE "s/^\"$2\":\"?([^\"]*)\"?$/\1/p" | head -n 1
+# cell NAME KIND PATH: a value of the results of every seed, "-" if there is none.
+cell() {
+  local seed mean
+  mean=$(for seed in "${seeds[@]}"; do result "$1$(suffix "$seed")" "$2" "$3"; done | mean 1)
+  printf ' %s |' "${mean:--}"
 }
 
-# number ...: a value to one decimal.
-number() { printf '%.1f' "$(value "$@")"; }
+# result NAME KIND PATH: a value of one result.
+result() { [ ! -e "$out/$1-$2/result.json" ] || value "$out/$1-$2/result.json" "$3"; }
 
+# chosen NAME KIND [UNDER]: the accuracy of the choice, and what was chosen, with each seed.
+chosen() {
+  local seed name choice under=${3:-} choices=()
+  for seed in "${seeds[@]}"; do
+    name=$1$(suffix "$seed")
+    choice=$(result "$name" "$2" "${under}chosen.layer")
+    [ "$2" != knn ] || choice+=", k = $(result "$name" "$2" "${under}chosen.k")"
+    [[ "; ${choices[*]};" == *"; $choice;"* ]] || choices+=("$choice")
+  done
+  choice=$(printf '; %s' "${choices[@]#pixels, }")
+  choice=${choice#; }
+  local cell
+  cell=$(cell "$1" "$2" "${under}chosen.top1")
+  [ "$choice" = pixels ] && echo "$cell" || echo "${cell% |} ($choice) |"
+}
+
+# row LABEL NAME FINE-TUNED [UNDER]: UNDER is where the probes' report lies in the result.
 row() {
-  local label=$1 name=$2 cells="" layer
-  for layer in res2 res3 res4 res5; do
-    cells+=" $(number "$out/$name-linear/result.json" top1 "$layer") |"
+  local cells="" percent under=${4:-}
+  for kind in linear knn; do
+    cells+=$(chosen "$2" "$kind" "$under")$(cell "$2" "$kind" "${under}layers.res5.top1")
   done
-  cells+=" $(number "$out/$name-knn/result.json" top1 best)"
-  cells+=" ($(value "$out/$name-knn/result.json" layer best)) |"
-  for percent in $percents; do
-    cells+=" $(number "$out/$name-$percent/result.json" top1) |"
-  done
-  printf '| %s |%s\n' "$label" "$cells"
+  for percent in $percents; do cells+=$(cell "$3" "$percent" top1); done
+  printf '| %s |%s\n' "$1" "$cells"
 }
 
-head="| Fashion-MNIST, top-1 in % | linear: res2 | res3 | res4 | res5 | k-NN |"
-rule="| --- | --- | --- | --- | --- | --- |"
+head="| Fashion-MNIST, top-1 in % | linear | res5 | k-NN | res5 |"
+rule="| --- | --- | --- | --- | --- |"
 for percent in $percents; do
   head+=" $percent % of labels |"
   rule+=" --- |"
 done
 printf '%s\n' "$head" "$rule"
-for recipe in "${recipes[@]}"; do row "$(label "$recipe") (\`$recipe\`)" "$recipe$suffix"; done
-row "the untrained network" "untrained$suffix"
+for recipe in "${recipes[@]}"; do row "$(label "$recipe") (\`$recipe\`)" "$recipe" "$recipe"; done
+row "the untrained network" "${recipes[0]}" untrained baselines.untrained.
+row "raw pixels" "${recipes[0]}" none baselines.pixels.

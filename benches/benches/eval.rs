@@ -35,7 +35,11 @@ fn probes(c: &mut Criterion) {
             },
         );
         group.throughput(Throughput::Elements(TEST as u64));
-        let knn = Knn::new(KnnConfig::default()).unwrap();
+        let config = KnnConfig {
+            k: vec![200],
+            ..Default::default()
+        };
+        let knn = Knn::new(config, 0).unwrap();
         group.bench_function(format!("k-NN, {dim} features"), |b| {
             b.iter(|| knn.evaluate(&train, &test, &mut |_, _| {}).unwrap());
         });

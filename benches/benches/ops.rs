@@ -9,6 +9,7 @@ use std::hint::black_box;
 use benches::fill;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use pirl_model::ops::batch_norm;
+use pirl_model::ops::batch_norm::{Affine, Gradients, Statistics};
 use pirl_model::ops::conv2d::{self, ConvShape};
 use pirl_model::ops::pool::{self, PoolShape};
 
@@ -151,27 +152,24 @@ fn norm(criterion: &mut Criterion) {
         group.throughput(Throughput::Bytes(4 * bytes));
         group.bench_function("forward", |b| {
             b.iter(|| {
-                batch_norm::forward_train(&x, c, &gamma, &beta, 1e-5, Some(&residual), true, &mut y)
+                let statistics = Statistics::of_batch(&x, c, 1e-5);
+                let affine = Affine::new(&gamma, &beta, &statistics);
+                batch_norm::forward(&x, &affine, Some(&residual), true, &mut y);
             });
         });
-        let stats =
-            batch_norm::forward_train(&x, c, &gamma, &beta, 1e-5, Some(&residual), true, &mut y);
+        let statistics = Statistics::of_batch(&x, c, 1e-5);
+        let affine = Affine::new(&gamma, &beta, &statistics);
+        batch_norm::forward(&x, &affine, Some(&residual), true, &mut y);
         group.throughput(Throughput::Bytes(8 * bytes));
         group.bench_function("backward", |b| {
             b.iter(|| {
-                batch_norm::backward_train(
-                    &x,
-                    &y,
-                    &dy,
-                    c,
-                    &gamma,
-                    &stats,
-                    true,
-                    &mut dgamma,
-                    &mut dbeta,
-                    &mut dx,
-                    Some(&mut dr),
-                );
+                let gradients = Gradients {
+                    gamma: &mut dgamma,
+                    beta: &mut dbeta,
+                    x: &mut dx,
+                    residual: Some(&mut dr),
+                };
+                batch_norm::backward(&x, Some(&y), &dy, &gamma, &statistics, gradients);
             });
         });
     }

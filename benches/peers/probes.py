@@ -1,6 +1,7 @@
 """scikit-learn on the very features of `pirl eval linear`, `knn` or `svm`: its accuracies beside ours.
 
-pirl eval PROBE --weights RUN --train TRAIN --test TEST --cache FEATURES --json > result.json
+pirl eval PROBE --weights RUN --train TRAIN --test TEST --cache FEATURES --set eval.baselines=false \\
+    --json > result.json
 python benches/peers/probes.py PROBE FEATURES result.json
 
 FEATURES must hold those two packs' features only; their images must have one label each. Needs
@@ -48,6 +49,7 @@ train, test = (sets[result[name]["images"]] for name in ("train", "test"))
 for layer, ours in sorted(result["layers"].items()):
     x, x_test = (part[layer].reshape(len(part["labels"]), -1).astype(np.float64) for part in (train, test))
     started = time.time()
-    theirs = globals()[probe](x, train["labels"], x_test, test["labels"], result["settings"])
+    settings = result["settings"] | ({"k": ours["k"]} if probe == "knn" else {})
+    theirs = globals()[probe](x, train["labels"], x_test, test["labels"], settings)
     ours = ours["map" if probe == "svm" else "top1"]
     print(f"{layer}: scikit-learn {theirs:.3f} ({time.time() - started:.0f} s), pirl {ours:.3f}", flush=True)

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Twenty PIRL steps in PyTorch, from weights and batches that come from benches/formula.py.
 
-Writes trajectory.json beside itself: the loss of each step. The test `trajectory` of pirl-cli takes
-the same steps with pirl's own training step and must stay within 0.1 % of every one of them.
+Writes pirl-train/tests/golden/trajectory.json: the loss of each step. The test `trajectory` of pirl-train
+takes the same steps with pirl's own training step and must stay within 0.1 % of every one of them.
 
 In f64, and at a small rate: this toy is chaotic. PyTorch's own f32 leaves its f64 by 0.1 % within 20
 steps at a rate of 0.001, and by 0.9 % at 0.003.
@@ -18,7 +18,8 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "benches"))
 from formula import fill as fill32  # noqa: E402
 
 ROWS, BATCH, NEGATIVES, DIM, VIEWS = 96, 16, 48, 32, 9
@@ -137,7 +138,7 @@ def main():
             mixed = BANK_MOMENTUM * bank[indices] + (1 - BANK_MOMENTUM) * v
             bank[indices] = F.normalize(mixed, dim=1)
         losses.append(loss.item())
-    out = pathlib.Path(__file__).with_suffix(".json")
+    out = ROOT / "pirl-train/tests/golden/trajectory.json"
     out.write_text(json.dumps({"losses": losses}, indent=1) + "\n")
     print(*(f"{x:.6f}" for x in losses))
 

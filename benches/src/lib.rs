@@ -12,10 +12,13 @@
 //! assert!(benches::fill(7, 1000).iter().all(|x| (-1.0..1.0).contains(x)));
 //! ```
 //!
-//! [`run_example`] runs an example of the crate under test.
+//! [`run_example`] runs an example of the crate under test. The examples in the READMEs of the workspace
+//! and of every crate are doc tests of this one, which depends on all of them.
 
 mod cuda;
 mod example;
+#[cfg(doctest)]
+mod readmes;
 
 pub use cuda::{Buffer, Dim3, Kernels, Stored};
 pub use example::run_example;

@@ -46,6 +46,11 @@ impl Progress {
         }
     }
 
+    /// The work.
+    pub(crate) fn what(&self) -> &'static str {
+        self.what
+    }
+
     /// `done` pieces are done; `note` is what else to say.
     pub(crate) fn at(&mut self, done: u64, note: impl FnOnce() -> String) {
         match &self.bar {

@@ -544,6 +544,24 @@ mod tests {
     }
 
     #[test]
+    fn a_single_value_serves_as_a_list_of_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("mine.toml");
+        fs::write(&path, "base = \"fashion-mnist\"\n[eval.knn]\nk = 20\n").unwrap();
+        let of_file = Recipe::load(path.to_str().unwrap(), &[]).unwrap();
+        assert_eq!(of_file.eval.knn.k, [20]);
+        let written = of_file.to_toml().unwrap();
+        assert!(written.contains("k = [20]"), "{written}");
+        let load = |settings: &[&str]| {
+            let settings: Vec<_> = settings.iter().map(|s| s.parse().unwrap()).collect();
+            Recipe::load("fashion-mnist", &settings).unwrap().eval
+        };
+        assert_eq!(load(&["eval.knn.k=7"]).knn.k, [7]);
+        assert_eq!(load(&["eval.knn.k=[7, 3]"]).knn.k, [7, 3]);
+        assert_eq!(load(&["eval.linear.lrs=1"]).linear.lrs, [1.0]);
+    }
+
+    #[test]
     fn an_unknown_key_names_the_nearest() {
         let message = error("fashion-mnist", &["train.epoch=3"]);
         assert!(

@@ -200,7 +200,77 @@ fn probes_read_a_run_a_file_and_nothing() {
     );
     let file = "run/checkpoints/step-00000002/model.safetensors";
     assert_eq!(eval("linear", file, &[])["layers"], from_run["layers"]);
-    assert_eq!(eval("knn", "random", &["--recipe", "tiny.toml"])["k"], 3);
+    let untrained = eval("knn", "random", &["--recipe", "tiny.toml"]);
+    assert_eq!(untrained["k"], 3);
+    assert_eq!(untrained["settings"]["k"], serde_json::json!([3]));
+
+    // Raw pixels and the network that the run began as.
+    let precise = "--set=eval.precise_batch_norm=32";
+    let untrained = eval(
+        "knn",
+        "random",
+        &["--recipe", "run/config.toml", "--seed", "3", precise],
+    );
+    let several = ["--set=eval.knn.k=[3, 200, 5]", precise];
+    let knn = eval("knn", "run", &several);
+    let linear = &from_run;
+    for (of_run, alone) in [
+        (
+            &knn["baselines"]["untrained"]["layers"],
+            &untrained["layers"],
+        ),
+        (
+            &knn["baselines"]["pixels"],
+            &untrained["baselines"]["pixels"],
+        ),
+    ] {
+        let top1 = |of: &serde_json::Value| {
+            let layer = of.get("res5").or(of["layers"].get("pixels"));
+            layer.unwrap()["by_k"]["3"]["top1"].as_f64().unwrap()
+        };
+        assert_eq!(top1(of_run), top1(alone));
+    }
+    assert!(untrained["baselines"].get("untrained").is_none());
+    for result in [&knn, linear] {
+        assert!(result["chosen"]["held_out"].is_number(), "{result}");
+        assert!(result["chosen"]["layer"].is_string());
+        let baselines = &result["baselines"];
+        assert!(baselines["untrained"]["chosen"]["top1"].is_number());
+        assert_eq!(baselines["pixels"]["layers"]["pixels"]["dim"], 3 * 16 * 16);
+        assert_eq!(baselines["pixels"]["layers"].as_object().unwrap().len(), 1);
+    }
+    let tried = knn["layers"]["res2"]["by_k"].as_object().unwrap();
+    assert_eq!(tried.keys().collect::<Vec<_>>(), ["3", "5"]);
+    let none = eval("knn", "run", &["--set=eval.baselines=false"]);
+    assert!(none.get("baselines").is_none());
+    let eval_knn = [
+        "eval",
+        "knn",
+        "--weights",
+        "run",
+        "--train",
+        "pack",
+        "--test",
+        "pack",
+    ];
+    let table = bench.pirl(&eval_knn).success();
+    let said = String::from_utf8_lossy(&table.get_output().stderr).into_owned();
+    assert!(said.contains("eval.knn.k = 200 is left out"), "{said}");
+    let table = String::from_utf8_lossy(&table.get_output().stdout).into_owned();
+    for row in [
+        "k = 10    k = 20\n",
+        "\npixels  ",
+        "\nuntrained res5 ",
+        "\nchosen: ",
+        "; res5 alone",
+    ] {
+        assert!(table.contains(row), "{row:?} in\n{table}");
+    }
+    let message = bench.fails(&[&eval_knn[..], &["--set=eval.knn.k=40"]].concat());
+    assert!(
+        message.contains("eval.knn.k = [40]") && message.contains("at most 36"),
+        "{message}"
+    );
     for (weights, wanted) in [("nowhere", "no such run"), ("random", "--recipe")] {
         let arguments = [
             "eval",

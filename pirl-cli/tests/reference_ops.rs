@@ -80,7 +80,7 @@ fn every_kind_of_training_has_the_same_losses() {
     ];
     for (name, settings) in kinds {
         // Training on a few images is chaotic: at larger rates rounding is soon seen. What a step
-        // does is compared with PyTorch in both ways in `train::trajectory`.
+        // does is compared with PyTorch in both ways in pirl-train's `tests/trajectory.rs`.
         let small = ["train.steps=3", "train.batch_size=16", "optim.lr=0.0001"];
         let settings = set(&[&small[..], settings].concat());
         let reference = format!("{name}-reference");

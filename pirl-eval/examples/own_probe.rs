@@ -68,7 +68,7 @@ fn main() -> std::result::Result<(), Box<dyn Error>> {
 
     let quiet = &mut |_, _| {};
     println!("class means {:.1}", ClassMeans.evaluate(&train, &test, quiet)?);
-    let knn = Knn::new(KnnConfig { k: 5, ..KnnConfig::default() })?;
+    let knn = Knn::new(KnnConfig { k: vec![5], ..KnnConfig::default() }, 0)?;
     println!("nearest neighbours {:.1}", knn.evaluate(&train, &test, quiet)?.best.top1);
     let linear = LinearConfig { batch_size: 16, ..LinearConfig::default() };
     let linear = LinearProbe::new(linear, 0)?;

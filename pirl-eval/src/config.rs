@@ -26,6 +26,9 @@ pub struct EvalConfig {
     pub crop_scale: [f64; 2],
     /// Probability that a training view is mirrored; 0.5 by default.
     pub flip: f64,
+    /// Whether linear probes on plain views and nearest neighbours are also run on
+    /// [`Baselines`](crate::Baselines): raw pixels and the untrained network; on by default.
+    pub baselines: bool,
     /// Linear probes.
     pub linear: LinearConfig,
     /// Nearest neighbours.
@@ -48,6 +51,7 @@ impl Default for EvalConfig {
             pool: Pool::Average,
             crop_scale: [0.08, 1.0],
             flip: 0.5,
+            baselines: true,
             linear: LinearConfig::default(),
             knn: KnnConfig::default(),
             detect: DetectConfig::default(),

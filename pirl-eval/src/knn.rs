@@ -12,24 +12,31 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{EvalError, Result};
 use crate::feature_set::{FeatureSet, LayerFeatures};
-use crate::nearest::{Candidate, QUERIES, nearest, normalised};
-use crate::probe::{Best, Labels, Probe, comparable, percent};
+use crate::nearest::{Candidate, QUERIES, nearest, normalise};
+use crate::probe::{
+    Best, Labels, Probe, check_held_out, comparable, highest, hold_out, percent, rows_held_out,
+};
+use crate::table::{ReportTable, headline};
 
 /// Settings of [`Knn`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct KnnConfig {
-    /// Neighbours that vote; 200 by default.
-    pub k: usize,
+    /// Numbers of neighbours that vote, all tried in one pass; 10, 20 and 200 by default.
+    pub k: Vec<usize>,
     /// Temperature tau of their votes, above 0; 0.07 by default, as in the paper of NPID.
     pub temperature: f64,
+    /// Part of the training set held out for the choice of a layer and a `k`, in `(0, 1)`; a tenth by
+    /// default.
+    pub held_out: f64,
 }
 
 impl Default for KnnConfig {
     fn default() -> Self {
         Self {
-            k: 200,
+            k: vec![10, 20, 200],
             temperature: 0.07,
+            held_out: 0.1,
         }
     }
 }
@@ -38,7 +45,14 @@ impl KnnConfig {
     /// # Errors
     /// Names the first field whose value cannot work.
     pub fn check(&self) -> Result<(), SettingError> {
-        check("k", self.k, self.k > 0, "must be at least 1")?;
+        let fits = !self.k.is_empty() && self.k.iter().all(|k| *k > 0);
+        let found = format!("{:?}", self.k);
+        check(
+            "k",
+            found,
+            fits,
+            "must be one or more numbers of at least 1",
+        )?;
         let temperature = self.temperature;
         let fits = temperature > 0.0 && temperature.is_finite();
         check(
@@ -46,27 +60,80 @@ impl KnnConfig {
             temperature,
             fits,
             "must be finite and positive",
-        )
+        )?;
+        check_held_out(self.held_out)
+    }
+
+    /// The numbers of neighbours that `samples` training samples have enough of once part is held out,
+    /// rising; larger ones are left out.
+    ///
+    /// # Errors
+    /// Names `k` if all are too large.
+    pub fn usable(&self, samples: usize) -> Result<Vec<usize>, SettingError> {
+        let most = samples - rows_held_out(samples, self.held_out).min(samples);
+        let mut usable: Vec<usize> = self.k.iter().copied().filter(|k| *k <= most).collect();
+        let expected = format!(
+            "the smallest must be at most {most}, the {samples} training samples less those held \
+             out; give a smaller one or more samples"
+        );
+        check("k", format!("{:?}", self.k), !usable.is_empty(), &expected)?;
+        usable.sort_unstable();
+        usable.dedup();
+        Ok(usable)
     }
 }
 
-/// The result of weighted nearest neighbours. Accuracies are in percent of the test set.
+/// The result of weighted nearest neighbours. Accuracies are in percent, of the test set unless they
+/// are called held out.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct KnnReport {
-    /// Accuracy at the best layer.
+    /// The headline: the layer and the number of neighbours that are most accurate on the held-out part
+    /// of the training set, with their accuracy on the test set.
+    pub chosen: KnnChoice,
+    /// Accuracy of `chosen`.
     pub top1: f64,
-    /// Neighbours that voted.
+    /// Neighbours that voted for it.
     pub k: usize,
-    /// Accuracy at each layer, as `{"top1": ..}`.
-    pub layers: BTreeMap<Layer, Accuracy>,
-    /// The best layer.
+    /// The result of each layer.
+    pub layers: BTreeMap<Layer, KnnLayer>,
+    /// The layer with the highest accuracy on the test set.
     pub best: Best,
 }
 
-/// The accuracy of nearest neighbours at one layer.
+/// What nearest neighbours chose without the test set.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct KnnChoice {
+    /// The layer; of equal ones the lowest.
+    pub layer: Layer,
+    /// Neighbours that vote; of equally good numbers the smallest.
+    pub k: usize,
+    /// The accuracy that both were chosen by; `None` if there was one layer and one number only.
+    pub held_out: Option<f64>,
+    /// Accuracy on the test set.
+    pub top1: f64,
+}
+
+/// The result of nearest neighbours at one layer.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct KnnLayer {
+    /// Accuracy at `k`.
+    pub top1: f64,
+    /// The number of neighbours that is most accurate on the held-out part; of equal ones the smallest.
+    pub k: usize,
+    /// Its accuracy there; `None` as in [`KnnChoice`].
+    pub held_out: Option<f64>,
+    /// Features of an image.
+    pub dim: usize,
+    /// The accuracies of every number of neighbours.
+    pub by_k: BTreeMap<usize, KnnAccuracy>,
+}
+
+/// The accuracies of one number of neighbours.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct Accuracy {
-    /// In percent of the test set.
+pub struct KnnAccuracy {
+    /// On the held-out part of the training set; `None` as in [`KnnChoice`].
+    pub held_out: Option<f64>,
+    /// On the test set.
     pub top1: f64,
 }
 
@@ -74,66 +141,149 @@ pub struct Accuracy {
 #[derive(Clone, Debug)]
 pub struct Knn {
     config: KnnConfig,
+    seed: u64,
+}
+
+/// Rows of norm 1 and their labels.
+struct Rows {
+    values: Vec<f32>,
+    labels: Vec<u32>,
+    dim: usize,
+}
+
+impl Rows {
+    /// Those of the given numbers, divided by their L2 norms.
+    fn of(features: &LayerFeatures, labels: &[u32], numbers: &[u32]) -> Self {
+        let dim = features.dim();
+        let mut values = vec![0.0; numbers.len() * dim];
+        let rows = values.par_chunks_mut(dim).zip(numbers);
+        rows.for_each(|(row, number)| {
+            row.copy_from_slice(features.row(*number as usize));
+            normalise(row);
+        });
+        let labels = numbers.iter().map(|number| labels[*number as usize]);
+        Self {
+            values,
+            labels: labels.collect(),
+            dim,
+        }
+    }
 }
 
 impl Knn {
+    /// `seed` says which part of the training set is held out.
+    ///
     /// # Errors
     /// [`EvalError::Setting`](crate::EvalError::Setting) as [`KnnConfig::check`].
-    pub fn new(config: KnnConfig) -> Result<Self> {
+    pub fn new(config: KnnConfig, seed: u64) -> Result<Self> {
         config.check()?;
-        Ok(Self { config })
+        Ok(Self { config, seed })
     }
 
-    /// The predicted class of every row of `test`.
+    /// The accuracy on `queries`, in percent, with each of `ks` neighbours of `bank`; `ks` rise, the
+    /// last at most the rows of `bank`.
     ///
     /// Of equally near neighbours the one with the lower index counts as nearer; of classes with
     /// equal votes the lower wins.
-    fn predict(
+    fn accuracies(
         &self,
-        train: &LayerFeatures,
-        test: &LayerFeatures,
-        labels: &Labels,
+        (bank, queries): (&Rows, &Rows),
+        ks: &[usize],
+        classes: usize,
         progress: &mut dyn FnMut(usize),
-    ) -> Vec<u32> {
-        let (bank, queries) = (normalised(train), normalised(test));
-        let dim = train.dim();
-        let mut predicted = Vec::with_capacity(test.rows());
+    ) -> Vec<f64> {
+        let (dim, most) = (bank.dim, ks.last().copied().unwrap_or(0));
+        let mut right = vec![0; ks.len()];
+        let mut done = 0;
         // A few blocks of queries at a time, so that progress can be reported between them.
-        for group in queries.chunks(QUERIES * 32 * dim) {
-            let classes = group.par_chunks(QUERIES * dim).flat_map_iter(|block| {
-                let nearest = nearest(block, &bank, dim, self.config.k);
-                nearest
-                    .into_iter()
-                    .map(|neighbours| self.vote(&neighbours, labels))
-            });
-            predicted.par_extend(classes);
-            progress(predicted.len());
+        let groups = queries.values.chunks(QUERIES * 32 * dim);
+        for (group, labels) in groups.zip(queries.labels.chunks(QUERIES * 32)) {
+            let blocks = group
+                .par_chunks(QUERIES * dim)
+                .zip(labels.par_chunks(QUERIES));
+            let found: Vec<u32> = blocks
+                .flat_map_iter(|(block, _)| nearest(block, &bank.values, dim, most))
+                .flat_map_iter(|neighbours| self.votes(&neighbours, &bank.labels, classes, ks))
+                .collect();
+            for (found, label) in found.chunks_exact(ks.len()).zip(labels) {
+                for (right, class) in right.iter_mut().zip(found) {
+                    *right += usize::from(class == label);
+                }
+            }
+            done += labels.len();
+            progress(done);
         }
-        predicted
+        let queries = queries.labels.len();
+        right
+            .into_iter()
+            .map(|right| percent(right, queries))
+            .collect()
     }
 
-    fn vote(&self, neighbours: &[Candidate], labels: &Labels) -> u32 {
-        let mut votes = vec![0f64; labels.classes];
-        for neighbour in neighbours {
-            // Cosines are at most 1, so this cannot overflow before temperatures of 1/700.
-            let vote = ((f64::from(neighbour.similarity) - 1.0) / self.config.temperature).exp();
-            votes[labels.train[neighbour.index as usize] as usize] += vote;
-        }
-        let mut best = 0;
-        for (class, vote) in votes.iter().enumerate() {
-            if *vote > votes[best] {
-                best = class;
+    /// The class that the first `k` neighbours vote for, for each of `ks`, which rise.
+    fn votes(&self, near: &[Candidate], labels: &[u32], classes: usize, ks: &[usize]) -> Vec<u32> {
+        let mut votes = vec![0f64; classes];
+        let mut counted = 0;
+        let winners = ks.iter().map(|&k| {
+            for neighbour in &near[counted..k] {
+                // Cosines are at most 1, so this cannot overflow before temperatures of 1/700.
+                let vote =
+                    ((f64::from(neighbour.similarity) - 1.0) / self.config.temperature).exp();
+                votes[labels[neighbour.index as usize] as usize] += vote;
             }
-        }
-        best as u32
+            counted = k;
+            let mut best = 0;
+            for (class, vote) in votes.iter().enumerate() {
+                if *vote > votes[best] {
+                    best = class;
+                }
+            }
+            best as u32
+        });
+        winners.collect()
+    }
+
+    /// `split`: the training rows kept and those held out, where something is to be chosen.
+    fn probe_layer(
+        &self,
+        (train, test): (&LayerFeatures, &LayerFeatures),
+        labels: &Labels,
+        ks: &[usize],
+        split: Option<&(Vec<u32>, Vec<u32>)>,
+        progress: &mut dyn FnMut(usize),
+    ) -> Option<KnnLayer> {
+        let all = |features: &LayerFeatures| -> Vec<u32> { (0..features.rows() as u32).collect() };
+        let classes = labels.classes;
+        let held_out: Option<Vec<f64>> = split.map(|(kept, held_out)| {
+            let rows = |numbers| Rows::of(train, &labels.train, numbers);
+            self.accuracies((&rows(kept), &rows(held_out)), ks, classes, progress)
+        });
+        let before = split.map_or(0, |(_, held_out)| held_out.len());
+        let bank = Rows::of(train, &labels.train, &all(train));
+        let queries = Rows::of(test, &labels.test, &all(test));
+        let tested = self.accuracies((&bank, &queries), ks, classes, &mut |done| {
+            progress(before + done);
+        });
+        let accuracies = ks.iter().zip(tested).enumerate().map(|(at, (k, top1))| {
+            let held_out = held_out.as_ref().map(|held_out| held_out[at]);
+            (*k, KnnAccuracy { held_out, top1 })
+        });
+        let by_k: BTreeMap<usize, KnnAccuracy> = accuracies.collect();
+        let (k, chosen) = highest(by_k.iter(), |(_, accuracy)| accuracy.held_out)?;
+        Some(KnnLayer {
+            top1: chosen.top1,
+            k: *k,
+            held_out: chosen.held_out,
+            dim: train.dim(),
+            by_k,
+        })
     }
 }
 
 impl Probe for Knn {
     type Report = KnnReport;
 
-    /// Adds [`EvalError::Setting`](crate::EvalError::Setting) for a `k` above the number of training
-    /// samples.
+    /// Adds [`EvalError::Setting`](crate::EvalError::Setting) as [`KnnConfig::usable`].
     fn evaluate(
         &self,
         train: &FeatureSet,
@@ -141,44 +291,82 @@ impl Probe for Knn {
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<KnnReport> {
         let labels = comparable(train, test)?;
-        let k = self.config.k;
         let samples = labels.train.len();
-        let expected = format!("must be at most {samples}, the training samples");
-        check("k", k, k <= samples, &expected)?;
-        let queries = labels.test.len();
-        let total = queries * train.layers().len();
-        let mut layers = BTreeMap::new();
-        for (number, (train, test)) in train.layers().iter().zip(test.layers()).enumerate() {
-            let predicted = self.predict(train, test, &labels, &mut |done| {
-                progress(number * queries + done, total);
-            });
-            let right = predicted
-                .iter()
-                .zip(&labels.test)
-                .filter(|(a, b)| a == b)
-                .count();
-            layers.insert(
-                train.layer().clone(),
-                Accuracy {
-                    top1: percent(right, queries),
-                },
-            );
-        }
-        let best = Best::of(
-            layers
-                .iter()
-                .map(|(layer, accuracy)| (layer.clone(), accuracy.top1)),
-        );
-        let best = best.ok_or_else(|| EvalError::Layers {
+        let ks = self.config.usable(samples)?;
+        let split = if ks.len() * train.layers().len() > 1 {
+            let (mut kept, held_out) = hold_out(samples, self.config.held_out, self.seed)?;
+            kept.sort_unstable(); // of equally near neighbours the lower index is the nearer
+            Some((kept, held_out))
+        } else {
+            None
+        };
+        let each = labels.test.len() + split.as_ref().map_or(0, |(_, held_out)| held_out.len());
+        let total = each * train.layers().len();
+        let none = || EvalError::Layers {
             train: train.describe(),
             test: test.describe(),
-        })?;
+        };
+        let mut layers = BTreeMap::new();
+        for (number, pair) in train.layers().iter().zip(test.layers()).enumerate() {
+            let mut done = |done| progress(number * each + done, total);
+            let found = self.probe_layer(pair, &labels, &ks, split.as_ref(), &mut done);
+            layers.insert(pair.0.layer().clone(), found.ok_or_else(none)?);
+        }
+        let best = Best::of(layers.iter().map(|(layer, row)| (layer.clone(), row.top1)));
+        let (layer, row) = highest(layers.iter(), |(_, row)| row.held_out).ok_or_else(none)?;
+        let chosen = KnnChoice {
+            layer: layer.clone(),
+            k: row.k,
+            held_out: row.held_out,
+            top1: row.top1,
+        };
         Ok(KnnReport {
-            top1: best.top1,
-            k,
+            top1: chosen.top1,
+            k: chosen.k,
+            chosen,
+            best: best.ok_or_else(none)?,
             layers,
-            best,
         })
+    }
+}
+
+impl ReportTable for KnnReport {
+    fn heading(&self) -> String {
+        let first = self.layers.values().next();
+        let columns = first.into_iter().flat_map(|row| row.by_k.keys());
+        columns
+            .map(|k| format!("  {:>8}", format!("k = {k}")))
+            .collect()
+    }
+
+    fn rows(&self) -> Vec<(&Layer, String)> {
+        let row = |row: &KnnLayer| {
+            let columns = row
+                .by_k
+                .values()
+                .map(|found| format!("  {:>8.2}", found.top1));
+            columns.collect()
+        };
+        self.layers
+            .iter()
+            .map(|(layer, found)| (layer, row(found)))
+            .collect()
+    }
+
+    fn headline(&self) -> String {
+        let KnnChoice {
+            layer,
+            k,
+            held_out,
+            top1,
+        } = &self.chosen;
+        let choice = format!("{layer} with {k} neighbours");
+        headline(
+            &choice,
+            *top1,
+            *held_out,
+            self.layers.iter().map(|(layer, row)| (layer, row.top1)),
+        )
     }
 }
 
@@ -188,19 +376,44 @@ mod tests {
 
     #[test]
     fn settings_out_of_range_are_named() {
-        let error = Knn::new(KnnConfig {
-            k: 0,
-            ..Default::default()
-        })
-        .unwrap_err();
-        assert!(error.to_string().contains("k = 0"), "{error}");
+        let refused = |config: KnnConfig| Knn::new(config, 0).unwrap_err().to_string();
+        for (k, found) in [
+            (vec![0], "k = [0]"),
+            (vec![3, 0], "k = [3, 0]"),
+            (vec![], "k = []"),
+        ] {
+            let error = refused(KnnConfig {
+                k,
+                ..Default::default()
+            });
+            assert!(error.contains(found), "{error}");
+        }
         for temperature in [0.0, -1.0, f64::NAN, f64::INFINITY] {
-            let error = Knn::new(KnnConfig {
+            let error = refused(KnnConfig {
                 temperature,
                 ..Default::default()
-            })
-            .unwrap_err();
-            assert!(error.to_string().contains("temperature"), "{error}");
+            });
+            assert!(error.contains("temperature"), "{error}");
+        }
+        let error = refused(KnnConfig {
+            held_out: 1.0,
+            ..Default::default()
+        });
+        assert!(error.contains("held_out = 1"), "{error}");
+    }
+
+    #[test]
+    fn numbers_of_neighbours_that_there_are_not_are_left_out() {
+        let config = KnnConfig {
+            k: vec![200, 9, 4, 9, 10],
+            ..Default::default()
+        };
+        assert_eq!(config.usable(1000).unwrap(), [4, 9, 10, 200]);
+        assert_eq!(config.usable(10).unwrap(), [4, 9]);
+        for samples in [0, 1, 4] {
+            let error = config.usable(samples).unwrap_err().to_string();
+            let most = samples.saturating_sub(1);
+            assert!(error.contains(&format!("at most {most}")), "{error}");
         }
     }
 }

@@ -3,8 +3,11 @@
 //! The features of a labelled training and a labelled test pack are extracted once
 //! ([`extract_features`]) and every [`Probe`] then works on the two [`FeatureSet`]s:
 //! [`LinearProbe`] trains softmax classifiers on each layer, [`Knn`] lets the nearest training
-//! images vote. [`RandomCropProbe`] is the linear probe as published, on new random crops in each
-//! epoch, whose features are computed for each batch anew. None changes the backbone, so a probe
+//! images vote. What they choose (a layer, a learning rate, a number of neighbours) is chosen on a
+//! held-out part of the training images. [`BaselineInputs`] runs the same probe on raw pixels and on
+//! the untrained network, without which an accuracy says little. [`RandomCropProbe`] is the linear
+//! probe as published, on new random crops in each epoch, whose features are computed for each batch
+//! anew. None changes the backbone, so a probe
 //! measures the representation alone. [`Svm`] does the same for images that show several classes, given
 //! as a [`Presence`]. [`Finetune`] trains the backbone too, on all labels or on a [`LabelSubset`], and
 //! [`detect`] makes it the trunk of a detector.
@@ -28,12 +31,13 @@
 //!
 //! let linear = LinearProbe::new(LinearConfig { batch_size: 20, ..Default::default() }, 0)?;
 //! assert_eq!(linear.evaluate(&train, &test, &mut |_, _| {})?.best.top1, 100.0);
-//! let knn = Knn::new(KnnConfig { k: 5, ..Default::default() })?;
+//! let knn = Knn::new(KnnConfig { k: vec![5], ..Default::default() }, 0)?;
 //! assert_eq!(knn.evaluate(&train, &test, &mut |_, _| {})?.top1, 100.0);
 //! # Ok::<(), pirl_eval::EvalError>(())
 //! ```
 
 mod accuracy;
+mod baselines;
 mod cache;
 mod config;
 pub mod detect;
@@ -53,7 +57,9 @@ mod presence;
 mod probe;
 mod published;
 mod svm;
+mod table;
 
+pub use baselines::{BaselineInputs, Baselines, Untrained, WithBaselines, pixel_features};
 pub use cache::{FeatureCache, weights_fingerprint};
 pub use config::EvalConfig;
 pub use error::{EvalError, Result};
@@ -61,11 +67,11 @@ pub use extract::{Extraction, extract_features, recompute_batch_norm};
 pub use feature_set::{FeatureSet, LayerFeatures};
 pub use finetune::{Finetune, FinetuneConfig, FinetuneReport};
 pub use invariance::{ANOTHER_IMAGE, Change, Distances, invariance};
-pub use knn::{Accuracy, Knn, KnnConfig, KnnReport};
+pub use knn::{Knn, KnnAccuracy, KnnChoice, KnnConfig, KnnLayer, KnnReport};
 pub use label_subset::LabelSubset;
 pub use linear::{
-    Crops, LayerReport, LinearConfig, LinearProbe, LinearReport, RandomCropProbe, RateReport,
-    Select,
+    Crops, LayerReport, LinearChoice, LinearConfig, LinearProbe, LinearReport, RandomCropProbe,
+    RateReport, Select,
 };
 pub use memory::{check_memory, feature_bytes, images_per_second};
 pub use neighbours::{Neighbour, nearest_neighbours};
@@ -74,3 +80,4 @@ pub use presence::Presence;
 pub use probe::{Best, Probe, check_packs};
 pub use published::{Dataset, Protocol, Published};
 pub use svm::{Svm, SvmBest, SvmConfig, SvmLayer, SvmReport};
+pub use table::ReportTable;

@@ -7,8 +7,8 @@
 //! converge, rather than noisy ones of each batch. The features are those of the plain view of each
 //! image, extracted once, rather than of a fresh crop in each epoch. Weights start at zero: the
 //! problem is convex. Several learning rates are trained in one pass over the same shuffled
-//! batches, and the choice among them is made on a held-out part of the training set, after which
-//! a classifier is trained on all of it at the chosen rate.
+//! batches, and the choice among them, and among the layers, is made on a held-out part of the training
+//! set, after which a classifier is trained on all of it at the chosen rate.
 
 mod accuracy;
 mod batch_norm;
@@ -24,4 +24,4 @@ pub use config::{Crops, LinearConfig, Select};
 pub(crate) use gradient::softmax_minus_target;
 pub use probe::LinearProbe;
 pub use random_crops::RandomCropProbe;
-pub use report::{LayerReport, LinearReport, RateReport};
+pub use report::{LayerReport, LinearChoice, LinearReport, RateReport};

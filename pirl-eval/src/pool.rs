@@ -98,43 +98,55 @@ impl Pool {
     /// number of cells.
     pub(crate) fn apply(self, layer: &Layer, maps: &Tensor) -> Result<(Vec<f32>, usize)> {
         let (_, channels, height, width) = maps.dims4()?;
-        let [rows, columns] = self.windows(layer, channels, height, width);
-        let cells = rows.ranges.len() * columns.ranges.len();
-        // The fast engine's maps are views of channels-last memory: this copies nothing then.
-        let values = maps
-            .permute((0, 2, 3, 1))?
-            .flatten_all()?
-            .to_vec1::<f32>()?;
-        let image = height * width * channels;
-        let pooled = values
-            .par_chunks(image.max(1))
-            .flat_map_iter(|map| {
-                let mut pooled = vec![0.0; channels * cells];
-                let mut sums = vec![0f32; channels];
-                let windows = rows
-                    .ranges
-                    .iter()
-                    .flat_map(|row| columns.ranges.iter().map(move |column| (row, column)));
-                for (cell, (row, column)) in windows.enumerate() {
-                    sums.fill(0.0);
-                    for y in row.clone() {
-                        let line = &map[(y * width + column.start) * channels..];
-                        for pixel in line[..column.len() * channels].chunks_exact(channels) {
-                            sums.iter_mut()
-                                .zip(pixel)
-                                .for_each(|(sum, value)| *sum += value);
-                        }
-                    }
-                    let count = rows.divisor(row) * columns.divisor(column);
-                    for (channel, sum) in sums.iter().enumerate() {
-                        pooled[channel * cells + cell] = sum / count;
+        average(maps, &self.windows(layer, channels, height, width))
+    }
+}
+
+/// As [`Pool::apply`], adaptively to at most `side` rows and `side` columns; smaller maps stay as they
+/// are.
+pub(crate) fn shrink(maps: &Tensor, side: usize) -> Result<(Vec<f32>, usize)> {
+    let (_, _, height, width) = maps.dims4()?;
+    let windows = [height, width].map(|length| Windows::adaptive(length, length.min(side)));
+    average(maps, &windows)
+}
+
+fn average(maps: &Tensor, [rows, columns]: &[Windows; 2]) -> Result<(Vec<f32>, usize)> {
+    let (_, channels, height, width) = maps.dims4()?;
+    let cells = rows.ranges.len() * columns.ranges.len();
+    // The fast engine's maps are views of channels-last memory: this copies nothing then.
+    let values = maps
+        .permute((0, 2, 3, 1))?
+        .flatten_all()?
+        .to_vec1::<f32>()?;
+    let image = height * width * channels;
+    let pooled = values
+        .par_chunks(image.max(1))
+        .flat_map_iter(|map| {
+            let mut pooled = vec![0.0; channels * cells];
+            let mut sums = vec![0f32; channels];
+            let windows = rows
+                .ranges
+                .iter()
+                .flat_map(|row| columns.ranges.iter().map(move |column| (row, column)));
+            for (cell, (row, column)) in windows.enumerate() {
+                sums.fill(0.0);
+                for y in row.clone() {
+                    let line = &map[(y * width + column.start) * channels..];
+                    for pixel in line[..column.len() * channels].chunks_exact(channels) {
+                        sums.iter_mut()
+                            .zip(pixel)
+                            .for_each(|(sum, value)| *sum += value);
                     }
                 }
-                pooled
-            })
-            .collect();
-        Ok((pooled, cells))
-    }
+                let count = rows.divisor(row) * columns.divisor(column);
+                for (channel, sum) in sums.iter().enumerate() {
+                    pooled[channel * cells + cell] = sum / count;
+                }
+            }
+            pooled
+        })
+        .collect();
+    Ok((pooled, cells))
 }
 
 #[cfg(test)]

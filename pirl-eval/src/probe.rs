@@ -1,7 +1,9 @@
 //! What every probe has in common.
 
+use pirl_core::{SettingError, check, random};
 use pirl_data::Pack;
 use pirl_model::Layer;
+use rand::seq::SliceRandom;
 use serde::Serialize;
 
 use crate::error::{EvalError, Result};
@@ -26,7 +28,8 @@ pub trait Probe {
     ) -> Result<Self::Report>;
 }
 
-/// The layer with the highest test accuracy, as the paper reports it.
+/// The layer with the highest accuracy on the test set, as the paper reports it. It is chosen by the
+/// test set, so it is a little too good; what a report calls chosen is not.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Best {
     /// The layer; of equal ones the lowest.
@@ -43,6 +46,53 @@ impl Best {
             .map(|(layer, top1)| Self { layer, top1 })
             .reduce(|best, next| if next.top1 > best.top1 { next } else { best })
     }
+}
+
+/// The candidate with the highest score, of equal ones the first; the only one if there is no more than
+/// one, scored or not. `None` if there is no candidate, or several and one of them without a score.
+pub(crate) fn highest<T>(
+    candidates: impl IntoIterator<Item = T>,
+    score: impl Fn(&T) -> Option<f64>,
+) -> Option<T> {
+    let mut candidates = candidates.into_iter();
+    let mut best = candidates.next()?;
+    for next in candidates {
+        if score(&next)? > score(&best)? {
+            best = next;
+        }
+    }
+    Some(best)
+}
+
+/// Purpose of the stream that says which samples are held out.
+const HOLD_OUT: u64 = 1;
+
+/// An error unless a part of the training set can be this large.
+pub(crate) fn check_held_out(held_out: f64) -> Result<(), SettingError> {
+    let fits = held_out > 0.0 && held_out < 1.0;
+    check("held_out", held_out, fits, "must be above 0 and below 1")
+}
+
+/// How many of `samples` training samples are held out: at least 1 and, of 2 or more, not all.
+pub(crate) fn rows_held_out(samples: usize, held_out: f64) -> usize {
+    let wanted = (samples as f64 * held_out).round() as usize;
+    wanted.min(samples.saturating_sub(1)).max(1)
+}
+
+/// The numbers of the training samples kept and of those held out, at least one of each, both in a
+/// random order.
+pub(crate) fn hold_out(samples: usize, held_out: f64, seed: u64) -> Result<(Vec<u32>, Vec<u32>)> {
+    if samples < 2 {
+        return Err(EvalError::Shape {
+            what: "a training set that part is held out of".to_owned(),
+            expected: "at least 2 samples".to_owned(),
+            found: samples.to_string(),
+        });
+    }
+    let mut shuffled: Vec<u32> = (0..samples as u32).collect();
+    shuffled.shuffle(&mut random::stream(seed, HOLD_OUT, 0, 0));
+    let kept = shuffled.split_off(rows_held_out(samples, held_out));
+    Ok((kept, shuffled))
 }
 
 /// The labels of two sets that can be compared.
@@ -120,6 +170,31 @@ pub(crate) fn percent(part: usize, whole: usize) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_part_held_out_is_seeded_and_disjoint() {
+        let split = |seed| hold_out(50, 0.1, seed).unwrap();
+        let (kept, held_out) = split(1);
+        assert_eq!(held_out.len(), 5);
+        let mut together = [kept, held_out.clone()].concat();
+        together.sort_unstable();
+        assert_eq!(together, (0..50).collect::<Vec<u32>>());
+        assert_eq!(split(1).1, held_out);
+        assert_ne!(split(2).1, held_out);
+        assert_eq!(hold_out(2, 0.9, 0).unwrap().0.len(), 1);
+        assert!(hold_out(1, 0.5, 0).is_err());
+    }
+
+    #[test]
+    fn the_highest_is_the_first_of_equals_and_needs_every_score() {
+        let of = |scores: &[Option<f64>]| {
+            highest(scores.iter().enumerate(), |(_, score)| **score).map(|(at, _)| at)
+        };
+        assert_eq!(of(&[Some(1.0), Some(3.0), Some(3.0)]), Some(1));
+        assert_eq!(of(&[None]), Some(0));
+        assert_eq!(of(&[Some(1.0), None]), None);
+        assert_eq!(of(&[]), None);
+    }
 
     #[test]
     fn of_equal_layers_the_lowest_is_best() {

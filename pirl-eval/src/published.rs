@@ -86,7 +86,7 @@ impl Dataset {
     ) -> Result<()> {
         match (self, protocol) {
             (_, Protocol::Knn) => {
-                config.knn.k = 200;
+                config.knn.k = vec![200];
                 config.knn.temperature = 0.07;
             }
             (Self::Imagenet, Protocol::Linear) => linear(config, 28, &[8, 16, 24]),

@@ -7,11 +7,13 @@ use std::fs;
 use candle_core::{Device, Tensor};
 use common::{network, packed, view};
 use pirl_data::{
-    DataError, Encoding, Objects, Pack, PackOptions, RawSample, Source, eval_batches, pack,
+    DataError, Encoding, ImageFolder, Objects, Pack, PackOptions, RawSample, Source, eval_batches,
+    pack,
 };
 use pirl_eval::{
-    EvalError, Extraction, FeatureCache, FeatureSet, Pool, Presence, check_packs, extract_features,
-    feature_bytes, recompute_batch_norm, weights_fingerprint,
+    BaselineInputs, EvalError, Extraction, FeatureCache, FeatureSet, Knn, KnnConfig, Pool,
+    Presence, Probe, Untrained, check_packs, extract_features, feature_bytes, pixel_features,
+    recompute_batch_norm, weights_fingerprint,
 };
 use pirl_model::{Backbone, Layer, Mode, ResNet};
 
@@ -185,6 +187,126 @@ fn the_size_of_features_is_known_before_they_are_read() {
         let bytes = feature_bytes(&backbone, &extraction, pack.len()).unwrap();
         assert_eq!(bytes, 4 * numbers as u64);
     }
+}
+
+#[test]
+fn pixels_are_averaged_to_32_by_32_and_never_enlarged() {
+    let folder = tempfile::tempdir().unwrap();
+    // 16 stays 16; 48 becomes 32, whose windows [0, 2), [1, 3), [3, 5), ... overlap.
+    for (side, positions) in [(16_usize, 16_usize), (48, 32)] {
+        let name = format!("pixels-{side}");
+        let pixel = |image: usize, row: usize, column: usize, colour: usize| -> u8 {
+            ((image * 89 + row * 37 + column * 11 + colour * 53) % 256) as u8
+        };
+        let images = folder.path().join(format!("{name}-images"));
+        for image in 0..3 {
+            let class = images.join(["a", "b"][image % 2]);
+            fs::create_dir_all(&class).unwrap();
+            let at = |x: u32, y: u32| {
+                image::Rgb([0, 1, 2].map(|c| pixel(image, y as usize, x as usize, c)))
+            };
+            let picture = image::RgbImage::from_fn(side as u32, side as u32, at);
+            picture.save(class.join(format!("{image}.png"))).unwrap();
+        }
+        let output = folder.path().join(&name);
+        let source = ImageFolder::open(&images).unwrap();
+        pack(&source, &output, &PackOptions::default(), &mut |_, _| {}).unwrap();
+        let pack = Pack::open(&output).unwrap();
+        let mut extraction = extraction(2);
+        (extraction.view.resize, extraction.view.crop) = (side, side);
+        extraction.view.mean = [0.4, 0.5, 0.6];
+        extraction.view.std = [0.2, 0.25, 0.3];
+
+        let mut told = Vec::new();
+        let set = pixel_features(&pack, &extraction, &mut |done, _| told.push(done)).unwrap();
+        assert_eq!(told, [2, 3]);
+        let [layer] = set.layers() else {
+            panic!("{set:?}")
+        };
+        let cells = positions * positions;
+        assert_eq!(layer.layer().as_str(), "pixels");
+        assert_eq!((layer.dim(), layer.cells()), (3 * cells, cells));
+        let mut expected = Vec::new();
+        let window = |i: usize| i * side / positions..((i + 1) * side).div_ceil(positions);
+        // The folders come in turn: images 0 and 2 are of class a.
+        for image in [0, 2, 1] {
+            for colour in 0..3 {
+                for cell in 0..cells {
+                    let (rows, columns) = (window(cell / positions), window(cell % positions));
+                    let count = (rows.len() * columns.len()) as f64;
+                    let sum: f64 = rows
+                        .flat_map(|row| columns.clone().map(move |column| (row, column)))
+                        .map(|(row, column)| f64::from(pixel(image, row, column, colour)))
+                        .sum();
+                    let mean = f64::from(extraction.view.mean[colour]);
+                    let std = f64::from(extraction.view.std[colour]);
+                    expected.push(((sum / count / 255.0 - mean) / std) as f32);
+                }
+            }
+        }
+        assert!(close(layer.values(), &expected), "{side}");
+        assert_eq!(set.labels(), [Some(0), Some(0), Some(1)]);
+    }
+}
+
+#[test]
+fn baselines_are_the_same_probe_on_pixels_and_on_recomputed_untrained_features() {
+    let folder = tempfile::tempdir().unwrap();
+    let train = packed(folder.path(), "train", &["x", "y"], 24, 1);
+    let test = packed(folder.path(), "test", &["x", "y"], 10, 50);
+    let config = KnnConfig {
+        k: vec![1, 5],
+        ..Default::default()
+    };
+    let knn = Knn::new(config, 4).unwrap();
+    let extraction = extraction(6);
+    let cache = folder.path().join("cache");
+    let run = |with_network: bool, stages: &mut Vec<&'static str>| {
+        let backbone = network(3);
+        let inputs = BaselineInputs {
+            train: &train,
+            test: &test,
+            extraction: &extraction,
+            untrained: with_network.then(|| Untrained {
+                backbone: &backbone,
+                settings: "tiny".to_owned(),
+                batch_norm_images: 12,
+                seed: 9,
+            }),
+            cache: Some(&cache),
+        };
+        let mut progress = |stage, done: usize, total: usize| {
+            assert!(done <= total, "{stage}");
+            stages.push(stage);
+        };
+        inputs.evaluate(&knn, &mut progress).unwrap()
+    };
+    let mut stages = Vec::new();
+    let found = run(true, &mut stages);
+    stages.dedup();
+    let all = [
+        "reading raw pixels",
+        "probing raw pixels",
+        "reading untrained features",
+        "probing untrained features",
+    ];
+    assert_eq!(stages, all);
+    assert!(found.left_out.is_empty());
+
+    let pixels = |pack| pixel_features(pack, &extraction, &mut |_, _| {}).unwrap();
+    let expected = knn.evaluate(&pixels(&train), &pixels(&test), &mut |_, _| {});
+    assert_eq!(found.pixels, Some(expected.unwrap()));
+    let backbone = network(3);
+    recompute_batch_norm(&backbone, &train, &extraction, 12, 9).unwrap();
+    let features = |pack| extract_features(&backbone, pack, &extraction, &mut |_, _| {}).unwrap();
+    let expected = knn.evaluate(&features(&train), &features(&test), &mut |_, _| {});
+    assert_eq!(found.untrained, Some(expected.unwrap()));
+
+    // Once more, from the cache.
+    stages.clear();
+    assert_eq!(run(true, &mut stages), found);
+    assert!(stages.iter().all(|stage| stage.starts_with("probing")));
+    assert_eq!(run(false, &mut stages).untrained, None);
 }
 
 /// VOC's classification: an object that is difficult everywhere it stands is neither there nor not.

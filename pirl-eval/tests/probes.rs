@@ -41,6 +41,22 @@ fn clusters(rows: usize, spread: f32, seed: u32) -> FeatureSet {
     set(&layers, &labels, count as usize)
 }
 
+fn knn(k: &[usize]) -> Knn {
+    let config = KnnConfig {
+        k: k.to_vec(),
+        ..Default::default()
+    };
+    Knn::new(config, 5).unwrap()
+}
+
+/// The set with the same features and its labels in another order, so that nearly all are wrong.
+fn relabelled(set: &FeatureSet) -> FeatureSet {
+    let mut labels = set.labels().to_vec();
+    labels.rotate_left(1);
+    let classes = set.class_names().to_vec();
+    FeatureSet::new(set.layers().to_vec(), labels, classes).unwrap()
+}
+
 fn quiet() -> impl FnMut(usize, usize) {
     |_, _| {}
 }
@@ -68,11 +84,7 @@ fn both_probes_solve_clusters_and_name_the_layer_that_has_them() {
     assert_eq!(report.layers[&Layer::RES4].rates.len(), 2);
     assert_eq!(told, (1..=20).map(|done| (done, 20)).collect::<Vec<_>>());
 
-    let knn = Knn::new(KnnConfig {
-        k: 50,
-        ..Default::default()
-    })
-    .unwrap();
+    let knn = knn(&[50]);
     let report = knn.evaluate(&train, &test, &mut quiet()).unwrap();
     assert_eq!((report.top1, &report.best.layer), (100.0, &Layer::RES4));
     let json = serde_json::to_value(&report).unwrap();
@@ -81,6 +93,142 @@ fn both_probes_solve_clusters_and_name_the_layer_that_has_them() {
         (&json["k"], &json["best"]["layer"]),
         (&50.into(), &"res4".into())
     );
+}
+
+/// Spreads at which accuracies differ from layer to layer, rate to rate and `k` to `k`, none of them 0
+/// or 100 %.
+fn hard() -> (FeatureSet, FeatureSet) {
+    (clusters(600, 2.0, 1), clusters(200, 2.0, 5))
+}
+
+#[test]
+fn several_numbers_of_neighbours_in_one_pass_equal_a_pass_for_each() {
+    let (train, test) = hard();
+    let all = knn(&[200, 3, 20]).evaluate(&train, &test, &mut quiet());
+    let all = all.unwrap();
+    for k in [3, 20, 200] {
+        let one = knn(&[k]).evaluate(&train, &test, &mut quiet()).unwrap();
+        assert_eq!((one.k, one.chosen.k), (k, k));
+        for (layer, found) in &one.layers {
+            assert_eq!(found.by_k.len(), 1);
+            assert_eq!(found.by_k[&k], all.layers[layer].by_k[&k], "{layer}, {k}");
+            assert_eq!(found.top1, found.by_k[&k].top1);
+        }
+    }
+    // What is not chosen must have been worse, or no better and later, on the part held out.
+    for (layer, found) in &all.layers {
+        let held_out = found.held_out.unwrap();
+        for (k, other) in &found.by_k {
+            let other = other.held_out.unwrap();
+            assert!(
+                other < held_out || (other == held_out && *k >= found.k),
+                "{layer}, {k}: {all:?}"
+            );
+        }
+    }
+    assert_eq!(all.chosen.layer, Layer::RES4, "{all:?}");
+    assert_eq!((all.top1, all.k), (all.chosen.top1, all.chosen.k));
+    assert_eq!(all.best.top1, all.layers[&all.best.layer].top1);
+}
+
+/// The accuracy of a held-out part equals that of the same rows as a test set of their own.
+#[test]
+fn the_part_held_out_is_classified_by_the_rest() {
+    let rows = 40;
+    let labels: Vec<u32> = (0..rows).collect();
+    // Every image is a class of its own: what is held out can never be right.
+    let train = set(&[(Layer::RES5, benches::fill(1, 40 * 8))], &labels, 40);
+    let report = knn(&[1, 2]).evaluate(&train, &train, &mut quiet()).unwrap();
+    let layer = &report.layers[&Layer::RES5];
+    assert_eq!((layer.held_out, layer.top1), (Some(0.0), 100.0));
+    // Every image comes twice, and so does its label: what is held out has its twin unless both are.
+    let labels: Vec<u32> = (0..rows).map(|row| row / 2 % 4).collect();
+    let half = benches::fill(1, 20 * 8);
+    let twins: Vec<f32> = half.chunks(8).flat_map(|row| [row, row].concat()).collect();
+    let train = set(&[(Layer::RES5, twins)], &labels, 4);
+    let report = knn(&[1, 2]).evaluate(&train, &train, &mut quiet()).unwrap();
+    assert_eq!(report.layers[&Layer::RES5].by_k[&1].held_out, Some(100.0));
+}
+
+#[test]
+fn nothing_is_chosen_by_the_labels_of_the_test_set() {
+    let (train, test) = hard();
+    let wrong = relabelled(&test);
+    let choice = |test: &FeatureSet| {
+        let found = knn(&[3, 20, 200]).evaluate(&train, test, &mut quiet());
+        let found = found.unwrap();
+        let ks: Vec<usize> = found.layers.values().map(|layer| layer.k).collect();
+        let chosen = found.chosen;
+        ((chosen.layer, chosen.k, chosen.held_out, ks), chosen.top1)
+    };
+    let ((right, top1), (same, low)) = (choice(&test), choice(&wrong));
+    assert_eq!(right, same);
+    assert!(top1 > 2.0 * low, "{top1}, {low}");
+
+    for lrs in [vec![0.05], vec![1e-5, 0.05, 0.001]] {
+        let config = LinearConfig {
+            epochs: 3,
+            batch_size: 50,
+            lrs: lrs.clone(),
+            ..Default::default()
+        };
+        let probe = LinearProbe::new(config, 7).unwrap();
+        let choice = |test: &FeatureSet| {
+            let found = probe.evaluate(&train, test, &mut quiet()).unwrap();
+            let layers = found.layers.values();
+            let layers: Vec<_> = layers.map(|layer| (layer.lr, layer.held_out)).collect();
+            let chosen = found.chosen.unwrap();
+            (
+                (chosen.layer, chosen.lr, chosen.held_out, layers),
+                chosen.top1,
+            )
+        };
+        let ((right, top1), (same, low)) = (choice(&test), choice(&wrong));
+        assert_eq!(right, same);
+        assert_eq!((&right.0, right.1), (&Layer::RES4, 0.05), "{right:?}");
+        assert!(top1 > 2.0 * low, "{top1}, {low}");
+    }
+}
+
+#[test]
+fn a_choice_by_the_test_set_is_only_made_when_asked_for() {
+    let (train, test) = hard();
+    let run = |select, train: &FeatureSet, test: &FeatureSet| {
+        let config = LinearConfig {
+            epochs: 2,
+            select,
+            ..Default::default()
+        };
+        let mut steps = 0;
+        let probe = LinearProbe::new(config, 7).unwrap();
+        let report = probe.evaluate(train, test, &mut |done, _| steps = done);
+        (report.unwrap(), steps)
+    };
+    let (by_test, steps) = run(Select::Test, &train, &test);
+    let chosen = by_test.chosen.unwrap();
+    assert_eq!((chosen.held_out, steps), (None, 4));
+    assert_eq!(
+        (chosen.layer, chosen.top1),
+        (by_test.best.layer, by_test.best.top1)
+    );
+    let (held_out, steps) = run(Select::Validation, &train, &test);
+    assert_eq!(steps, 8);
+    assert!(held_out.layers.values().all(|row| row.held_out.is_some()));
+    assert_eq!(
+        held_out.layers[&Layer::RES2].top1,
+        by_test.layers[&Layer::RES2].top1
+    );
+
+    // One layer and one rate: there is no choice, and nothing is held out.
+    let only = |set: &FeatureSet| {
+        let layers = set.layers()[1..].to_vec();
+        FeatureSet::new(layers, set.labels().to_vec(), classes(6)).unwrap()
+    };
+    let (train, test) = (only(&train), only(&test));
+    let (report, steps) = run(Select::Validation, &train, &test);
+    assert_eq!((report.chosen.unwrap().held_out, steps), (None, 2));
+    let report = knn(&[7]).evaluate(&train, &test, &mut quiet()).unwrap();
+    assert_eq!((report.chosen.held_out, report.k), (None, 7));
 }
 
 #[test]
@@ -98,7 +246,7 @@ fn results_do_not_depend_on_the_number_of_threads() {
                 ..Default::default()
             };
             let linear = LinearProbe::new(config, 3).unwrap();
-            let knn = Knn::new(KnnConfig::default()).unwrap();
+            let knn = Knn::new(KnnConfig::default(), 3).unwrap();
             (
                 linear.evaluate(&train, &test, &mut quiet()).unwrap(),
                 knn.evaluate(&train, &test, &mut quiet()).unwrap(),
@@ -148,11 +296,7 @@ fn neighbours_vote_as_in_scikit_learn() {
     let train = set(&[(Layer::RES5, benches::fill(41, 500 * 8))], &labels, 6);
     // With the expected classes as labels, every prediction must be right.
     let test = set(&[(Layer::RES5, benches::fill(42, 150 * 8))], &expected, 6);
-    let knn = Knn::new(KnnConfig {
-        k: 40,
-        ..Default::default()
-    })
-    .unwrap();
+    let knn = knn(&[40]);
     assert_eq!(
         knn.evaluate(&train, &test, &mut quiet()).unwrap().top1,
         100.0
@@ -163,11 +307,7 @@ fn neighbours_vote_as_in_scikit_learn() {
 fn sets_that_cannot_be_compared_are_refused_with_the_facts() {
     let features = vec![(Layer::RES5, vec![0.5, 1.0, 2.0])];
     let train = set(&features, &[0, 1, 0], 2);
-    let knn = Knn::new(KnnConfig {
-        k: 1,
-        ..Default::default()
-    })
-    .unwrap();
+    let knn = knn(&[1]);
     let linear = LinearProbe::new(LinearConfig::default(), 0).unwrap();
     let refused = |train: &FeatureSet, test: &FeatureSet| -> String {
         let one = knn
@@ -201,13 +341,13 @@ fn sets_that_cannot_be_compared_are_refused_with_the_facts() {
         "{message}"
     );
 
-    let many = Knn::new(KnnConfig::default()).unwrap();
+    let many = Knn::new(KnnConfig::default(), 3).unwrap();
     let message = many
         .evaluate(&train, &train, &mut quiet())
         .unwrap_err()
         .to_string();
     assert!(
-        message.contains("k = 200") && message.contains("at most 3"),
+        message.contains("k = [10, 20, 200]") && message.contains("at most 2, the 3 training"),
         "{message}"
     );
 }

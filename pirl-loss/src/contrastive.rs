@@ -3,11 +3,11 @@
 use std::fmt;
 
 use candle_core::Tensor;
-use pirl_core::{Ops, SettingError, check};
+use pirl_core::{Ops, check};
 
-use crate::fused;
-use crate::negatives::Sizes;
-use crate::{LossError, Negatives, reference};
+use crate::inputs::{Inputs, check_temperature};
+use crate::kind::Kind;
+use crate::{LossError, Negatives, fused, reference};
 
 /// A loss that compares embeddings with rows of a memory bank.
 pub trait ContrastiveLoss: fmt::Debug + Send + Sync {
@@ -66,9 +66,8 @@ impl ContrastiveLoss for Paper {
         positive: &Tensor,
         negatives: &Negatives,
     ) -> Result<Tensor, LossError> {
-        let sizes = negatives.check(query, positive)?;
-        let inputs = (query, positive, negatives);
-        Kind::Paper.forward(inputs, sizes, self.temperature, self.ops)
+        let inputs = Inputs::new(query, positive, negatives, self.temperature)?;
+        compute(Kind::Paper, inputs, self.ops)
     }
 }
 
@@ -106,9 +105,8 @@ impl ContrastiveLoss for InfoNce {
         positive: &Tensor,
         negatives: &Negatives,
     ) -> Result<Tensor, LossError> {
-        let sizes = negatives.check(query, positive)?;
-        let inputs = (query, positive, negatives);
-        Kind::InfoNce.forward(inputs, sizes, self.temperature, self.ops)
+        let inputs = Inputs::new(query, positive, negatives, self.temperature)?;
+        compute(Kind::InfoNce, inputs, self.ops)
     }
 }
 
@@ -161,9 +159,9 @@ impl Nce {
         ops: Ops,
     ) -> Result<Self, LossError> {
         check_temperature(temperature)?;
-        let sizes = negatives.check(query, positive)?;
+        let inputs = Inputs::new(query, positive, negatives, temperature)?;
         let mean = if ops == Ops::Fast && fused::runs_on(query) {
-            fused::log_mean_exp(query, positive, negatives, sizes, temperature)?
+            fused::log_mean_exp(inputs)?
         } else {
             reference::log_mean_exp(query, positive, negatives, temperature)?
         };
@@ -190,51 +188,33 @@ impl ContrastiveLoss for Nce {
         positive: &Tensor,
         negatives: &Negatives,
     ) -> Result<Tensor, LossError> {
-        let sizes = negatives.check(query, positive)?;
+        let inputs = Inputs::new(query, positive, negatives, self.temperature)?;
         let kind = Kind::Nce {
             log_z: self.log_z,
             dataset_size: self.dataset_size,
         };
-        let inputs = (query, positive, negatives);
-        kind.forward(inputs, sizes, self.temperature, self.ops)
+        compute(kind, inputs, self.ops)
     }
 }
 
-/// VISSL's guard against a logarithm of 0: the `f32` machine epsilon.
-pub(crate) const NCE_EPS: f64 = f32::EPSILON as f64;
-
-/// A loss with everything fixed that its formula needs.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Kind {
-    Paper,
-    Nce { log_z: f64, dataset_size: usize },
-    InfoNce,
-}
-
-impl Kind {
-    fn forward(
-        self,
-        (query, positive, negatives): (&Tensor, &Tensor, &Negatives),
-        sizes: Sizes,
-        temperature: f64,
-        ops: Ops,
-    ) -> Result<Tensor, LossError> {
-        if ops == Ops::Fast && fused::runs_on(query) {
-            return fused::forward(self, query, positive, negatives, sizes, temperature);
-        }
-        match self {
-            Kind::Paper => reference::paper(query, positive, negatives, temperature),
-            Kind::Nce {
-                log_z,
-                dataset_size,
-            } => reference::nce(query, positive, negatives, temperature, dataset_size, log_z),
-            Kind::InfoNce => reference::info_nce(query, positive, negatives, temperature),
-        }
+/// The mean loss, by the implementation for `ops` and the device of the query.
+fn compute(kind: Kind, inputs: Inputs<'_>, ops: Ops) -> Result<Tensor, LossError> {
+    let Inputs {
+        query,
+        positive,
+        negatives,
+        temperature,
+        ..
+    } = inputs;
+    if ops == Ops::Fast && fused::runs_on(query) {
+        return fused::forward(kind, inputs);
     }
-}
-
-fn check_temperature(value: f64) -> Result<f64, SettingError> {
-    let fits = value.is_finite() && value > 0.0;
-    check("temperature", value, fits, "must be finite and positive")?;
-    Ok(value)
+    match kind {
+        Kind::Paper => reference::paper(query, positive, negatives, temperature),
+        Kind::Nce {
+            log_z,
+            dataset_size,
+        } => reference::nce(query, positive, negatives, temperature, dataset_size, log_z),
+        Kind::InfoNce => reference::info_nce(query, positive, negatives, temperature),
+    }
 }

@@ -41,6 +41,8 @@ mod contrastive;
 mod cross_entropy;
 mod error;
 mod fused;
+mod inputs;
+mod kind;
 mod negatives;
 pub mod reference;
 mod rows;

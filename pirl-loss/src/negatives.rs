@@ -15,7 +15,7 @@ pub enum Negatives {
         /// one; it is left out of that image's sums.
         own: Vec<Option<u32>>,
     },
-    /// A set for each image, named by index so that nothing need be gathered.
+    /// A set for each image, given by index, so that no row is copied.
     PerImage {
         /// `(M, D)`, unit rows: the whole bank.
         bank: Tensor,

@@ -1,5 +1,5 @@
-//! The losses from Candle's own differentiable operations: the oracle of the fused op's tests, and
-//! what runs on devices and in types it does not cover.
+//! The losses from Candle's own differentiable operations: what tests compare the fused ops with, and
+//! what runs on the devices and in the types that these do not cover.
 //!
 //! Memory grows with `B x N` (and `B x N x D` for per-image negatives, whose rows Candle keeps for
 //! the backward pass). The arguments are checked as by
@@ -8,7 +8,7 @@
 
 use candle_core::{D, DType, Tensor};
 
-use crate::contrastive::NCE_EPS;
+use crate::kind::NCE_EPS;
 use crate::negatives::Sizes;
 use crate::{LossError, Negatives};
 

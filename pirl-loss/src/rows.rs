@@ -1,4 +1,4 @@
-//! What happens to one image's row of logits: exponentials, logarithms and their sums.
+//! The arithmetic on one image's row of logits: exponentials, logarithms and their sums.
 //!
 //! Every function is plain loops without branches or sums, which the compiler turns into vector
 //! code, and sums in eight lanes of their results. It is compiled twice, for any processor and for
@@ -7,67 +7,62 @@
 
 use std::f64::consts::LN_2;
 
+use pirl_core::vectorised;
+
 const LANES: usize = 8;
 
 /// Terms summed in `f32` before the partial sums go to `f64`: a row of 32,000 summed in `f32`
 /// throughout would lose up to three digits.
 const BLOCK: usize = 256;
 
-/// `name(arguments)` runs `body(arguments)`, compiled for AVX2 where there is AVX2.
-macro_rules! vectorised {
-    ($(#[$doc:meta])* $name:ident($($arg:ident: $type:ty),*) -> $result:ty = $body:ident) => {
-        $(#[$doc])*
-        pub(crate) fn $name($($arg: $type),*) -> $result {
-            #[cfg(target_arch = "x86_64")]
-            {
-                #[target_feature(enable = "avx2")]
-                fn avx2($($arg: $type),*) -> $result {
-                    $body($($arg),*)
-                }
-                if is_x86_feature_detected!("avx2") {
-                    // SAFETY: the only demand of `avx2` is the feature just detected.
-                    return unsafe { avx2($($arg),*) };
-                }
-            }
-            $body($($arg),*)
-        }
-    };
-}
-
 vectorised! {
     /// `ln sum exp(z)`.
-    log_sum_exp(z: &[f32]) -> f64 = log_sum_exp_body
+    pub(crate) fn log_sum_exp(z: &[f32]) -> f64 {
+        log_sum_exp_body(z)
+    }
 }
 
 vectorised! {
     /// Returns `sum softplus(z - threshold)` and leaves `sigmoid(z - threshold)`, its gradient.
-    softplus(z: &mut [f32], threshold: f32) -> f64 = softplus_body
+    pub(crate) fn softplus(z: &mut [f32], threshold: f32) -> f64 {
+        softplus_body(z, threshold)
+    }
 }
 
 vectorised! {
     /// With `p = exp(z - log_s)`, the shares of the sum: returns `sum ln(1 + p)` and
     /// `sum p^2 / (1 + p)`, and leaves `p`.
-    paper_sums(z: &mut [f32], log_s: f32) -> (f64, f64) = paper_sums_body
+    pub(crate) fn paper_sums(z: &mut [f32], log_s: f32) -> (f64, f64) {
+        paper_sums_body(z, log_s)
+    }
 }
 
 vectorised! {
     /// From `p` to the paper's gradient `p (level - p / (1 + p))`.
-    paper_coefficients(p: &mut [f32], level: f32) -> () = paper_coefficients_body
+    pub(crate) fn paper_coefficients(p: &mut [f32], level: f32) {
+        paper_coefficients_body(p, level)
+    }
 }
 
 vectorised! {
     /// Leaves `level exp(z - log_s)`, the gradient of InfoNCE.
-    shares(z: &mut [f32], log_s: f32, level: f32) -> () = shares_body
+    pub(crate) fn shares(z: &mut [f32], log_s: f32, level: f32) {
+        shares_body(z, log_s, level)
+    }
 }
 
 vectorised! {
     /// `out[n] = scale * query . bank[indices[n]]`, without gathering the rows.
-    dots(query: &[f32], bank: &[f32], indices: &[u32], scale: f32, out: &mut [f32]) -> () = dots_body
+    pub(crate) fn dots(query: &[f32], bank: &[f32], indices: &[u32], scale: f32, out: &mut [f32]) {
+        dots_body(query, bank, indices, scale, out)
+    }
 }
 
 vectorised! {
     /// `out = sum_n coefficients[n] * bank[indices[n]]`, without gathering the rows.
-    combine(coefficients: &[f32], bank: &[f32], indices: &[u32], out: &mut [f32]) -> () = combine_body
+    pub(crate) fn combine(coefficients: &[f32], bank: &[f32], indices: &[u32], out: &mut [f32]) {
+        combine_body(coefficients, bank, indices, out)
+    }
 }
 
 #[inline(always)]
@@ -169,7 +164,7 @@ fn combine_body(coefficients: &[f32], bank: &[f32], indices: &[u32], out: &mut [
     let dim = out.len();
     let mut block_sum = vec![0f32; dim];
     out.fill(0.0);
-    for (coefficients, indices) in coefficients.chunks(256).zip(indices.chunks(256)) {
+    for (coefficients, indices) in coefficients.chunks(BLOCK).zip(indices.chunks(BLOCK)) {
         block_sum.fill(0.0);
         for (&coefficient, &index) in coefficients.iter().zip(indices) {
             let row = &bank[index as usize * dim..][..dim];

@@ -32,8 +32,8 @@ impl ViewWeights {
 /// `lambda * patch_term + (1 - lambda) * image_term`, equation (6).
 ///
 /// The terms are tensors of one shape, as
-/// [`ContrastiveLoss::forward`](crate::ContrastiveLoss::forward) returns them. Whoever differentiates
-/// them one after the other weighs them by [`ViewWeights`].
+/// [`ContrastiveLoss::forward`](crate::ContrastiveLoss::forward) returns them. To differentiate the
+/// terms one after the other, weigh them by [`ViewWeights`] instead.
 ///
 /// # Errors
 /// [`LossError::Setting`] as [`ViewWeights::new`]; [`LossError::Candle`] if the terms' shapes or types differ.

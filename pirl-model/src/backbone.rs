@@ -1,4 +1,4 @@
-//! What a backbone is: a network from images to feature vectors, whoever made it.
+//! What a backbone is: any network from images to feature vectors.
 
 use candle_core::Tensor;
 
@@ -65,7 +65,7 @@ pub trait Backbone: Trainable {
     /// are asked of a single value.
     fn forward(&self, images: &Tensor, mode: Mode) -> Result<Tensor>;
 
-    /// The layers that [`Backbone::feature_maps`] can read, from the image upwards;
+    /// The layers that [`Backbone::feature_maps`] can read, in the order of the forward pass;
     /// [`Layer::FEATURES`] alone unless implemented.
     fn layers(&self) -> Vec<Layer> {
         vec![Layer::FEATURES]
@@ -88,7 +88,8 @@ pub trait Backbone: Trainable {
     }
 
     /// Stores the activations of [`Backbone::forward`] in `precision`, in every mode;
-    /// [`Backbone::feature_maps`] are always computed in `f32`. Not implemented, it takes `f32` alone.
+    /// [`Backbone::feature_maps`] are always computed in `f32`. The default implementation accepts
+    /// `f32` alone.
     ///
     /// # Errors
     /// [`ModelError::Setting`] for a precision that the backbone does not have.

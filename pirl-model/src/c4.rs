@@ -8,13 +8,13 @@ use rand_chacha::rand_core::SeedableRng;
 use serde::{Deserialize, Serialize};
 
 use crate::backbone::Backbone;
-use crate::config::Stem as StemKind;
+use crate::config::Stem;
 use crate::engine::{Engine, Network, Norm, Traced};
 use crate::error::{ModelError, Result};
 use crate::layer::Layer;
 use crate::mode::Mode;
 use crate::params::{Buffers, Builder, ParamSet};
-use crate::residual::{Stage, Stem, stage_channels};
+use crate::residual::{Stage, StemConv, stage_channels};
 use crate::resnet::ResNet;
 use crate::trainable::Trainable;
 
@@ -24,7 +24,7 @@ use crate::trainable::Trainable;
 pub enum C4Norm {
     /// Statistics, scale and shift stay as pre-training left them (detectron2's `FrozenBN`).
     Frozen,
-    /// Batches normalise themselves; scale and shift are trained.
+    /// Batches are normalised by their own statistics; scale and shift are trained.
     Train,
 }
 
@@ -33,10 +33,10 @@ pub enum C4Norm {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct C4Config {
-    /// How much is left as it is: 0 nothing, 1 the stem, 2 stem and res2, up to 4 all but res5
-    /// (detectron2's `FREEZE_AT`); 2 by default.
+    /// How much is frozen: 0 nothing, 1 the stem, 2 stem and res2, up to 4 all but res5 (detectron2's
+    /// `FREEZE_AT`); 2 by default.
     pub frozen_stages: usize,
-    /// Batch norm of what is not; `frozen` by default.
+    /// Batch norm of what is not frozen as a whole; `frozen` by default.
     pub norm: C4Norm,
     /// A batch norm after res5, before its average (MoCo's detectors); needs `norm = "train"`.
     pub extra_norm: bool,
@@ -110,7 +110,9 @@ impl C4 {
                 builder.freeze_norms();
             }
             let stem = parts.contains(&0);
-            let stem = stem.then(|| Stem::new(model, &mut builder)).transpose()?;
+            let stem = stem
+                .then(|| StemConv::new(model, &mut builder))
+                .transpose()?;
             let stages = parts.clone().filter(|part| *part > 0);
             let stages = stages.map(|part| Stage::new(model, part - 1, &mut builder));
             let stages = stages.collect::<Result<_>>()?;
@@ -133,9 +135,9 @@ impl C4 {
             res5: part(4..5, frozen)?,
             norm: config.norm,
             stride: match model.stem {
-                StemKind::Imagenet => 16,
-                StemKind::Medium => 8,
-                StemKind::Small => 4,
+                Stem::Imagenet => 16,
+                Stem::Medium => 8,
+                Stem::Small => 4,
             },
             channels: stage_channels(model, 2)?,
             feature_dim: backbone.feature_dim(),
@@ -191,18 +193,18 @@ impl C4 {
         self.res5.forward(regions, self.mode(mode))
     }
 
-    /// The parameters that training moves.
+    /// The parameters that training changes.
     pub fn trained(&self) -> Vec<ParamSet> {
         let parts = self.trunk.iter().chain([&self.res5]);
         parts.map(|part| part.params().clone()).collect()
     }
 
-    /// Whether batches move the statistics of batch norm.
+    /// Whether training changes the statistics of batch norm.
     pub fn trains_norm(&self) -> bool {
         self.norm == C4Norm::Train
     }
 
-    /// Forgets the statistics that training moved, before [`Mode::Calibrate`] averages new ones.
+    /// Resets the statistics that training changed, before [`Mode::Calibrate`] averages new ones.
     pub fn reset_statistics(&self) {
         if self.trains_norm() {
             for part in self.trunk.iter().chain([&self.res5]) {
@@ -249,9 +251,9 @@ fn check_shape(x: &Tensor, channels: usize, module: &str, expected: &str) -> Res
     }
 }
 
-/// Neighbouring parts of a ResNet, and what stands on the last.
+/// Neighbouring parts of a ResNet, and the layers after the last.
 struct Part {
-    stem: Option<Stem>,
+    stem: Option<StemConv>,
     stages: Vec<Stage>,
     norm: Option<Norm>,
     average: bool,

@@ -83,23 +83,23 @@ pub enum HeadKind {
     Mlp,
 }
 
-/// What the activations of a network are stored in and its products computed from.
+/// The number type in which activations are stored and products computed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
     /// 32 bits.
     #[default]
     F32,
-    /// 32 bits, but cuDNN may round the factors of convolutions to TF32's ten binary places, for which
-    /// GPUs since Ampere are several times as fast: what PyTorch does unless told otherwise. Elsewhere
-    /// the same as [`Precision::F32`].
+    /// 32 bits, but cuDNN may round the inputs of convolutions to TF32 (10 bits of mantissa), which
+    /// GPUs since Ampere multiply several times as fast; PyTorch's default. Where cuDNN does not run
+    /// it is the same as [`Precision::F32`].
     Tf32,
     /// bfloat16, mixed: activations, their gradients and the factors of products are rounded to it,
     /// at half the memory. Weights, their gradients, batch-norm statistics and all sums stay `f32`.
     Bf16,
-    /// Likewise in IEEE half precision, for GPUs that are fast in it alone: eight times as precise,
-    /// but gradients below 6e-8 vanish and those above 65,504 are infinite, so the loss is to be
-    /// scaled ([`LossScale`](crate::LossScale)).
+    /// As [`Precision::Bf16`], in IEEE half precision, for GPUs that are fast only in it. It is eight
+    /// times as precise, but gradients below 6e-8 become 0 and those above 65,504 infinite: scale the
+    /// loss by a [`LossScale`](crate::LossScale).
     F16,
 }
 
@@ -125,7 +125,7 @@ impl Precision {
     }
 }
 
-/// What a network is built from. The default is the paper's.
+/// The architecture of a network and its heads, and what runs them. The default is the paper's.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ModelConfig {
@@ -138,7 +138,7 @@ pub struct ModelConfig {
     pub stem: Stem,
     /// The heads f and g; `linear` by default.
     pub head: HeadKind,
-    /// What runs it, and what is trained or computed with it; `fast` by default.
+    /// Which implementation runs the network, its optimiser, loss and bank; `fast` by default.
     pub ops: Ops,
 }
 

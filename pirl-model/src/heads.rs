@@ -1,5 +1,5 @@
-//! What stands on a backbone during pre-training: the paper's f and g, and the classifiers of the
-//! covariant baselines.
+//! Heads on a backbone during pre-training: the paper's f and g, and the classifiers of the covariant
+//! baselines.
 
 use candle_core::{D, Device, Tensor};
 use pirl_core::check;
@@ -44,15 +44,15 @@ pub fn l2_normalize(x: &Tensor) -> Result<Tensor> {
 }
 
 /// f of the paper, and g for a single view (rotation): `(b, c)` features to `(b, dim)` unit rows.
-pub struct ProjectionHead(Mounted);
+pub struct ProjectionHead(HeadModule);
 
 /// g of the paper for patches: each patch's `(c)` features projected to `dim`, the patches joined in
 /// the order given, and a linear layer to `dim`. `(b * patches, c)` to `(b, dim)` unit rows.
-pub struct JigsawHead(Mounted);
+pub struct JigsawHead(HeadModule);
 
 /// Logits of the covariant baselines: for one view a linear layer, for patches `c - 1000 - batch
 /// norm - ReLU` on each, joined, and a linear layer. `(b * views, c)` to `(b, classes)`.
-pub struct ClassifierHead(Mounted);
+pub struct ClassifierHead(HeadModule);
 
 /// Width of a patch's hidden layer in the covariant jigsaw (VISSL's `jigsaw_8gpu_resnet`).
 const PATCH_HIDDEN: usize = 1000;
@@ -79,15 +79,15 @@ impl ProjectionHead {
                 Step::Linear(Linear::new(&mut builder, "fc2", features, dim)),
             ],
         };
-        let plan = Plan {
+        let layers = HeadLayers {
             views: 1,
             features,
             each,
             joined,
         };
-        Mounted::new(
+        HeadModule::new(
             "the projection head",
-            plan,
+            layers,
             builder,
             true,
             dim,
@@ -134,13 +134,22 @@ impl JigsawHead {
             patches * dim,
             dim,
         ))];
-        let plan = Plan {
+        let layers = HeadLayers {
             views: patches,
             features,
             each,
             joined,
         };
-        Mounted::new("the jigsaw head", plan, builder, true, dim, config, device).map(Self)
+        HeadModule::new(
+            "the jigsaw head",
+            layers,
+            builder,
+            true,
+            dim,
+            config,
+            device,
+        )
+        .map(Self)
     }
 }
 
@@ -174,15 +183,15 @@ impl ClassifierHead {
             joined,
             classes,
         ))];
-        let plan = Plan {
+        let layers = HeadLayers {
             views,
             features,
             each,
             joined,
         };
-        Mounted::new(
+        HeadModule::new(
             "the classifier",
-            plan,
+            layers,
             builder,
             false,
             classes,
@@ -193,7 +202,7 @@ impl ClassifierHead {
     }
 }
 
-/// Heads of one seed draw from streams of their own.
+/// The heads of one seed draw from different streams of random numbers.
 fn builder(seed: u64, stream: u64) -> Builder {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     rng.set_stream(stream);
@@ -207,7 +216,7 @@ enum Step {
 }
 
 /// Layers on each view, then layers on the joined views.
-struct Plan {
+struct HeadLayers {
     views: usize,
     features: usize,
     each: Vec<Step>,
@@ -224,7 +233,7 @@ impl Step {
     }
 }
 
-impl Network for Plan {
+impl Network for HeadLayers {
     fn forward<E: Engine>(
         &self,
         engine: &mut E,
@@ -244,16 +253,16 @@ impl Network for Plan {
 }
 
 /// A head's network with its name and whether its output is normalised.
-struct Mounted {
+struct HeadModule {
     name: &'static str,
     normalize: bool,
-    traced: Traced<Plan>,
+    traced: Traced<HeadLayers>,
 }
 
-impl Mounted {
+impl HeadModule {
     fn new(
         name: &'static str,
-        plan: Plan,
+        layers: HeadLayers,
         builder: Builder,
         normalize: bool,
         outputs: usize,
@@ -261,14 +270,14 @@ impl Mounted {
         device: &Device,
     ) -> Result<Self> {
         for (argument, size) in [
-            ("views", plan.views),
-            ("features", plan.features),
+            ("views", layers.views),
+            ("features", layers.features),
             ("outputs", outputs),
         ] {
             let expected = format!("must be at least 1 in {name}");
             check(argument, size, size > 0, &expected)?;
         }
-        let traced = Traced::new(plan, builder, config.ops, device)?;
+        let traced = Traced::new(layers, builder, config.ops, device)?;
         Ok(Self {
             name,
             normalize,
@@ -277,15 +286,15 @@ impl Mounted {
     }
 
     fn forward(&self, features: &Tensor, mode: Mode) -> Result<Tensor> {
-        let plan = self.traced.network();
+        let layers = self.traced.network();
         match *features.dims() {
-            [rows, c] if rows > 0 && rows % plan.views == 0 && c == plan.features => {}
+            [rows, c] if rows > 0 && rows % layers.views == 0 && c == layers.features => {}
             _ => {
                 return Err(ModelError::Input {
                     module: self.name.to_owned(),
                     expected: format!(
                         "features of shape (batch * {}, {})",
-                        plan.views, plan.features
+                        layers.views, layers.features
                     ),
                     found: features.dims().to_vec(),
                 });

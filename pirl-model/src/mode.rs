@@ -6,7 +6,7 @@ pub enum Mode {
     /// Normalise by the batch; move the running statistics towards it (PyTorch's momentum 0.1 and
     /// unbiased variance); record for the backward pass.
     Train,
-    /// Normalise by the running statistics, leave them alone, record for the backward pass: how a
+    /// Normalise by the running statistics, which do not change; record for the backward pass: how a
     /// network is fine-tuned with frozen batch norm.
     Frozen,
     /// Normalise by the running statistics and record nothing.

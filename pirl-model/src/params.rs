@@ -54,7 +54,7 @@ impl ParamId {
     }
 }
 
-/// Trainable parameters in one `f32` [`Var`], and the index of what lies where.
+/// Trainable parameters in one `f32` [`Var`], with the name, shape and offset of each.
 ///
 /// The modules of this crate have all of theirs in one flat variable. A network whose variables lie in
 /// a [`VarMap`](candle_nn::VarMap) has a set for each ([`ParamSet::of_var_map`]). A clone shares the
@@ -130,13 +130,13 @@ impl ParamSet {
         Ok(part.reshape(param.shape.as_slice())?)
     }
 
-    /// The numbers of all its parameters, flat unless it is a variable of somebody else's; Candle's
-    /// backward pass gives their gradient.
+    /// The variable that holds all its parameters: flat, or in its own shape in a set of
+    /// [`ParamSet::of_var_map`]. Candle's backward pass gives its gradient.
     pub fn var(&self) -> &Var {
         &self.var
     }
 
-    /// What lies where, in the module's order.
+    /// Name, shape and offset of each parameter, in the module's order.
     pub fn params(&self) -> &[Param] {
         &self.params
     }

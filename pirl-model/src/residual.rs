@@ -1,12 +1,12 @@
 //! The parts that ResNets are made of: the stem, and stages of residual blocks.
 
-use crate::config::{ModelConfig, Stem as StemKind};
+use crate::config::{ModelConfig, Stem};
 use crate::engine::{Conv, Engine, Norm};
 use crate::error::Result;
 use crate::params::Builder;
 
 /// The convolution that sees the image.
-pub(crate) struct Stem {
+pub(crate) struct StemConv {
     unit: Unit,
     /// Whether a max-pool follows.
     pub(crate) pool: bool,
@@ -21,20 +21,20 @@ pub(crate) fn stage_channels(config: &ModelConfig, stage: usize) -> Result<usize
     Ok((config.stem_channels()? << stage) * expansion)
 }
 
-impl Stem {
+impl StemConv {
     pub(crate) fn new(config: &ModelConfig, builder: &mut Builder) -> Result<Self> {
         let width = config.stem_channels()?;
         let (kernel, stride) = match config.stem {
-            StemKind::Imagenet => (7, 2),
-            StemKind::Medium => (5, 2),
-            StemKind::Small => (3, 1),
+            Stem::Imagenet => (7, 2),
+            Stem::Medium => (5, 2),
+            Stem::Small => (3, 1),
         };
         Ok(Self {
             unit: Unit {
                 conv: Conv::new(builder, "conv1", (3, width), kernel, stride),
                 norm: Norm::new(builder, "bn1", width),
             },
-            pool: config.stem == StemKind::Imagenet,
+            pool: config.stem == Stem::Imagenet,
         })
     }
 

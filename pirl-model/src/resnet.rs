@@ -12,7 +12,7 @@ use crate::error::{ModelError, Result};
 use crate::layer::Layer;
 use crate::mode::Mode;
 use crate::params::{Buffers, Builder, ParamSet};
-use crate::residual::{Stage, Stem, stage_channels};
+use crate::residual::{Stage, StemConv, stage_channels};
 use crate::trainable::Trainable;
 
 /// A ResNet without its classifier.
@@ -28,7 +28,7 @@ use crate::trainable::Trainable;
 /// # Ok::<(), pirl_model::ModelError>(())
 /// ```
 pub struct ResNet {
-    traced: Traced<Plan>,
+    traced: Traced<ResNetLayers>,
     config: ModelConfig,
 }
 
@@ -39,9 +39,9 @@ impl ResNet {
     /// [`ModelError::Setting`] for a width out of range.
     pub fn new(config: &ModelConfig, seed: u64, device: &Device) -> Result<Self> {
         let mut builder = Builder::new(ChaCha8Rng::seed_from_u64(seed));
-        let plan = Plan::new(config, &mut builder)?;
+        let layers = ResNetLayers::new(config, &mut builder)?;
         Ok(Self {
-            traced: Traced::new(plan, builder, config.ops, device)?,
+            traced: Traced::new(layers, builder, config.ops, device)?,
             config: config.clone(),
         })
     }
@@ -64,7 +64,7 @@ impl ResNet {
     ///
     /// # Errors
     /// [`ModelError::Setting`] for a width out of range; [`ModelError::Candle`] for a tensor that is
-    /// missing or of another shape. Counts of batches may be missing.
+    /// missing or of another shape. `num_batches_tracked` may be missing.
     pub fn from_var_builder(config: &ModelConfig, vb: VarBuilder<'_>) -> Result<Self> {
         let network = Self::new(config, 0, vb.device())?;
         for param in network.parameters().params() {
@@ -170,15 +170,15 @@ impl Trainable for ResNet {
 const STAGES: [Layer; 4] = [Layer::RES2, Layer::RES3, Layer::RES4, Layer::RES5];
 
 /// The structure of a ResNet.
-struct Plan {
-    stem: Stem,
+struct ResNetLayers {
+    stem: StemConv,
     stages: [Stage; 4],
     features: usize,
 }
 
-impl Plan {
+impl ResNetLayers {
     fn new(config: &ModelConfig, builder: &mut Builder) -> Result<Self> {
-        let stem = Stem::new(config, builder)?;
+        let stem = StemConv::new(config, builder)?;
         let mut stage = |index| Stage::new(config, index, builder);
         Ok(Self {
             stem,
@@ -188,7 +188,7 @@ impl Plan {
     }
 }
 
-impl Network for Plan {
+impl Network for ResNetLayers {
     fn forward<E: Engine>(
         &self,
         engine: &mut E,

@@ -1,4 +1,4 @@
-//! One op alone, run as networks are.
+//! A single op, run by the engines that run networks.
 
 use candle_core::{DType, Device, Tensor, Var};
 use rand_chacha::ChaCha8Rng;
@@ -34,7 +34,7 @@ pub enum SingleOp {
         channels: usize,
         /// Height and width of the kernel.
         kernel: usize,
-        /// Its step.
+        /// Its stride, pixels.
         stride: usize,
         /// Whether the output is rectified.
         relu: bool,

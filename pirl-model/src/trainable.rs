@@ -43,8 +43,8 @@ pub trait Trainable: Send + Sync {
         Ok(state)
     }
 
-    /// Takes parameters and statistics by name. What the network does not have is reported, not
-    /// loaded; what `state` lacks keeps its value.
+    /// Loads parameters and statistics by name. Entries that the network does not have are reported,
+    /// not loaded; what `state` lacks keeps its value.
     ///
     /// # Errors
     /// [`ModelError::WrongShape`](crate::ModelError::WrongShape), before anything is loaded.

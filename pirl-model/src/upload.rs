@@ -1,4 +1,4 @@
-//! The way of a batch's bytes to the device.
+//! Copies of batches to a device.
 
 #[cfg(feature = "cuda")]
 use candle_core::DType;
@@ -8,11 +8,10 @@ use candle_core::{Device, Tensor};
 use crate::cuda::Staging;
 use crate::error::Result;
 
-/// Carries views to a device.
+/// Copies views to a device.
 ///
-/// To a CUDA device bytes go by way of pinned memory and a stream of their own, so the copy runs
-/// beside whatever the device still computes of the batch before; nothing waits for it but what comes
-/// after.
+/// Bytes for a CUDA device go through pinned memory on a separate stream, so that the copy overlaps
+/// with the computation of the previous batch; only work queued after the copy waits for it.
 pub struct Upload {
     device: Device,
     #[cfg(feature = "cuda")]
@@ -20,10 +19,10 @@ pub struct Upload {
 }
 
 impl Upload {
-    /// A way to `device`.
+    /// Copies to `device`.
     ///
     /// # Errors
-    /// If a CUDA device has no room for another stream.
+    /// If a CUDA device cannot make another stream.
     pub fn new(device: &Device) -> Result<Self> {
         Ok(Self {
             #[cfg(feature = "cuda")]
@@ -35,16 +34,16 @@ impl Upload {
         })
     }
 
-    /// The device at the other end.
+    /// The device that views are copied to.
     pub fn device(&self) -> &Device {
         &self.device
     }
 
-    /// `views`, of any shape and type, on the device. Those of bytes in the host's memory take the
-    /// fast way.
+    /// `views`, of any shape and type, on the device. Bytes (`u8`) in the host's memory go through
+    /// pinned memory.
     ///
     /// # Errors
-    /// If the device has no room, or the host none to pin.
+    /// If the device has no memory left, or the host none to pin.
     pub fn send(&mut self, views: &Tensor) -> Result<Tensor> {
         #[cfg(feature = "cuda")]
         if let Some(staging) = &mut self.staging

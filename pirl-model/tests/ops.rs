@@ -3,6 +3,7 @@
 use benches::fill;
 use candle_core::{Device, Tensor, Var};
 use pirl_model::ops::batch_norm;
+use pirl_model::ops::batch_norm::{Affine, Gradients, Statistics};
 use pirl_model::ops::pool::{self, PoolShape};
 use pirl_model::ops::{conv2d, linear, max_pool2d, reference, relu};
 
@@ -206,61 +207,25 @@ fn batch_norm_and_its_gradients_equal_the_reference() -> Result {
             let (mut dgamma, mut dbeta) = (vec![f32::NAN; c], vec![f32::NAN; c]);
             let (mut dx, mut dr) = (vec![f32::NAN; x_.len()], vec![f32::NAN; x_.len()]);
             let dresidual = with_residual.then_some(&mut dr[..]);
-            if let Some((mean, var)) = batch {
-                let stats = batch_norm::forward_train(
-                    &x_,
-                    c,
-                    &gamma_,
-                    &beta_,
-                    eps,
-                    residual_.as_deref(),
-                    rectified,
-                    &mut y,
-                );
-                assert_near(&what, &stats.mean, &numbers(&mean)?);
-                assert_near(&what, &stats.var, &numbers(&var)?);
-                batch_norm::backward_train(
-                    &x_,
-                    &y,
-                    &dy,
-                    c,
-                    &gamma_,
-                    &stats,
-                    rectified,
-                    &mut dgamma,
-                    &mut dbeta,
-                    &mut dx,
-                    dresidual,
-                );
-            } else {
-                batch_norm::forward_eval(
-                    &x_,
-                    c,
-                    &gamma_,
-                    &beta_,
-                    &mean,
-                    &var,
-                    eps,
-                    residual_.as_deref(),
-                    rectified,
-                    &mut y,
-                );
-                batch_norm::backward_eval(
-                    &x_,
-                    &y,
-                    &dy,
-                    c,
-                    &gamma_,
-                    &mean,
-                    &var,
-                    eps,
-                    rectified,
-                    &mut dgamma,
-                    &mut dbeta,
-                    &mut dx,
-                    dresidual,
-                );
-            }
+            let statistics = match batch {
+                Some((mean, var)) => {
+                    let statistics = Statistics::of_batch(&x_, c, eps);
+                    assert_near(&what, &statistics.channels().mean, &numbers(&mean)?);
+                    assert_near(&what, &statistics.channels().var, &numbers(&var)?);
+                    statistics
+                }
+                None => Statistics::running(mean, var, eps),
+            };
+            let affine = Affine::new(&gamma_, &beta_, &statistics);
+            batch_norm::forward(&x_, &affine, residual_.as_deref(), rectified, &mut y);
+            let gradients = Gradients {
+                gamma: &mut dgamma,
+                beta: &mut dbeta,
+                x: &mut dx,
+                residual: dresidual,
+            };
+            let out_ = rectified.then_some(&y[..]);
+            batch_norm::backward(&x_, out_, &dy, &gamma_, &statistics, gradients);
             assert_near(&what, &y, &nhwc(&out)?);
             assert_near(&what, &dgamma, &numbers(grads.get(&gamma).unwrap())?);
             assert_near(&what, &dbeta, &numbers(grads.get(&beta).unwrap())?);
@@ -308,31 +273,19 @@ fn batch_norm_gradients_equal_finite_differences() {
     let inputs: Vec<Vec<f32>> = seeds.iter().map(|&(seed, n)| fill(seed, n)).collect();
     let dy = fill(9, rows * c);
     let mut y = vec![0.0; rows * c];
-    let stats = batch_norm::forward_train(
-        &inputs[0],
-        c,
-        &inputs[1],
-        &inputs[2],
-        1e-5,
-        Some(&inputs[3]),
-        true,
-        &mut y,
-    );
+    let statistics = Statistics::of_batch(&inputs[0], c, 1e-5);
+    let affine = Affine::new(&inputs[1], &inputs[2], &statistics);
+    batch_norm::forward(&inputs[0], &affine, Some(&inputs[3]), true, &mut y);
     let mut got: Vec<Vec<f32>> = inputs.iter().map(|v| vec![f32::NAN; v.len()]).collect();
     if let [dx, dgamma, dbeta, dr] = &mut got[..] {
-        batch_norm::backward_train(
-            &inputs[0],
-            &y,
-            &dy,
-            c,
-            &inputs[1],
-            &stats,
-            true,
-            dgamma,
-            dbeta,
-            dx,
-            Some(dr),
-        );
+        let gradients = Gradients {
+            gamma: dgamma,
+            beta: dbeta,
+            x: dx,
+            residual: Some(dr),
+        };
+        let (x, gamma) = (&inputs[0], &inputs[1]);
+        batch_norm::backward(x, Some(&y), &dy, gamma, &statistics, gradients);
     }
     let inputs: Vec<Vec<f64>> = inputs
         .iter()
@@ -361,8 +314,8 @@ fn batch_norm_gradients_equal_finite_differences() {
 fn batch_statistics_survive_a_large_mean() {
     let (rows, c) = (20_000, 7);
     let x: Vec<f32> = fill(1, rows * c).iter().map(|v| v + 4096.0).collect();
-    let mut y = vec![0.0; x.len()];
-    let stats = batch_norm::forward_train(&x, c, &[1.0; 7], &[0.0; 7], 1e-5, None, false, &mut y);
+    let statistics = Statistics::of_batch(&x, c, 1e-5);
+    let stats = statistics.channels();
     for i in 0..c {
         let column = || x.iter().skip(i).step_by(c).map(|&v| v as f64);
         let mean = column().sum::<f64>() / rows as f64;
@@ -393,21 +346,16 @@ fn batch_norm_is_the_same_to_the_bit_for_any_number_of_threads() {
             let (mut y, mut dx) = (vec![0.0; x.len()], vec![0.0; x.len()]);
             let (mut dgamma, mut dbeta) = (vec![0.0; c], vec![0.0; c]);
             let gamma = fill(3, c);
-            let stats =
-                batch_norm::forward_train(&x, c, &gamma, &fill(4, c), 1e-5, None, true, &mut y);
-            batch_norm::backward_train(
-                &x,
-                &y,
-                &dy,
-                c,
-                &gamma,
-                &stats,
-                true,
-                &mut dgamma,
-                &mut dbeta,
-                &mut dx,
-                None,
-            );
+            let statistics = Statistics::of_batch(&x, c, 1e-5);
+            let affine = Affine::new(&gamma, &fill(4, c), &statistics);
+            batch_norm::forward(&x, &affine, None, true, &mut y);
+            let gradients = Gradients {
+                gamma: &mut dgamma,
+                beta: &mut dbeta,
+                x: &mut dx,
+                residual: None,
+            };
+            batch_norm::backward(&x, Some(&y), &dy, &gamma, &statistics, gradients);
             [y, dx, dgamma, dbeta]
                 .concat()
                 .iter()
@@ -499,8 +447,10 @@ fn empty_batches_pass_every_op() {
     pool::average_forward::<f32>(0, 4, 3, &[], &mut []);
     pool::average_backward::<f32>(0, 4, 3, &[], &mut []);
     relu::forward::<f32>(&[], &mut []);
-    let stats =
-        batch_norm::forward_train::<f32>(&[], 2, &[1.0; 2], &[0.0; 2], 1e-5, None, true, &mut []);
+    let statistics = Statistics::of_batch::<f32>(&[], 2, 1e-5);
+    let affine = Affine::new(&[1.0; 2], &[0.0; 2], &statistics);
+    batch_norm::forward::<f32>(&[], &affine, None, true, &mut []);
+    let stats = statistics.channels();
     assert!(stats.mean[0].is_nan() && stats.var[0].is_nan());
     linear::forward::<f32>(0, 2, 1, &[], &[1.0, 2.0], None, &mut []);
 }

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use benches::fill;
 use candle_core::{Device, Result, Tensor, Var};
+use pirl_model::ops::batch_norm::{Affine, Gradients, Statistics};
 use pirl_model::ops::pool::{self, PoolShape};
 use pirl_model::ops::{batch_norm, conv2d, linear, max_pool2d, relu};
 
@@ -113,59 +114,19 @@ fn batch_norm_with_residual_and_relu_equals_pytorch() -> Result<()> {
             let mut y = vec![0.0; len];
             let (mut dgamma, mut dbeta) = (vec![0.0; c], vec![0.0; c]);
             let (mut dx, mut dr) = (vec![0.0; len], vec![0.0; len]);
-            if mode == "train" {
-                let stats = batch_norm::forward_train(
-                    &x,
-                    c,
-                    &gamma,
-                    &beta,
-                    1e-5,
-                    Some(&residual),
-                    true,
-                    &mut y,
-                );
-                batch_norm::backward_train(
-                    &x,
-                    &y,
-                    &dy,
-                    c,
-                    &gamma,
-                    &stats,
-                    true,
-                    &mut dgamma,
-                    &mut dbeta,
-                    &mut dx,
-                    Some(&mut dr),
-                );
-            } else {
-                batch_norm::forward_eval(
-                    &x,
-                    c,
-                    &gamma,
-                    &beta,
-                    &mean,
-                    &var,
-                    1e-5,
-                    Some(&residual),
-                    true,
-                    &mut y,
-                );
-                batch_norm::backward_eval(
-                    &x,
-                    &y,
-                    &dy,
-                    c,
-                    &gamma,
-                    &mean,
-                    &var,
-                    1e-5,
-                    true,
-                    &mut dgamma,
-                    &mut dbeta,
-                    &mut dx,
-                    Some(&mut dr),
-                );
-            }
+            let statistics = match mode {
+                "train" => Statistics::of_batch(&x, c, 1e-5),
+                _ => Statistics::running(mean.clone(), var.clone(), 1e-5),
+            };
+            let affine = Affine::new(&gamma, &beta, &statistics);
+            batch_norm::forward(&x, &affine, Some(&residual), true, &mut y);
+            let gradients = Gradients {
+                gamma: &mut dgamma,
+                beta: &mut dbeta,
+                x: &mut dx,
+                residual: Some(&mut dr),
+            };
+            batch_norm::backward(&x, Some(&y), &dy, &gamma, &statistics, gradients);
             let name = format!("norm{i}.{mode}");
             golden.check(&format!("{name}.out"), &channels_first(y, shape)?)?;
             golden.check(&format!("{name}.d_x"), &channels_first(dx, shape)?)?;

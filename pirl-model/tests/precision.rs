@@ -4,6 +4,7 @@
 use benches::fill;
 use candle_core::{Device, Tensor, Var};
 use half::{bf16, f16};
+use pirl_model::ops::batch_norm::{Affine, Gradients, Statistics};
 use pirl_model::ops::conv2d::{self, ConvShape};
 use pirl_model::ops::pool::{self, PoolShape};
 use pirl_model::ops::{Element, batch_norm, linear, reference, relu};
@@ -221,47 +222,43 @@ fn check_batch_norm<T: Half>() -> Result {
             let what = format!("{n}x{h}x{w}x{c}, ReLU {relu}, residual {with_residual}");
             let added = with_residual.then_some(&residual[..]);
             let mut out = vec![T::NAN; len];
-            let stats = batch_norm::forward_train(&x, c, &gamma, &beta, EPS, added, relu, &mut out);
+            let statistics = Statistics::of_batch(&x, c, EPS);
+            let affine = Affine::new(&gamma, &beta, &statistics);
+            batch_norm::forward(&x, &affine, added, relu, &mut out);
             let mut dx = vec![T::NAN; len];
             let mut dresidual = with_residual.then(|| vec![T::NAN; len]);
             let (mut dgamma, mut dbeta) = (vec![f32::NAN; c], vec![f32::NAN; c]);
-            batch_norm::backward_train(
-                &x,
-                &out,
-                &dy,
-                c,
-                &gamma,
-                &stats,
-                relu,
-                &mut dgamma,
-                &mut dbeta,
-                &mut dx,
-                dresidual.as_deref_mut(),
-            );
+            let gradients = Gradients {
+                gamma: &mut dgamma,
+                beta: &mut dbeta,
+                x: &mut dx,
+                residual: dresidual.as_deref_mut(),
+            };
+            let rectified = relu.then_some(&out[..]);
+            batch_norm::backward(&x, rectified, &dy, &gamma, &statistics, gradients);
 
             let (x_, r_) = (wide(&x), wide(&residual));
             let added = with_residual.then_some(&r_[..]);
             let mut want = vec![0f32; len];
-            let plain =
-                batch_norm::forward_train(&x_, c, &gamma, &beta, EPS, added, relu, &mut want);
-            assert_eq!(stats, plain, "{what}: statistics are of the same numbers");
+            let plain = Statistics::of_batch(&x_, c, EPS);
+            let affine = Affine::new(&gamma, &beta, &plain);
+            batch_norm::forward(&x_, &affine, added, relu, &mut want);
+            assert_eq!(
+                statistics, plain,
+                "{what}: statistics are of the same numbers"
+            );
             assert_rounded(&what, &out, &want);
             // A tiny positive output stays positive when rounded, so the ReLU cuts the same.
             let (mut dx_, mut dr_) = (vec![0f32; len], with_residual.then(|| vec![0f32; len]));
             let (mut dgamma_, mut dbeta_) = (vec![0f32; c], vec![0f32; c]);
-            batch_norm::backward_train(
-                &x_,
-                &want,
-                &wide(&dy),
-                c,
-                &gamma,
-                &plain,
-                relu,
-                &mut dgamma_,
-                &mut dbeta_,
-                &mut dx_,
-                dr_.as_deref_mut(),
-            );
+            let gradients = Gradients {
+                gamma: &mut dgamma_,
+                beta: &mut dbeta_,
+                x: &mut dx_,
+                residual: dr_.as_deref_mut(),
+            };
+            let rectified = relu.then_some(&want[..]);
+            batch_norm::backward(&x_, rectified, &wide(&dy), &gamma, &plain, gradients);
             assert_rounded(&what, &dx, &dx_);
             assert_eq!((dgamma, dbeta), (dgamma_, dbeta_), "{what}");
             assert_eq!(

@@ -169,16 +169,17 @@ fn a_broken_file_is_an_error_that_names_it() {
 }
 
 #[test]
-fn a_failed_save_leaves_the_old_file() {
+fn a_failed_save_leaves_what_stood_there_and_nothing_beside_it() {
     let folder = tempfile::tempdir().unwrap();
+    // A folder where the file would go, which no file replaces.
     let path = folder.path().join("model.safetensors");
+    std::fs::create_dir(&path).unwrap();
+    std::fs::write(path.join("old"), "whole").unwrap();
     let tensors = HashMap::from([("x".to_owned(), Tensor::ones(100, DType::F32, &CPU).unwrap())]);
-    save_tensors(&path, &tensors).unwrap();
-    let before = std::fs::read(&path).unwrap();
-    // A folder where the file beside it would go.
-    std::fs::create_dir(folder.path().join("model.safetensors.tmp")).unwrap();
-    assert!(save_tensors(&path, &HashMap::new()).is_err());
-    assert_eq!(std::fs::read(&path).unwrap(), before);
+    let error = save_tensors(&path, &tensors).unwrap_err().to_string();
+    assert!(error.contains("model.safetensors"), "{error}");
+    assert_eq!(std::fs::read(path.join("old")).unwrap(), b"whole");
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
 }
 
 /// A checkpoint holds every parameter at once: were each to keep the storage of all, a ResNet-50's

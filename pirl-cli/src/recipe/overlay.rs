@@ -65,7 +65,7 @@ fn place(full: &mut Table, known: &[(String, Value)], key: &str, value: Value) -
     }
 }
 
-/// `value` in the type of `old`: an integer may stand for a float.
+/// `value` in the type of `old`: an integer may stand for a float, and a single item for a list of one.
 fn fit(old: &Value, value: Value, key: &str) -> Result<Value> {
     Ok(match (old, value) {
         (Value::Float(_), Value::Integer(number)) => Value::Float(number as f64),
@@ -76,6 +76,10 @@ fn fit(old: &Value, value: Value, key: &str) -> Result<Value> {
                     .collect::<Result<_>>()?,
             ),
             None => Value::Array(new),
+        },
+        (Value::Array(old), item) => match old.first() {
+            Some(first) => Value::Array(vec![fit(first, item, key)?]),
+            None => Value::Array(vec![item]),
         },
         (old, value) if old.same_type(&value) => value,
         (old, value) => bail!(

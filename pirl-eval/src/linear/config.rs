@@ -5,6 +5,7 @@ use pirl_model::{Schedule, ScheduleConfig, ScheduleKind};
 use serde::{Deserialize, Serialize};
 
 use crate::error::Result;
+use crate::probe::check_held_out;
 
 /// Settings of [`LinearProbe`](crate::LinearProbe) and [`RandomCropProbe`](crate::RandomCropProbe).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -33,9 +34,10 @@ pub struct LinearConfig {
     /// Whether batch norm learns a scale and a shift for each channel; off by default (Goyal et
     /// al.), on in VISSL. A linear classifier can express neither more nor less with it.
     pub affine: bool,
-    /// What the learning rate is chosen by.
+    /// What the learning rate is chosen by, and the layer among those.
     pub select: Select,
-    /// Part of the training set held out for that choice, in `(0, 1)`; a tenth by default.
+    /// Part of the training set held out for that choice, in `(0, 1)`; a tenth by default. Where there
+    /// is one layer and one rate, nothing is held out.
     pub held_out: f64,
 }
 
@@ -76,9 +78,7 @@ impl LinearConfig {
         let decay = self.weight_decay;
         let fits = decay >= 0.0 && decay.is_finite();
         check("weight_decay", decay, fits, "must be finite and at least 0")?;
-        let held_out = self.held_out;
-        let fits = held_out > 0.0 && held_out < 1.0;
-        check("held_out", held_out, fits, "must be above 0 and below 1")?;
+        check_held_out(self.held_out)?;
         self.schedule_config().check()
     }
 
@@ -108,11 +108,12 @@ pub enum Crops {
     #[default]
     Centre,
     /// New random crops and flips in each epoch, whose features are computed for each batch, as
-    /// published: [`RandomCropProbe`](crate::RandomCropProbe).
+    /// published: [`RandomCropProbe`](crate::RandomCropProbe). Nothing is held out, and there are no
+    /// [`Baselines`](crate::Baselines): each would take as many hours again.
     Random,
 }
 
-/// What the learning rate is chosen by.
+/// What the learning rate and the layer are chosen by.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Select {

@@ -14,7 +14,7 @@ use super::report::{LayerReport, LinearReport, choose, rates};
 use super::samples::Samples;
 use crate::error::{EvalError, Result};
 use crate::feature_set::{FeatureSet, LayerFeatures};
-use crate::probe::{Best, Labels, Probe, comparable};
+use crate::probe::{Labels, Probe, comparable, hold_out};
 
 /// Linear classifiers on every layer of frozen features.
 #[derive(Clone, Debug)]
@@ -23,8 +23,7 @@ pub struct LinearProbe {
     seed: u64,
 }
 
-/// Purposes of random streams.
-const HOLD_OUT: u64 = 1;
+/// Purpose of the stream that the order of the batches comes from; 1 is that of the part held out.
 const SHUFFLE: u64 = 2;
 
 impl LinearProbe {
@@ -66,11 +65,17 @@ impl LinearProbe {
         Ok(classifiers)
     }
 
+    /// Whether the learning rate or the layer is to be chosen on a held-out part of the training set.
+    fn holds_out(&self, layers: usize) -> bool {
+        self.config.select == Select::Validation && self.config.lrs.len() * layers > 1
+    }
+
+    /// `holds_out`: as [`LinearProbe::holds_out`].
     fn probe_layer(
         &self,
-        train: &LayerFeatures,
-        test: &LayerFeatures,
+        (train, test): (&LayerFeatures, &LayerFeatures),
         labels: &Labels,
+        holds_out: bool,
         epoch_done: &mut dyn FnMut(),
     ) -> Result<LayerReport> {
         let standardizer = Standardizer::of(train);
@@ -94,57 +99,31 @@ impl LinearProbe {
             lrs: lrs.clone(),
         };
 
-        let (lr, rates, tested) = if lrs.len() > 1 && self.config.select == Select::Validation {
-            let (kept, held_out) = self.hold_out(&train_rows)?;
+        let (chosen, held_out, rates, tested) = if holds_out {
+            let (kept, held_out) = hold_out(train.rows(), self.config.held_out, self.seed)?;
             let classifiers = self.train(&training, &kept, lrs, epoch_done)?;
             let rates = rates(lrs, &accuracy(&training, &held_out, &classifiers.folded()));
-            let lr = choose(&rates).ok_or_else(diverged)?.lr;
-            let chosen = self.train(&training, &train_rows, &[lr], epoch_done)?;
-            (
-                lr,
-                rates,
-                accuracy(&testing, &test_rows, &chosen.folded())
-                    .into_iter()
-                    .next()
-                    .flatten(),
-            )
+            let chosen = choose(&rates).ok_or_else(diverged)?;
+            let classifier = self.train(&training, &train_rows, &[chosen.lr], epoch_done)?;
+            let tested = accuracy(&testing, &test_rows, &classifier.folded());
+            (chosen, Some(chosen.top1), rates, tested.into_iter().next())
         } else {
             let classifiers = self.train(&training, &train_rows, lrs, epoch_done)?;
             let tested = accuracy(&testing, &test_rows, &classifiers.folded());
             let rates = rates(lrs, &tested);
-            let lr = choose(&rates).ok_or_else(diverged)?.lr;
-            let at = lrs.iter().position(|other| *other == lr);
-            let rates = if lrs.len() > 1 { rates } else { Vec::new() };
-            (
-                lr,
-                rates,
-                at.and_then(|at| tested.get(at).cloned().flatten()),
-            )
+            let chosen = choose(&rates).ok_or_else(diverged)?;
+            let tested = lrs.iter().zip(tested).find(|(lr, _)| **lr == chosen.lr);
+            (chosen, None, rates, tested.map(|(_, tested)| tested))
         };
-        let tested = tested.ok_or_else(diverged)?;
+        let tested = tested.flatten().ok_or_else(diverged)?;
         Ok(LayerReport {
             top1: tested.top1(),
             top5: tested.top5(),
-            lr,
+            lr: chosen.lr,
+            held_out,
             dim: train.dim(),
-            rates,
+            rates: if lrs.len() > 1 { rates } else { Vec::new() },
         })
-    }
-
-    /// Splits `rows` into those trained on and those held out, at least one of each.
-    fn hold_out(&self, rows: &[u32]) -> Result<(Vec<u32>, Vec<u32>)> {
-        if rows.len() < 2 {
-            return Err(EvalError::Shape {
-                what: "a training set that part is held out of".to_owned(),
-                expected: "at least 2 samples".to_owned(),
-                found: rows.len().to_string(),
-            });
-        }
-        let wanted = (rows.len() as f64 * self.config.held_out).round() as usize;
-        let mut shuffled = rows.to_vec();
-        shuffled.shuffle(&mut random::stream(self.seed, HOLD_OUT, 0, 0));
-        let kept = shuffled.split_off(wanted.clamp(1, rows.len() - 1));
-        Ok((kept, shuffled))
     }
 }
 
@@ -159,10 +138,8 @@ impl Probe for LinearProbe {
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<LinearReport> {
         let labels = comparable(train, test)?;
-        let passes = match (self.config.lrs.len(), self.config.select) {
-            (1, _) | (_, Select::Test) => 1,
-            _ => 2,
-        };
+        let holds_out = self.holds_out(train.layers().len());
+        let passes = if holds_out { 2 } else { 1 };
         let total = train.layers().len() * passes * self.config.epochs;
         let mut done = 0;
         let mut epoch_done = || {
@@ -170,20 +147,11 @@ impl Probe for LinearProbe {
             progress(done, total);
         };
         let mut layers = BTreeMap::new();
-        for (train, test) in train.layers().iter().zip(test.layers()) {
-            let report = self.probe_layer(train, test, &labels, &mut epoch_done)?;
-            layers.insert(train.layer().clone(), report);
+        for pair in train.layers().iter().zip(test.layers()) {
+            let report = self.probe_layer(pair, &labels, holds_out, &mut epoch_done)?;
+            layers.insert(pair.0.layer().clone(), report);
         }
-        let best = Best::of(
-            layers
-                .iter()
-                .map(|(layer, report)| (layer.clone(), report.top1)),
-        );
-        let best = best.ok_or_else(|| EvalError::Layers {
-            train: train.describe(),
-            test: test.describe(),
-        })?;
-        Ok(LinearReport { layers, best })
+        LinearReport::new(layers, self.config.select)
     }
 }
 
@@ -193,24 +161,6 @@ mod tests {
 
     use super::super::gradient::logits;
     use super::*;
-
-    #[test]
-    fn the_part_held_out_is_seeded_and_disjoint() {
-        let rows: Vec<u32> = (0..50).collect();
-        let split = |seed| {
-            LinearProbe::new(LinearConfig::default(), seed)
-                .unwrap()
-                .hold_out(&rows)
-                .unwrap()
-        };
-        let (kept, held_out) = split(1);
-        assert_eq!(held_out.len(), 5);
-        let mut together = [kept, held_out.clone()].concat();
-        together.sort_unstable();
-        assert_eq!(together, rows);
-        assert_eq!(split(1).1, held_out);
-        assert_ne!(split(2).1, held_out);
-    }
 
     /// Logits of all rows after training on all rows as one batch, so that their order does not matter.
     fn trained_logits(

@@ -27,7 +27,6 @@ use crate::error::{EvalError, Result};
 use crate::extract::{Extraction, read_features};
 use crate::feature_set::LayerFeatures;
 use crate::memory::feature_sizes;
-use crate::probe::Best;
 
 /// What a checkpoint's folder holds.
 const FILE: &str = "linear.safetensors";
@@ -234,21 +233,13 @@ impl<'a> RandomCropProbe<'a> {
                 top1: tally.top1(),
                 top5: tally.top5(),
                 lr,
+                held_out: None,
                 dim: probe.dim,
                 rates: if lrs.len() > 1 { rates } else { Vec::new() },
             };
             layers.insert(probe.layer.clone(), report);
         }
-        let best = Best::of(
-            layers
-                .iter()
-                .map(|(layer, report)| (layer.clone(), report.top1)),
-        );
-        let best = best.ok_or_else(|| EvalError::Layers {
-            train: "of no layer".to_owned(),
-            test: "of no layer".to_owned(),
-        })?;
-        Ok(LinearReport { layers, best })
+        LinearReport::new(layers, self.config.select)
     }
 }
 

@@ -5,16 +5,64 @@ use std::collections::BTreeMap;
 use pirl_model::Layer;
 use serde::Serialize;
 
+use super::config::Select;
 use crate::accuracy::Tally;
-use crate::probe::Best;
+use crate::error::{EvalError, Result};
+use crate::probe::{Best, highest};
+use crate::table::{ReportTable, headline};
 
-/// The result of linear probes. Accuracies are in percent of the test set.
+/// The result of linear probes. Accuracies are in percent, of the test set unless they are called held
+/// out.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct LinearReport {
+    /// The headline: the layer and the learning rate that are most accurate on the held-out part of the
+    /// training set, with their accuracy on the test set; with [`Select::Test`] those most accurate
+    /// there. `None` for [random crops](crate::RandomCropProbe) of several layers and one rate, which
+    /// hold nothing out.
+    pub chosen: Option<LinearChoice>,
     /// The result of each layer.
     pub layers: BTreeMap<Layer, LayerReport>,
-    /// The best layer.
+    /// The layer with the highest accuracy on the test set.
     pub best: Best,
+}
+
+impl LinearReport {
+    pub(super) fn new(layers: BTreeMap<Layer, LayerReport>, select: Select) -> Result<Self> {
+        let best = Best::of(layers.iter().map(|(layer, row)| (layer.clone(), row.top1)));
+        let best = best.ok_or_else(|| EvalError::Layers {
+            train: "of no layer".to_owned(),
+            test: "of no layer".to_owned(),
+        })?;
+        let by_test = layers
+            .get_key_value(&best.layer)
+            .filter(|_| select == Select::Test);
+        let chosen = highest(layers.iter(), |(_, row)| row.held_out).or(by_test);
+        let chosen = chosen.map(|(layer, row)| LinearChoice {
+            layer: layer.clone(),
+            lr: row.lr,
+            held_out: row.held_out,
+            top1: row.top1,
+        });
+        Ok(Self {
+            chosen,
+            layers,
+            best,
+        })
+    }
+}
+
+/// What linear probes chose.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct LinearChoice {
+    /// The layer; of equal ones the lowest.
+    pub layer: Layer,
+    /// The learning rate; of equally good ones the first.
+    pub lr: f64,
+    /// The accuracy that both were chosen by; `None` with [`Select::Test`], or if there was one layer
+    /// and one rate only.
+    pub held_out: Option<f64>,
+    /// Accuracy on the test set.
+    pub top1: f64,
 }
 
 /// The linear probe of one layer.
@@ -26,6 +74,8 @@ pub struct LayerReport {
     pub top5: f64,
     /// The learning rate chosen.
     pub lr: f64,
+    /// Its accuracy on the held-out part of the training set, in percent; `None` if none was held out.
+    pub held_out: Option<f64>,
     /// Features of an image.
     pub dim: usize,
     /// The accuracies that the rate was chosen by, one for each learning rate; empty if there was only
@@ -59,4 +109,51 @@ pub(super) fn choose(rates: &[RateReport]) -> Option<RateReport> {
     let better =
         |best: RateReport, next: RateReport| if next.top1 > best.top1 { next } else { best };
     rates.iter().copied().reduce(better)
+}
+
+impl ReportTable for LinearReport {
+    fn heading(&self) -> String {
+        "  features   top-1   top-5  learning rate".to_owned()
+    }
+
+    fn rows(&self) -> Vec<(&Layer, String)> {
+        let row = |row: &LayerReport| {
+            let LayerReport {
+                dim,
+                top1,
+                top5,
+                lr,
+                ..
+            } = row;
+            format!("  {dim:>8}  {top1:>6.2}  {top5:>6.2}  {lr:>13}")
+        };
+        let layers = self.layers.iter();
+        layers.map(|(layer, found)| (layer, row(found))).collect()
+    }
+
+    fn headline(&self) -> String {
+        let layers = self.layers.iter().map(|(layer, row)| (layer, row.top1));
+        match &self.chosen {
+            Some(LinearChoice {
+                layer,
+                lr,
+                held_out,
+                top1,
+            }) => headline(
+                &format!("{layer} at learning rate {lr}"),
+                *top1,
+                *held_out,
+                layers,
+            ),
+            None => {
+                let Best { layer, top1 } = &self.best;
+                headline(
+                    &format!("{layer}, the best on the test set"),
+                    *top1,
+                    None,
+                    layers,
+                )
+            }
+        }
+    }
 }

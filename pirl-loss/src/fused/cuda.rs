@@ -9,7 +9,9 @@ use candle_core::{
 };
 use pirl_model::cuda::{self, Kernels, Number};
 
-use crate::contrastive::Kind;
+use super::log_mean::log_mean;
+use crate::inputs::Inputs;
+use crate::kind::Kind;
 use crate::negatives::Sizes;
 use crate::{LossError, Negatives};
 
@@ -26,16 +28,10 @@ const INDEXED: usize = 256;
 /// Blocks that share out an image's indexed rows at most.
 const SPLITS: usize = 16;
 
-/// The mean loss, with its gradient if `query` is tracked. The arguments are checked.
-pub(super) fn forward(
-    kind: Kind,
-    query: &Tensor,
-    positive: &Tensor,
-    negatives: &Negatives,
-    sizes: Sizes,
-    temperature: f64,
-) -> std::result::Result<Tensor, LossError> {
-    let input = Input::new(query, positive, negatives, sizes, temperature)?;
+/// The mean loss, with its gradient if the query is tracked.
+pub(super) fn forward(kind: Kind, inputs: Inputs<'_>) -> std::result::Result<Tensor, LossError> {
+    let query = inputs.query;
+    let input = OnDevice::new(inputs)?;
     let (mut losses, mut gradients) = (Vec::new(), Vec::new());
     for tile in input.tiles() {
         let scores = tile.scores()?;
@@ -54,20 +50,14 @@ pub(super) fn forward(
 }
 
 /// `ln mean exp(z)` over positives and negatives.
-pub(super) fn log_mean_exp(
-    query: &Tensor,
-    positive: &Tensor,
-    negatives: &Negatives,
-    sizes: Sizes,
-    temperature: f64,
-) -> std::result::Result<f64, LossError> {
-    let input = Input::new(query, positive, negatives, sizes, temperature)?;
+pub(super) fn log_mean_exp(inputs: Inputs<'_>) -> std::result::Result<f64, LossError> {
+    let input = OnDevice::new(inputs)?;
     let mut sums = Vec::new();
     for tile in input.tiles() {
         let (log_sums, _) = tile.reduce(Reduction::LOG_SUM, &tile.scores()?)?;
         sums.extend(log_sums.to_vec1::<f64>()?);
     }
-    Ok(super::log_mean(sums, negatives, sizes))
+    Ok(log_mean(sums, inputs.count()))
 }
 
 /// What `contrastive_rows` computes, and its constants.
@@ -107,8 +97,8 @@ impl From<Kind> for Reduction {
     }
 }
 
-/// The checked arguments, contiguous and outside the graph.
-struct Input {
+/// The arguments, contiguous and outside the graph.
+struct OnDevice {
     query: Tensor,
     positive: Tensor,
     rows: Tensor,
@@ -124,21 +114,15 @@ struct Input {
 
 /// Some of the images.
 struct Tile<'a> {
-    input: &'a Input,
+    input: &'a OnDevice,
     first: usize,
     images: usize,
 }
 
-impl Input {
-    fn new(
-        query: &Tensor,
-        positive: &Tensor,
-        negatives: &Negatives,
-        sizes: Sizes,
-        temperature: f64,
-    ) -> Result<Self> {
-        let device = query.device().as_cuda_device()?.clone();
-        let (rows, indices, own) = match negatives {
+impl OnDevice {
+    fn new(inputs: Inputs<'_>) -> Result<Self> {
+        let device = inputs.query.device().as_cuda_device()?.clone();
+        let (rows, indices, own) = match inputs.negatives {
             Negatives::Shared { rows, own } => {
                 let column = |own: &Option<u32>| own.map_or(Ok(-1), |own| cuda::int(own as usize));
                 let own = own.iter().map(column).collect::<Result<Vec<i32>>>()?;
@@ -150,13 +134,13 @@ impl Input {
         };
         let plain = |t: &Tensor| t.detach().contiguous();
         Ok(Self {
-            query: plain(query)?,
-            positive: plain(positive)?,
+            query: plain(inputs.query)?,
+            positive: plain(inputs.positive)?,
             rows: plain(rows)?,
             indices,
             own,
-            sizes,
-            scale: 1.0 / temperature,
+            sizes: inputs.sizes,
+            scale: 1.0 / inputs.temperature,
             device,
         })
     }

@@ -108,7 +108,7 @@ impl Kernels {
     /// The kernel called `kernel`, for activations stored as `element`: `f32`, `bf16` or `f16`.
     ///
     /// # Errors
-    /// If NVRTC or the driver does not take it; the message has NVRTC's log.
+    /// If NVRTC or the driver rejects it; the message has NVRTC's log.
     pub fn get(&self, device: &CudaDevice, kernel: &str, element: DType) -> Result<Kernel> {
         let module = format!("pirl_{}_{}", self.name, element.as_str());
         let ptx = self.compile(element)?;
@@ -194,7 +194,7 @@ pub fn storage(storage: &Storage) -> Result<&CudaStorage> {
 /// Memory for `len` numbers, which a kernel then writes.
 ///
 /// # Errors
-/// If there is no room.
+/// If the device has no memory left.
 pub fn alloc<T: DeviceRepr>(device: &CudaDevice, len: usize) -> Result<CudaSlice<T>> {
     // SAFETY: plain numbers, which every caller has a kernel overwrite before they are read.
     unsafe { device.alloc(len) }

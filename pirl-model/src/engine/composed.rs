@@ -26,11 +26,11 @@ pub(crate) struct Composed<'a> {
     ops: Ops,
     /// Of maps and vectors, and of the factors of products.
     precision: Precision,
-    statistics: Vec<Statistics>,
+    statistics: Vec<Seen>,
 }
 
 /// What a batch norm saw.
-struct Statistics {
+struct Seen {
     norm: NormId,
     mean: Tensor,
     /// Unbiased.
@@ -79,7 +79,7 @@ impl<'a> Composed<'a> {
         if self.statistics.is_empty() {
             return Ok(Vec::new());
         }
-        let both = |seen: &Statistics| [seen.mean.detach(), seen.var.detach()];
+        let both = |seen: &Seen| [seen.mean.detach(), seen.var.detach()];
         let numbers: Vec<Tensor> = self.statistics.iter().flat_map(both).collect();
         let numbers = Tensor::cat(&numbers, 0)?.to_vec1::<f32>()?;
         let mut rest = numbers.as_slice();
@@ -162,7 +162,7 @@ impl Engine for Composed<'_> {
             let (out, mean, var) =
                 normalise(&maps, &gamma, &beta, Norm::EPS.into(), residual, relu)?;
             let unbiased = (var * (rows as f64 / (rows - 1) as f64))?;
-            self.statistics.push(Statistics {
+            self.statistics.push(Seen {
                 norm: layer.stats,
                 mean,
                 var: unbiased,

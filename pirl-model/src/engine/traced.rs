@@ -2,8 +2,9 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use candle_core::{CpuStorage, CustomOp2, DType, Device, Layout, Shape, Storage, Tensor};
+use candle_core::{CpuStorage, CustomOp2, DType, Device, Layout, Shape, Tensor};
 use half::{bf16, f16};
+use pirl_core::storage::{cpu_slice, slice};
 
 use super::Network;
 use super::buffer::Arena;
@@ -28,7 +29,7 @@ pub(crate) struct Traced<N> {
 }
 
 impl<N: Network> Traced<N> {
-    /// Gives the described network its parameters on `device`.
+    /// `network` with the parameters that `builder` collected, on `device`.
     pub(crate) fn new(network: N, builder: Builder, ops: Ops, device: &Device) -> Result<Self> {
         let (params, buffers) = builder.finish(device)?;
         Ok(Self {
@@ -120,7 +121,7 @@ impl<N: Network> Traced<N> {
         }
     }
 
-    /// The maps of `layers` that the network shows on its way, in evaluation mode, as NCHW tensors
+    /// The maps of `layers` inside the network, in evaluation mode, as NCHW tensors
     /// (on a CPU, views of NHWC memory). `x`: `(n, c, h, w)`.
     pub(crate) fn maps(&self, x: &Tensor, layers: &[Layer]) -> Result<Vec<(Layer, Tensor)>> {
         let x = x.to_dtype(DType::F32)?.contiguous()?.detach();
@@ -146,12 +147,7 @@ impl<N: Network> Traced<N> {
         let flat = self.params.var().as_tensor();
         let ((x, x_layout), (flat, flat_layout)) =
             (x.storage_and_layout(), flat.storage_and_layout());
-        let (Storage::Cpu(x), Storage::Cpu(flat)) = (&*x, &*flat) else {
-            return Err(
-                candle_core::Error::msg("the network is on a CPU, the images are not").into(),
-            );
-        };
-        let (x, flat) = (slice(x, x_layout)?, slice(flat, flat_layout)?);
+        let (x, flat) = (cpu_slice(&x, x_layout)?, cpu_slice(&flat, flat_layout)?);
         let mut engine =
             Forward::<f32>::new(&self.params, flat, &self.buffers, Mode::Eval, &self.arena);
         let input = engine.input(x, dims);
@@ -180,7 +176,7 @@ fn lock<T>(slot: &Mutex<T>) -> MutexGuard<'_, T> {
     slot.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What the forward pass tells its caller beside the output: Candle's trait has no room for it.
+/// What a forward pass returns beside its output, for which Candle's trait has no place.
 #[derive(Default)]
 struct Outcome {
     updates: Vec<NormUpdate>,
@@ -255,10 +251,7 @@ impl<N: Network, T: Element> CustomOp2 for ModuleOp<N, T> {
         let dy = dy.flatten_all()?.to_vec1::<f32>()?;
         let (dx, dflat) = {
             let (storage, layout) = flat.storage_and_layout();
-            let Storage::Cpu(storage) = &*storage else {
-                return Err(candle_core::Error::msg("the parameters left the CPU"));
-            };
-            tape.backward(slice(storage, layout)?, &dy, x.track_op())
+            tape.backward(cpu_slice(&storage, layout)?, &dy, x.track_op())
         };
         let dx = match (dx, x.dims()) {
             (None, _) => None,
@@ -275,13 +268,4 @@ impl<N: Network, T: Element> CustomOp2 for ModuleOp<N, T> {
         let dflat = Tensor::from_vec(dflat, flat.shape(), flat.device())?;
         Ok((dx, Some(dflat)))
     }
-}
-
-/// The values of a contiguous `f32` tensor.
-fn slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> candle_core::Result<&'a [f32]> {
-    let values = storage.as_slice::<f32>()?;
-    let found = layout
-        .contiguous_offsets()
-        .and_then(|(start, end)| values.get(start..end));
-    found.ok_or_else(|| candle_core::Error::msg("the tensor is not contiguous"))
 }

@@ -3,8 +3,9 @@
 #[cfg(feature = "cuda")]
 use candle_core::CudaStorage;
 use candle_core::{
-    CpuStorage, CustomOp1, CustomOp2, DType, Device, Layout, Result, Shape, Storage, Tensor, bail,
+    CpuStorage, CustomOp1, CustomOp2, DType, Device, Layout, Result, Shape, Tensor, bail,
 };
+use pirl_core::storage::{slice, with_slice};
 
 #[cfg(feature = "cuda")]
 use super::batch_norm::{self, cuda::BatchNorm};
@@ -223,27 +224,6 @@ fn channels_last(x: &Tensor) -> Result<Tensor> {
     x.permute((0, 2, 3, 1))?.contiguous()
 }
 
-/// The numbers of contiguous storage.
-fn numbers<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
-    let Some((start, end)) = layout.contiguous_offsets() else {
-        bail!("a fast op needs contiguous tensors, got {layout:?}");
-    };
-    match storage.as_slice::<f32>()?.get(start..end) {
-        Some(numbers) => Ok(numbers),
-        None => bail!("a tensor spans {start}..{end}, beyond its storage"),
-    }
-}
-
-/// Runs `f` on the numbers of a tensor in the CPU's memory.
-fn with_numbers<T>(x: &Tensor, f: impl FnOnce(&[f32]) -> T) -> Result<T> {
-    let x = x.contiguous()?;
-    let (storage, layout) = x.storage_and_layout();
-    match &*storage {
-        Storage::Cpu(storage) => Ok(f(numbers(storage, layout)?)),
-        _ => bail!("a fast op needs tensors in the CPU's memory"),
-    }
-}
-
 /// NHWC input and output; on a CPU PyTorch's weight, on a CUDA device with its channels last.
 struct Convolution {
     shape: ConvShape,
@@ -267,8 +247,8 @@ impl CustomOp2 for Convolution {
         let mut out = vec![0f32; s.out_len()];
         kernels::forward(
             s,
-            numbers(x, x_layout)?,
-            numbers(weight, weight_layout)?,
+            slice(x, x_layout)?,
+            slice(weight, weight_layout)?,
             &mut out,
         );
         let (oh, ow) = s.out_hw();
@@ -317,13 +297,13 @@ impl CustomOp2 for Convolution {
         };
         Ok((
             gradient(x, &|dx| {
-                with_numbers(weight, |weight| {
-                    with_numbers(dy, |dy| kernels::backward_input(s, weight, dy, dx))
+                with_slice(weight, |weight| {
+                    with_slice(dy, |dy| kernels::backward_input(s, weight, dy, dx))
                 })?
             })?,
             gradient(weight, &|dw| {
-                with_numbers(x, |x| {
-                    with_numbers(dy, |dy| kernels::backward_weight(s, x, dy, dw))
+                with_slice(x, |x: &[f32]| {
+                    with_slice(dy, |dy| kernels::backward_weight(s, x, dy, dw))
                 })?
             })?,
         ))
@@ -341,7 +321,7 @@ impl CustomOp1 for MaxPool {
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let s = &self.0;
         let mut out = vec![0f32; s.out_len()];
-        pool::max_forward(s, numbers(x, layout)?, &mut out, None);
+        pool::max_forward(s, slice(x, layout)?, &mut out, None);
         let (oh, ow) = s.out_hw();
         Ok((CpuStorage::F32(out), (s.n, oh, ow, s.c).into()))
     }
@@ -362,8 +342,8 @@ impl CustomOp1 for MaxPool {
             return pool::cuda::max_backward(s, x, dy).map(Some);
         }
         let mut dx = vec![0f32; s.in_len()];
-        with_numbers(x, |x| {
-            with_numbers(dy, |dy| {
+        with_slice(x, |x| {
+            with_slice(dy, |dy| {
                 let (mut out, mut argmax) = (vec![0f32; s.out_len()], vec![0u32; s.out_len()]);
                 pool::max_forward(s, x, &mut out, Some(&mut argmax));
                 pool::max_backward(s, &argmax, dy, &mut dx);

@@ -4,10 +4,10 @@
 
 use candle_core::DType;
 use half::{bf16, f16};
+use pirl_core::vectorised;
 
-use super::vectorised::vectorised;
-
-/// Numbers that any pattern of bits, and so memory of unspecified contents, is a value of.
+/// Number types of which every pattern of bits is a value, so that memory of unspecified contents may
+/// be read as them.
 ///
 /// # Safety
 /// Every pattern of bits must be a value, and the alignment at most that of a cache line, 64.

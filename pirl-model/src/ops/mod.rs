@@ -1,10 +1,10 @@
 //! Training ops with exact backward passes: convolution, batch norm, pooling, linear, ReLU.
 //!
 //! Candle's convolution backward on a CPU goes through a scalar transposed convolution, and its
-//! max-pool has no usable backward at all, so training needs ops of its own. Each comes three times:
+//! max-pool has no usable backward at all, so training needs ops of its own. Each exists three times:
 //!
 //! * as kernels on slices ([`conv2d`](mod@conv2d), [`batch_norm`], [`pool`], [`linear`], [`relu`]),
-//!   which the fast engine strings together without a tensor in between;
+//!   which the fast engine calls one after the other, without tensors in between;
 //! * as a differentiable function on Candle tensors ([`conv2d()`], [`max_pool2d`],
 //!   [`batch_norm_train`], [`batch_norm_eval`]), for code that composes ops freely;
 //! * as a plain [`reference`](mod@reference) made only of Candle's own differentiable ops, which
@@ -28,7 +28,6 @@ pub mod linear;
 pub mod pool;
 pub mod reference;
 pub mod relu;
-mod vectorised;
 
 pub(crate) use candle::conv2d_tf32;
 pub use candle::{batch_norm_eval, batch_norm_train, conv2d, max_pool2d};

@@ -3,10 +3,10 @@
 #[cfg(feature = "cuda")]
 pub(super) mod cuda;
 
+use pirl_core::vectorised;
 use rayon::prelude::*;
 
 use super::Element;
-use super::vectorised::vectorised;
 
 /// The sizes of one square-window pooling.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,8 +1,8 @@
 //! The ops of this module from Candle's own differentiable ops, on NCHW tensors of any device.
 //!
-//! They are slow and obviously right: tests compare the fast ops with them, and devices without a
-//! fast path run them. Candle ops whose backward is missing or wrong (its max-pool, its batch
-//! norm's running statistics) are not used.
+//! They are slow and simple: tests compare the fast ops with them, and devices without a fast path
+//! run them. Candle ops whose backward is missing or wrong (its max-pool, its batch norm's running
+//! statistics) are not used.
 
 use candle_core::{D, Device, Result, Tensor};
 

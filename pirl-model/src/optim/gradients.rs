@@ -18,7 +18,7 @@ pub struct GradientSum {
 }
 
 impl GradientSum {
-    /// Of no backward pass yet.
+    /// Sums over no backward pass yet.
     pub fn new(sets: Vec<ParamSet>) -> Self {
         let sums = sets.iter().map(|_| None).collect();
         Self { sets, sums }
@@ -50,12 +50,14 @@ impl GradientSum {
         Ok(())
     }
 
-    /// The sums, flat, of each set; they begin anew.
+    /// The sums, flat, of each set, which start again from nothing. `None` for a set that no gradient
+    /// has reached.
     pub fn take(&mut self) -> Vec<Option<Tensor>> {
         self.sums.iter_mut().map(Option::take).collect()
     }
 
-    /// Divides the sums by `scale`. `false` if one of them is not finite, and all are forgotten.
+    /// Divides the sums by `scale`. If one of them is not finite, clears them all and returns
+    /// `false`.
     pub(super) fn unscale(&mut self, scale: f64) -> Result<bool> {
         let mut finite = true;
         for sum in self.sums.iter_mut().flatten() {

@@ -56,7 +56,8 @@ impl LossScale {
         self.skipped
     }
 
-    /// Learns whether all gradients of a step were finite, as [`Optimizer::unscale`] says.
+    /// Updates the scale after a step; `finite`: whether all its gradients were finite, as
+    /// [`Optimizer::unscale`] says.
     ///
     /// [`Optimizer::unscale`]: crate::Optimizer::unscale
     pub fn update(&mut self, finite: bool) {

@@ -9,7 +9,8 @@ mod sgd;
 use std::collections::HashMap;
 
 use candle_core::backprop::GradStore;
-use candle_core::{DType, Storage, Tensor};
+use candle_core::{DType, Tensor};
+use pirl_core::storage::cpu_slice;
 use pirl_core::{Ops, SettingError, check};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -154,7 +155,7 @@ impl Optimizer {
         self.gradients.add(gradients)
     }
 
-    /// Adds what copies of the sets, on other devices or threads, have summed up:
+    /// Adds the gradient sums of copies of the sets, on other devices or threads:
     /// [`GradientSum::take`] of them, in the same order.
     ///
     /// # Errors
@@ -163,13 +164,13 @@ impl Optimizer {
         self.gradients.merge(sums)
     }
 
-    /// Forgets the accumulated gradients, those of a step that is not to be taken.
+    /// Clears the accumulated gradients without taking a step.
     pub fn discard(&mut self) {
         self.gradients.take();
     }
 
-    /// Divides the accumulated gradients by `scale`, by which their losses were multiplied. `false` if
-    /// one of them is not finite, and all are forgotten.
+    /// Divides the accumulated gradients by `scale`, by which their losses were multiplied. If one of
+    /// them is not finite, clears them all and returns `false`.
     ///
     /// # Errors
     /// Only if Candle cannot compute it.
@@ -177,8 +178,8 @@ impl Optimizer {
         self.gradients.unscale(scale)
     }
 
-    /// One step at the learning rate `lr` down the accumulated gradients, which are then forgotten.
-    /// A set without any is left alone, as is every parameter that is not [`Param::trained`].
+    /// One step at the learning rate `lr` against the accumulated gradients, which are then cleared.
+    /// A set without gradients does not change, nor does a parameter that is not [`Param::trained`].
     ///
     /// # Errors
     /// Only if Candle cannot compute it.
@@ -208,7 +209,7 @@ impl Optimizer {
         Ok(state)
     }
 
-    /// Takes up a state from [`Optimizer::state`].
+    /// Restores a state from [`Optimizer::state`].
     ///
     /// # Errors
     /// [`ModelError::UnknownTensor`] if a set's momentum is not in it, [`ModelError::WrongShape`]
@@ -259,7 +260,7 @@ impl Group {
         let segments = {
             let ((values, vl), (gradient, gl)) =
                 (var.storage_and_layout(), gradient.storage_and_layout());
-            let (values, gradient) = (cpu(&values, vl)?, cpu(&gradient, gl)?);
+            let (values, gradient) = (cpu_slice(&values, vl)?, cpu_slice(&gradient, gl)?);
             let segment = |param: &Param| {
                 let decay = config.decay(param.decay);
                 let scale = if !param.trained {
@@ -366,15 +367,5 @@ impl Group {
         };
         let scales = self.params.params().iter().map(scale);
         Ok(Tensor::cat(&scales.collect::<Result<Vec<_>>>()?, 0)?.reshape(shape)?)
-    }
-}
-
-/// The values of a contiguous `f32` tensor on a CPU.
-fn cpu<'a>(storage: &'a Storage, layout: &candle_core::Layout) -> candle_core::Result<&'a [f32]> {
-    match storage {
-        Storage::Cpu(storage) => sgd::values(storage, layout),
-        _ => Err(candle_core::Error::msg(
-            "parameters and gradient are on different devices",
-        )),
     }
 }

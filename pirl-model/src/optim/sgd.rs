@@ -3,6 +3,7 @@
 //! `d = scale * (g + decay * w)`.
 
 use candle_core::{CpuStorage, InplaceOp3, Layout};
+use pirl_core::storage::{slice, slice_mut};
 use rayon::prelude::*;
 
 /// How one parameter tensor, `len` neighbouring entries, is updated.
@@ -46,12 +47,12 @@ impl InplaceOp3 for Accumulate<'_> {
         values_layout: &Layout,
     ) -> candle_core::Result<()> {
         let (g, w) = (
-            self::values(gradient, gradient_layout)?,
-            self::values(values, values_layout)?,
+            slice(gradient, gradient_layout)?,
+            slice(values, values_layout)?,
         );
         each(
             self.segments,
-            values_mut(momentum, layout)?,
+            slice_mut(momentum, layout)?,
             g,
             w,
             |segment, m, g, w| {
@@ -76,11 +77,11 @@ impl InplaceOp3 for Apply<'_> {
         momentum: &CpuStorage,
         momentum_layout: &Layout,
     ) -> candle_core::Result<()> {
-        let g = self::values(gradient, gradient_layout)?;
-        let m = self::values(momentum, momentum_layout)?;
+        let g = slice(gradient, gradient_layout)?;
+        let m = slice(momentum, momentum_layout)?;
         each(
             self.segments,
-            values_mut(values, layout)?,
+            slice_mut(values, layout)?,
             g,
             m,
             |segment, w, g, m| {
@@ -116,28 +117,4 @@ fn each(
             update(segment, target, a, b);
         }
     });
-}
-
-/// The values of a contiguous `f32` tensor.
-pub(super) fn values<'a>(
-    storage: &'a CpuStorage,
-    layout: &Layout,
-) -> candle_core::Result<&'a [f32]> {
-    let values = storage.as_slice::<f32>()?;
-    let found = layout
-        .contiguous_offsets()
-        .and_then(|(start, end)| values.get(start..end));
-    found.ok_or_else(|| candle_core::Error::msg("the tensor is not contiguous"))
-}
-
-fn values_mut<'a>(
-    storage: &'a mut CpuStorage,
-    layout: &Layout,
-) -> candle_core::Result<&'a mut [f32]> {
-    let offsets = layout.contiguous_offsets();
-    let found = match storage {
-        CpuStorage::F32(values) => offsets.and_then(|(start, end)| values.get_mut(start..end)),
-        _ => None,
-    };
-    found.ok_or_else(|| candle_core::Error::msg("the tensor is not a contiguous f32 tensor"))
 }

@@ -1,4 +1,4 @@
-//! A state dict into a network's tensors.
+//! Loading a state dict into a network's tensors.
 
 use std::collections::{HashMap, HashSet};
 

@@ -6,8 +6,7 @@ mod pickle;
 mod pth;
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs::{self, File};
-use std::io::Write;
+use std::fs;
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
@@ -21,7 +20,7 @@ use names::Shapes;
 use pth::Pth;
 
 /// Saves modules in one safetensors file, each under its prefix (empty, or ending in a dot).
-/// The file is whole or untouched: it is written beside, synced and renamed.
+/// The file is written under another name, synced and renamed: it is complete, or as it was.
 ///
 /// # Errors
 /// [`ModelError::Io`].
@@ -42,11 +41,11 @@ pub fn state_dict(modules: &[(&str, &dyn Trainable)]) -> Result<HashMap<String, 
     Ok(state)
 }
 
-/// Saves `f32`, `f64`, `i64`, `u32` and `u8` tensors in a safetensors file, which is whole or
-/// untouched: it is written beside, synced and renamed.
+/// Saves `f32`, `f64`, `i64`, `u32` and `u8` tensors in a safetensors file. It is written under
+/// another name, synced and renamed: it is complete, or as it was.
 ///
 /// # Errors
-/// [`ModelError::Io`]; nothing is left behind.
+/// [`ModelError::Io`]; no partial file is left.
 pub fn save_tensors(path: &Path, tensors: &HashMap<String, Tensor>) -> Result<()> {
     let mut entries = BTreeMap::new();
     for (name, tensor) in tensors {
@@ -58,22 +57,9 @@ pub fn save_tensors(path: &Path, tensors: &HashMap<String, Tensor>) -> Result<()
         views.push((name.as_str(), view));
     }
     let file = safetensors::serialize(views, None).map_err(|e| format(path, &e))?;
-    let mut aside = path.as_os_str().to_owned();
-    aside.push(".tmp");
-    let aside = Path::new(&aside);
-    let write = || -> std::io::Result<()> {
-        let mut out = File::create(aside)?;
-        out.write_all(&file)?;
-        out.sync_all()?;
-        fs::rename(aside, path)
-    };
-    write().map_err(|source| {
-        // The error to report is the first one; a file that cannot be removed adds nothing to it.
-        let _ = fs::remove_file(aside);
-        ModelError::Io {
-            path: path.to_owned(),
-            source,
-        }
+    pirl_core::file::write(path, &file).map_err(|source| ModelError::Io {
+        path: path.to_owned(),
+        source,
     })
 }
 

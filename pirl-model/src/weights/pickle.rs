@@ -4,113 +4,13 @@
 //! made of (dictionaries, numbers, text, tensors) and a few inert classes that checkpoints carry
 //! beside them, whose contents it forgets; a pickle that names anything else is refused.
 
+mod object;
 mod reader;
 
-use candle_core::DType;
-
+use object::{Id, Object, Result};
 use reader::Reader;
 
-/// The numbers of one or more tensors, outside the pickle.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) struct Storage {
-    /// Its name in the file.
-    pub(super) key: String,
-    pub(super) kind: Kind,
-    /// How many numbers it has.
-    pub(super) len: usize,
-}
-
-/// A type of numbers.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Kind {
-    /// PyTorch's name of it, such as `FloatStorage`.
-    pub(super) name: &'static str,
-    /// Bytes of a number.
-    pub(super) size: usize,
-    /// `None`: Candle has no such type.
-    pub(super) dtype: Option<DType>,
-}
-
-const KINDS: [Kind; 12] = [
-    kind("FloatStorage", 4, Some(DType::F32)),
-    kind("DoubleStorage", 8, Some(DType::F64)),
-    kind("HalfStorage", 2, Some(DType::F16)),
-    kind("BFloat16Storage", 2, Some(DType::BF16)),
-    kind("LongStorage", 8, Some(DType::I64)),
-    kind("IntStorage", 4, Some(DType::I32)),
-    kind("ShortStorage", 2, Some(DType::I16)),
-    kind("ByteStorage", 1, Some(DType::U8)),
-    kind("BoolStorage", 1, Some(DType::U8)),
-    kind("CharStorage", 1, None),
-    kind("ComplexFloatStorage", 8, None),
-    kind("ComplexDoubleStorage", 16, None),
-];
-
-const fn kind(name: &'static str, size: usize, dtype: Option<DType>) -> Kind {
-    Kind { name, size, dtype }
-}
-
-/// A tensor as a pickle describes it: a view of a storage, all measures in numbers.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) struct TensorView {
-    pub(super) storage: Storage,
-    pub(super) offset: usize,
-    pub(super) shape: Vec<usize>,
-    pub(super) stride: Vec<usize>,
-}
-
-/// The position of an object in a [`Pickle`].
-pub(super) type Id = usize;
-
-#[derive(Clone, Debug)]
-enum Object {
-    Int(i64),
-    Text(String),
-    Tuple(Vec<Id>),
-    List(Vec<Id>),
-    Dict(Vec<(Id, Id)>),
-    Callable(Callable),
-    Storage(Storage),
-    Tensor(TensorView),
-    /// Something that is no part of a state dict, or an instance of an inert class.
-    Other,
-}
-
-/// What a pickle may name.
-#[derive(Clone, Copy, Debug)]
-enum Callable {
-    Dict,
-    Size,
-    RebuildTensor,
-    RebuildParameter,
-    Storage(Kind),
-    Inert,
-}
-
-impl Callable {
-    fn find(module: &str, name: &str) -> Option<Self> {
-        Some(match (module, name) {
-            ("collections", "OrderedDict" | "defaultdict") => Self::Dict,
-            ("torch", "Size") => Self::Size,
-            ("torch._utils", "_rebuild_tensor_v2" | "_rebuild_tensor") => Self::RebuildTensor,
-            ("torch._utils", "_rebuild_parameter") => Self::RebuildParameter,
-            ("torch" | "torch.cuda", _) if KINDS.iter().any(|kind| kind.name == name) => {
-                Self::Storage(*KINDS.iter().find(|kind| kind.name == name)?)
-            }
-            // Data types, such as `torch.float32`, and devices.
-            ("torch", "device" | "float16" | "float32" | "float64" | "bfloat16" | "int64")
-            // What options and scores are kept in.
-            | ("argparse", "Namespace")
-            | ("collections", "Counter")
-            | ("builtins" | "__builtin__", "set" | "frozenset" | "dict" | "list" | "int" | "float")
-            | ("numpy.core.multiarray" | "numpy._core.multiarray", "scalar" | "_reconstruct")
-            | ("numpy", "dtype" | "ndarray")
-            | ("_codecs", "encode")
-            | ("pathlib", "Path" | "PosixPath" | "PurePosixPath") => Self::Inert,
-            _ => return None,
-        })
-    }
-}
+pub(super) use object::{Storage, TensorView};
 
 /// A pickle, read.
 #[derive(Debug)]
@@ -120,10 +20,6 @@ pub(super) struct Pickle {
     /// Its length, bytes.
     pub(super) len: usize,
 }
-
-/// Why a pickle was not read, in words.
-pub(super) type Reason = String;
-type Result<T> = std::result::Result<T, Reason>;
 
 impl Pickle {
     /// Reads the pickle that `bytes` begin with.
@@ -206,24 +102,6 @@ impl Pickle {
     }
 }
 
-impl TensorView {
-    /// Whether every number lies inside the storage, and their count is one memory could hold.
-    fn check(&self) -> bool {
-        let elements = self.shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
-        let Some(elements) =
-            elements.filter(|&n| n <= isize::MAX as usize / self.storage.kind.size)
-        else {
-            return false;
-        };
-        let steps = self.shape.iter().zip(&self.stride);
-        let last = steps
-            .map(|(&d, &s)| d.saturating_sub(1).checked_mul(s))
-            .try_fold(self.offset, |at, step| at.checked_add(step?));
-        self.shape.len() == self.stride.len()
-            && (elements == 0 || last.is_some_and(|last| last < self.storage.len))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -297,7 +175,7 @@ mod tests {
         let view = |offset, shape: &[usize], stride: &[usize]| {
             let storage = Storage {
                 key: "0".to_owned(),
-                kind: KINDS[0],
+                kind: object::KINDS[0],
                 len: 10,
             };
             let (shape, stride) = (shape.to_vec(), stride.to_vec());

@@ -1,19 +1,19 @@
 //! `pirl eval linear` and `pirl eval knn`: classifiers on frozen features.
 
 use anyhow::{Context, Result, ensure};
-use pirl_core::check;
 use pirl_data::Pack;
 use pirl_eval::{
-    Crops, Extraction, FeatureCache, FeatureSet, Knn, KnnReport, LayerReport, LinearProbe,
-    LinearReport, Probe, Protocol, RandomCropProbe, check_memory, extract_features, feature_bytes,
-    images_per_second, weights_fingerprint,
+    BaselineInputs, Baselines, Crops, Extraction, FeatureCache, FeatureSet, Knn, LinearProbe,
+    Probe, Protocol, RandomCropProbe, ReportTable, Untrained, WithBaselines, check_memory,
+    extract_features, feature_bytes, images_per_second, weights_fingerprint,
 };
-use pirl_model::ResNet;
+use pirl_model::{ResNet, Trainable};
 use pirl_train::Training;
 use serde_json::{Value, json};
 
 use super::Task;
 use crate::args::{LinearArgs, ProbeArgs};
+use crate::assemble::backbone_seed;
 use crate::progress::Progress;
 use crate::recipe::Recipe;
 
@@ -33,8 +33,7 @@ pub(crate) fn linear(args: &LinearArgs) -> Result<()> {
     );
     let probe = LinearProbe::new(task.recipe.eval.linear.clone(), task.recipe.seed)?;
     let settings = serde_json::to_value(&task.recipe.eval.linear)?;
-    let (report, facts) = task.run(args, &probe, "linear probes", "epochs", settings)?;
-    task.finish(&args.eval, &report, facts, || linear_table(&report))
+    task.run(args, &probe, "linear probes", settings)
 }
 
 /// The published protocol: features are read for each batch anew, and not kept.
@@ -78,7 +77,9 @@ fn on_random_crops(args: &ProbeArgs, task: &Task, resume: bool) -> Result<()> {
     let mut facts = task.facts(&args.eval, settings);
     facts["pool"] = json!(extraction.pool);
     facts["precise_batch_norm"] = json!({ "used": recomputed > 0, "images": recomputed });
-    task.finish(&args.eval, &report, facts, || linear_table(&report))
+    let baselines = None;
+    let report = WithBaselines { report, baselines };
+    task.finish(&args.eval, &report, facts, || report.to_string())
 }
 
 /// What is about to begin, in images, time and memory.
@@ -101,13 +102,14 @@ fn estimate(probe: &RandomCropProbe<'_>, task: &Task, extraction: &Extraction) -
 pub(crate) fn knn(args: &ProbeArgs) -> Result<()> {
     let task = Task::open(&args.eval, args.dataset, Protocol::Knn)?;
     let config = &task.recipe.eval.knn;
-    let (k, samples) = (config.k, task.train.len());
-    let expected = format!("must be at most {samples}, the training samples");
-    check("eval.knn.k", k, k <= samples, &expected)?;
-    let probe = Knn::new(config.clone())?;
+    let usable = config.usable(task.train.len());
+    let usable = usable.map_err(|error| error.within("eval.knn"))?;
+    if let Some(k) = config.k.iter().find(|k| !usable.contains(k)) {
+        tracing::warn!("eval.knn.k = {k} is left out: there are too few training images");
+    }
+    let probe = Knn::new(config.clone(), task.recipe.seed)?;
     let settings = serde_json::to_value(config)?;
-    let (report, facts) = task.run(args, &probe, "nearest neighbours", "images", settings)?;
-    task.finish(&args.eval, &report, facts, || knn_table(&report))
+    task.run(args, &probe, "nearest neighbours", settings)
 }
 
 /// How a recipe reads features.
@@ -140,16 +142,27 @@ pub(crate) fn recompute_batch_norm(
         .context("recomputing batch-norm statistics (eval.precise_batch_norm)")
 }
 
+/// Shows how far a stage of the work has come, in place of an earlier one.
+fn show(progress: &mut Option<Progress>, what: &'static str, done: usize, total: usize) {
+    let ended = progress.take_if(|progress| progress.what() != what);
+    ended.iter().for_each(Progress::finish);
+    progress
+        .get_or_insert_with(|| Progress::new(what, "units", total as u64, 0))
+        .at(done as u64, String::new);
+    if done == total {
+        progress.iter().for_each(Progress::finish);
+    }
+}
+
 impl Task {
-    /// Reads the features and runs the probe. Returns its report, and the facts that it rests on.
-    fn run<P: Probe>(
+    /// Reads the features, runs the probe on them and on its baselines, and reports.
+    fn run<P: Probe<Report: ReportTable>>(
         &self,
         args: &ProbeArgs,
         probe: &P,
         what: &'static str,
-        unit: &'static str,
         settings: Value,
-    ) -> Result<(P::Report, Value)> {
+    ) -> Result<()> {
         let extraction = extraction(&self.recipe);
         let recomputed =
             recompute_batch_norm(&self.backbone, &self.recipe, &self.train, &extraction)?;
@@ -157,17 +170,53 @@ impl Task {
         let test = self.features(args, &self.test, &extraction, "reading test features")?;
         let mut progress = None;
         let report = probe.evaluate(&train, &test, &mut |done, total| {
-            progress
-                .get_or_insert_with(|| Progress::new(what, unit, total as u64, 0))
-                .at(done as u64, String::new);
+            show(&mut progress, what, done, total);
         })?;
-        if let Some(progress) = progress {
-            progress.finish();
-        }
+        drop((train, test)); // the baselines need the memory
         let mut facts = self.facts(&args.eval, settings);
         facts["pool"] = json!(extraction.pool);
         facts["precise_batch_norm"] = json!({ "used": recomputed > 0, "images": recomputed });
-        Ok((report, facts))
+        let baselines = self.recipe.eval.baselines;
+        let baselines = baselines
+            .then(|| self.baselines(args, probe, &extraction))
+            .transpose()?;
+        let report = WithBaselines { report, baselines };
+        self.finish(&args.eval, &report, facts, || report.to_string())
+    }
+
+    fn baselines<P: Probe>(
+        &self,
+        args: &ProbeArgs,
+        probe: &P,
+        extraction: &Extraction,
+    ) -> Result<Baselines<P::Report>> {
+        let recipe = &self.recipe;
+        let (seed, device) = (backbone_seed(recipe), self.backbone.device());
+        let network = || ResNet::new(&recipe.model, seed, &device);
+        let untrained = (self.origin != "random").then(network).transpose()?;
+        let settings = serde_json::to_string(&recipe.model)?;
+        let inputs = BaselineInputs {
+            train: &self.train,
+            test: &self.test,
+            extraction,
+            untrained: untrained.as_ref().map(|backbone| Untrained {
+                backbone,
+                settings,
+                batch_norm_images: recipe.eval.precise_batch_norm,
+                seed: recipe.seed ^ BATCH_NORM_SEED,
+            }),
+            cache: args.cache.as_deref(),
+        };
+        let mut progress = None;
+        let baselines = inputs.evaluate(probe, &mut |what, done, total| {
+            show(&mut progress, what, done, total);
+        });
+        let baselines =
+            baselines.context("the baselines (leave them out by eval.baselines=false)")?;
+        for (name, reason) in &baselines.left_out {
+            tracing::warn!("the baseline {name} is left out: {reason}");
+        }
+        Ok(baselines)
     }
 
     pub(super) fn features(
@@ -198,37 +247,4 @@ impl Task {
         let features = FeatureCache::new(folder)?.get_or_extract(&key, pack, extraction, extract);
         features.with_context(from)
     }
-}
-
-fn linear_table(report: &LinearReport) -> String {
-    let mut text = "layer    features   top-1   top-5  learning rate\n".to_owned();
-    for (layer, row) in &report.layers {
-        let LayerReport {
-            dim,
-            top1,
-            top5,
-            lr,
-            ..
-        } = row;
-        text += &format!(
-            "{:<7}  {dim:>8}  {top1:>6.2}  {top5:>6.2}  {lr:>13}\n",
-            layer.to_string()
-        );
-    }
-    text + &format!(
-        "best: {} with {:.2}% top-1",
-        report.best.layer, report.best.top1
-    )
-}
-
-fn knn_table(report: &KnnReport) -> String {
-    let mut text = "layer   top-1\n".to_owned();
-    for (layer, row) in &report.layers {
-        text += &format!("{:<5}  {:>6.2}\n", layer.to_string(), row.top1);
-    }
-    let KnnReport { k, best, .. } = report;
-    text + &format!(
-        "best: {} with {:.2}% top-1 ({k} neighbours)",
-        best.layer, best.top1
-    )
 }

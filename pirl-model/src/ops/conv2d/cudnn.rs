@@ -24,7 +24,7 @@ use candle_core::cuda::cudarc::cudnn::{
 use candle_core::cuda::cudarc::driver::{CudaSlice, CudaView};
 use candle_core::{CudaDevice, CudaStorage, DType, Layout, Result, Tensor, bail};
 
-use super::ConvShape;
+use super::shape::ConvShape;
 use crate::cuda::{self, Number, of_type};
 
 thread_local! {

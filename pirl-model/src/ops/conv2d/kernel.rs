@@ -8,8 +8,8 @@ use super::plan::{Row, Segment};
 #[cfg(target_arch = "x86_64")]
 use super::simd::DotBf16;
 #[cfg(test)]
-use super::simd::PairLanes;
-use super::simd::{Lanes, Product, Register};
+use super::simd::PlainPairs;
+use super::simd::{PlainRegister, Product, Register};
 use crate::ops::Element;
 
 /// The most destination channels a panel has, over all instruction sets.
@@ -141,8 +141,8 @@ macro_rules! kernel {
 }
 
 #[cfg(test)]
-kernel!(Pairs, PairLanes, 4, 1);
-kernel!(Portable, Lanes, 4, 1);
+kernel!(Pairs, PlainPairs, 4, 1);
+kernel!(Portable, PlainRegister, 4, 1);
 #[cfg(target_arch = "x86_64")]
 kernel!(Avx2, __m256, 6, 2, "avx2,fma");
 #[cfg(target_arch = "x86_64")]

@@ -46,7 +46,7 @@ pub(super) trait Lane: Plain {
     );
 }
 
-/// Lanes that `numbers` of them take.
+/// PlainRegister that `numbers` of them take.
 pub(super) fn lanes<L: Lane>(numbers: usize) -> usize {
     numbers.div_ceil(L::NUMBERS)
 }

@@ -5,7 +5,7 @@
 //! gradient: of the taps reordered). Destination pixels with the same rectangle of taps form a
 //! class. A class has no tap on padding, so such taps cost nothing: on a 2x2 map they are 5 of 9.
 
-use super::ConvShape;
+use super::shape::ConvShape;
 use std::ops::Range;
 
 /// Destination coordinates on one axis that use the same taps.

@@ -114,22 +114,22 @@ pub(super) unsafe trait Product {
 
 /// Two SSE or NEON registers' worth of numbers, without a word of assembly.
 #[derive(Clone, Copy)]
-pub(super) struct Lanes([f32; 8]);
+pub(super) struct PlainRegister([f32; 8]);
 
 // SAFETY: plain arrays run anywhere.
-unsafe impl Register for Lanes {
+unsafe impl Register for PlainRegister {
     const LANES: usize = 8;
 
     #[inline(always)]
     unsafe fn zero() -> Self {
-        Lanes([0.0; 8])
+        PlainRegister([0.0; 8])
     }
 
     #[inline(always)]
     unsafe fn load(from: *const f32) -> Self {
         // SAFETY: the caller promises 8 readable numbers; an array of f32 read unaligned has no
         // further demands.
-        Lanes(unsafe { from.cast::<[f32; 8]>().read_unaligned() })
+        PlainRegister(unsafe { from.cast::<[f32; 8]>().read_unaligned() })
     }
 
     #[inline(always)]
@@ -148,24 +148,24 @@ unsafe impl Register for Lanes {
 }
 
 // SAFETY: plain arrays run anywhere.
-unsafe impl Product for Lanes {
-    type Sums = Lanes;
+unsafe impl Product for PlainRegister {
+    type Sums = PlainRegister;
     type Lane = f32;
-    type Factors = Lanes;
+    type Factors = PlainRegister;
 
     #[inline(always)]
-    unsafe fn splat(x: f32) -> Lanes {
-        Lanes([x; 8])
+    unsafe fn splat(x: f32) -> PlainRegister {
+        PlainRegister([x; 8])
     }
 
     #[inline(always)]
-    unsafe fn load(from: *const f32) -> Lanes {
+    unsafe fn load(from: *const f32) -> PlainRegister {
         // SAFETY: the caller's promise is passed on.
-        unsafe { <Lanes as Register>::load(from) }
+        unsafe { <PlainRegister as Register>::load(from) }
     }
 
     #[inline(always)]
-    unsafe fn add(mut sums: Lanes, a: Lanes, b: Lanes) -> Lanes {
+    unsafe fn add(mut sums: PlainRegister, a: PlainRegister, b: PlainRegister) -> PlainRegister {
         for ((sum, a), b) in sums.0.iter_mut().zip(a.0).zip(b.0) {
             *sum += a * b;
         }
@@ -175,12 +175,12 @@ unsafe impl Product for Lanes {
 
 /// Pairs in plain arrays.
 #[cfg(test)]
-pub(super) struct PairLanes;
+pub(super) struct PlainPairs;
 
 // SAFETY: plain arrays run anywhere.
 #[cfg(test)]
-unsafe impl Product for PairLanes {
-    type Sums = Lanes;
+unsafe impl Product for PlainPairs {
+    type Sums = PlainRegister;
     type Lane = Pair;
     type Factors = [Pair; 8];
 
@@ -194,7 +194,7 @@ unsafe impl Product for PairLanes {
     }
 
     // The order of `vdpbf16ps`: the second products first.
-    unsafe fn add(mut sums: Lanes, a: [Pair; 8], b: [Pair; 8]) -> Lanes {
+    unsafe fn add(mut sums: PlainRegister, a: [Pair; 8], b: [Pair; 8]) -> PlainRegister {
         for ((sum, a), b) in sums.0.iter_mut().zip(a).zip(b) {
             for k in [1, 0] {
                 *sum += a.0[k].to_f32() * b.0[k].to_f32();

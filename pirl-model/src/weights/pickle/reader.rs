@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::{Callable, Id, Object, Result, Storage, TensorView};
+use super::object::{Callable, Id, Object, Result, Storage, TensorView};
 
 pub(super) struct Reader<'a> {
     bytes: &'a [u8],

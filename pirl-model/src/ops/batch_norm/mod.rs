@@ -1,0 +1,21 @@
+//! Batch normalisation over NHWC rows, with the residual addition and the ReLU that follow it.
+//!
+//! A ResNet always adds and rectifies straight after normalising, and each of the three alone is
+//! bound by memory traffic, so one pass does them all: `out = relu(gamma * xhat + beta + residual)`.
+//! Training reads its input twice, once for the statistics and once to apply them.
+//!
+//! A forward pass is [`Statistics::of_batch`] in training or [`Statistics::running`] in evaluation,
+//! then [`Affine::new`], then [`forward`]; [`backward`] takes the same statistics.
+
+mod affine;
+mod backward;
+#[cfg(feature = "cuda")]
+pub(super) mod cuda;
+mod cut;
+mod forward;
+mod statistics;
+
+pub use affine::Affine;
+pub use backward::{Gradients, backward};
+pub use forward::forward;
+pub use statistics::{ChannelStatistics, Statistics};
