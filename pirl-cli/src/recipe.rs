@@ -208,6 +208,13 @@ pub(crate) struct Setting {
     value: Value,
 }
 
+impl Setting {
+    /// The key it changes.
+    pub(crate) fn key(&self) -> &str {
+        &self.key
+    }
+}
+
 impl FromStr for Setting {
     type Err = String;
 

@@ -15,6 +15,8 @@ pub struct EvalConfig {
     pub batch_size: usize,
     /// Shorter side in pixels before the centre crop; 256 by default.
     pub resize: usize,
+    /// Epochs of a pre-training from one measurement with nearest neighbours to the next; 5 by default.
+    pub every: usize,
     /// Training images over which running batch-norm statistics are recomputed first; 0, the
     /// default, for none.
     pub precise_batch_norm: usize,
@@ -46,6 +48,7 @@ impl Default for EvalConfig {
         Self {
             batch_size: 256,
             resize: 256,
+            every: 5,
             precise_batch_norm: 0,
             layers: vec![Layer::RES2, Layer::RES3, Layer::RES4, Layer::RES5],
             pool: Pool::Average,
@@ -70,6 +73,7 @@ impl EvalConfig {
     pub fn check(&self) -> Result<(), SettingError> {
         let images = self.batch_size;
         check("batch_size", images, images > 0, "must be at least 1")?;
+        check("every", self.every, self.every > 0, "must be at least 1")?;
         let named = !self.layers.is_empty();
         check(
             "layers",

@@ -50,6 +50,7 @@ mod knn;
 mod label_subset;
 mod linear;
 mod memory;
+mod monitor;
 mod nearest;
 mod neighbours;
 mod pool;
@@ -74,6 +75,7 @@ pub use linear::{
     RateReport, Select,
 };
 pub use memory::{check_memory, feature_bytes, images_per_second};
+pub use monitor::Monitor;
 pub use neighbours::{Neighbour, nearest_neighbours};
 pub use pool::Pool;
 pub use presence::Presence;

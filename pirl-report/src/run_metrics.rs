@@ -8,11 +8,19 @@ use crate::{Chart, RunReport, Series};
 type Row = Map<String, Value>;
 
 /// Shares of right answers, in percent: the key of each, and what the report calls it.
-const ACCURACIES: [(&str, &str); 4] = [
+const ACCURACIES: [(&str, &str); 5] = [
     ("top1", "top-1 of the batch"),
+    ("knn_top1", "nearest neighbours"),
     ("ap", "AP"),
     ("ap50", "AP50"),
     ("ap75", "AP75"),
+];
+
+/// What embeddings are like: title, unit and key of each curve.
+const EMBEDDINGS: [(&str, &str, &str); 3] = [
+    ("Alignment", "squared distance to the bank's row", "alignment"),
+    ("Uniformity", "0: all are the same", "uniformity"),
+    ("Effective rank", "1: all lie on a line", "effective_rank"),
 ];
 
 impl<'a> RunReport<'a> {
@@ -46,6 +54,12 @@ impl<'a> RunReport<'a> {
                     .into_iter()
                     .fold(chart("Accuracy", "%"), Chart::series),
             );
+        }
+        for (title, unit, key) in EMBEDDINGS {
+            let curve = series(key, key);
+            if !curve.is_empty() {
+                charts.push(chart(title, unit).series(curve));
+            }
         }
         charts.push(chart("Learning rate", "").series(series("learning rate", "lr")));
         charts
@@ -138,6 +152,10 @@ mod tests {
         row.remove("loss_patch");
         let page = html("x", &[row], "");
         assert!(page.contains(">Accuracy<") && !page.contains("top-1"));
+        assert!(!page.contains(">Alignment<"));
+        let mut row = self::row(4, 0.5);
+        row.insert("alignment".to_owned(), 0.5.into());
+        assert!(html("x", &[row], "").contains(">Alignment<"));
         assert!(
             !page.contains("image\n"),
             "a single term is the loss: {page}"
