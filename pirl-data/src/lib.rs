@@ -99,7 +99,8 @@ pub use pack::{
 pub use pretext::{Pretext, build_pretext, permutations};
 pub use random::sample_rng;
 pub use source::{
-    Cifar, Encoding, Idx, ImageFolder, List, RawSample, Source, Split, Voc, fetch_fashion_mnist,
+    Cifar, Encoding, Idx, ImageFolder, List, RawSample, Source, Split, Voc, fetch_cifar10,
+    fetch_fashion_mnist,
 };
 pub use stages::Stages;
 pub use throughput::{Bottleneck, Throughput};
