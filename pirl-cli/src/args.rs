@@ -242,6 +242,11 @@ pub(crate) struct PretrainArgs {
     /// Go on from the newest checkpoint of the run
     #[arg(long)]
     pub(crate) resume: bool,
+    /// Begin with this backbone: a run's, or that in a file of any program that `eval` reads. Heads
+    /// are new; the bank is filled from features unless --set bank.init=random; a resumed run need not
+    /// be told again
+    #[arg(long, value_name = "RUN|FILE.safetensors|FILE.pth")]
+    pub(crate) init_weights: Option<String>,
     #[command(flatten)]
     pub(crate) run: RunArgs,
 }

@@ -205,6 +205,17 @@ pub(crate) struct Setting {
     value: Value,
 }
 
+impl Setting {
+    /// Whether it sets the key `key`, by itself or in a table.
+    pub(crate) fn sets(&self, key: &str) -> bool {
+        let rest = key.strip_prefix(self.key.as_str());
+        match (&self.value, rest.and_then(|rest| rest.strip_prefix('.'))) {
+            (Value::Table(table), Some(rest)) => leaves(table).iter().any(|(key, _)| key == rest),
+            _ => self.key == key,
+        }
+    }
+}
+
 impl FromStr for Setting {
     type Err = String;
 
