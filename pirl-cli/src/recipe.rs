@@ -58,8 +58,8 @@ pub(crate) struct LossConfig {
     pub(crate) lambda: f64,
     pub(crate) temperature: f64,
     pub(crate) negatives: usize,
-    pub(crate) sampling: Sampling,
     pub(crate) positives: Positives,
+    pub(crate) sampling: Sampling,
 }
 
 /// `loss.kind`
@@ -167,8 +167,8 @@ impl Default for Recipe {
                 lambda: 0.5,
                 temperature: 0.07,
                 negatives: 32_000,
-                sampling: Sampling::Shared,
                 positives: Positives::Bank,
+                sampling: Sampling::Shared,
             },
             bank: BankConfig {
                 dim: 128,
@@ -209,9 +209,13 @@ pub(crate) struct Setting {
 }
 
 impl Setting {
-    /// The key it changes.
-    pub(crate) fn key(&self) -> &str {
-        &self.key
+    /// Whether it sets the key `key`, by itself or in a table.
+    pub(crate) fn sets(&self, key: &str) -> bool {
+        let rest = key.strip_prefix(self.key.as_str());
+        match (&self.value, rest.and_then(|rest| rest.strip_prefix('.'))) {
+            (Value::Table(table), Some(rest)) => leaves(table).iter().any(|(key, _)| key == rest),
+            _ => self.key == key,
+        }
     }
 }
 
@@ -285,7 +289,10 @@ impl Recipe {
     pub(crate) fn eval_view(&self) -> EvalView {
         EvalView {
             resize: self.eval.resize,
-            crop: self.data.image_size,
+            crop: match self.eval.crop {
+                0 => self.data.image_size,
+                crop => crop,
+            },
             stretch: false,
             mean: self.data.mean,
             std: self.data.std,
@@ -320,15 +327,11 @@ impl Recipe {
         for (table, checked) in tables {
             checked.map_err(|error| error.within(table))?;
         }
-        check(
-            "eval.resize",
-            eval.resize,
-            eval.resize >= self.data.image_size,
-            &format!(
-                "the centre crop of data.image_size = {} must fit into it",
-                self.data.image_size
-            ),
-        )
+        let crop = self.eval_view().crop;
+        let expected = format!(
+            "the centre crop of {crop} pixels (eval.crop; 0: data.image_size) must fit into it"
+        );
+        check("eval.resize", eval.resize, eval.resize >= crop, &expected)
     }
 }
 

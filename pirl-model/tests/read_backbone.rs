@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Device, Tensor};
 use pirl_model::{
     Arch, Backbone, BackboneWeights, Mode, ModelConfig, ModelError, ResNet, Stem, Trainable,
-    detectron2_names, read_backbone, save_tensors,
+    detectron2_names, read_backbone, save_backbone, save_tensors,
 };
 
 const CPU: Device = Device::Cpu;
@@ -142,6 +142,11 @@ fn both_exports_come_back_bit_for_bit_under_any_prefix() {
             let found = read_backbone(&path).unwrap();
             assert_eq!(found.prefix, prefix);
             assert_eq!(found.left_over, [format!("{prefix}fc.weight")]);
+            assert_eq!(found.precise_batch_norm, None);
+            save_backbone(&path, &under, Some(4096)).unwrap();
+            let noted = read_backbone(&path).unwrap();
+            assert_eq!(noted.precise_batch_norm, Some(4096));
+            assert_eq!(bits(&noted.state), bits(&found.state));
             assert_eq!(bits(&found.state), expected, "{name} {prefix}");
             assert_eq!(features(&network(&found)), features(&small(1)));
         }

@@ -18,7 +18,11 @@ const ACCURACIES: [(&str, &str); 5] = [
 
 /// What embeddings are like: title, unit and key of each curve.
 const EMBEDDINGS: [(&str, &str, &str); 3] = [
-    ("Alignment", "squared distance to the bank's row", "alignment"),
+    (
+        "Alignment",
+        "squared distance to the bank's row",
+        "alignment",
+    ),
     ("Uniformity", "0: all are the same", "uniformity"),
     ("Effective rank", "1: all lie on a line", "effective_rank"),
 ];

@@ -13,6 +13,9 @@ use crate::identity::Identity;
 
 /// Weights and statistics of the networks.
 pub const MODEL: &str = "model.safetensors";
+/// The backbone alone, as it is to be evaluated and exported: in the last checkpoint of a finished run
+/// whose batch-norm statistics were computed anew. Resuming does not read it.
+pub const BACKBONE: &str = "backbone.safetensors";
 /// Momentum of the optimiser.
 pub const OPTIMIZER: &str = "optimizer.safetensors";
 /// Rows of the memory bank; absent without one.

@@ -112,6 +112,18 @@ pub enum TrainError {
         /// What is to be resumed.
         expected: Identity,
     },
+    /// A run that began with other weights.
+    #[error(
+        "the run {folder} began with {found}, not {given}; leave the weights out to go on with it"
+    )]
+    OtherInitialWeights {
+        /// The folder of the run.
+        folder: PathBuf,
+        /// What it began with.
+        found: String,
+        /// What was given.
+        given: String,
+    },
     /// A checkpoint could not be written; earlier ones are whole.
     #[error("no checkpoint of step {step} was written: {source}")]
     NotSaved {

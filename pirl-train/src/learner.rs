@@ -127,7 +127,8 @@ impl<O: Objective> Learner<O> {
         }
     }
 
-    /// The backbone.
+    /// The backbone. To begin with other weights than random ones, load them into it before the first
+    /// step ([`Trainable::load`](pirl_model::Trainable::load)): copies on further devices follow.
     pub fn backbone(&self) -> &dyn Backbone {
         self.networks.backbone()
     }

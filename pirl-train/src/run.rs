@@ -159,7 +159,12 @@ where
     })
 }
 
-fn save<T: Training + ?Sized>(
+/// Writes the checkpoint of the last step done, the 0th if none is, unless it is there already, and
+/// says where; `None` without `checkpoints`.
+///
+/// # Errors
+/// [`TrainError::NotSaved`]: nothing of it is left.
+pub fn save<T: Training + ?Sized>(
     training: &T,
     checkpoints: Option<&Checkpoints>,
 ) -> Result<Option<PathBuf>, T::Error>

@@ -2,10 +2,10 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use pirl_data::{
     Cifar, DataError, Idx, ImageFolder, List, PackOptions, PackReport, Source, Split, Voc,
-    fetch_fashion_mnist,
+    fetch_cifar10, fetch_fashion_mnist,
 };
 use serde_json::json;
 
@@ -15,15 +15,30 @@ use crate::output::{print, print_json};
 use crate::progress::Progress;
 
 pub(crate) fn fetch(args: &FetchArgs) -> Result<()> {
-    let DataSet::FashionMnist = args.name;
-    let from = fetch_fashion_mnist(&args.output)?;
+    let archive = args.archive.as_deref();
+    let (name, from) = match args.name {
+        DataSet::FashionMnist => {
+            ensure!(
+                archive.is_none(),
+                "--archive: fashion-mnist is read from none"
+            );
+            ("Fashion-MNIST", fetch_fashion_mnist(&args.output)?)
+        }
+        DataSet::Cifar10 => {
+            let mut progress = None;
+            let from = fetch_cifar10(&args.output, archive, &mut |done, total| {
+                progress
+                    .get_or_insert_with(|| Progress::new("downloading", "bytes", total, 0))
+                    .at(done, String::new);
+            });
+            progress.inspect(Progress::finish);
+            ("CIFAR-10", from?)
+        }
+    };
     if args.json {
         return print_json(&json!({ "output": args.output, "from": from }));
     }
-    print(&format!(
-        "{}: Fashion-MNIST, from {from}",
-        args.output.display()
-    ))
+    print(&format!("{}: {name}, from {from}", args.output.display()))
 }
 
 pub(crate) fn pack(args: &PackArgs) -> Result<()> {

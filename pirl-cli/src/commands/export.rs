@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, bail};
 use candle_core::Device;
-use pirl_model::{Stem, Trainable, detectron2_names, save_tensors};
+use pirl_model::{Stem, Trainable, detectron2_names, save_backbone};
 use serde_json::json;
 
 use crate::args::{ExportArgs, ExportFormat};
@@ -20,12 +20,12 @@ pub(crate) fn run(args: &ExportArgs) -> Result<()> {
             bail!(
                 "detectron2's ResNets begin with a 7x7 convolution and a max-pool, but these weights \
                  are of {}; export them with --format torchvision",
-                weights::network_keys(&recipe.model)
+                recipe.model.network()
             );
         }
         state = detectron2_names(state);
     }
-    save_tensors(&args.output, &state)
+    save_backbone(&args.output, &state, loaded.precise_batch_norm)
         .with_context(|| format!("cannot export to {}", args.output.display()))?;
     if args.json {
         return print_json(&json!({
@@ -34,6 +34,7 @@ pub(crate) fn run(args: &ExportArgs) -> Result<()> {
             "tensors": state.len(),
             "model": { "arch": recipe.model.arch, "width": recipe.model.width, "stem": recipe.model.stem },
             "weights": loaded.origin,
+            "precise_batch_norm": loaded.precise_batch_norm,
             "read": loaded.tensors,
         }));
     }

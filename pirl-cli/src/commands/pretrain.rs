@@ -1,50 +1,59 @@
 //! `pirl pretrain`
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use candle_core::Device;
 use pirl_data::Pack;
-use pirl_train::{Ended, Objective, Pretraining, Training};
+use pirl_eval::{Knn, KnnChoice, KnnReport, Monitor};
+use pirl_model::{ResNet, Trainable, read_backbone, save_backbone};
+use pirl_train::{
+    BACKBONE, Checkpoints, Ended, InitialWeights, MODEL, Metric, Objective, Pretraining, Step,
+    TrainError, Training,
+};
 use serde_json::json;
 
+use super::eval::{extraction, recompute_batch_norm};
 use crate::args::PretrainArgs;
-use crate::assemble::Inputs;
-use crate::device;
+use crate::assemble::{Inputs, backbone_seed};
 use crate::interrupt::Interrupted;
 use crate::output::{print, print_json};
 use crate::progress::Progress;
-use crate::recipe::{BankInit, LossKind, Recipe};
+use crate::recipe::{BankInit, LossKind, Recipe, Setting};
 use crate::run_dir::{RunDir, matters_to_pretraining};
-use crate::session::{Session, nothing};
+use crate::session::Session;
+use crate::{auto, device, weights};
+
+/// Images that batch-norm statistics are computed on, for nearest neighbours during the run, where the
+/// recipe does not say how many.
+const MONITOR_IMAGES: usize = 4096;
 
 /// Nothing is written before everything that can be checked has been.
 pub(crate) fn run(args: &PretrainArgs) -> Result<()> {
-    let mut recipe = Recipe::load(&args.recipe, &args.run.settings)?;
+    let devices = device::parse_several(&args.run.device)?;
+    let pack = Pack::open(&args.data)?;
+    let mut recipe = settings(args, &pack, &devices)?;
     if let Some(seed) = args.run.seed {
         recipe.seed = seed;
     }
-    let devices = device::parse_several(&args.run.device)?;
-    let folder = RunDir::check(&args.out, &recipe, args.resume, matters_to_pretraining)?;
-    let inputs = Inputs::new(recipe, Pack::open(&args.data)?, devices.len())?;
+    let (backbone, initial) = initial_weights(args, &mut recipe)?;
+    let mut folder = RunDir::check(&args.out, &recipe, args.resume, matters_to_pretraining)?;
+    folder.initial = initial;
+    let inputs = Inputs::new(recipe, pack, devices.len())?;
     let kind = inputs.recipe.loss.kind;
     let command = Command {
         args,
         folder,
         devices,
+        backbone,
     };
     match kind {
-        LossKind::Covariant => {
-            let objective = inputs.covariant()?;
-            command.train(inputs, objective, |_, _| Ok(()))
-        }
-        LossKind::Supervised => {
-            let objective = inputs.supervised()?;
-            command.train(inputs, objective, |_, _| Ok(()))
-        }
+        LossKind::Covariant => command.train(inputs, Inputs::covariant, |_, _| Ok(())),
+        LossKind::Supervised => command.train(inputs, Inputs::supervised, |_, _| Ok(())),
         LossKind::Paper | LossKind::Nce | LossKind::InfoNce => {
-            let objective = inputs.pirl(&command.devices[0])?;
+            let device = command.devices[0].clone();
+            let objective = move |inputs: &Inputs| inputs.pirl(&device);
             let (recipe, pack) = (inputs.recipe.clone(), inputs.pack.clone());
             command.train(inputs, objective, |training, session| {
                 if training.done() > 0 || recipe.bank.init == BankInit::Random {
@@ -73,25 +82,95 @@ pub(crate) fn run(args: &PretrainArgs) -> Result<()> {
     }
 }
 
+/// The settings: those of the recipe, fitted to the images, or chosen for them.
+fn settings(args: &PretrainArgs, pack: &Pack, devices: &[Device]) -> Result<Recipe> {
+    let typed = &args.run.settings;
+    let length = ["train.epochs", "train.steps"];
+    let both = |setting: &&Setting| length.iter().any(|key| setting.sets(key));
+    if let (Some(_), Some(_)) = (args.time, typed.iter().find(both)) {
+        bail!(
+            "--time says how long the run is, and so does --set train.epochs or train.steps; give one"
+        );
+    }
+    let name = match (&args.recipe, args.resume) {
+        (Some(name), _) => name.clone(),
+        (None, true) => {
+            let config = RunDir::open(&args.out)?.config();
+            config.to_string_lossy().into_owned()
+        }
+        (None, false) => {
+            let (recipe, choices) = auto::choose(pack, &devices[0], typed)?;
+            eprintln!("settings chosen for these images, all of which --set changes:");
+            choices.iter().for_each(|choice| eprintln!("{choice}"));
+            return Ok(recipe);
+        }
+    };
+    let images = pack.len();
+    let fit = |recipe: &mut Recipe| {
+        auto::fit(recipe, images);
+        Ok(())
+    };
+    Recipe::load_adjusted(&name, fit, typed)
+}
+
+/// The backbone to begin with, and what is kept about it, unless the weights are random. A run that has
+/// a checkpoint needs its initial weights no more: without --init-weights they are not read.
+fn initial_weights(
+    args: &PretrainArgs,
+    recipe: &mut Recipe,
+) -> Result<(Option<ResNet>, Option<InitialWeights>)> {
+    let recorded = InitialWeights::read(&args.out)?; // none of a new run
+    let typed = args.init_weights.as_deref();
+    let path = recorded.as_ref().map(|run| run.path.to_string_lossy());
+    let Some(weights) = typed.or(path.as_deref()) else {
+        return Ok((None, None));
+    };
+    if !args.run.settings.iter().any(|set| set.sets("bank.init")) {
+        recipe.bank.init = match args.resume {
+            true => RunDir::open(&args.out)?.recipe()?.bank.init,
+            false => BankInit::Features,
+        };
+    }
+    if typed.is_none() && Checkpoints::newest_in(&args.out.join("checkpoints"))?.is_some() {
+        return Ok((None, recorded));
+    }
+    let (backbone, initial) = weights::initial(weights, recipe)?;
+    if args.resume {
+        initial.ensure_of(&args.out)?;
+    }
+    Ok((Some(backbone), Some(initial)))
+}
+
 /// A run that has been checked.
 struct Command<'a> {
     args: &'a PretrainArgs,
     folder: RunDir,
     devices: Vec<Device>,
+    /// What it begins with, unless with random weights.
+    backbone: Option<ResNet>,
 }
 
 impl Command<'_> {
     /// Trains, after what `prepare` does once the run's folder is there.
     fn train<O: Objective>(
         self,
-        inputs: Inputs,
-        objective: O,
+        mut inputs: Inputs,
+        objective: impl Fn(&Inputs) -> Result<O>,
         prepare: impl FnOnce(&mut Pretraining<O>, &Session<'_>) -> Result<()>,
     ) -> Result<()> {
         let started = Instant::now();
+        self.plan(&mut inputs, &objective)?;
         let recipe = inputs.recipe.clone();
-        let identity = inputs.identity();
-        let learner = inputs.learner(objective, &self.devices)?;
+        let monitor = self.monitor(&recipe)?;
+        let pack = inputs.pack.clone();
+        let mut identity = inputs.identity();
+        if let Some(initial) = &self.folder.initial {
+            identity = initial.identity(identity);
+        }
+        let learner = inputs.learner(objective(&inputs)?, &self.devices)?;
+        if let Some(backbone) = &self.backbone {
+            learner.backbone().load(&backbone.state()?)?;
+        }
         let mut training = inputs.pretraining(learner)?;
         let session = Session::open(
             &mut training,
@@ -102,15 +181,106 @@ impl Command<'_> {
             format!(":\n  {}", resume_command(self.args, &self.folder)),
         )?;
         prepare(&mut training, &session)?;
-        let ended = session.run(&mut training, &mut nothing)?;
+        let mut after_step = |training: &Pretraining<O>, _: &Step, progress: &Progress| {
+            let (done, epoch) = (training.done(), training.steps_per_epoch().max(1));
+            let due = done.is_multiple_of(epoch * recipe.eval.every as u64);
+            match &monitor {
+                Some(monitor) if due || done == training.steps() => {
+                    let measured = monitor.measure(training.learner().backbone());
+                    let KnnReport { top1, chosen, .. } =
+                        measured.map_err(|error| TrainError::Other(error.into()))?;
+                    let (epoch, KnnChoice { layer, k, .. }) = (done / epoch, chosen);
+                    progress.suspend(|| {
+                        eprintln!(
+                            "epoch {epoch}: nearest neighbours {top1:.2}% ({layer}, k = {k})"
+                        );
+                    });
+                    Ok(vec![("knn_top1", Metric::Real(top1 as f32))])
+                }
+                _ => Ok(Vec::new()),
+            }
+        };
+        let ended = session.run(&mut training, &mut after_step)?;
+        let checkpoint = ended.checkpoint.clone().unwrap_or_default();
+        let weights = self.save_backbone(&recipe, &pack, &checkpoint)?;
         let seconds = started.elapsed().as_secs_f64();
-        self.finish(&training, ended, training.skipped(), seconds)
+        self.finish(&training, ended, &weights, training.skipped(), seconds)
+    }
+
+    /// Sets the number of epochs by `--time`, and says how long the run takes where its length was not
+    /// typed.
+    fn plan<O: Objective>(
+        &self,
+        inputs: &mut Inputs,
+        objective: impl Fn(&Inputs) -> Result<O>,
+    ) -> Result<()> {
+        let started = Instant::now();
+        if self.args.resume || (self.args.time.is_none() && self.args.recipe.is_some()) {
+            return Ok(());
+        }
+        eprintln!("measuring a few steps");
+        let (recipe, pack) = (inputs.recipe.clone(), inputs.pack.as_ref().clone());
+        let again = Inputs::new(recipe, pack, self.devices.len())?;
+        let learner = again.learner(objective(&again)?, &self.devices)?;
+        let trial = auto::try_steps(again, learner)?;
+        let recipe = &mut inputs.recipe;
+        if let Some(time) = self.args.time {
+            recipe.train.epochs = trial.epochs(time.saturating_sub(started.elapsed()));
+            recipe.train.steps = 0;
+            let warm_up = &mut recipe.schedule.warmup_epochs;
+            *warm_up = warm_up.min(recipe.train.epochs as f64 / 10.0);
+        }
+        let epochs = recipe.train.epochs;
+        let minutes = trial.time(epochs).as_secs_f64() / 60.0;
+        eprintln!(
+            "{epochs} epochs of {} images: about {minutes:.0} minutes, at {:.0} ms a step",
+            inputs.pack.len(),
+            trial.seconds * 1e3
+        );
+        Ok(())
+    }
+
+    /// What `--probe-train` and `--probe-test` ask for.
+    fn monitor(&self, recipe: &Recipe) -> Result<Option<Monitor>> {
+        let (Some(train), Some(test)) = (&self.args.probe_train, &self.args.probe_test) else {
+            return Ok(None);
+        };
+        let images = match recipe.eval.precise_batch_norm {
+            0 => MONITOR_IMAGES,
+            images => images,
+        };
+        let knn = Knn::new(recipe.eval.knn.clone(), recipe.seed)?;
+        let (train, test) = (Pack::open(train)?, Pack::open(test)?);
+        let monitor = Monitor::new(train, test, extraction(recipe), images, recipe.seed, knn);
+        Ok(Some(monitor.context("--probe-train and --probe-test")?))
+    }
+
+    /// Saves the backbone of a finished run beside its last checkpoint's files with precise batch-norm
+    /// statistics, for evaluations and exports, if the recipe asks for them. Returns the file that these
+    /// take.
+    fn save_backbone(&self, recipe: &Recipe, pack: &Pack, checkpoint: &Path) -> Result<PathBuf> {
+        let (model, path) = (checkpoint.join(MODEL), checkpoint.join(BACKBONE));
+        if path.is_file() {
+            return Ok(path); // the run was finished before
+        }
+        if recipe.eval.precise_batch_norm == 0 {
+            return Ok(model);
+        }
+        let backbone = ResNet::new(&recipe.model, backbone_seed(recipe), &self.devices[0])?;
+        backbone
+            .load(&read_backbone(&model)?.state)?
+            .ensure_whole()?;
+        let statistics = recompute_batch_norm(&backbone, recipe, pack, &extraction(recipe), None)?;
+        let images = statistics["images"].as_u64().map(|images| images as usize);
+        save_backbone(&path, &backbone.state()?, images)?;
+        Ok(path)
     }
 
     fn finish<T: Training>(
         &self,
         training: &T,
         ended: Ended,
+        weights: &Path,
         skipped: u64,
         seconds: f64,
     ) -> Result<()> {
@@ -129,6 +299,8 @@ impl Command<'_> {
                 "skipped": skipped,
                 "seconds": seconds,
                 "checkpoint": checkpoint,
+                "weights": weights,
+                "init_weights": self.folder.initial,
             }));
         }
         let loss = match ended.loss {
@@ -138,7 +310,7 @@ impl Command<'_> {
         print(&format!(
             "{}: {steps} steps, {epochs} epochs, {loss}, {seconds:.0} s\nweights  {}\nreport   {}",
             out.display(),
-            checkpoint.join(pirl_train::MODEL).display(),
+            weights.display(),
             self.folder.report().display()
         ))
     }

@@ -26,6 +26,8 @@ macro_rules! recipes {
 }
 
 recipes![
+    "cifar10",
+    "photos",
     "fashion-mnist",
     "fashion-mnist-long",
     "fashion-mnist-npid",

@@ -87,6 +87,17 @@ impl Bench {
         String::from_utf8_lossy(&output.stderr).into_owned()
     }
 
+    /// `pirl` that must succeed; what it says on standard error.
+    pub(crate) fn stderr(&self, arguments: &[&str]) -> String {
+        let assert = self.pirl(arguments).success();
+        String::from_utf8_lossy(&assert.get_output().stderr).into_owned()
+    }
+
+    /// The text of a file.
+    pub(crate) fn read(&self, name: &str) -> String {
+        fs::read_to_string(self.path(name)).unwrap()
+    }
+
     /// `pirl` with `--json`: the object it prints.
     pub(crate) fn json(&self, arguments: &[&str]) -> Value {
         let assert = self.pirl(&[arguments, &["--json"]].concat()).success();

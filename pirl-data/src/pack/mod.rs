@@ -20,16 +20,3 @@ pub use reader::Pack;
 pub use run::pack;
 pub use statistics::ImageStatistics;
 pub use verify::Verification;
-
-/// Makes a file readable by everyone, as far as its folder permits; temporary files are created readable
-/// by their owner only.
-#[cfg(unix)]
-pub(crate) fn allow_reading(file: &std::fs::File) -> std::io::Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-    file.set_permissions(std::fs::Permissions::from_mode(0o644))
-}
-
-#[cfg(not(unix))]
-pub(crate) fn allow_reading(_: &std::fs::File) -> std::io::Result<()> {
-    Ok(())
-}

@@ -20,7 +20,7 @@ use pirl_core::SettingError;
 use crate::{DataError, Objects, Skipped};
 
 pub use cifar::Cifar;
-pub use fetch::fetch_fashion_mnist;
+pub use fetch::{fetch_cifar10, fetch_fashion_mnist};
 pub use idx::Idx;
 pub use image_folder::ImageFolder;
 pub use list::List;

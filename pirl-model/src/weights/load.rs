@@ -98,12 +98,7 @@ pub(crate) fn load_into(
 /// Which ResNet a state dict looks like, as the end of an error message; empty if it is none.
 fn describe(state: &HashMap<String, Tensor>) -> String {
     let shapes = shapes(state);
-    let looks_like = |config: ModelConfig| {
-        let ModelConfig {
-            arch, width, stem, ..
-        } = config;
-        format!("; the file looks like arch = {arch}, width = {width}, stem = {stem}")
-    };
+    let looks_like = |config: ModelConfig| format!("; the file looks like {}", config.network());
     names::infer(&shapes).map_or_else(|_| String::new(), looks_like)
 }
 

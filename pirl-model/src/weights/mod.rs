@@ -1,5 +1,6 @@
 //! State dicts: weights in and out, under torchvision's names.
 
+mod fill;
 pub(crate) mod load;
 mod names;
 mod pickle;
@@ -10,7 +11,7 @@ use std::fs;
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
-use safetensors::tensor::{Dtype, TensorView};
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
 use crate::config::ModelConfig;
 use crate::error::{ModelError, Result};
@@ -18,6 +19,8 @@ use crate::trainable::Trainable;
 use load::shapes;
 use names::Shapes;
 use pth::Pth;
+
+pub use fill::Filled;
 
 /// Saves modules in one safetensors file, each under its prefix (empty, or ending in a dot).
 /// The file is written under another name, synced and renamed: it is complete, or as it was.
@@ -47,6 +50,32 @@ pub fn state_dict(modules: &[(&str, &dyn Trainable)]) -> Result<HashMap<String, 
 /// # Errors
 /// [`ModelError::Io`]; no partial file is left.
 pub fn save_tensors(path: &Path, tensors: &HashMap<String, Tensor>) -> Result<()> {
+    save(path, tensors, None)
+}
+
+/// As [`save_tensors`], of a backbone: notes in the file's metadata on how many plain images its
+/// batch-norm statistics were computed, which [`read_backbone`] returns; `None` if they are those of
+/// training.
+///
+/// # Errors
+/// [`ModelError::Io`]; nothing is left behind.
+pub fn save_backbone(
+    path: &Path,
+    tensors: &HashMap<String, Tensor>,
+    precise_batch_norm: Option<usize>,
+) -> Result<()> {
+    let note = |images: usize| HashMap::from([(PRECISE.to_owned(), images.to_string())]);
+    save(path, tensors, precise_batch_norm.map(note))
+}
+
+/// Key of the metadata of a backbone with precise batch-norm statistics: the number of images.
+const PRECISE: &str = "precise_batch_norm";
+
+fn save(
+    path: &Path,
+    tensors: &HashMap<String, Tensor>,
+    metadata: Option<HashMap<String, String>>,
+) -> Result<()> {
     let mut entries = BTreeMap::new();
     for (name, tensor) in tensors {
         entries.insert(name, (tensor.dims().to_vec(), bytes(tensor)?));
@@ -56,7 +85,7 @@ pub fn save_tensors(path: &Path, tensors: &HashMap<String, Tensor>) -> Result<()
         let view = TensorView::new(*dtype, shape.clone(), bytes).map_err(|e| format(path, &e))?;
         views.push((name.as_str(), view));
     }
-    let file = safetensors::serialize(views, None).map_err(|e| format(path, &e))?;
+    let file = safetensors::serialize(views, metadata).map_err(|e| format(path, &e))?;
     pirl_core::file::write(path, &file).map_err(|source| ModelError::Io {
         path: path.to_owned(),
         source,
@@ -95,11 +124,15 @@ fn bytes(tensor: &Tensor) -> Result<(Dtype, Vec<u8>)> {
 /// # Errors
 /// [`ModelError::Io`], or [`ModelError::Format`] for anything but a whole safetensors file.
 pub fn load_state_dict(path: &Path) -> Result<HashMap<String, Tensor>> {
-    let data = fs::read(path).map_err(|source| ModelError::Io {
+    let data = read(path)?;
+    candle_core::safetensors::load_buffer(&data, &Device::Cpu).map_err(|e| format(path, &e))
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    fs::read(path).map_err(|source| ModelError::Io {
         path: path.to_owned(),
         source,
-    })?;
-    candle_core::safetensors::load_buffer(&data, &Device::Cpu).map_err(|e| format(path, &e))
+    })
 }
 
 fn format(path: &Path, error: &dyn std::fmt::Display) -> ModelError {
@@ -128,6 +161,8 @@ pub struct BackboneWeights {
     pub prefix: String,
     /// The file's other tensors: heads, a classifier, a memory bank, an optimiser's state.
     pub left_over: Vec<String>,
+    /// On how many plain images its batch-norm statistics were computed, if [`save_backbone`] noted so.
+    pub precise_batch_norm: Option<usize>,
 }
 
 /// Finds a ResNet in a file of weights and reads it, on the CPU.
@@ -175,6 +210,7 @@ pub fn read_backbone(path: &Path) -> Result<BackboneWeights> {
         config,
         prefix: place.prefix,
         left_over,
+        precise_batch_norm: file.precise_batch_norm(),
     })
 }
 
@@ -188,7 +224,10 @@ pub fn detectron2_names(state: HashMap<String, Tensor>) -> HashMap<String, Tenso
 
 /// A file of weights, whose names and shapes are known before its numbers are read.
 enum WeightsFile {
-    Safetensors(HashMap<String, Tensor>),
+    Safetensors {
+        state: HashMap<String, Tensor>,
+        precise_batch_norm: Option<usize>,
+    },
     Pth(Pth),
 }
 
@@ -198,13 +237,35 @@ impl WeightsFile {
         let ending = path.extension().and_then(|ending| ending.to_str());
         Ok(match ending {
             Some(ending) if PYTORCH.contains(&ending) => Self::Pth(Pth::open(path)?),
-            _ => Self::Safetensors(load_state_dict(path)?),
+            _ => {
+                let data = read(path)?;
+                let (_, header) =
+                    SafeTensors::read_metadata(&data).map_err(|e| format(path, &e))?;
+                let note = header
+                    .metadata()
+                    .as_ref()
+                    .and_then(|notes| notes.get(PRECISE));
+                Self::Safetensors {
+                    precise_batch_norm: note.and_then(|images| images.parse().ok()),
+                    state: candle_core::safetensors::load_buffer(&data, &Device::Cpu)
+                        .map_err(|e| format(path, &e))?,
+                }
+            }
         })
+    }
+
+    fn precise_batch_norm(&self) -> Option<usize> {
+        match self {
+            Self::Safetensors {
+                precise_batch_norm, ..
+            } => *precise_batch_norm,
+            Self::Pth(_) => None,
+        }
     }
 
     fn shapes(&self) -> Shapes {
         match self {
-            Self::Safetensors(state) => shapes(state),
+            Self::Safetensors { state, .. } => shapes(state),
             Self::Pth(pth) => {
                 let shape = |(name, shape): (&str, &[usize])| (name.to_owned(), shape.to_vec());
                 pth.shapes().map(shape).collect()
@@ -214,7 +275,7 @@ impl WeightsFile {
 
     fn read<'a>(&self, names: impl Iterator<Item = &'a str>) -> Result<HashMap<String, Tensor>> {
         match self {
-            Self::Safetensors(state) => Ok(names
+            Self::Safetensors { state, .. } => Ok(names
                 .filter_map(|name| Some((name.to_owned(), state.get(name)?.clone())))
                 .collect()),
             Self::Pth(pth) => pth.read(names),

@@ -30,7 +30,8 @@ struct Network {
 }
 
 impl Network {
-    /// The weights, their batch-norm statistics recomputed on `pack` if the recipe asks for it.
+    /// The weights, their batch-norm statistics recomputed on `pack` if the recipe asks for it
+    /// and they were not before.
     fn load(name: &str, args: &AnalyzeArgs, pack: &Pack) -> Result<Self> {
         let run = &args.run;
         let device = device::parse(&run.device)?;
@@ -38,12 +39,13 @@ impl Network {
         let loaded = weights::load(name, recipe, &run.settings, run.seed, &device)?;
         let fingerprint = weights_fingerprint(&loaded.backbone)?;
         let (backbone, recipe) = (loaded.backbone, loaded.recipe);
-        let images = recompute_batch_norm(&backbone, &recipe, pack, &extraction(&recipe))?;
+        let (saved, extraction) = (loaded.precise_batch_norm, extraction(&recipe));
+        let statistics = recompute_batch_norm(&backbone, &recipe, pack, &extraction, saved)?;
         Ok(Self {
             facts: json!({
                 "path": loaded.origin,
                 "fingerprint": fingerprint,
-                "precise_batch_norm": { "used": images > 0, "images": images },
+                "precise_batch_norm": statistics,
             }),
             backbone,
             recipe,

@@ -44,7 +44,7 @@ fn on_random_crops(args: &ProbeArgs, task: &Task, resume: bool) -> Result<()> {
          or learn from plain views (--set eval.linear.crops=centre)"
     );
     let extraction = extraction(&task.recipe);
-    let recomputed = recompute_batch_norm(&task.backbone, &task.recipe, &task.train, &extraction)?;
+    let statistics = task.recompute_batch_norm(&extraction)?;
     let (config, backbone) = (&task.recipe.eval.linear, &task.backbone);
     let (pack, view) = (task.train.clone(), task.train_view()?);
     let seed = task.recipe.seed;
@@ -56,7 +56,7 @@ fn on_random_crops(args: &ProbeArgs, task: &Task, resume: bool) -> Result<()> {
     settings["flip"] = json!(task.recipe.eval.flip);
     settings["layers"] = json!(extraction.layers);
     settings["pool"] = json!(extraction.pool);
-    settings["precise_batch_norm"] = json!(recomputed);
+    settings["precise_batch_norm"] = statistics["images"].clone();
     let matters = |key: &str| {
         let keys = [
             "eval.linear.",
@@ -76,7 +76,7 @@ fn on_random_crops(args: &ProbeArgs, task: &Task, resume: bool) -> Result<()> {
     progress.finish();
     let mut facts = task.facts(&args.eval, settings);
     facts["pool"] = json!(extraction.pool);
-    facts["precise_batch_norm"] = json!({ "used": recomputed > 0, "images": recomputed });
+    facts["precise_batch_norm"] = statistics;
     let baselines = None;
     let report = WithBaselines { report, baselines };
     task.finish(&args.eval, &report, facts, || report.to_string())
@@ -124,22 +124,26 @@ pub(crate) fn extraction(recipe: &Recipe) -> Extraction {
     }
 }
 
-/// Recomputes batch-norm statistics on images of `pack` if the recipe asks for it, and says on how
-/// many.
+/// Recomputes batch-norm statistics on images of `pack` if the recipe asks for it, unless the weights
+/// came with precise ones, of `saved` images. Returns which are used, for the result.
 pub(crate) fn recompute_batch_norm(
     backbone: &ResNet,
     recipe: &Recipe,
     pack: &Pack,
     extraction: &Extraction,
-) -> Result<usize> {
-    let images = recipe.eval.precise_batch_norm;
-    if images == 0 {
-        return Ok(0);
-    }
-    eprintln!("recomputing batch-norm statistics on plain training images");
-    let seed = recipe.seed ^ BATCH_NORM_SEED;
-    pirl_eval::recompute_batch_norm(backbone, pack, extraction, images, seed)
-        .context("recomputing batch-norm statistics (eval.precise_batch_norm)")
+    saved: Option<usize>,
+) -> Result<Value> {
+    let images = match (saved, recipe.eval.precise_batch_norm) {
+        (Some(images), _) => images,
+        (None, 0) => 0,
+        (None, images) => {
+            eprintln!("recomputing batch-norm statistics on plain training images");
+            let seed = recipe.seed ^ BATCH_NORM_SEED;
+            pirl_eval::recompute_batch_norm(backbone, pack, extraction, images, seed)
+                .context("recomputing batch-norm statistics (eval.precise_batch_norm)")?
+        }
+    };
+    Ok(json!({ "used": images > 0, "images": images, "saved": saved.is_some() }))
 }
 
 /// Shows how far a stage of the work has come, in place of an earlier one.
@@ -164,8 +168,7 @@ impl Task {
         settings: Value,
     ) -> Result<()> {
         let extraction = extraction(&self.recipe);
-        let recomputed =
-            recompute_batch_norm(&self.backbone, &self.recipe, &self.train, &extraction)?;
+        let statistics = self.recompute_batch_norm(&extraction)?;
         let train = self.features(args, &self.train, &extraction, "reading training features")?;
         let test = self.features(args, &self.test, &extraction, "reading test features")?;
         let mut progress = None;
@@ -175,7 +178,7 @@ impl Task {
         drop((train, test)); // the baselines need the memory
         let mut facts = self.facts(&args.eval, settings);
         facts["pool"] = json!(extraction.pool);
-        facts["precise_batch_norm"] = json!({ "used": recomputed > 0, "images": recomputed });
+        facts["precise_batch_norm"] = statistics;
         let baselines = self.recipe.eval.baselines;
         let baselines = baselines
             .then(|| self.baselines(args, probe, &extraction))

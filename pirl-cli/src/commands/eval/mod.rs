@@ -10,7 +10,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use pirl_data::{ImageView, Pack, ViewConfig};
-use pirl_eval::{Dataset, Protocol, check_packs, weights_fingerprint};
+use pirl_eval::{Dataset, Extraction, Protocol, check_packs, weights_fingerprint};
 use pirl_model::ResNet;
 use pirl_train::{BoxError, Identity, Training};
 use serde::Serialize;
@@ -35,6 +35,8 @@ struct Task {
     /// Where the weights came from, in words, and their fingerprint as loaded.
     origin: String,
     weights: String,
+    /// Images of its batch-norm statistics, if saved with it.
+    precise_batch_norm: Option<usize>,
     train: Pack,
     test: Pack,
     dataset: Option<Dataset>,
@@ -65,11 +67,18 @@ impl Task {
             backbone: loaded.backbone,
             recipe: loaded.recipe,
             origin: loaded.origin,
+            precise_batch_norm: loaded.precise_batch_norm,
             train,
             test,
             dataset,
             protocol,
         })
+    }
+
+    /// See [`recompute_batch_norm`].
+    fn recompute_batch_norm(&self, extraction: &Extraction) -> Result<Value> {
+        let saved = self.precise_batch_norm;
+        recompute_batch_norm(&self.backbone, &self.recipe, &self.train, extraction, saved)
     }
 
     /// Random crops and flips, no colours: how training sees images.
@@ -128,7 +137,7 @@ impl Task {
             "seed": self.recipe.seed,
             "view": {
                 "resize": self.recipe.eval.resize,
-                "crop": self.recipe.data.image_size,
+                "crop": self.recipe.eval_view().crop,
             },
             "settings": settings,
         })
@@ -182,8 +191,10 @@ pub(crate) fn describe_pack(path: &Path, pack: &Pack) -> Value {
 
 /// Where the numbers came from, in words.
 fn origin(facts: &Value) -> String {
-    let images = &facts["precise_batch_norm"]["images"];
-    let statistics = match images.as_u64() {
+    let statistics = &facts["precise_batch_norm"];
+    let saved = statistics["saved"] == json!(true);
+    let statistics = match statistics["images"].as_u64() {
+        Some(images) if saved => format!("batch-norm statistics of {images} plain images, saved; "),
         Some(0) => "batch-norm statistics as saved; ".to_owned(),
         Some(images) => format!("batch-norm statistics recomputed on {images} plain images; "),
         None => String::new(),

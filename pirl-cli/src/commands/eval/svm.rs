@@ -5,7 +5,7 @@ use pirl_eval::{Presence, Protocol, Svm, SvmReport};
 use serde_json::json;
 
 use super::Task;
-use super::features::{extraction, recompute_batch_norm};
+use super::features::extraction;
 use crate::args::ProbeArgs;
 use crate::progress::Progress;
 
@@ -16,7 +16,7 @@ pub(crate) fn svm(args: &ProbeArgs) -> Result<()> {
     let (train_presence, test_presence) = Presence::of_packs(&task.train, &task.test)?;
     let mut extraction = extraction(&task.recipe);
     extraction.view.stretch = true; // the whole image counts: an object may stand at its edge
-    let recomputed = recompute_batch_norm(&task.backbone, &task.recipe, &task.train, &extraction)?;
+    let statistics = task.recompute_batch_norm(&extraction)?;
     let train = task.features(args, &task.train, &extraction, "reading training features")?;
     let test = task.features(args, &task.test, &extraction, "reading test features")?;
     let machines = train.layers().len() * train.class_names().len();
@@ -30,7 +30,7 @@ pub(crate) fn svm(args: &ProbeArgs) -> Result<()> {
     let mut facts = task.facts(&args.eval, serde_json::to_value(config)?);
     facts["pool"] = json!(extraction.pool);
     facts["view"]["stretch"] = json!(true);
-    facts["precise_batch_norm"] = json!({ "used": recomputed > 0, "images": recomputed });
+    facts["precise_batch_norm"] = statistics;
     task.finish(&args.eval, &report, facts, || table(&report))
 }
 

@@ -1,6 +1,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use super::write_files;
 use crate::DataError;
 
 const NAME: &str = "Fashion-MNIST";
@@ -39,11 +40,11 @@ pub fn fetch_fashion_mnist(folder: impl AsRef<Path>) -> Result<String, DataError
     let folder = folder.as_ref();
     let installed: Vec<PathBuf> = FILES.iter().map(|f| Path::new(DEBIAN).join(f)).collect();
     if installed.iter().all(|file| file.is_file()) {
+        let mut files = vec![class_names()];
         for (file, name) in installed.iter().zip(FILES) {
-            let bytes = fs::read(file).map_err(DataError::io("read", file))?;
-            write_whole(folder, name, &bytes)?;
+            files.push((name, fs::read(file).map_err(DataError::io("read", file))?));
         }
-        write_class_names(folder)?;
+        write_files(folder, &files)?;
         return Ok(format!("the Debian package in {DEBIAN}"));
     }
     download(folder)
@@ -85,15 +86,16 @@ fn download(folder: &Path) -> Result<String, DataError> {
         pixels(&data.test_images)?,
         labels(&data.test_labels)?,
     ];
-    for (name, bytes) in FILES.iter().zip(&files) {
+    let mut written = vec![class_names()];
+    for (name, bytes) in FILES.into_iter().zip(&files) {
         let dimensions: &[usize] = if name.contains("idx3") {
             &[bytes.len() / (28 * 28), 28, 28]
         } else {
             &[bytes.len()]
         };
-        write_whole(folder, name, &gzipped_idx(dimensions, bytes, folder)?)?;
+        written.push((name, gzipped_idx(dimensions, bytes, folder)?));
     }
-    write_class_names(folder)?;
+    write_files(folder, &written)?;
     Ok("the Hugging Face hub, zalando-datasets/fashion_mnist".to_owned())
 }
 
@@ -113,24 +115,9 @@ fn gzipped_idx(dimensions: &[usize], bytes: &[u8], folder: &Path) -> Result<Vec<
         .map_err(DataError::io("write", folder))
 }
 
-fn write_class_names(folder: &Path) -> Result<(), DataError> {
-    let text = CLASS_NAMES.join("\n") + "\n";
-    write_whole(folder, "class_names.txt", text.as_bytes())
-}
-
-/// Writes beside the target and renames, so that a file in `folder` is whole or absent.
-fn write_whole(folder: &Path, name: &str, bytes: &[u8]) -> Result<(), DataError> {
-    use std::io::Write;
-
-    let path = folder.join(name);
-    let write = || -> std::io::Result<()> {
-        fs::create_dir_all(folder)?;
-        let mut file = tempfile::NamedTempFile::new_in(folder)?;
-        file.write_all(bytes)?;
-        crate::pack::allow_reading(file.as_file())?;
-        file.as_file().sync_all()?;
-        file.persist(&path)?;
-        Ok(())
-    };
-    write().map_err(DataError::io("write", &path))
+fn class_names() -> (&'static str, Vec<u8>) {
+    (
+        "class_names.txt",
+        (CLASS_NAMES.join("\n") + "\n").into_bytes(),
+    )
 }
