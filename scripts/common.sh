@@ -5,17 +5,20 @@ pirl=${CARGO_TARGET_DIR:-target}/release/pirl
 
 say() { printf '\n== %s\n' "$*" >&2; }
 
-# Builds pirl where there is none, and packs Fashion-MNIST into $data.
+# prepare RECIPE: builds pirl where there is none, and packs the recipe's data set into $data:
+# CIFAR-10 where its name says so, else Fashion-MNIST. $train and $test are the packs.
 prepare() {
-  local split
+  local set=fashion-mnist format=mnist prefix="" split
+  case $1 in *cifar10*) set=cifar10 format=cifar10 prefix=cifar10- ;; esac
+  train=$data/${prefix}train test=$data/${prefix}test
   [ -x "$pirl" ] || cargo build --release --locked -p pirl-cli
   mkdir -p "$out" "$data"
   for split in train test; do
-    [ -e "$data/$split.safetensors" ] && continue
-    say "packing Fashion-MNIST, $split"
-    "$pirl" data fetch fashion-mnist --output "$data/fashion-mnist" >&2
-    "$pirl" data pack --format mnist --input "$data/fashion-mnist" --split "$split" \
-      --output "$data/$split" >&2
+    [ -e "$data/$prefix$split.safetensors" ] && continue
+    say "packing $set, $split"
+    [ -d "$data/$set" ] || "$pirl" data fetch "$set" --output "$data/$set" >&2
+    "$pirl" data pack --format "$format" --input "$data/$set" --split "$split" \
+      --output "$data/$prefix$split" >&2
   done
 }
 
@@ -26,7 +29,7 @@ pretrain() {
   [ -e "$run/done" ] && return
   say "pre-training, recipe $recipe"
   [ ! -d "$run" ] || resume=(--resume)
-  "$pirl" pretrain --recipe "$recipe" --data "$data/train" --out "$run" "${resume[@]}" "$@" >&2
+  "$pirl" pretrain --recipe "$recipe" --data "$train" --out "$run" "${resume[@]}" "$@" >&2
   touch "$run/done"
 }
 
@@ -71,6 +74,7 @@ label() {
   case $1 in
     *jigsaw-covariant) echo "Jigsaw, covariant" ;;
     *rotation-covariant) echo "Rotation, covariant" ;;
+    *jigsaw-rotation) echo "PIRL, jigsaw of a rotated image" ;;
     *rotation) echo "PIRL, rotation" ;;
     *npid) echo "NPID" ;;
     supervised-*) echo "Supervised" ;;

@@ -35,7 +35,7 @@ done
 . scripts/common.sh
 [ ${#recipes[@]} -gt 0 ] || recipes=("${every_recipe[@]}")
 detector=fashion-mnist-scenes
-prepare
+prepare fashion-mnist
 
 for split in train test; do
   count=500

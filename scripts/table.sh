@@ -5,7 +5,7 @@
 # and (unless --probes-only) by fine-tuning on 1 % and 10 % of the labels, the same images for all;
 # prints Markdown, the mean and the standard deviation where there are several seeds.
 #
-#   scripts/table.sh [--output FOLDER] [--seeds "S..."] [--probes-only] [RECIPE...]
+#   scripts/table.sh [--output FOLDER] [--seeds "S..."] [--probes-only] [--set KEY=VALUE...] [RECIPE...]
 #
 # FOLDER (default: runs) gets the data, the runs and the results. Seeds (default: 0) are those of
 # pre-training and of everything after it. Without recipes: PIRL (jigsaw), NPID, covariant jigsaw, PIRL
@@ -18,18 +18,20 @@ out=runs
 percents="1 10" # of the labels, for fine-tuning
 seeds=(0)
 recipes=()
+settings=()
 while [ $# -gt 0 ]; do
   case $1 in
     --output) out=${2:?--output needs a folder}; shift 2 ;;
     --seeds) read -ra seeds <<<"${2:?--seeds needs numbers, such as \"0 1 2\"}"; shift 2 ;;
     --probes-only) percents=""; shift ;;
-    -*) echo "usage: scripts/table.sh [--output FOLDER] [--seeds \"S...\"] [--probes-only] [RECIPE...]" >&2; exit 2 ;;
+    --set) settings+=(--set "${2:?--set needs KEY=VALUE}"); shift 2 ;;
+    -*) echo "usage: scripts/table.sh [--output FOLDER] [--seeds \"S...\"] [--probes-only] [--set KEY=VALUE...] [RECIPE...]" >&2; exit 2 ;;
     *) recipes+=("$1"); shift ;;
   esac
 done
 . scripts/common.sh
 [ ${#recipes[@]} -gt 0 ] || recipes=("${every_recipe[@]}")
-prepare
+prepare "${recipes[0]}"
 
 suffix() { [ "$1" = 0 ] || echo "-seed$1"; }
 
@@ -42,7 +44,7 @@ probe() {
     [ -e "$out/$name-$kind/result.json" ] && continue
     say "$kind on $name"
     "$pirl" eval "$kind" --weights "$weights" "$@" \
-      --train "$data/train" --test "$data/test" \
+      --train "$train" --test "$test" \
       --cache "$out/$name-features" --out "$out/$name-$kind" >&2
   done
   rm -rf "$out/$name-features"
@@ -60,7 +62,7 @@ finetune() {
     resume=()
     [ ! -d "$out/$name-$percent/checkpoints" ] || resume=(--resume)
     "$pirl" eval finetune --weights "$weights" "$@" "${labels[@]}" "${resume[@]}" \
-      --train "$data/train" --test "$data/test" --out "$out/$name-$percent" >&2
+      --train "$train" --test "$test" --out "$out/$name-$percent" >&2
     cp "$out/$name-$percent/labels.txt" "$out/labels-$percent$suffix.txt"
     rm -rf "$out/$name-$percent/checkpoints"
   done
@@ -71,13 +73,13 @@ for seed in "${seeds[@]}"; do
   baselines=true
   for recipe in "${recipes[@]}"; do
     run=$out/$recipe$suffix-run
-    options=(--recipe "$recipe" --seed "$seed")
-    pretrain "$recipe" "$run" --seed "$seed"
+    options=(--recipe "$recipe" --seed "$seed" "${settings[@]}")
+    pretrain "$recipe" "$run" --seed "$seed" "${settings[@]}"
     probe "$recipe$suffix" "$run" "${options[@]}" --set eval.baselines=$baselines
     finetune "$recipe$suffix" "$run" "$suffix" "${options[@]}"
     baselines=false
   done
-  finetune "untrained$suffix" random "$suffix" --recipe "${recipes[0]}" --seed "$seed"
+  finetune "untrained$suffix" random "$suffix" --recipe "${recipes[0]}" --seed "$seed" "${settings[@]}"
 done
 
 # cell NAME KIND PATH: a value of the results of every seed, "-" if there is none.
