@@ -285,9 +285,10 @@ pub(crate) struct EvalArgs {
     /// Images to learn from, with labels or, for a detector, annotated objects
     #[arg(long, value_name = "PACK")]
     pub(crate) train: PathBuf,
-    /// Images to be judged by, annotated likewise
+    /// Images to be judged by, annotated likewise; without it a fifth of those of --train, of every
+    /// class, is kept from learning and taken for that
     #[arg(long, value_name = "PACK")]
-    pub(crate) test: PathBuf,
+    pub(crate) test: Option<PathBuf>,
     /// Folder for result.json, checkpoints and pictures
     #[arg(long, value_name = "DIR")]
     pub(crate) out: Option<PathBuf>,

@@ -114,3 +114,34 @@ fn nearest_neighbours_are_measured_during_the_run_and_change_nothing() {
     assert_eq!(probed.0, plain.0);
     assert_eq!((probed.1, plain.1), (2, 0)); // after epochs 2 and 3, the last
 }
+
+#[test]
+fn images_without_a_test_set_are_judged_by_a_fifth_of_their_own() {
+    let bench = Bench::new();
+    bench.pack("pack", 60);
+    let knn = |more: &[&str]| {
+        let command = [
+            "eval",
+            "knn",
+            "--weights",
+            "random",
+            "--recipe",
+            "tiny.toml",
+        ];
+        let arguments = [
+            &command[..],
+            &["--train", "pack", "--set", "eval.knn.k=3"],
+            more,
+        ]
+        .concat();
+        bench.json(&arguments)
+    };
+    let found = knn(&[]);
+    let images = |set: &str| found[set]["images"].as_u64().unwrap();
+    assert_eq!((images("train"), images("test")), (48, 12));
+    assert_eq!(
+        knn(&["--seed", "5"])["test"],
+        found["test"],
+        "the same for all networks"
+    );
+}

@@ -246,6 +246,41 @@ fn other_safetensors_files_are_no_packs() {
 }
 
 #[test]
+fn a_split_takes_its_share_of_every_class() {
+    let dir = TempDir::new().unwrap();
+    write(
+        &Samples::raw(100, 5),
+        &dir.path().join("set"),
+        &PackOptions::default(),
+    );
+    let whole = Pack::open(dir.path().join("set")).unwrap();
+    let contents = |pack: &Pack| -> Vec<Vec<u8>> {
+        (0..pack.len())
+            .map(|index| pack.bytes(index).unwrap().to_vec())
+            .collect()
+    };
+    let (kept, drawn) = whole.split(0.2, 1).unwrap();
+    assert_eq!(kept.len() + drawn.len(), whole.len());
+    let of_class = |pack: &Pack, class| (0..pack.len()).filter(|i| pack.label(*i) == class).count();
+    for class in (0..whole.len()).map(|index| whole.label(index)) {
+        let share = of_class(&whole, class) as f64 * 0.2;
+        let expected = (share.round() as usize).max(1);
+        assert_eq!(of_class(&drawn, class), expected, "{class:?}");
+    }
+    let mut together = [contents(&kept), contents(&drawn)].concat();
+    together.sort();
+    let mut all = contents(&whole);
+    all.sort();
+    assert_eq!(together, all);
+    assert_eq!(contents(&drawn), contents(&whole.split(0.2, 1).unwrap().1));
+    assert_ne!(contents(&drawn), contents(&whole.split(0.2, 2).unwrap().1));
+    for share in [0.0, 1.0, f64::NAN] {
+        assert!(whole.split(share, 1).is_err());
+    }
+    assert!(whole.subset(1, 1).unwrap().split(0.5, 1).is_err());
+}
+
+#[test]
 fn subsets_are_seeded_ordered_and_have_their_own_fingerprint() {
     let dir = TempDir::new().unwrap();
     let source = Samples::raw(100, 5);

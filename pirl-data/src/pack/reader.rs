@@ -1,8 +1,10 @@
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use pirl_core::{SettingError, check};
 use rand::SeedableRng;
+use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use xxhash_rust::xxh3::xxh3_128;
 
@@ -271,6 +273,34 @@ impl Pack {
         let drawn = rand::seq::index::sample(&mut rng, len, count);
         let drawn: Vec<u32> = drawn.into_iter().map(|index| index as u32).collect();
         self.select(&drawn)
+    }
+
+    /// Two parts: all samples but a share of them, and that share, drawn by `seed`. Of samples with
+    /// labels the share of every class is drawn, one at least of a class of two or more.
+    ///
+    /// # Errors
+    /// [`DataError::Setting`] unless `share` lies in (0, 1) and both parts get a sample.
+    pub fn split(&self, share: f64, seed: u64) -> Result<(Self, Self), DataError> {
+        let fits = share > 0.0 && share < 1.0;
+        check("share", share, fits, "must be above 0 and below 1")?;
+        let mut classes = BTreeMap::<Option<u32>, Vec<u32>>::new();
+        for index in 0..self.len() {
+            let class = classes.entry(self.label(index)).or_default();
+            class.push(index as u32);
+        }
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let (mut kept, mut drawn) = (Vec::new(), Vec::new());
+        for mut class in classes.into_values() {
+            class.shuffle(&mut rng);
+            let least = usize::from(class.len() > 1);
+            let count = ((class.len() as f64 * share).round() as usize).max(least);
+            let count = count.min(class.len().saturating_sub(1));
+            drawn.extend_from_slice(&class[..count]);
+            kept.extend_from_slice(&class[count..]);
+        }
+        let parts = "must leave a sample for either part";
+        check("share", share, !drawn.is_empty() && !kept.is_empty(), parts)?;
+        Ok((self.select(&kept)?, self.select(&drawn)?))
     }
 
     /// The samples with these numbers, in the order of the pack, each once.

@@ -13,7 +13,7 @@ use pirl_report::{DetectionPanel, detection_sheet, precision_recall_chart};
 use pirl_train::{Identity, Metric, Training};
 use serde_json::{Map, Value, json};
 
-use super::describe_pack;
+use super::{describe_pack, open_packs};
 use crate::args::{DetectArgs, EvalArgs};
 use crate::device;
 use crate::output::{print, print_json, write_file, write_png, write_result};
@@ -25,7 +25,7 @@ use crate::weights::{self, Loaded};
 /// Nothing is written before everything that can be checked has been.
 pub(crate) fn detect(args: &DetectArgs) -> Result<()> {
     let (args, resumes) = (&args.eval, args.resume);
-    let (train, test) = (Pack::open(&args.train)?, Pack::open(&args.test)?);
+    let (train, test) = open_packs(args)?;
     check_detection_packs(&train, &test)?;
     let run = &args.run;
     let device = device::parse(&run.device)?;
@@ -79,7 +79,7 @@ pub(crate) fn detect(args: &DetectArgs) -> Result<()> {
     let facts = json!({
         "weights": { "path": origin, "fingerprint": weights },
         "train": describe_pack(&args.train, &train),
-        "test": describe_pack(&args.test, &test),
+        "test": describe_pack(args.test.as_ref().unwrap_or(&args.train), &test),
         "seed": recipe.seed,
         "settings": config,
     });

@@ -28,6 +28,10 @@ pub(crate) use features::{extraction, knn, linear, recompute_batch_norm};
 pub(crate) use finetune::finetune;
 pub(crate) use svm::svm;
 
+/// What is kept for the test of images that come without one, the same in every evaluation.
+const TEST_SHARE: f64 = 0.2;
+const TEST_SEED: u64 = 0x7465_7374;
+
 /// What an evaluation needs, checked before the work begins.
 struct Task {
     backbone: ResNet,
@@ -45,8 +49,7 @@ struct Task {
 
 impl Task {
     fn open(args: &EvalArgs, dataset: Option<Dataset>, protocol: Protocol) -> Result<Self> {
-        let train = Pack::open(&args.train)?;
-        let test = Pack::open(&args.test)?;
+        let (train, test) = open_packs(args)?;
         if protocol != Protocol::Svm {
             check_packs(&train, &test)?;
         }
@@ -133,7 +136,7 @@ impl Task {
         json!({
             "weights": { "path": self.origin, "fingerprint": self.weights },
             "train": describe_pack(&args.train, &self.train),
-            "test": describe_pack(&args.test, &self.test),
+            "test": describe_pack(args.test.as_ref().unwrap_or(&args.train), &self.test),
             "seed": self.recipe.seed,
             "view": {
                 "resize": self.recipe.eval.resize,
@@ -181,6 +184,17 @@ impl Task {
             format!("{} here {own:.1}; {published}\n", published.metric)
         });
         print(&format!("{}\n{comparison}{}", table(), origin(&facts)))
+    }
+}
+
+/// The images to learn from and to be judged by.
+fn open_packs(args: &EvalArgs) -> Result<(Pack, Pack)> {
+    let train = Pack::open(&args.train)?;
+    match &args.test {
+        Some(test) => Ok((train, Pack::open(test)?)),
+        None => train
+            .split(TEST_SHARE, TEST_SEED)
+            .with_context(|| format!("keeping images of {} for the test", args.train.display())),
     }
 }
 
