@@ -32,6 +32,10 @@ struct Train;
 #[doc = include_str!("../../pirl-eval/README.md")]
 struct Eval;
 
+/// That of pirl-recipes.
+#[doc = include_str!("../../pirl-recipes/README.md")]
+struct Recipes;
+
 /// That of pirl-scenes.
 #[doc = include_str!("../../pirl-scenes/README.md")]
 struct Scenes;

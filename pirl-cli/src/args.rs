@@ -7,9 +7,8 @@ use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use pirl_eval::Dataset;
 use pirl_model::Layer;
+use pirl_recipes::Setting;
 use serde::Serialize;
-
-use crate::recipe::Setting;
 
 /// Pre-train a ConvNet on images without labels (PIRL, arXiv:1912.01991) and see what it learned.
 #[derive(Debug, Parser)]

@@ -3,14 +3,11 @@
 //! This crate parses, checks, joins the other crates and reports; the mathematics is theirs.
 
 mod args;
-mod assemble;
-mod auto;
 mod commands;
 mod device;
 mod interrupt;
 mod output;
 mod progress;
-mod recipe;
 mod report;
 mod run_dir;
 mod session;

@@ -4,10 +4,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
+use pirl_recipes::Recipe;
 use pirl_train::InitialWeights;
 
 use crate::output::write_file;
-use crate::recipe::Recipe;
 
 /// A folder with `config.toml`, `initial_weights.json` unless these were random, `metrics.jsonl`,
 /// TensorBoard events, `checkpoints/` and `report.html`.
@@ -78,7 +78,7 @@ impl RunDir {
     /// The settings the run was started with.
     pub(crate) fn recipe(&self) -> Result<Recipe> {
         let path = self.config();
-        Recipe::load(&path.to_string_lossy(), &[])
+        Ok(Recipe::load(&path.to_string_lossy(), &[])?)
     }
 
     pub(crate) fn path(&self) -> &Path {

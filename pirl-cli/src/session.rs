@@ -4,6 +4,7 @@
 //! [`pirl_train::run`], so they behave alike.
 
 use anyhow::{Result, bail};
+use pirl_recipes::Recipe;
 use pirl_report::EventFile;
 use pirl_train::{
     BoxError, Checkpoints, Ended, Health, Identity, Metric, MetricsFile, Observer, Row, RunOptions,
@@ -12,7 +13,6 @@ use pirl_train::{
 
 use crate::interrupt::{Interrupt, Interrupted};
 use crate::progress::Progress;
-use crate::recipe::Recipe;
 use crate::report;
 use crate::run_dir::RunDir;
 

@@ -6,10 +6,9 @@ use anyhow::{Context, Error, Result, bail};
 use candle_core::Device;
 use pirl_eval::weights_fingerprint;
 use pirl_model::{BackboneWeights, Filled, ModelConfig, ModelError, ResNet, read_backbone};
+use pirl_recipes::{Recipe, Setting, backbone_seed};
 use pirl_train::{BACKBONE, Checkpoints, InitialWeights, MODEL};
 
-use crate::assemble::backbone_seed;
-use crate::recipe::{Recipe, Setting};
 use crate::run_dir::RunDir;
 
 /// A backbone and where it is from.

@@ -5,22 +5,21 @@ use std::time::Duration;
 
 use anyhow::Result;
 use pirl_data::{Pack, Throughput};
+use pirl_recipes::Recipe;
 use serde_json::{Map, Value, json};
 
 use crate::args::DataBenchArgs;
-use crate::assemble;
 use crate::output::{print, print_json};
-use crate::recipe::Recipe;
 
 pub(crate) fn run(args: &DataBenchArgs) -> Result<()> {
     let mut recipe = Recipe::load(&args.recipe, &args.settings)?;
     if let Some(workers) = args.workers {
         recipe.loader.workers = workers as usize;
     }
-    let workers = assemble::workers(&recipe);
+    let workers = pirl_recipes::workers(&recipe);
     let pack = Arc::new(Pack::open(&args.pack)?);
     recipe.train.batch_size = recipe.train.batch_size.min(pack.len());
-    let loader = assemble::loader(&recipe, &pack, assemble::pretext(&recipe)?, 1)?;
+    let loader = pirl_recipes::loader(&recipe, &pack, pirl_recipes::pretext(&recipe)?, 1)?;
     let time = Duration::from_secs(args.seconds.into());
     let found = Throughput::measure(&loader, &pack, time)?;
     let rate = found.images_per_second();

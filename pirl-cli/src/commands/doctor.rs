@@ -10,13 +10,12 @@ use pirl_doctor::{
     Machine, Report, Speed, TimedStep, Versions, Workload, cases, check_all, noise_batch,
     timed_step,
 };
+use pirl_recipes::{Inputs, LossKind, Recipe};
 use pirl_train::{BoxError, Objective};
 
 use crate::args::DoctorArgs;
-use crate::assemble::{self, Inputs};
 use crate::device;
 use crate::output::{print, print_json};
-use crate::recipe::{LossKind, Recipe};
 
 /// Sizes of the batches that are timed.
 const ON_CPU: [usize; 3] = [2, 4, 8];
@@ -88,9 +87,9 @@ impl Workload for Timed<'_> {
         let mut recipe = self.recipe.clone();
         recipe.train.batch_size = recipe.train.batch_size.min(pack.len());
         recipe.loader.workers = 0;
-        let pretext = assemble::pretext(&recipe)?;
-        let loader = assemble::loader(&recipe, &pack, pretext, 1)?;
-        Ok((loader, assemble::workers(&recipe)))
+        let pretext = pirl_recipes::pretext(&recipe)?;
+        let loader = pirl_recipes::loader(&recipe, &pack, pretext, 1)?;
+        Ok((loader, pirl_recipes::workers(&recipe)))
     }
 }
 

@@ -3,11 +3,11 @@
 use anyhow::{Context, Result, bail};
 use candle_core::Device;
 use pirl_model::{Stem, Trainable, detectron2_names, save_backbone};
+use pirl_recipes::Recipe;
 use serde_json::json;
 
 use crate::args::{ExportArgs, ExportFormat};
 use crate::output::{print, print_json};
-use crate::recipe::Recipe;
 use crate::weights;
 
 pub(crate) fn run(args: &ExportArgs) -> Result<()> {

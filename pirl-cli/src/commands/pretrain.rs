@@ -8,6 +8,10 @@ use candle_core::Device;
 use pirl_data::Pack;
 use pirl_eval::{Knn, KnnChoice, KnnReport, Monitor};
 use pirl_model::{ResNet, Trainable, read_backbone, save_backbone};
+use pirl_recipes::{
+    BankInit, Choice, Inputs, LossKind, Recipe, RecipeError, Setting, backbone_seed, choose, fit,
+    try_steps,
+};
 use pirl_train::{
     BACKBONE, Checkpoints, Ended, InitialWeights, MODEL, Metric, Objective, Pretraining, Step,
     TrainError, Training,
@@ -16,14 +20,12 @@ use serde_json::json;
 
 use super::eval::{extraction, recompute_batch_norm};
 use crate::args::PretrainArgs;
-use crate::assemble::{Inputs, backbone_seed};
 use crate::interrupt::Interrupted;
 use crate::output::{print, print_json};
 use crate::progress::Progress;
-use crate::recipe::{BankInit, LossKind, Recipe, Setting};
 use crate::run_dir::{RunDir, matters_to_pretraining};
 use crate::session::Session;
-use crate::{auto, device, weights};
+use crate::{device, weights};
 
 /// Images that batch-norm statistics are computed on, for nearest neighbours during the run, where the
 /// recipe does not say how many.
@@ -99,15 +101,17 @@ fn settings(args: &PretrainArgs, pack: &Pack, devices: &[Device]) -> Result<Reci
             config.to_string_lossy().into_owned()
         }
         (None, false) => {
-            let (recipe, choices) = auto::choose(pack, &devices[0], typed)?;
+            let (recipe, choices) = choose(pack, &devices[0], typed)?;
             eprintln!("settings chosen for these images, all of which --set changes:");
-            choices.iter().for_each(|choice| eprintln!("{choice}"));
+            for Choice { key, value, reason } in &choices {
+                eprintln!("  {key:<18} {value:<24} {reason}");
+            }
             return Ok(recipe);
         }
     };
     let images = pack.len();
     let fit = |recipe: &mut Recipe| {
-        auto::fit(recipe, images);
+        fit(recipe, images);
         Ok(())
     };
     Recipe::load_adjusted(&name, fit, typed)
@@ -155,7 +159,7 @@ impl Command<'_> {
     fn train<O: Objective>(
         self,
         mut inputs: Inputs,
-        objective: impl Fn(&Inputs) -> Result<O>,
+        objective: impl Fn(&Inputs) -> Result<O, RecipeError>,
         prepare: impl FnOnce(&mut Pretraining<O>, &Session<'_>) -> Result<()>,
     ) -> Result<()> {
         let started = Instant::now();
@@ -212,7 +216,7 @@ impl Command<'_> {
     fn plan<O: Objective>(
         &self,
         inputs: &mut Inputs,
-        objective: impl Fn(&Inputs) -> Result<O>,
+        objective: impl Fn(&Inputs) -> Result<O, RecipeError>,
     ) -> Result<()> {
         let started = Instant::now();
         if self.args.resume || (self.args.time.is_none() && self.args.recipe.is_some()) {
@@ -222,7 +226,7 @@ impl Command<'_> {
         let (recipe, pack) = (inputs.recipe.clone(), inputs.pack.as_ref().clone());
         let again = Inputs::new(recipe, pack, self.devices.len())?;
         let learner = again.learner(objective(&again)?, &self.devices)?;
-        let trial = auto::try_steps(again, learner)?;
+        let trial = try_steps(again, learner)?;
         let recipe = &mut inputs.recipe;
         if let Some(time) = self.args.time {
             recipe.train.epochs = trial.epochs(time.saturating_sub(started.elapsed()));

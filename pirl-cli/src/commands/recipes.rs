@@ -1,11 +1,11 @@
 //! `pirl recipes`
 
 use anyhow::{Context, Result};
+use pirl_recipes::{RECIPES, Recipe, key_notes};
 use serde_json::{Map, Value, json};
 
 use crate::args::RecipesArgs;
 use crate::output::{print, print_json};
-use crate::recipe::{RECIPES, Recipe, key_notes};
 
 pub(crate) fn run(args: &RecipesArgs) -> Result<()> {
     match &args.name {

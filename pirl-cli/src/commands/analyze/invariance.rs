@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use anyhow::Result;
 use pirl_data::{Pack, PretextKind, build_pretext};
 use pirl_eval::{Change, Distances, invariance as measure};
+use pirl_recipes::Recipe;
 use pirl_report::invariance_chart;
 use serde_json::{Value, json};
 
@@ -13,7 +14,6 @@ use crate::args::InvarianceArgs;
 use crate::commands::eval::describe_pack;
 use crate::output::write_png;
 use crate::progress::Progress;
-use crate::recipe::Recipe;
 
 const CHART: &str = "invariance.png";
 

@@ -10,12 +10,12 @@ use anyhow::{Context, Result};
 use pirl_data::Pack;
 use pirl_eval::weights_fingerprint;
 use pirl_model::ResNet;
+use pirl_recipes::Recipe;
 use serde_json::{Value, json};
 
 use super::eval::{extraction, recompute_batch_norm};
 use crate::args::AnalyzeArgs;
 use crate::output::{print, print_json, write_result};
-use crate::recipe::Recipe;
 use crate::{device, weights};
 
 pub(crate) use invariance::invariance;

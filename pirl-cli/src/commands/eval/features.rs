@@ -8,14 +8,13 @@ use pirl_eval::{
     extract_features, feature_bytes, images_per_second, weights_fingerprint,
 };
 use pirl_model::{ResNet, Trainable};
+use pirl_recipes::{Recipe, backbone_seed};
 use pirl_train::Training;
 use serde_json::{Value, json};
 
 use super::Task;
 use crate::args::{LinearArgs, ProbeArgs};
-use crate::assemble::backbone_seed;
 use crate::progress::Progress;
-use crate::recipe::Recipe;
 
 /// Stream of the images that batch-norm statistics are recomputed on, apart from the probes' own.
 const BATCH_NORM_SEED: u64 = 0x6270;

@@ -12,13 +12,13 @@ use anyhow::{Context, Result, ensure};
 use pirl_data::{ImageView, Pack, ViewConfig};
 use pirl_eval::{Dataset, Extraction, Protocol, check_packs, weights_fingerprint};
 use pirl_model::ResNet;
+use pirl_recipes::Recipe;
 use pirl_train::{BoxError, Identity, Training};
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::args::EvalArgs;
 use crate::output::{print, print_json, write_result};
-use crate::recipe::Recipe;
 use crate::run_dir::RunDir;
 use crate::session::{Session, nothing};
 use crate::{device, weights};

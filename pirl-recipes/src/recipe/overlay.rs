@@ -1,10 +1,13 @@
 //! Laying one TOML table over another that holds every key there is.
 
-use anyhow::{Result, anyhow, bail};
 use toml::{Table, Value};
 
+use crate::error::KeyError;
+
+type Result<T> = std::result::Result<T, KeyError>;
+
 /// Every key of `table` that is not itself a table, by its dotted name, in order.
-pub(crate) fn leaves(table: &Table) -> Vec<(String, Value)> {
+pub(super) fn leaves(table: &Table) -> Vec<(String, Value)> {
     fn walk(table: &Table, prefix: &str, found: &mut Vec<(String, Value)>) {
         for (key, value) in table {
             let key = join(prefix, key);
@@ -54,10 +57,10 @@ fn place(full: &mut Table, known: &[(String, Value)], key: &str, value: Value) -
     }
     match table.get_mut(last) {
         None => Err(unknown(key, known)),
-        Some(Value::Table(_)) => bail!(
-            "{key} is a table, not a {}; set one of its keys",
-            value.type_str()
-        ),
+        Some(Value::Table(_)) => Err(KeyError::Table {
+            key: key.to_owned(),
+            found: value.type_str(),
+        }),
         Some(slot) => {
             *slot = fit(slot, value, key)?;
             Ok(())
@@ -82,18 +85,21 @@ fn fit(old: &Value, value: Value, key: &str) -> Result<Value> {
             None => Value::Array(vec![item]),
         },
         (old, value) if old.same_type(&value) => value,
-        (old, value) => bail!(
-            "{key} must be of type {}, found the {} {value}",
-            old.type_str(),
-            value.type_str()
-        ),
+        (old, value) => {
+            return Err(KeyError::Type {
+                key: key.to_owned(),
+                expected: old.type_str(),
+                found: value.type_str(),
+                value: value.to_string(),
+            });
+        }
     })
 }
 
-fn unknown(key: &str, known: &[(String, Value)]) -> anyhow::Error {
-    match nearest(key, known.iter().map(|(key, _)| key.as_str())) {
-        Some(nearest) => anyhow!("no setting is called {key:?}; did you mean {nearest:?}?"),
-        None => anyhow!("no setting is called {key:?}; `pirl recipes --keys` lists them"),
+fn unknown(key: &str, known: &[(String, Value)]) -> KeyError {
+    KeyError::Unknown {
+        key: key.to_owned(),
+        nearest: nearest(key, known.iter().map(|(key, _)| key.as_str())).map(str::to_owned),
     }
 }
 

@@ -1,15 +1,16 @@
-//! The recipes that come with the program.
+//! The recipes that come with this crate.
 
-/// A recipe by name.
-pub(crate) struct Embedded {
-    pub(crate) name: &'static str,
-    /// What it says, TOML.
-    pub(crate) text: &'static str,
+/// A recipe that comes with this crate.
+pub struct Embedded {
+    /// What [`Recipe::load`](crate::Recipe::load) takes.
+    pub name: &'static str,
+    /// Its file, TOML: what differs from its `base`.
+    pub text: &'static str,
 }
 
 impl Embedded {
-    /// The first line of its opening comment.
-    pub(crate) fn summary(&self) -> &'static str {
+    /// What it is for, in a line: the first of its opening comment.
+    pub fn summary(&self) -> &'static str {
         let first = self.text.lines().next().unwrap_or_default();
         first.trim_start_matches('#').trim()
     }
@@ -17,8 +18,8 @@ impl Embedded {
 
 macro_rules! recipes {
     ($($name:literal),* $(,)?) => {
-        /// All embedded recipes.
-        pub(crate) const RECIPES: &[Embedded] = &[$(Embedded {
+        /// All recipes that come with this crate.
+        pub const RECIPES: &[Embedded] = &[$(Embedded {
             name: $name,
             text: include_str!(concat!("../../recipes/", $name, ".toml")),
         }),*];
@@ -47,13 +48,15 @@ recipes![
 ];
 
 /// What a key means.
-pub(crate) struct KeyNote {
-    pub(crate) key: String,
-    pub(crate) text: String,
+pub struct KeyNote {
+    /// Its dotted name: `train.epochs`.
+    pub key: String,
+    /// Its meaning, unit and choices.
+    pub text: String,
 }
 
-/// The comments of the paper's recipe, which explains every key: `key = value # note`.
-pub(crate) fn key_notes() -> Vec<KeyNote> {
+/// What every key means: the comments of the paper's recipe, which has them all, in its order.
+pub fn key_notes() -> Vec<KeyNote> {
     let text = RECIPES
         .iter()
         .find(|recipe| recipe.name == "imagenet-resnet50-jigsaw")

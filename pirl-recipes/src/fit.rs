@@ -1,0 +1,76 @@
+//! A recipe fitted to fewer images than it was made for.
+
+use crate::recipe::Recipe;
+
+/// Lowers what asks for more than `images` images: `data.limit`, `train.batch_size` with `optim.lr` in
+/// proportion, `loss.negatives`. Warns of each by [`tracing`].
+///
+/// To be given to [`Recipe::load_adjusted`], so that what the user typed is never changed.
+pub fn fit(recipe: &mut Recipe, images: usize) {
+    let lowered = |key: &str, from: String, to: String| {
+        tracing::warn!("{key} is {to} instead of the recipe's {from}: there are {images} images");
+    };
+    if recipe.data.limit > images {
+        let limit = recipe.data.limit.to_string();
+        lowered("data.limit", limit, "0 (all)".to_owned());
+        recipe.data.limit = 0;
+    }
+    let images = match recipe.data.limit {
+        0 => images,
+        limit => limit,
+    };
+    let (batch, fits) = (recipe.train.batch_size, batch_size(images));
+    if batch > images {
+        let lr = recipe.optim.lr;
+        recipe.train.batch_size = fits;
+        recipe.optim.lr = lr * fits as f64 / batch as f64;
+        lowered("train.batch_size", batch.to_string(), fits.to_string());
+        lowered("optim.lr", lr.to_string(), recipe.optim.lr.to_string());
+    }
+    let most = images.saturating_sub(1).max(1);
+    if recipe.loss.kind.is_contrastive() && recipe.loss.negatives > most {
+        lowered(
+            "loss.negatives",
+            recipe.loss.negatives.to_string(),
+            most.to_string(),
+        );
+        recipe.loss.negatives = most;
+    }
+}
+
+/// The largest power of two that makes at least two batches of so many images.
+pub(crate) fn batch_size(images: usize) -> usize {
+    1 << (images / 2).max(1).ilog2()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Result;
+    use crate::recipe::Setting;
+
+    #[test]
+    fn a_batch_is_at_most_half_of_the_images() {
+        let found = [1, 3, 4, 60, 500, 1024, 50_000].map(batch_size);
+        assert_eq!(found, [1, 1, 2, 16, 128, 512, 16_384]);
+    }
+
+    #[test]
+    fn a_recipe_is_fitted_to_fewer_images_and_what_was_typed_is_not() {
+        let load = |images, settings: &[&str]| {
+            let typed: Vec<Setting> = settings.iter().map(|s| s.parse().unwrap()).collect();
+            let adjust = |recipe: &mut Recipe| -> Result<()> {
+                fit(recipe, images);
+                Ok(())
+            };
+            Recipe::load_adjusted("fashion-mnist", adjust, &typed).unwrap()
+        };
+        let same = load(60_000, &[]);
+        assert_eq!(same, Recipe::load("fashion-mnist", &[]).unwrap());
+        let few = load(100, &[]);
+        let found = (few.data.limit, few.train.batch_size, few.loss.negatives);
+        assert_eq!(found, (0, 32, 99));
+        assert!((few.optim.lr / same.optim.lr - 32.0 / 128.0).abs() < 1e-9);
+        assert_eq!(load(100, &["loss.negatives=4096"]).loss.negatives, 4096);
+    }
+}

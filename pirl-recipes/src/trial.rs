@@ -1,0 +1,80 @@
+//! A trial of a few steps, which tells how many epochs there is time for.
+
+use std::time::{Duration, Instant};
+
+use pirl_train::{Learner, Objective, Training};
+
+use crate::error::Result;
+use crate::inputs::Inputs;
+
+/// Most epochs where there is time for more: the paper's, whose last doubling gained little.
+const MOST_EPOCHS: usize = 800;
+/// Of the time given, what is left to the steps; saving and the report need the rest.
+const SHARE_OF_STEPS: f64 = 0.95;
+/// Steps of a trial, at most, the first not counted; and the time after which it ends.
+const TRIAL_STEPS: u64 = 12;
+const TRIAL_TIME: Duration = Duration::from_secs(8);
+
+/// How long a step takes.
+pub struct Trial {
+    /// Seconds of a step.
+    pub seconds: f64,
+    /// Steps of a pass over the images.
+    pub steps_per_epoch: u64,
+}
+
+/// Does a few steps of the pre-training that `inputs` describes, and forgets them: 13 at most, for about
+/// 8 seconds.
+///
+/// # Errors
+/// [`RecipeError::Train`](crate::RecipeError::Train) if the training cannot begin, or a step fails.
+pub fn try_steps<O: Objective>(inputs: Inputs, learner: Learner<O>) -> Result<Trial> {
+    let mut training = inputs.pretraining(learner)?;
+    let steps_per_epoch = training.steps_per_epoch();
+    // The first one allocates the buffers.
+    training.step()?;
+    let (started, before) = (Instant::now(), training.done());
+    while training.done() < training.steps()
+        && training.done() - before < TRIAL_STEPS
+        && started.elapsed() < TRIAL_TIME
+    {
+        training.step()?;
+    }
+    let steps = (training.done() - before).max(1);
+    Ok(Trial {
+        seconds: started.elapsed().as_secs_f64() / steps as f64,
+        steps_per_epoch,
+    })
+}
+
+impl Trial {
+    /// Epochs that fit into `time`, from 1 to the paper's 800; some of the time is left for saving and the
+    /// report.
+    pub fn epochs(&self, time: Duration) -> usize {
+        let epoch = self.seconds * self.steps_per_epoch as f64;
+        let epochs = time.as_secs_f64() * SHARE_OF_STEPS / epoch.max(f64::MIN_POSITIVE);
+        (epochs as usize).clamp(1, MOST_EPOCHS)
+    }
+
+    /// How long so many epochs take.
+    pub fn time(&self, epochs: usize) -> Duration {
+        Duration::from_secs_f64(self.seconds * (self.steps_per_epoch * epochs as u64) as f64)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn epochs_fill_the_time() {
+        let trial = Trial {
+            seconds: 0.5,
+            steps_per_epoch: 20,
+        };
+        assert_eq!(trial.epochs(Duration::from_secs(1000)), 95);
+        assert_eq!(trial.epochs(Duration::from_secs(1)), 1);
+        assert_eq!(trial.epochs(Duration::from_secs(1 << 40)), MOST_EPOCHS);
+        assert_eq!(trial.time(95), Duration::from_secs(950));
+    }
+}
