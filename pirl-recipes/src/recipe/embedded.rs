@@ -28,6 +28,11 @@ macro_rules! recipes {
 
 recipes![
     "cifar10",
+    "cifar10-long",
+    "cifar10-rotation",
+    "cifar10-jigsaw-rotation",
+    "cifar10-npid",
+    "cifar10-jigsaw-covariant",
     "photos",
     "fashion-mnist",
     "fashion-mnist-long",
