@@ -45,7 +45,10 @@ mod tests {
     use super::*;
 
     fn metrics(embeddings: &[[f32; 2]], rows: &[[f32; 2]]) -> Vec<f64> {
-        let tensor = |values: &[[f32; 2]]| Tensor::new(values, &Device::Cpu).unwrap();
+        let tensor = |values: &[[f32; 2]]| {
+            let shape = (values.len(), 2);
+            Tensor::from_vec(values.concat(), shape, &Device::Cpu).unwrap()
+        };
         let found = embedding_metrics(&tensor(embeddings), &tensor(rows)).unwrap();
         let values = found.into_iter().map(|(_, metric)| match metric {
             Metric::Real(value) => f64::from(value),
