@@ -171,7 +171,13 @@ pub enum RecipeError {
     Loss(#[from] LossError),
     /// The objective, the learner, or a step.
     #[error(transparent)]
-    Train(#[from] TrainError),
+    Train(Box<TrainError>),
+}
+
+impl From<TrainError> for RecipeError {
+    fn from(error: TrainError) -> Self {
+        Self::Train(Box::new(error))
+    }
 }
 
 fn names_instead(nearest: Option<&str>, known: &[&str]) -> String {
