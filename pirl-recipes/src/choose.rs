@@ -2,7 +2,6 @@
 
 use candle_core::Device;
 use pirl_data::{ImageStatistics, Pack};
-use pirl_model::Precision;
 
 use crate::error::{RecipeError, Result};
 use crate::fit::batch_size;
@@ -61,7 +60,7 @@ fn adapt(recipe: &mut Recipe, images: &ImageStatistics, count: usize, choices: &
     };
     let side = images.shorter_side;
     let network = format!("{}, width {}", recipe.model.arch, recipe.model.width);
-    let reason = "the recipe's, as the following unless a reason is given".to_owned();
+    let reason = "the recipe's".to_owned();
     chosen("model.arch", network, reason);
     if side < recipe.data.image_size {
         // A network of five halvings needs some pixels to halve.
@@ -133,13 +132,6 @@ fn adapt(recipe: &mut Recipe, images: &ImageStatistics, count: usize, choices: &
             "loss.negatives",
             most.to_string(),
             "all other images".to_owned(),
-        );
-    }
-    if recipe.train.precision == Precision::F32 {
-        chosen(
-            "train.precision",
-            "f32".to_owned(),
-            "right everywhere".to_owned(),
         );
     }
 }
