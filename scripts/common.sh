@@ -6,10 +6,11 @@ pirl=${CARGO_TARGET_DIR:-target}/release/pirl
 say() { printf '\n== %s\n' "$*" >&2; }
 
 # prepare RECIPE: builds pirl where there is none, and packs the recipe's data set into $data:
-# CIFAR-10 where its name says so, else Fashion-MNIST. $train and $test are the packs.
+# CIFAR-10 where its name says so, else Fashion-MNIST. $train and $test are the packs, $title its name.
 prepare() {
   local set=fashion-mnist format=mnist prefix="" split
-  case $1 in *cifar10*) set=cifar10 format=cifar10 prefix=cifar10- ;; esac
+  title=Fashion-MNIST
+  case $1 in *cifar10*) set=cifar10 format=cifar10 prefix=cifar10- title=CIFAR-10 ;; esac
   train=$data/${prefix}train test=$data/${prefix}test
   [ -x "$pirl" ] || cargo build --release --locked -p pirl-cli
   mkdir -p "$out" "$data"

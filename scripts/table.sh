@@ -118,7 +118,7 @@ row() {
   printf '| %s |%s\n' "$1" "$cells"
 }
 
-head="| Fashion-MNIST, top-1 in % | linear | res5 | k-NN | res5 |"
+head="| $title, top-1 in % | linear | res5 | k-NN | res5 |"
 rule="| --- | --- | --- | --- | --- |"
 for percent in $percents; do
   head+=" $percent % of labels |"
