@@ -91,8 +91,7 @@ pub(crate) fn load_for(
 
 /// The backbone that a pre-training of `recipe` begins with, from what `--weights` takes.
 pub(crate) fn initial(weights: &str, recipe: &Recipe) -> Result<(ResNet, InitialWeights)> {
-    let (file, _) = find(weights, true).context("--init-weights")?;
-    let file = file.context("--init-weights random: leave it out to begin with random weights")?;
+    let file = initial_file(weights)?;
     let backbone = ResNet::new(&recipe.model, backbone_seed(recipe), &Device::Cpu)?;
     fill(&backbone, &file, &read_backbone(&file)?)?;
     let initial = InitialWeights {
@@ -100,6 +99,16 @@ pub(crate) fn initial(weights: &str, recipe: &Recipe) -> Result<(ResNet, Initial
         path: std::path::absolute(&file).unwrap_or(file),
     };
     Ok((backbone, initial))
+}
+
+/// The network of the weights that a pre-training begins with.
+pub(crate) fn network(weights: &str) -> Result<ModelConfig> {
+    Ok(read_backbone(&initial_file(weights)?)?.config)
+}
+
+fn initial_file(weights: &str) -> Result<PathBuf> {
+    let (file, _) = find(weights, true).context("--init-weights")?;
+    file.context("--init-weights random: leave it out to begin with random weights")
 }
 
 /// The file that is meant by `--weights`, `None` for `random`, and the recipe of the run it lies in. Of

@@ -12,9 +12,10 @@ fn small_images_need_no_recipe_but_a_time() {
     let said =
         bench.stderr(&[&command[..], &["--time", "3s", "--set", "loader.workers=1"]].concat());
     for part in [
-        "recipe             cifar10",
-        "train.batch_size   16                       for 60 images",
-        "loss.negatives     59                       all other images",
+        "recipe              cifar10",
+        "data.image_size     20                      as large as the images",
+        "train.batch_size    16                      for 60 images",
+        "loss.negatives      59                      for 60 images",
         "epochs of 60 images: about",
     ] {
         assert!(said.contains(part), "{part} in {said}");
@@ -30,30 +31,27 @@ fn small_images_need_no_recipe_but_a_time() {
 }
 
 #[test]
+fn weights_to_begin_with_bring_their_network() {
+    let bench = Bench::new();
+    bench.pack("pack", 24);
+    bench.stderr(&bench.pretrain("first", &["--set", "train.epochs=1"]));
+    let command = ["pretrain", "--data", "pack", "--out", "run", "--time", "1s"];
+    let said = bench.stderr(&[&command[..], &["--init-weights", "first"]].concat());
+    let wanted = "model.stem          \"small\"                 that of the weights to begin with";
+    assert!(said.contains(wanted), "{said}");
+    assert!(bench.read("run/config.toml").contains("width = 0.25"));
+}
+
+#[test]
 fn a_recipe_shrinks_to_the_images_but_what_was_typed_does_not() {
     let bench = Bench::new();
     bench.pack("pack", 24);
-    let run = |out: &str, more: &[&str]| {
-        let mut command = vec![
-            "pretrain",
-            "--recipe",
-            "tiny.toml",
-            "--data",
-            "pack",
-            "--out",
-            out,
-        ];
-        command.extend(["--set", "train.epochs=1"]);
-        command.extend(more);
-        command.into_iter().map(str::to_owned).collect::<Vec<_>>()
-    };
-    let text = bench.read("tiny.toml");
-    let text = text
-        .replace("negatives = 16", "negatives = 400")
-        .replace("batch_size = 8", "batch_size = 64");
+    let text = bench
+        .read("tiny.toml")
+        .replace("negatives = 16", "negatives = 400");
+    let text = text.replace("batch_size = 8", "batch_size = 64");
     std::fs::write(bench.path("tiny.toml"), text).unwrap();
-    let arguments = run("run", &[]);
-    let said = bench.stderr(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+    let said = bench.stderr(&bench.pretrain("run", &["--set", "train.epochs=1"]));
     for part in [
         "loss.negatives is 23 instead of the recipe's 400: there are 24 images",
         "train.batch_size is 8 instead of the recipe's 64",
@@ -61,12 +59,11 @@ fn a_recipe_shrinks_to_the_images_but_what_was_typed_does_not() {
     ] {
         assert!(said.contains(part), "{part} in {said}");
     }
-    let arguments = run("other", &["--set", "loss.negatives=400"]);
-    let error = bench.fails(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+    let error = bench.fails(&bench.pretrain("other", &["--set", "loss.negatives=400"]));
     assert!(error.contains("loss.negatives is 400"), "{error}");
     assert!(!bench.path("other").exists());
-    let arguments = run("other", &["--time", "1m"]);
-    let error = bench.fails(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+    let both = ["--time", "1m", "--set", "train.epochs=1"];
+    let error = bench.fails(&bench.pretrain("other", &both));
     assert!(error.contains("give one"), "{error}");
 }
 
@@ -74,17 +71,6 @@ fn a_recipe_shrinks_to_the_images_but_what_was_typed_does_not() {
 fn nearest_neighbours_are_measured_during_the_run_and_change_nothing() {
     let bench = Bench::new();
     bench.pack("pack", 48);
-    let command = |out: &'static str| {
-        [
-            "pretrain",
-            "--recipe",
-            "tiny.toml",
-            "--data",
-            "pack",
-            "--out",
-            out,
-        ]
-    };
     let probe = [
         "--probe-train",
         "pack",
@@ -93,26 +79,19 @@ fn nearest_neighbours_are_measured_during_the_run_and_change_nothing() {
         "--set",
         "eval.every=2",
     ];
-    let said = bench.stderr(&[&command("probed")[..], &probe].concat());
+    let said = bench.stderr(&bench.pretrain("probed", &probe));
     assert!(said.contains("epoch 2: nearest neighbours"), "{said}");
-    bench.stderr(&command("plain"));
-    let losses = |run: &str| {
-        let lines = bench.read(&format!("{run}/metrics.jsonl"));
-        let rows = lines
-            .lines()
-            .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
-        let rows: Vec<_> = rows.collect();
-        let measured = rows
-            .iter()
-            .filter(|row| row["knn_top1"].is_number())
-            .count();
-        let losses: Vec<_> = rows.iter().map(|row| row["loss"].clone()).collect();
+    bench.stderr(&bench.pretrain("plain", &[]));
+    assert_eq!(bench.losses("probed"), bench.losses("plain"));
+    let measured = |run| {
+        let rows = common::rows(&bench.path(run));
         assert!(rows.iter().all(|row| row["effective_rank"].is_number()));
-        (losses, measured)
+        rows.iter()
+            .filter(|row| row["knn_top1"].is_number())
+            .count()
     };
-    let (probed, plain) = (losses("probed"), losses("plain"));
-    assert_eq!(probed.0, plain.0);
-    assert_eq!((probed.1, plain.1), (2, 0)); // after epochs 2 and 3, the last
+    assert_eq!(measured("probed"), 2, "after epochs 2 and 3, the last");
+    assert_eq!(measured("plain"), 0);
 }
 
 #[test]

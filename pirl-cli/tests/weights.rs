@@ -64,22 +64,7 @@ fn exports_come_back_and_their_network_is_told_from_them() {
     assert!(read("a.safetensors") != read("b.safetensors"));
 
     // Without a recipe a file is evaluated like the run, once images are seen as there.
-    let knn = |weights: &str, more: &[&str]| {
-        let mut arguments = vec![
-            "eval",
-            "knn",
-            "--weights",
-            weights,
-            "--train",
-            "pack",
-            "--test",
-            "pack",
-            "--set",
-            "eval.knn.k=5",
-        ];
-        arguments.extend(more);
-        bench.json(&arguments)["layers"].clone()
-    };
+    let knn = |weights, more: &[&str]| knn(&bench, weights, more)["layers"].clone();
     let sizes = ["--set", "eval.resize=16", "--set", "data.image_size=16"];
     assert_eq!(knn("b.safetensors", &sizes), knn("run", &[]));
 }

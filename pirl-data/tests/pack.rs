@@ -6,7 +6,9 @@ use std::fs;
 use std::path::Path;
 
 use common::{Samples, list_dir, mixed_folder, write};
-use pirl_data::{DataError, ImageFolder, Pack, PackOptions, PackReport, Source, pack};
+use pirl_data::{
+    DataError, ImageFolder, ImageStatistics, Pack, PackOptions, PackReport, Source, pack,
+};
 use proptest::prelude::*;
 use safetensors::SafeTensors;
 use tempfile::TempDir;
@@ -243,6 +245,45 @@ fn other_safetensors_files_are_no_packs() {
     fs::write(&path, safetensors::serialize([("w", view)], None).unwrap()).unwrap();
     assert!(open_error(&path).contains("not a pack"));
     assert!(open_error(&dir.path().join("absent")).contains("absent.safetensors"));
+}
+
+#[test]
+fn statistics_count_every_image_alike_whatever_its_size() {
+    let dir = TempDir::new().unwrap();
+    let folder = dir.path().join("images");
+    fs::create_dir(&folder).unwrap();
+    let picture = |name: &str, (width, height): (u32, u32), left: [u8; 3], right: [u8; 3]| {
+        let pixel = |x, _| image::Rgb(if 2 * x < width { left } else { right });
+        let picture = image::RgbImage::from_fn(width, height, pixel);
+        picture.save(folder.join(name)).unwrap();
+    };
+    let statistics = |name: &str| {
+        let set = dir.path().join(name);
+        let source = ImageFolder::open(&folder).unwrap();
+        write(&source, &set, &PackOptions::default());
+        ImageStatistics::of(&Pack::open(set).unwrap(), 500).unwrap()
+    };
+    let (black, white) = ([0; 3], [255; 3]);
+    picture("a.png", (4, 9), black, white);
+    picture("b.png", (60, 50), white, white);
+    picture("c.png", (12, 8), black, white);
+    let gray = statistics("gray");
+    assert_eq!((gray.images, gray.shorter_side, gray.gray), (3, 8, true));
+    // A half of two images and all of one, so 2/3 of the pixels are 1, the others 0.
+    let near = |found: [f32; 3], expected: [f32; 3]| {
+        let pairs = found.iter().zip(expected);
+        assert!(
+            pairs.clone().all(|(a, b)| (a - b).abs() < 1e-5),
+            "{found:?}"
+        );
+    };
+    near(gray.mean, [2.0 / 3.0; 3]);
+    near(gray.std, [(2.0f32 / 9.0).sqrt(); 3]);
+
+    picture("d.png", (30, 30), [255, 0, 0], [255, 0, 0]);
+    let red = statistics("red");
+    assert_eq!((red.images, red.shorter_side, red.gray), (4, 30, false));
+    near(red.mean, [0.75, 0.5, 0.5]);
 }
 
 #[test]

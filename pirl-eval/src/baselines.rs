@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use crate::cache::{FeatureCache, weights_fingerprint};
 use crate::error::{EvalError, Result};
-use crate::extract::{Extraction, extract_features, recompute_batch_norm};
+use crate::extract::{Extraction, batch_norm_images, extract_features, recompute_batch_norm};
 use crate::feature_set::{FeatureSet, LayerFeatures};
 use crate::memory::{check_memory, feature_bytes};
 use crate::pool::{Pool, shrink};
@@ -25,10 +25,6 @@ use crate::table::ReportTable;
 const SIDE: usize = 32;
 /// The only layer of pixels.
 const PIXELS: &str = "pixels";
-/// Training images over which the untrained network's batch-norm statistics are recomputed where its
-/// extraction names no number.
-const BATCH_NORM_IMAGES: usize = 4096;
-
 /// The reports of the baselines; one that was not asked for or did not fit into memory is `None`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Baselines<R> {
@@ -132,10 +128,7 @@ impl BaselineInputs<'_> {
     ) -> Result<P::Report> {
         let (extraction, backbone) = (self.extraction, untrained.backbone);
         self.fits(|pack| feature_bytes(backbone, extraction, pack.len()))?;
-        let images = match untrained.batch_norm_images {
-            0 => BATCH_NORM_IMAGES,
-            images => images,
-        };
+        let images = batch_norm_images(untrained.batch_norm_images);
         recompute_batch_norm(backbone, self.train, extraction, images, untrained.seed)?;
         let weights = weights_fingerprint(backbone)?;
         let key = format!("{weights} {}", untrained.settings);

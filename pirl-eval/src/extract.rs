@@ -144,6 +144,14 @@ pub(crate) fn read_features(
     found.collect()
 }
 
+/// Images over which batch-norm statistics are recomputed where they must be: those wanted, or 4,096 for 0.
+pub(crate) fn batch_norm_images(wanted: usize) -> usize {
+    match wanted {
+        0 => 4096,
+        images => images,
+    }
+}
+
 /// Recomputes the backbone's running batch-norm statistics on plain views of `images` images of
 /// `pack`, chosen by `seed` (all of them if there are fewer), and returns how many were used.
 ///

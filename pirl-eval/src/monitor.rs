@@ -4,7 +4,7 @@ use pirl_data::Pack;
 use pirl_model::Backbone;
 
 use crate::error::Result;
-use crate::extract::{Extraction, extract_features, recompute_batch_norm};
+use crate::extract::{Extraction, batch_norm_images, extract_features, recompute_batch_norm};
 use crate::knn::{Knn, KnnReport};
 use crate::probe::{Probe, check_packs};
 
@@ -21,7 +21,8 @@ pub struct Monitor {
 
 impl Monitor {
     /// Images of `train` vote on those of `test`. Batch-norm statistics are recomputed first on
-    /// `batch_norm_images` images of `train` (0: they are as they are), chosen by `seed`.
+    /// `batch_norm_images` images of `train`, chosen by `seed`; 0 for 4,096: those of a training are of
+    /// patches, too.
     ///
     /// # Errors
     /// As [`check_packs`].
@@ -38,7 +39,7 @@ impl Monitor {
             train,
             test,
             extraction,
-            batch_norm_images,
+            batch_norm_images: self::batch_norm_images(batch_norm_images),
             seed,
             knn,
         })
@@ -57,10 +58,8 @@ impl Monitor {
     }
 
     fn measure_now(&self, backbone: &dyn Backbone) -> Result<KnnReport> {
-        if self.batch_norm_images > 0 {
-            let (train, images) = (&self.train, self.batch_norm_images);
-            recompute_batch_norm(backbone, train, &self.extraction, images, self.seed)?;
-        }
+        let (train, images) = (&self.train, self.batch_norm_images);
+        recompute_batch_norm(backbone, train, &self.extraction, images, self.seed)?;
         let features = |pack| extract_features(backbone, pack, &self.extraction, &mut |_, _| {});
         let (train, test) = (features(&self.train)?, features(&self.test)?);
         self.knn.evaluate(&train, &test, &mut |_, _| {})

@@ -7,39 +7,48 @@ use crate::recipe::Recipe;
 ///
 /// To be given to [`Recipe::load_adjusted`], so that what the user typed is never changed.
 pub fn fit(recipe: &mut Recipe, images: usize) {
-    let lowered = |key: &str, from: String, to: String| {
+    for Lowered { key, from, to } in lower(recipe, images, images) {
         tracing::warn!("{key} is {to} instead of the recipe's {from}: there are {images} images");
-    };
+    }
+}
+
+/// A setting that was lowered.
+pub(crate) struct Lowered {
+    pub(crate) key: &'static str,
+    from: String,
+    to: String,
+}
+
+/// As [`fit`], without a word; a batch has at most `largest_batch` images.
+pub(crate) fn lower(recipe: &mut Recipe, images: usize, largest_batch: usize) -> Vec<Lowered> {
+    let mut all = Vec::new();
+    let mut lowered = |key, from: String, to: String| all.push(Lowered { key, from, to });
     if recipe.data.limit > images {
-        let limit = recipe.data.limit.to_string();
-        lowered("data.limit", limit, "0 (all)".to_owned());
-        recipe.data.limit = 0;
+        let limit = std::mem::take(&mut recipe.data.limit);
+        lowered("data.limit", limit.to_string(), "0 (all)".to_owned());
     }
     let images = match recipe.data.limit {
         0 => images,
         limit => limit,
     };
-    let (batch, fits) = (recipe.train.batch_size, batch_size(images));
-    if batch > images {
-        let lr = recipe.optim.lr;
+    let batch = recipe.train.batch_size;
+    if batch > largest_batch.min(images) {
+        let (lr, fits) = (recipe.optim.lr, batch_size(images));
         recipe.train.batch_size = fits;
         recipe.optim.lr = lr * fits as f64 / batch as f64;
         lowered("train.batch_size", batch.to_string(), fits.to_string());
         lowered("optim.lr", lr.to_string(), recipe.optim.lr.to_string());
     }
-    let most = images.saturating_sub(1).max(1);
-    if recipe.loss.kind.is_contrastive() && recipe.loss.negatives > most {
-        lowered(
-            "loss.negatives",
-            recipe.loss.negatives.to_string(),
-            most.to_string(),
-        );
+    let (negatives, most) = (recipe.loss.negatives, images.saturating_sub(1).max(1));
+    if recipe.loss.kind.is_contrastive() && negatives > most {
         recipe.loss.negatives = most;
+        lowered("loss.negatives", negatives.to_string(), most.to_string());
     }
+    all
 }
 
 /// The largest power of two that makes at least two batches of so many images.
-pub(crate) fn batch_size(images: usize) -> usize {
+fn batch_size(images: usize) -> usize {
     1 << (images / 2).max(1).ilog2()
 }
 

@@ -28,21 +28,20 @@ pub struct Trial {
 ///
 /// # Errors
 /// [`RecipeError::Train`](crate::RecipeError::Train) if the training cannot begin, or a step fails.
-pub fn try_steps<O: Objective>(inputs: Inputs, learner: Learner<O>) -> Result<Trial> {
+pub fn try_steps<O: Objective>(mut inputs: Inputs, learner: Learner<O>) -> Result<Trial> {
+    // However short the recipe's run is, there are steps to measure.
+    let train = &mut inputs.recipe.train;
+    (train.steps, train.epochs) = (0, MOST_EPOCHS);
     let mut training = inputs.pretraining(learner)?;
     let steps_per_epoch = training.steps_per_epoch();
     // The first one allocates the buffers.
     training.step()?;
     let (started, before) = (Instant::now(), training.done());
-    while training.done() < training.steps()
-        && training.done() - before < TRIAL_STEPS
-        && started.elapsed() < TRIAL_TIME
-    {
+    while training.done() - before < TRIAL_STEPS && started.elapsed() < TRIAL_TIME {
         training.step()?;
     }
-    let steps = (training.done() - before).max(1);
     Ok(Trial {
-        seconds: started.elapsed().as_secs_f64() / steps as f64,
+        seconds: started.elapsed().as_secs_f64() / (training.done() - before) as f64,
         steps_per_epoch,
     })
 }

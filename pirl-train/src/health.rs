@@ -33,7 +33,7 @@ pub enum Trouble {
         /// The effective rank of the batch's embeddings.
         effective_rank: f32,
     },
-    /// The loss has stopped to fall long before the end.
+    /// The loss has stopped falling long before the end.
     Stall {
         /// Epochs since its mean was lowest.
         epochs: u64,

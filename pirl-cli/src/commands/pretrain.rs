@@ -18,7 +18,7 @@ use pirl_train::{
 };
 use serde_json::json;
 
-use super::eval::{extraction, recompute_batch_norm};
+use super::eval::{batch_norm_seed, extraction, recompute_batch_norm};
 use crate::args::PretrainArgs;
 use crate::interrupt::Interrupted;
 use crate::output::{print, print_json};
@@ -26,10 +26,6 @@ use crate::progress::Progress;
 use crate::run_dir::{RunDir, matters_to_pretraining};
 use crate::session::Session;
 use crate::{device, weights};
-
-/// Images that batch-norm statistics are computed on, for nearest neighbours during the run, where the
-/// recipe does not say how many.
-const MONITOR_IMAGES: usize = 4096;
 
 /// Nothing is written before everything that can be checked has been.
 pub(crate) fn run(args: &PretrainArgs) -> Result<()> {
@@ -101,10 +97,12 @@ fn settings(args: &PretrainArgs, pack: &Pack, devices: &[Device]) -> Result<Reci
             config.to_string_lossy().into_owned()
         }
         (None, false) => {
-            let (recipe, choices) = choose(pack, &devices[0], typed)?;
+            let network = args.init_weights.as_deref().map(weights::network);
+            let network = network.transpose()?;
+            let (recipe, choices) = choose(pack, &devices[0], network.as_ref(), typed)?;
             eprintln!("settings chosen for these images, all of which --set changes:");
             for Choice { key, value, reason } in &choices {
-                eprintln!("  {key:<18} {value:<24} {reason}");
+                eprintln!("  {key:<19} {value:<23} {reason}");
             }
             return Ok(recipe);
         }
@@ -249,13 +247,10 @@ impl Command<'_> {
         let (Some(train), Some(test)) = (&self.args.probe_train, &self.args.probe_test) else {
             return Ok(None);
         };
-        let images = match recipe.eval.precise_batch_norm {
-            0 => MONITOR_IMAGES,
-            images => images,
-        };
+        let (images, seed) = (recipe.eval.precise_batch_norm, batch_norm_seed(recipe));
         let knn = Knn::new(recipe.eval.knn.clone(), recipe.seed)?;
         let (train, test) = (Pack::open(train)?, Pack::open(test)?);
-        let monitor = Monitor::new(train, test, extraction(recipe), images, recipe.seed, knn);
+        let monitor = Monitor::new(train, test, extraction(recipe), images, seed, knn);
         Ok(Some(monitor.context("--probe-train and --probe-test")?))
     }
 
@@ -275,8 +270,7 @@ impl Command<'_> {
             .load(&read_backbone(&model)?.state)?
             .ensure_whole()?;
         let statistics = recompute_batch_norm(&backbone, recipe, pack, &extraction(recipe), None)?;
-        let images = statistics["images"].as_u64().map(|images| images as usize);
-        save_backbone(&path, &backbone.state()?, images)?;
+        save_backbone(&path, &backbone.state()?, Some(statistics.images))?;
         Ok(path)
     }
 

@@ -32,3 +32,11 @@ pub mod relu;
 pub(crate) use candle::conv2d_tf32;
 pub use candle::{batch_norm_eval, batch_norm_train, conv2d, max_pool2d};
 pub use element::Element;
+
+/// Places that a kernel or window takes along an axis; 0 where the padded input is smaller than it.
+fn placements(input: usize, kernel: usize, stride: usize, padding: usize) -> usize {
+    match (input + 2 * padding).checked_sub(kernel) {
+        Some(room) if stride > 0 => room / stride + 1,
+        _ => 0,
+    }
+}

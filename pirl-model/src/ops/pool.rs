@@ -6,7 +6,7 @@ pub(super) mod cuda;
 use pirl_core::vectorised;
 use rayon::prelude::*;
 
-use super::Element;
+use super::{Element, placements};
 
 /// The sizes of one square-window pooling.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,10 +30,7 @@ pub struct PoolShape {
 impl PoolShape {
     /// Height and width of the output; zero where the padded input is smaller than the window.
     pub fn out_hw(&self) -> (usize, usize) {
-        let size = |input: usize| match (input + 2 * self.padding).checked_sub(self.kernel) {
-            Some(room) if self.stride > 0 => room / self.stride + 1,
-            _ => 0,
-        };
+        let size = |input| placements(input, self.kernel, self.stride, self.padding);
         (size(self.h), size(self.w))
     }
 

@@ -10,6 +10,7 @@ use pirl_eval::{
 use pirl_model::{ResNet, Trainable};
 use pirl_recipes::{Recipe, backbone_seed};
 use pirl_train::Training;
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::Task;
@@ -55,7 +56,7 @@ fn on_random_crops(args: &ProbeArgs, task: &Task, resume: bool) -> Result<()> {
     settings["flip"] = json!(task.recipe.eval.flip);
     settings["layers"] = json!(extraction.layers);
     settings["pool"] = json!(extraction.pool);
-    settings["precise_batch_norm"] = statistics["images"].clone();
+    settings["precise_batch_norm"] = json!(statistics.images);
     let matters = |key: &str| {
         let keys = [
             "eval.linear.",
@@ -75,7 +76,7 @@ fn on_random_crops(args: &ProbeArgs, task: &Task, resume: bool) -> Result<()> {
     progress.finish();
     let mut facts = task.facts(&args.eval, settings);
     facts["pool"] = json!(extraction.pool);
-    facts["precise_batch_norm"] = statistics;
+    facts["precise_batch_norm"] = json!(statistics);
     let baselines = None;
     let report = WithBaselines { report, baselines };
     task.finish(&args.eval, &report, facts, || report.to_string())
@@ -123,6 +124,22 @@ pub(crate) fn extraction(recipe: &Recipe) -> Extraction {
     }
 }
 
+/// Which precise batch-norm statistics a network has, as results say it.
+#[derive(Serialize)]
+pub(crate) struct BatchNormStatistics {
+    /// Whether it has any.
+    used: bool,
+    /// On how many plain images they were computed.
+    pub(crate) images: usize,
+    /// Whether they came with the weights.
+    saved: bool,
+}
+
+/// Says which images precise batch-norm statistics are computed on.
+pub(crate) fn batch_norm_seed(recipe: &Recipe) -> u64 {
+    recipe.seed ^ BATCH_NORM_SEED
+}
+
 /// Recomputes batch-norm statistics on images of `pack` if the recipe asks for it, unless the weights
 /// came with precise ones, of `saved` images. Returns which are used, for the result.
 pub(crate) fn recompute_batch_norm(
@@ -131,18 +148,22 @@ pub(crate) fn recompute_batch_norm(
     pack: &Pack,
     extraction: &Extraction,
     saved: Option<usize>,
-) -> Result<Value> {
+) -> Result<BatchNormStatistics> {
     let images = match (saved, recipe.eval.precise_batch_norm) {
         (Some(images), _) => images,
         (None, 0) => 0,
         (None, images) => {
             eprintln!("recomputing batch-norm statistics on plain training images");
-            let seed = recipe.seed ^ BATCH_NORM_SEED;
+            let seed = batch_norm_seed(recipe);
             pirl_eval::recompute_batch_norm(backbone, pack, extraction, images, seed)
                 .context("recomputing batch-norm statistics (eval.precise_batch_norm)")?
         }
     };
-    Ok(json!({ "used": images > 0, "images": images, "saved": saved.is_some() }))
+    Ok(BatchNormStatistics {
+        used: images > 0,
+        images,
+        saved: saved.is_some(),
+    })
 }
 
 /// Shows how far a stage of the work has come, in place of an earlier one.
@@ -177,7 +198,7 @@ impl Task {
         drop((train, test)); // the baselines need the memory
         let mut facts = self.facts(&args.eval, settings);
         facts["pool"] = json!(extraction.pool);
-        facts["precise_batch_norm"] = statistics;
+        facts["precise_batch_norm"] = json!(statistics);
         let baselines = self.recipe.eval.baselines;
         let baselines = baselines
             .then(|| self.baselines(args, probe, &extraction))
@@ -205,7 +226,7 @@ impl Task {
                 backbone,
                 settings,
                 batch_norm_images: recipe.eval.precise_batch_norm,
-                seed: recipe.seed ^ BATCH_NORM_SEED,
+                seed: batch_norm_seed(recipe),
             }),
             cache: args.cache.as_deref(),
         };

@@ -17,6 +17,8 @@ use pirl_train::{BoxError, Identity, Training};
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use features::BatchNormStatistics;
+
 use crate::args::EvalArgs;
 use crate::output::{print, print_json, write_result};
 use crate::run_dir::RunDir;
@@ -24,7 +26,7 @@ use crate::session::{Session, nothing};
 use crate::{device, weights};
 
 pub(crate) use detect::detect;
-pub(crate) use features::{extraction, knn, linear, recompute_batch_norm};
+pub(crate) use features::{batch_norm_seed, extraction, knn, linear, recompute_batch_norm};
 pub(crate) use finetune::finetune;
 pub(crate) use svm::svm;
 
@@ -79,7 +81,7 @@ impl Task {
     }
 
     /// See [`recompute_batch_norm`].
-    fn recompute_batch_norm(&self, extraction: &Extraction) -> Result<Value> {
+    fn recompute_batch_norm(&self, extraction: &Extraction) -> Result<BatchNormStatistics> {
         let saved = self.precise_batch_norm;
         recompute_batch_norm(&self.backbone, &self.recipe, &self.train, extraction, saved)
     }

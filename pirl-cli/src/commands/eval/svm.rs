@@ -30,7 +30,7 @@ pub(crate) fn svm(args: &ProbeArgs) -> Result<()> {
     let mut facts = task.facts(&args.eval, serde_json::to_value(config)?);
     facts["pool"] = json!(extraction.pool);
     facts["view"]["stretch"] = json!(true);
-    facts["precise_batch_norm"] = statistics;
+    facts["precise_batch_norm"] = json!(statistics);
     task.finish(&args.eval, &report, facts, || table(&report))
 }
 

@@ -1,5 +1,7 @@
 //! The sizes of a convolution.
 
+use crate::ops::placements;
+
 /// The sizes of one square-kernel, ungrouped, undilated convolution.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ConvShape {
@@ -24,10 +26,7 @@ pub struct ConvShape {
 impl ConvShape {
     /// Height and width of the output; zero where the padded input is smaller than the kernel.
     pub fn out_hw(&self) -> (usize, usize) {
-        let size = |input: usize| match (input + 2 * self.padding).checked_sub(self.kernel) {
-            Some(room) if self.stride > 0 => room / self.stride + 1,
-            _ => 0,
-        };
+        let size = |input| placements(input, self.kernel, self.stride, self.padding);
         (size(self.h), size(self.w))
     }
 
