@@ -16,6 +16,9 @@ use serde::Serialize;
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Command,
+    /// End when standard input does: a study's runs end with it, however it ends
+    #[arg(long, global = true, hide = true)]
+    pub(crate) end_with_stdin: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -31,6 +34,9 @@ pub(crate) enum Command {
     /// Look at what a backbone's features are near to, and at what moves them
     #[command(subcommand)]
     Analyze(AnalyzeCommand),
+    /// Make many runs that differ in a few settings, and compare them: the paper's figures, or a sweep of
+    /// one's own
+    Study(StudyArgs),
     /// Write a backbone's weights for another program
     Export(ExportArgs),
     /// List the recipes, or print one as TOML
@@ -259,6 +265,58 @@ pub(crate) struct PretrainArgs {
     pub(crate) init_weights: Option<String>,
     #[command(flatten)]
     pub(crate) run: RunArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StudyArgs {
+    /// A built-in study (lambda, permutations, negatives, transforms, layers, invariance, methods, or
+    /// paper: all of them), or a file
+    #[arg(value_name = "NAME|FILE.toml")]
+    pub(crate) study: String,
+    /// Images to train on
+    #[arg(long, value_name = "PACK")]
+    pub(crate) data: PathBuf,
+    /// Labelled images to learn from; may be repeated, for measures of data = 1, 2, ...
+    #[arg(long, value_name = "PACK")]
+    pub(crate) probe_train: Vec<PathBuf>,
+    /// Labelled images to be judged by, one for each --probe-train
+    #[arg(long, value_name = "PACK")]
+    pub(crate) probe_test: Vec<PathBuf>,
+    /// Images with objects that detectors learn from; without it, what a study says of detection is left
+    /// out
+    #[arg(long, value_name = "PACK", requires = "detect_test")]
+    pub(crate) detect_train: Option<PathBuf>,
+    /// Images with objects that detectors are judged by
+    #[arg(long, value_name = "PACK", requires = "detect_train")]
+    pub(crate) detect_test: Option<PathBuf>,
+    /// Folder of the study; run again, it goes on with what is missing
+    #[arg(long, value_name = "STUDY")]
+    pub(crate) out: PathBuf,
+    /// Recipe of the runs, instead of the study's and its budget
+    #[arg(long, value_name = "NAME|FILE.toml")]
+    pub(crate) recipe: Option<String>,
+    /// Change a setting of all runs; may be repeated
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub(crate) settings: Vec<Setting>,
+    /// Seeds of the runs, instead of the study's
+    #[arg(long, value_name = "SEED,...", value_delimiter = ',', value_parser = clap::value_parser!(u64).range(0..=i64::MAX as u64))]
+    pub(crate) seeds: Vec<u64>,
+    /// cpu, cuda:N, or several with commas: runs take them in turn
+    #[arg(long, default_value = "cpu")]
+    pub(crate) device: String,
+    /// Runs at the same time, which share the cores; by default one a device, or on a CPU one for each of
+    /// up to four cores
+    #[arg(long, value_name = "COUNT", value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=256))]
+    pub(crate) jobs: Option<usize>,
+    /// Give every run as many epochs as make all of them fit into this time, such as 8h
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub(crate) time: Option<Duration>,
+    /// Say what there is to do, how long it takes and what room it needs, and do nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Print one JSON object on standard output
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Subcommand)]

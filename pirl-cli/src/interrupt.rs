@@ -34,6 +34,15 @@ impl Interrupt {
     }
 }
 
+/// Ends the process as soon as standard input ends, as it does when the process that holds its other end
+/// has gone.
+pub(crate) fn end_with_stdin() {
+    std::thread::spawn(|| {
+        let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+        std::process::exit(1);
+    });
+}
+
 /// Why a command ended early, and how to go on: not an error, but not done either.
 #[derive(Debug)]
 pub(crate) struct Interrupted(pub(crate) String);

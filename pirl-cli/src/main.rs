@@ -32,6 +32,9 @@ fn main() -> ExitCode {
     allocator::keep_freed_memory();
     let cli = Cli::parse(); // exits with 2 on wrong usage
     log_to_stderr();
+    if cli.end_with_stdin {
+        interrupt::end_with_stdin();
+    }
     match run(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -61,6 +64,7 @@ fn run(command: Command) -> Result<()> {
         Command::Eval(EvalCommand::Finetune(args)) => commands::eval::finetune(&args),
         Command::Analyze(AnalyzeCommand::Neighbours(args)) => commands::analyze::neighbours(&args),
         Command::Analyze(AnalyzeCommand::Invariance(args)) => commands::analyze::invariance(&args),
+        Command::Study(args) => commands::study::run(&args),
         Command::Export(args) => commands::export::run(&args),
         Command::Recipes(args) => commands::recipes::run(&args),
         Command::Doctor(args) => commands::doctor::run(&args),

@@ -54,6 +54,8 @@ const BETWEEN: usize = 16;
 pub struct Series {
     name: String,
     points: Vec<(f64, f64)>,
+    /// Half the length of the bar at each point; none without bars.
+    deviations: Vec<f64>,
     filled: bool,
 }
 
@@ -67,8 +69,34 @@ impl Series {
         Self {
             name: name.into(),
             points: points.collect(),
+            deviations: Vec::new(),
             filled: false,
         }
+    }
+
+    /// The curve through points with a bar of a deviation up and down, each at the right, up, and the
+    /// deviation; 0 for none. What is not finite is left out.
+    pub fn with_deviations(
+        name: impl Into<String>,
+        points: impl IntoIterator<Item = (f64, f64, f64)>,
+    ) -> Self {
+        let mut series = Self::new(name, []);
+        for (x, y, deviation) in points {
+            if [x, y, deviation]
+                .iter()
+                .all(|value| (*value as f32).is_finite())
+            {
+                series.points.push((x, y));
+                series.deviations.push(deviation.abs());
+            }
+        }
+        series
+    }
+
+    /// The lower and upper ends of the bars.
+    fn bars(&self) -> impl Iterator<Item = [(f64, f64); 2]> {
+        let bars = self.points.iter().zip(&self.deviations);
+        bars.map(|(&(x, y), deviation)| [(x, y - deviation), (x, y + deviation)])
     }
 
     /// The same, with a light ground between the curve and the lower end of the axis.
@@ -108,6 +136,7 @@ pub struct Chart {
     y_range: Option<[f64; 2]>,
     beside: bool,
     note: String,
+    x_names: Vec<String>,
     series: Vec<Series>,
 }
 
@@ -126,6 +155,7 @@ impl Chart {
             y_range: None,
             beside: false,
             note: String::new(),
+            x_names: Vec::new(),
             series: Vec::new(),
         }
     }
@@ -142,6 +172,15 @@ impl Chart {
     pub fn x_range(self, range: [f64; 2]) -> Self {
         Self {
             x_range: Some(range),
+            ..self
+        }
+    }
+
+    /// Names on the horizontal axis, at 0, 1, 2, ..., instead of numbers; every point then is a dot.
+    #[must_use]
+    pub fn x_names(self, names: Vec<String>) -> Self {
+        Self {
+            x_names: names,
             ..self
         }
     }
@@ -371,9 +410,10 @@ impl Chart {
         let x_range = self
             .x_range
             .or_else(|| spread(points().map(|point| point.0)));
-        let y_range = self
-            .y_range
-            .or_else(|| spread(points().map(|point| point.1)));
+        let y_range = self.y_range.or_else(|| {
+            let bars = self.series.iter().flat_map(Series::bars).flatten();
+            spread(points().copied().chain(bars).map(|point| point.1))
+        });
         let (Some(x_range), Some(y_range)) = (x_range, y_range) else {
             let middle = (size.0 / 2, top + high / 2);
             return pen.centred(middle, "no finite value", LABEL, FAINT);
@@ -391,7 +431,14 @@ impl Chart {
         let left = label.ceil() as usize + 8;
         let wide = size.0.saturating_sub(MARGIN + left + right);
         let whole = points().all(|(x, _)| x.fract() == 0.0);
-        let x = Ticks::within(x_range, (wide / 72).clamp(2, 10), whole);
+        let x = match self.x_names.is_empty() {
+            true => Ticks::within(x_range, (wide / 72).clamp(2, 10), whole),
+            false => {
+                let room = (wide / self.x_names.len()) as f32;
+                let shorten = |name: &String| LABEL.shorten(name, room - 4.0);
+                Ticks::named(&self.x_names.iter().map(shorten).collect::<Vec<_>>())
+            }
+        };
 
         let units = |pixels: usize| (pixels * UNITS) as u32;
         let plain = |color: Color, width: u32| ShapeStyle {
@@ -420,7 +467,15 @@ impl Chart {
         for (place, series) in self.series.iter().enumerate().rev() {
             let color = rgb(color(place));
             let cut = |&(a, b): &(f64, f64)| (a.clamp(x.low, x.high), b.clamp(y.low, y.high));
+            for bar in series.bars() {
+                let bar = bar.iter().map(cut);
+                chart.draw_series(LineSeries::new(bar, color.stroke_width(UNITS as u32)))?;
+            }
             let points: Vec<(f64, f64)> = series.points.iter().map(cut).collect();
+            if !self.x_names.is_empty() && points.len() > 1 {
+                let dot = |at: &(f64, f64)| Circle::new(*at, (3 * UNITS) as u32, color.filled());
+                chart.draw_series(points.iter().map(dot))?;
+            }
             let points = thinned(&points, [x.low, x.high], wide * DENSITY);
             let line = ShapeStyle {
                 color: color.to_rgba(),

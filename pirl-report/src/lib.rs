@@ -2,6 +2,7 @@
 //!
 //! - [`Chart`]: curves between two axes, as SVG or as an image.
 //! - [`RunReport`]: the charts and settings of a run on one HTML page that needs nothing else.
+//! - [`StudyReport`]: the figures, tables and findings of a study, likewise.
 //! - [`EventFile`]: the same numbers for TensorBoard.
 //! - [`preview_sheet`]: images as training sees them, with where their views were cut.
 //! - [`detection_sheet`] and [`precision_recall_chart`]: what a detector found, and how often it was right.
@@ -34,12 +35,14 @@ mod error;
 mod font;
 mod invariance;
 mod neighbours;
+mod page;
 mod png;
 mod preview;
 mod raster;
 mod run_metrics;
 mod run_report;
 mod sheet;
+mod study_report;
 mod tensorboard;
 mod ticks;
 
@@ -51,4 +54,5 @@ pub use neighbours::neighbour_sheet;
 pub use png::png;
 pub use preview::preview_sheet;
 pub use run_report::RunReport;
+pub use study_report::{FigureReport, FindingReport, StudyReport, Table, TableCell};
 pub use tensorboard::EventFile;

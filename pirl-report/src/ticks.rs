@@ -12,6 +12,8 @@ pub(crate) struct Ticks {
     pub(crate) values: Vec<f64>,
     /// Distance of the values.
     step: f64,
+    /// What stands at the values, instead of numbers.
+    names: Vec<String>,
 }
 
 impl Ticks {
@@ -32,6 +34,19 @@ impl Ticks {
             high,
             values: values.collect(),
             step,
+            names: Vec::new(),
+        }
+    }
+
+    /// `names` at 0, 1, 2, ...
+    pub(crate) fn named(names: &[String]) -> Self {
+        let values = (0..names.len()).map(|place| place as f64);
+        Self {
+            low: -0.4,
+            high: names.len() as f64 - 0.6,
+            values: values.collect(),
+            step: 1.0,
+            names: names.to_vec(),
         }
     }
 
@@ -55,11 +70,15 @@ impl Ticks {
             high,
             values: (first..=last).map(|place| place as f64 * step).collect(),
             step,
+            names: Vec::new(),
         }
     }
 
     /// How a value is written: with the decimals that tell it from its neighbours.
     pub(crate) fn label(&self, value: f64) -> String {
+        if let Some(name) = self.names.get(value.round() as usize) {
+            return name.clone();
+        }
         let value = if value.abs() < 1e-6 * self.step {
             0.0
         } else {

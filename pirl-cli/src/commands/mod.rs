@@ -11,3 +11,4 @@ pub(crate) mod inspect;
 pub(crate) mod pretrain;
 pub(crate) mod preview;
 pub(crate) mod recipes;
+pub(crate) mod study;

@@ -1,5 +1,6 @@
 //! A single setting, as it is typed.
 
+use std::fmt;
 use std::str::FromStr;
 
 use toml::{Table, Value};
@@ -23,6 +24,19 @@ pub struct Setting {
 }
 
 impl Setting {
+    /// The key `key`, which may be a table's, with `value`. Whether there is such a key shows when a recipe
+    /// is loaded.
+    pub fn new(key: impl Into<String>, value: Value) -> Self {
+        let key = key.into();
+        Self { key, value }
+    }
+
+    /// Every key of `table`.
+    pub fn of_table(table: &Table) -> Vec<Self> {
+        let all = leaves(table).into_iter();
+        all.map(|(key, value)| Self { key, value }).collect()
+    }
+
     /// Whether it sets the key `key`, by itself or in a table.
     pub fn sets(&self, key: &str) -> bool {
         let rest = key.strip_prefix(self.key.as_str());
@@ -30,6 +44,12 @@ impl Setting {
             (Value::Table(table), Some(rest)) => leaves(table).iter().any(|(key, _)| key == rest),
             _ => self.key == key,
         }
+    }
+}
+
+impl fmt::Display for Setting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}={}", self.key, self.value)
     }
 }
 

@@ -1,0 +1,347 @@
+//! `pirl study`: many runs, compared.
+
+mod launcher;
+
+use std::path::Path;
+use std::thread::available_parallelism;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use pirl_recipes::Setting;
+use pirl_study::{
+    Conducted, Estimate, Event, Images, NamedPack, Outcome, Plan, Study, StudyFolder, conduct,
+    in_words, to_html,
+};
+use serde_json::{Value, json};
+
+use crate::args::StudyArgs;
+use crate::device;
+use crate::interrupt::{Interrupt, Interrupted};
+use crate::output::{print, print_json};
+use crate::progress::Progress;
+
+use launcher::Processes;
+
+/// Runs at the same time on a CPU, at most, unless `--jobs` says more.
+const JOBS: usize = 4;
+/// What is kept of the plan, beside the study.
+const PLAN: &str = "plan.json";
+
+pub(crate) fn run(args: &StudyArgs) -> Result<()> {
+    let images = images(args)?;
+    let mut study = Study::load(&args.study)?;
+    if let Some(recipe) = &args.recipe {
+        study = study.with_recipe(recipe);
+    }
+    if !args.seeds.is_empty() {
+        study.seeds.clone_from(&args.seeds);
+    }
+    device::parse_several(&args.device)?;
+    let mut typed = args.settings.clone();
+    let mut plan = Plan::new(&args.study, study.clone(), &images, &typed)?;
+    let (jobs, threads) = shares(args, plan.runs.len());
+
+    let known = known_epochs(&args.out)?;
+    let mut estimate = None;
+    if let Some(time) = args.time {
+        let epochs = match known {
+            Some(epochs) => epochs,
+            None => estimate
+                .insert(measure(&plan, &images, jobs, threads)?)
+                .epochs(time),
+        };
+        typed.extend([
+            Setting::new("train.epochs", i64::try_from(epochs)?.into()),
+            Setting::new("train.steps", 0.into()),
+        ]);
+        plan = Plan::new(&args.study, study, &images, &typed)?;
+        if let Some(estimate) = &mut estimate {
+            estimate
+                .runs
+                .iter_mut()
+                .for_each(|cost| cost.epochs = epochs);
+        }
+    }
+    let identity = plan.identity(&images)?;
+    let folder = StudyFolder::check(&args.out, &identity)?;
+    for reason in &plan.left_out {
+        tracing::warn!("left out: {reason}");
+    }
+    let missing = |run: usize| !folder.is_done(&plan.runs[run]);
+    let count = (0..plan.runs.len()).filter(|run| missing(*run)).count();
+    let estimate = match (estimate, count) {
+        (Some(estimate), _) => Some(estimate),
+        (None, 0) => None,
+        (None, _) => Some(measure(&plan, &images, jobs, threads)?),
+    };
+    let time = estimate
+        .as_ref()
+        .map_or(Duration::ZERO, |found| found.time(missing));
+    if let Some(estimate) = &estimate {
+        eprintln!(
+            "{} runs, {} of them there already; {jobs} at a time, {} each: about {}, {} MiB",
+            plan.runs.len(),
+            plan.runs.len() - count,
+            counted(threads, "thread"),
+            in_time(time),
+            estimate.bytes() >> 20
+        );
+        estimate.check_disk(&args.out, missing)?;
+    }
+    if args.dry_run {
+        return say_plan(args, &plan, &folder, estimate.as_ref(), time);
+    }
+    folder.begin(&identity)?;
+    if let (Some(_), Some(epochs)) = (args.time, plan.runs.first()) {
+        let epochs = json!({ "epochs": epochs.recipe.train.epochs });
+        folder.write(PLAN, epochs.to_string().as_bytes())?;
+    }
+    let conducted = make(args, &plan, &folder, (jobs, threads))?;
+    finish(args, &plan, &folder, &conducted)
+}
+
+fn images(args: &StudyArgs) -> Result<Images> {
+    let (train, test) = (&args.probe_train, &args.probe_test);
+    ensure!(
+        train.len() == test.len(),
+        "--probe-train is given {} times and --probe-test {}: give them in pairs",
+        train.len(),
+        test.len()
+    );
+    let pair = |train: &Path, test: &Path| -> Result<(NamedPack, NamedPack)> {
+        Ok((NamedPack::open(train)?, NamedPack::open(test)?))
+    };
+    let mut probes = Vec::new();
+    for (train, test) in train.iter().zip(test) {
+        let (train, test) = pair(train, test)?;
+        pirl_eval::check_packs(&train.pack, &test.pack)
+            .with_context(|| format!("--probe-train {}", train.path.display()))?;
+        probes.push((train, test));
+    }
+    let detection = args.detect_train.as_ref().zip(args.detect_test.as_ref());
+    Ok(Images {
+        data: NamedPack::open(&args.data)?,
+        probes,
+        detection: detection
+            .map(|(train, test)| pair(train, test))
+            .transpose()?,
+    })
+}
+
+/// Runs at the same time, and threads of each.
+fn shares(args: &StudyArgs, runs: usize) -> (usize, usize) {
+    let cores = available_parallelism().map_or(1, usize::from);
+    let devices = args.device.split(',').count();
+    let by_default = match args.device.as_str() {
+        "cpu" => cores.min(JOBS),
+        _ => devices,
+    };
+    let jobs = args.jobs.unwrap_or(by_default).clamp(1, runs.max(1));
+    (jobs, (cores / jobs).max(1))
+}
+
+/// The epochs that `--time` gave the runs of a study that was begun.
+fn known_epochs(out: &Path) -> Result<Option<usize>> {
+    let path = out.join(PLAN);
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let text = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let plan: Value = serde_json::from_slice(&text)
+        .with_context(|| format!("{} is not as a study writes it", path.display()))?;
+    Ok(plan["epochs"].as_u64().map(|epochs| epochs as usize))
+}
+
+fn measure(plan: &Plan, images: &Images, jobs: usize, threads: usize) -> Result<Estimate> {
+    let mut progress: Option<Progress> = None;
+    let estimate = Estimate::measure(plan, images, jobs, threads, &mut |done, total| {
+        let new = || Progress::new("measuring a few steps of each", "kinds", total as u64, 0);
+        progress
+            .get_or_insert_with(new)
+            .at(done as u64, String::new);
+    });
+    progress.iter().for_each(Progress::finish);
+    Ok(estimate?)
+}
+
+fn say_plan(
+    args: &StudyArgs,
+    plan: &Plan,
+    folder: &StudyFolder,
+    estimate: Option<&Estimate>,
+    time: Duration,
+) -> Result<()> {
+    let cost = |run: usize| estimate.map(|estimate| estimate.runs[run]);
+    if args.json {
+        let runs = plan.runs.iter().enumerate().map(|(place, run)| {
+            json!({
+                "name": run.name,
+                "folder": folder.run(run),
+                "done": folder.is_done(run),
+                "epochs": run.trained.then_some(run.recipe.train.epochs),
+                "seconds": cost(place).map(|cost| cost.seconds()),
+                "bytes": cost(place).map(|cost| cost.bytes),
+            })
+        });
+        return print_json(&json!({
+            "runs": runs.collect::<Vec<_>>(),
+            "seconds": time.as_secs_f64(),
+            "bytes": estimate.map(Estimate::bytes),
+            "left_out": plan.left_out,
+        }));
+    }
+    let mut text = String::new();
+    for (place, run) in plan.runs.iter().enumerate() {
+        let state = match (folder.is_done(run), cost(place)) {
+            (true, _) => "there".to_owned(),
+            (false, Some(cost)) => in_time(Duration::from_secs_f64(cost.seconds())),
+            (false, None) => String::new(),
+        };
+        text += &format!("{} {state:>10}  {}\n", run.key, run.name);
+    }
+    print(&text)
+}
+
+/// Makes what is missing, and the report after each run.
+fn make(
+    args: &StudyArgs,
+    plan: &Plan,
+    folder: &StudyFolder,
+    (jobs, threads): (usize, usize),
+) -> Result<Conducted> {
+    let interrupt = Interrupt::install()?;
+    let processes = Processes::new(args, threads)?;
+    let total = plan.runs.len() as u64;
+    let mut done = plan.runs.iter().filter(|run| folder.is_done(run)).count() as u64;
+    let mut progress = Progress::new("study", "runs", total, done);
+    let mut observe = |run: usize, event: &Event| {
+        let name = &plan.runs[run].name;
+        match event {
+            Event::Begun => return Ok(()),
+            Event::Done(time) => {
+                done += 1;
+                progress.suspend(|| eprintln!("{name}: {}", in_time(*time)));
+            }
+            Event::Failed(reason) => progress.suspend(|| eprintln!("{name} failed: {reason}")),
+        }
+        progress.at(done, String::new);
+        write_report(args, plan, folder).map(|_| ())
+    };
+    let goes_on = || !interrupt.seen();
+    let conducted = conduct(plan, folder, jobs, &processes, &mut observe, &goes_on)?;
+    progress.finish();
+    Ok(conducted)
+}
+
+fn write_report(
+    args: &StudyArgs,
+    plan: &Plan,
+    folder: &StudyFolder,
+) -> pirl_study::Result<Outcome> {
+    let outcome = Outcome::read(plan, folder)?;
+    let done = plan.runs.iter().filter(|run| folder.is_done(run)).count();
+    let seeds = &plan.study.seeds;
+    let list = |items: Vec<String>| items.join(", ");
+    let mut facts = vec![
+        ("recipe".to_owned(), plan.study.recipe.clone()),
+        ("data".to_owned(), args.data.display().to_string()),
+        (
+            "seeds".to_owned(),
+            list(seeds.iter().map(u64::to_string).collect()),
+        ),
+        ("runs".to_owned(), format!("{done} of {}", plan.runs.len())),
+    ];
+    if !plan.left_out.is_empty() {
+        facts.push(("left out".to_owned(), list(plan.left_out.clone())));
+    }
+    folder.write("study.json", outcome.to_json()?.as_bytes())?;
+    for figure in &outcome.figures {
+        folder.write(&format!("{}.csv", figure.name), &figure.to_csv()?)?;
+    }
+    let page = to_html(&plan.study, &outcome, facts)?;
+    folder.write("report.html", page.as_bytes())?;
+    Ok(outcome)
+}
+
+fn finish(
+    args: &StudyArgs,
+    plan: &Plan,
+    folder: &StudyFolder,
+    conducted: &Conducted,
+) -> Result<()> {
+    let outcome = write_report(args, plan, folder)?;
+    if conducted.interrupted {
+        bail!(Interrupted(format!(
+            "{} of {} runs are there; to go on give the same command",
+            conducted.found + conducted.made,
+            plan.runs.len()
+        )));
+    }
+    if args.json {
+        print_json(&outcome)?;
+    } else {
+        let report = folder.path().join("report.html");
+        print(&format!(
+            "{}report   {}",
+            tables(&outcome),
+            report.display()
+        ))?;
+    }
+    if let Some((first, reason)) = conducted.failed.first() {
+        bail!(
+            "{} of {} runs failed, the first of them {} ({}): {reason}\nThe others are there; the same \
+             command tries them again",
+            conducted.failed.len(),
+            plan.runs.len(),
+            plan.runs[*first].name,
+            folder.run(&plan.runs[*first]).display()
+        );
+    }
+    Ok(())
+}
+
+/// The figures as text.
+fn tables(outcome: &Outcome) -> String {
+    let mut text = String::new();
+    for figure in &outcome.figures {
+        text += &format!("{}\n", figure.title);
+        for measure in &figure.measures {
+            text += &format!("  {}\n", measure.label);
+            let wide = measure.series.iter().map(|series| series.name.len()).max();
+            let wide = wide.unwrap_or(0).max(figure.x_label.len());
+            if !figure.x.is_empty() {
+                text += &format!("    {:<wide$}", figure.x_label);
+                figure.x.iter().for_each(|x| text += &format!(" {x:>12}"));
+                text += "\n";
+            }
+            for series in &measure.series {
+                text += &format!("    {:<wide$}", series.name);
+                let cells = series.cells.iter();
+                cells.for_each(|cell| text += &format!(" {:>12}", in_words(cell)));
+                text += "\n";
+            }
+        }
+        for verdict in &figure.findings {
+            text += &format!("  {}: {}\n", verdict.claim, verdict.in_words());
+        }
+        text += "\n";
+    }
+    text
+}
+
+/// Such as "3 threads".
+fn counted(count: usize, what: &str) -> String {
+    match count {
+        1 => format!("1 {what}"),
+        _ => format!("{count} {what}s"),
+    }
+}
+
+/// Such as "1h 3m" or "40s".
+fn in_time(time: Duration) -> String {
+    let seconds = match time.as_secs() {
+        seconds @ 600.. => seconds / 60 * 60,
+        seconds => seconds,
+    };
+    humantime::format_duration(Duration::from_secs(seconds)).to_string()
+}

@@ -1,0 +1,420 @@
+//! How long the runs of a study take, and what they leave on the disk, by a trial of each kind.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use candle_core::Device;
+use pirl_data::Pack;
+use pirl_eval::{Extraction, Knn, LinearProbe, Probe, extract_features, pixel_features};
+use pirl_model::ResNet;
+use pirl_recipes::{BankInit, Inputs, LossKind, Recipe, RecipeError, backbone_seed, try_steps};
+use rayon::ThreadPoolBuilder;
+use serde::Serialize;
+
+use crate::error::{Result, StudyError, at};
+use crate::plan::{Evaluation, Images, Plan, Run, Task};
+
+/// Images that features are read of in a trial, and how many of them are tested.
+const TRIED: usize = 1024;
+const TESTED: usize = 256;
+/// Seconds for which a process begins and ends.
+const PROCESS: f64 = 0.3;
+/// Forward and backward pass, in forward passes.
+const TRAINING: f64 = 3.0;
+
+/// What a run takes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Cost {
+    /// Seconds of an epoch of its training.
+    pub epoch: f64,
+    /// Epochs.
+    pub epochs: usize,
+    /// Seconds of all the rest: filling the bank, evaluations.
+    pub rest: f64,
+    /// Bytes on the disk.
+    pub bytes: u64,
+}
+
+impl Cost {
+    /// Seconds in all.
+    pub fn seconds(&self) -> f64 {
+        self.epoch * self.epochs as f64 + self.rest
+    }
+}
+
+/// What each run of a plan takes.
+#[derive(Clone, Debug, Serialize)]
+pub struct Estimate {
+    /// In the order of the runs.
+    pub runs: Vec<Cost>,
+    /// Runs that are made at the same time.
+    pub jobs: usize,
+}
+
+impl Estimate {
+    /// Measures it: of each kind of training a few steps, of each evaluation a few images, `jobs` at the same
+    /// time on `threads` threads each, as the runs will be made. Detectors and support vector machines are
+    /// not in it. `progress` gets the kinds that are measured, and those there are.
+    ///
+    /// # Errors
+    /// [`StudyError::Trial`] with the run that cannot be tried.
+    pub fn measure(
+        plan: &Plan,
+        images: &Images,
+        jobs: usize,
+        threads: usize,
+        progress: &mut dyn FnMut(usize, usize),
+    ) -> Result<Self> {
+        let mut kinds = BTreeMap::new();
+        for run in &plan.runs {
+            kinds.entry(kind(run)?).or_insert(run);
+        }
+        let mut measured = BTreeMap::new();
+        let total = kinds.len();
+        for (done, (kind, run)) in kinds.into_iter().enumerate() {
+            progress(done, total);
+            measured.insert(kind, several(run, images, jobs, threads)?);
+        }
+        progress(total, total);
+        let runs = plan.runs.iter().map(|run| {
+            let tried = measured.get(&kind(run)?).copied().unwrap_or_default();
+            Ok(tried.cost(run, images))
+        });
+        Ok(Self {
+            runs: runs.collect::<Result<_>>()?,
+            jobs,
+        })
+    }
+
+    /// How long the runs take for which `missing`, by their places, when each begins as soon as one before it
+    /// has ended.
+    pub fn time(&self, missing: impl Fn(usize) -> bool) -> Duration {
+        let mut busy = vec![0.0f64; self.jobs.max(1)];
+        for (_, cost) in self
+            .runs
+            .iter()
+            .enumerate()
+            .filter(|(run, _)| missing(*run))
+        {
+            if let Some(first) = busy.iter_mut().min_by(|a, b| a.total_cmp(b)) {
+                *first += cost.seconds();
+            }
+        }
+        Duration::from_secs_f64(busy.into_iter().fold(0.0, f64::max))
+    }
+
+    /// Epochs of every run for which all of them take `time`; at least 1.
+    pub fn epochs(&self, time: Duration) -> usize {
+        let sum = |of: fn(&Cost) -> f64| self.runs.iter().map(of).sum::<f64>();
+        let (rest, epoch) = (sum(|cost| cost.rest), sum(|cost| cost.epoch));
+        let all = time.as_secs_f64() * self.jobs.max(1) as f64;
+        // With the last runs some jobs have nothing left to do.
+        let epochs = (0.97 * all - rest) / epoch.max(f64::MIN_POSITIVE);
+        (epochs as usize).max(1)
+    }
+
+    /// Bytes on the disk in all.
+    pub fn bytes(&self) -> u64 {
+        self.runs.iter().map(|cost| cost.bytes).sum()
+    }
+
+    /// Checks that the runs for which `missing` fit on the disk of `folder`. Where the system does not say
+    /// what is free, they do.
+    ///
+    /// # Errors
+    /// [`StudyError::Disk`].
+    pub fn check_disk(&self, folder: &Path, missing: impl Fn(usize) -> bool) -> Result<()> {
+        let runs = self
+            .runs
+            .iter()
+            .enumerate()
+            .filter(|(run, _)| missing(*run));
+        let needed: u64 = runs.map(|(_, cost)| cost.bytes).sum();
+        let mut there = folder;
+        while !there.exists() {
+            there = match there.parent() {
+                Some(parent) if !parent.as_os_str().is_empty() => parent,
+                _ => Path::new("."),
+            };
+        }
+        let there = there.canonicalize().map_err(at(there))?;
+        let Ok(disk) = rustix::fs::statvfs(&there) else {
+            return Ok(());
+        };
+        let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+        if free < needed {
+            return Err(StudyError::Disk {
+                folder: folder.to_owned(),
+                needed: needed >> 20,
+                free: free >> 20,
+            });
+        }
+        Ok(())
+    }
+}
+
+/// The settings that what a run takes depends on; runs of one kind take as long as each other.
+fn kind(run: &Run) -> Result<String> {
+    const KEYS: [&str; 10] = [
+        "data.image_size",
+        "data.patch_size",
+        "pretext.kind",
+        "pretext.grid",
+        "loss.kind",
+        "loss.negatives",
+        "loss.positives",
+        "loss.sampling",
+        "train.batch_size",
+        "train.micro_batch",
+    ];
+    let matters = |key: &str| {
+        let tables = ["model.", "bank.", "eval."];
+        KEYS.contains(&key) || tables.iter().any(|table| key.starts_with(table))
+    };
+    let flat = run.recipe.flat()?.into_iter();
+    let lines = flat.filter(|(key, _)| matters(key));
+    let mut text: String = lines
+        .map(|(key, value)| format!("{key}={value} "))
+        .collect();
+    for task in &run.tasks {
+        text += &format!("{:?} ", task.evaluation);
+    }
+    Ok(text + if run.trained { "trained" } else { "" })
+}
+
+/// What was measured of a kind of run, seconds.
+#[derive(Clone, Copy, Debug, Default)]
+struct Tried {
+    step: f64,
+    steps_per_epoch: u64,
+    /// An image through the network, as evaluations show it.
+    image: f64,
+    /// Linear classifiers of a training image and all their epochs.
+    linear: f64,
+    /// Neighbours of a tested image among one training image.
+    knn: f64,
+}
+
+/// The mean of `jobs` trials at the same time.
+fn several(run: &Run, images: &Images, jobs: usize, threads: usize) -> Result<Tried> {
+    let jobs = jobs.max(1);
+    let tried = std::thread::scope(|scope| {
+        let each = || scope.spawn(|| on_threads(run, images, threads));
+        let all: Vec<_> = (0..jobs).map(|_| each()).collect();
+        let joined = all.into_iter().map(|trial| match trial.join() {
+            Ok(tried) => tried,
+            Err(panic) => std::panic::resume_unwind(panic),
+        });
+        joined.collect::<Result<Vec<_>>>()
+    })?;
+    let mean = |of: fn(&Tried) -> f64| tried.iter().map(of).sum::<f64>() / jobs as f64;
+    Ok(Tried {
+        step: mean(|tried| tried.step),
+        steps_per_epoch: tried.first().map_or(0, |tried| tried.steps_per_epoch),
+        image: mean(|tried| tried.image),
+        linear: mean(|tried| tried.linear),
+        knn: mean(|tried| tried.knn),
+    })
+}
+
+fn on_threads(run: &Run, images: &Images, threads: usize) -> Result<Tried> {
+    let wrong = |source: Box<dyn std::error::Error + Send + Sync>| StudyError::Trial {
+        run: run.name.clone(),
+        source,
+    };
+    let pool = ThreadPoolBuilder::new().num_threads(threads).build();
+    let pool = pool.map_err(|error| wrong(error.into()))?;
+    let mut recipe = run.recipe.clone();
+    recipe.loader.workers = threads;
+    pool.install(|| attempt(&recipe, run, images))
+        .map_err(wrong)
+}
+
+fn attempt(
+    recipe: &Recipe,
+    run: &Run,
+    images: &Images,
+) -> std::result::Result<Tried, Box<dyn std::error::Error + Send + Sync>> {
+    let mut tried = Tried::default();
+    if run.trained {
+        let inputs = Inputs::new(recipe.clone(), images.data.pack.clone(), 1)?;
+        let trial = steps(inputs)?;
+        (tried.step, tried.steps_per_epoch) = (trial.seconds, trial.steps_per_epoch);
+    }
+    let backbone = ResNet::new(&recipe.model, backbone_seed(recipe), &Device::Cpu)?;
+    let eval = &recipe.eval;
+    let extraction = Extraction {
+        pool: eval.pool,
+        layers: eval.layers.clone(),
+        batch_size: eval.batch_size,
+        workers: recipe.loader.workers,
+        ..Extraction::new(recipe.eval_view())
+    };
+    let few = |pack: &Pack, count: usize| pack.subset(count.min(pack.len()), recipe.seed);
+    let read = |pack: &Pack| extract_features(&backbone, pack, &extraction, &mut |_, _| {});
+    let (train, test) = match images.probes.first() {
+        Some((train, test)) => (&train.pack, Some(&test.pack)),
+        None => (&images.data.pack, None),
+    };
+    let train = few(train, TRIED)?;
+    read(&few(&train, 64)?)?; // allocates the buffers
+    let started = Instant::now();
+    let features = read(&train)?;
+    tried.image = started.elapsed().as_secs_f64() / train.len() as f64;
+    let Some(test) = test else {
+        return Ok(tried);
+    };
+    let tested = read(&few(test, TESTED)?)?;
+    let asks = |evaluation: fn(&Evaluation) -> bool| {
+        run.tasks.iter().any(|task| evaluation(&task.evaluation))
+    };
+    let mut sets = vec![(features, tested)];
+    if !run.trained {
+        // Raw pixels are measured with it.
+        let read = |pack: &Pack| pixel_features(pack, &extraction, &mut |_, _| {});
+        let started = Instant::now();
+        let pixels = read(&train)?;
+        tried.image += started.elapsed().as_secs_f64() / train.len() as f64;
+        sets.push((pixels, read(&few(test, TESTED)?)?));
+    }
+    for (train, test) in &sets {
+        let images = train.labels().len();
+        if asks(|evaluation| matches!(evaluation, Evaluation::Linear(_))) {
+            let probe = LinearProbe::new(eval.linear.clone(), recipe.seed)?;
+            let started = Instant::now();
+            probe.evaluate(train, test, &mut |_, _| {})?;
+            tried.linear += started.elapsed().as_secs_f64() / images as f64;
+        }
+        if asks(|evaluation| matches!(evaluation, Evaluation::Knn(_))) {
+            let probe = Knn::new(eval.knn.clone(), recipe.seed)?;
+            let started = Instant::now();
+            probe.evaluate(train, test, &mut |_, _| {})?;
+            let pairs = pairs(images, test.labels().len(), eval.knn.held_out);
+            tried.knn += started.elapsed().as_secs_f64() / pairs;
+        }
+    }
+    Ok(tried)
+}
+
+/// A few steps of the training that `inputs` describes.
+fn steps(inputs: Inputs) -> std::result::Result<pirl_recipes::Trial, RecipeError> {
+    let device = &[Device::Cpu];
+    match inputs.recipe.loss.kind {
+        LossKind::Covariant => {
+            let learner = inputs.learner(inputs.covariant()?, device)?;
+            try_steps(inputs, learner)
+        }
+        LossKind::Supervised => {
+            let learner = inputs.learner(inputs.supervised()?, device)?;
+            try_steps(inputs, learner)
+        }
+        LossKind::Paper | LossKind::Nce | LossKind::InfoNce => {
+            let learner = inputs.learner(inputs.pirl(&device[0])?, device)?;
+            try_steps(inputs, learner)
+        }
+    }
+}
+
+/// Pairs of images that nearest neighbours compare, with those of the choice on held-out images.
+fn pairs(train: usize, test: usize, held_out: f64) -> f64 {
+    let (train, test) = (train as f64, test as f64);
+    train * test + held_out * (1.0 - held_out) * train * train
+}
+
+impl Tried {
+    /// What a run of this kind takes.
+    fn cost(&self, run: &Run, images: &Images) -> Cost {
+        let recipe = &run.recipe;
+        let mut cost = Cost::default();
+        if run.trained {
+            let trained_on = match recipe.data.limit {
+                0 => images.data.pack.len(),
+                limit => limit,
+            };
+            cost.epoch = self.step * self.steps_per_epoch as f64;
+            cost.epochs = recipe.train.epochs;
+            if recipe.train.steps > 0 {
+                // So many steps, however they are counted in epochs.
+                cost.epoch = self.step * recipe.train.steps as f64;
+                cost.epochs = 1;
+            }
+            let contrastive = recipe.loss.kind.is_contrastive();
+            let filled = match contrastive && recipe.bank.init == BankInit::Features {
+                true => trained_on,
+                false => 0,
+            };
+            let passes = filled + recipe.eval.precise_batch_norm;
+            cost.rest += PROCESS + passes as f64 * self.image;
+            let rows = if contrastive { trained_on } else { 0 };
+            let bank = 4 * (rows * recipe.bank.dim) as u64;
+            cost.bytes = recipe.checkpoint.keep as u64 * (bank + 3 * parameters(recipe));
+        }
+        let mut read = Vec::new();
+        for Task { evaluation, .. } in &run.tasks {
+            cost.rest += PROCESS;
+            let (data, probed) = match *evaluation {
+                Evaluation::Linear(data) | Evaluation::Knn(data) | Evaluation::Svm(data) => {
+                    (data, true)
+                }
+                Evaluation::Finetune(_, data) => (data, false),
+                Evaluation::Invariance | Evaluation::Detect => continue,
+            };
+            let Some((train, test)) = images.probes.get(data) else {
+                continue;
+            };
+            let (train, test) = (train.pack.len(), test.pack.len());
+            if probed && !read.contains(&data) {
+                read.push(data);
+                cost.rest += (train + test) as f64 * self.image;
+            }
+            cost.rest += match *evaluation {
+                Evaluation::Linear(_) => train as f64 * self.linear,
+                Evaluation::Knn(_) => pairs(train, test, recipe.eval.knn.held_out) * self.knn,
+                Evaluation::Finetune(labels, _) => {
+                    let seen = labels * (train * recipe.eval.finetune.epochs) as f64;
+                    (TRAINING * seen + test as f64) * self.image
+                }
+                _ => 0.0,
+            };
+        }
+        cost
+    }
+}
+
+/// Bytes of a network's parameters.
+fn parameters(recipe: &Recipe) -> u64 {
+    let network = ResNet::new(&recipe.model, 0, &Device::Cpu);
+    let state = network.and_then(|network| pirl_model::Trainable::state(&network));
+    let tensors = state.map_or_else(
+        |_| Vec::new(),
+        |state| state.values().map(|tensor| tensor.elem_count()).collect(),
+    );
+    4 * tensors.iter().sum::<usize>() as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn jobs_are_filled_in_their_order_and_time_sets_the_epochs() {
+        let cost = |epoch: f64, rest: f64| Cost {
+            epoch,
+            epochs: 2,
+            rest,
+            bytes: 1 << 20,
+        };
+        let estimate = Estimate {
+            runs: vec![cost(5.0, 0.0), cost(10.0, 1.0), cost(4.0, 2.0)],
+            jobs: 2,
+        };
+        // 10 then 10 (8 + 2) beside 21.
+        assert_eq!(estimate.time(|_| true), Duration::from_secs(21));
+        assert_eq!(estimate.time(|run| run != 1), Duration::from_secs(10));
+        assert_eq!(estimate.bytes(), 3 << 20);
+        // 2 x 100 x 0.97 seconds, less 3, at 19 an epoch.
+        assert_eq!(estimate.epochs(Duration::from_secs(100)), 10);
+        assert_eq!(estimate.epochs(Duration::from_secs(1)), 1);
+    }
+}

@@ -1,0 +1,141 @@
+//! The page of a study.
+
+use pirl_report::{Chart, FigureReport, FindingReport, Series, StudyReport, Table, TableCell};
+
+use crate::config::{Figure, PublishedSeries, Study};
+use crate::error::Result;
+use crate::outcome::{Cell, FigureOutcome, MeasureOutcome, Outcome};
+
+/// The page with what was found, as HTML. `facts` stand above the figures; runs that are named in `outcome`
+/// are linked to.
+///
+/// # Errors
+/// [`StudyError::Report`](crate::StudyError::Report) if it cannot be drawn.
+pub fn to_html(study: &Study, outcome: &Outcome, facts: Vec<(String, String)>) -> Result<String> {
+    let figures = study.figures.iter().zip(&outcome.figures);
+    let settings = toml::to_string(study).unwrap_or_default();
+    let report = StudyReport {
+        title: &outcome.title,
+        facts,
+        figures: figures
+            .map(|(figure, found)| figure_report(figure, found))
+            .collect(),
+        settings: &settings,
+    };
+    Ok(report.to_html()?)
+}
+
+fn figure_report(figure: &Figure, found: &FigureOutcome) -> FigureReport {
+    let first = |place: usize| match place {
+        0 => figure.published.as_slice(),
+        _ => &[],
+    };
+    let measures = || found.measures.iter().enumerate();
+    let charts = measures().map(|(place, measure)| chart(found, measure, first(place)));
+    let tables = measures().map(|(place, measure)| table(found, measure, first(place)));
+    let findings = found.findings.iter().map(|verdict| FindingReport {
+        claim: verdict.claim.clone(),
+        verdict: verdict.in_words(),
+        holds: verdict.holds,
+    });
+    FigureReport {
+        name: found.name.clone(),
+        title: found.title.clone(),
+        source: found.source.clone(),
+        charts: charts.collect(),
+        tables: tables.collect(),
+        findings: findings.collect(),
+    }
+}
+
+/// The curves of a measure over the axis; without an axis, the series side by side.
+fn chart(figure: &FigureOutcome, measure: &MeasureOutcome, published: &[PublishedSeries]) -> Chart {
+    let point = |x: usize, cell: &Cell| {
+        let deviation = cell.deviation.unwrap_or(0.0);
+        cell.mean.map(|mean| (x as f64, mean, deviation))
+    };
+    let names = || measure.series.iter().map(|series| series.name.clone());
+    let side_by_side = figure.x.is_empty();
+    let mut chart = Chart::new(&measure.label, &figure.x_label, &measure.label);
+    chart = chart.x_names(match side_by_side {
+        true => names().collect(),
+        false => figure.x.clone(),
+    });
+    if side_by_side {
+        let points = measure.series.iter().enumerate();
+        for (x, series) in points {
+            let points = series.cells.first().and_then(|cell| point(x, cell));
+            chart = chart.series(Series::with_deviations(&series.name, points));
+        }
+    } else {
+        for series in &measure.series {
+            let points = series.cells.iter().enumerate();
+            let points = points.filter_map(|(x, cell)| point(x, cell));
+            chart = chart.series(Series::with_deviations(&series.name, points));
+        }
+    }
+    for PublishedSeries { name, values } in published {
+        let points = values.iter().enumerate().map(|(x, y)| (x as f64, *y));
+        chart = chart.series(Series::new(format!("{name} (published)"), points));
+    }
+    chart
+}
+
+/// A row for each series, with the mean and the deviation at each value of the axis and a link to each run.
+fn table(figure: &FigureOutcome, measure: &MeasureOutcome, published: &[PublishedSeries]) -> Table {
+    let axis = match figure.x.is_empty() {
+        true => vec![String::new()],
+        false => figure.x.clone(),
+    };
+    let mut head = vec![figure.x_label.clone()];
+    head.extend(axis);
+    let mut rows: Vec<Vec<TableCell>> = Vec::new();
+    for series in &measure.series {
+        let mut row = vec![series.name.as_str().into()];
+        row.extend(series.cells.iter().map(|cell| {
+            TableCell {
+                text: in_words(cell),
+                links: cell
+                    .values
+                    .iter()
+                    .map(|found| (found.seed.to_string(), found.run.clone()))
+                    .collect(),
+            }
+        }));
+        rows.push(row);
+    }
+    for PublishedSeries { name, values } in published {
+        let mut row = vec![format!("{name} (published)").into()];
+        let value = |value: &f64| match value.is_finite() {
+            true => format!("{value:.1}"),
+            false => "-".to_owned(),
+        };
+        row.extend(values.iter().map(|found| value(found).into()));
+        if figure.x.is_empty() {
+            // Side by side, the published values are a column and not a row.
+            for (row, found) in rows.iter_mut().zip(values) {
+                row.push(value(found).into());
+            }
+            head.push(format!("{name} (published)"));
+            continue;
+        }
+        rows.push(row);
+    }
+    Table {
+        title: measure.label.clone(),
+        head,
+        rows,
+    }
+}
+
+/// Mean and deviation, with two digits after the point for small numbers and one for percents.
+pub fn in_words(cell: &Cell) -> String {
+    let Some(mean) = cell.mean else {
+        return "-".to_owned();
+    };
+    let digits = if mean.abs() < 2.5 { 3 } else { 1 };
+    match cell.deviation {
+        Some(deviation) => format!("{mean:.digits$} ± {deviation:.digits$}"),
+        None => format!("{mean:.digits$}"),
+    }
+}
