@@ -6,10 +6,11 @@
 //! - A [`Plan`] has every [`Run`] of it once, whatever number of figures it is in, checked against the
 //!   [`Images`]. [`Estimate`] says how long they take and what room they need, by a trial of each kind.
 //! - A [`StudyFolder`] keeps the runs by a hash of all that they depend on. [`conduct`] makes those that are
-//!   missing by a [`Launcher`], which carries out a [`Stage`]: that a process was killed loses no more than
-//!   the stages it was at, and these go on from their checkpoints.
+//!   missing by a [`Launcher`], which carries out a [`Stage`]; [`Processes`] does so by the program `pirl`.
+//!   That a process was killed loses no more than the stages it was at, and these go on from their
+//!   checkpoints.
 //! - An [`Outcome`] has the values, their means and deviations over the seeds, and a [`Verdict`] on each
-//!   finding; [`to_html`] draws the page.
+//!   finding; [`write_report`] writes the page, tables and JSON.
 //!
 //! ```
 //! use pirl_study::Study;
@@ -31,6 +32,7 @@ mod error;
 mod folder;
 mod outcome;
 mod plan;
+mod processes;
 mod report;
 
 pub use builtin::names as builtin_names;
@@ -43,4 +45,5 @@ pub use error::{Result, StudyError};
 pub use folder::StudyFolder;
 pub use outcome::{Cell, FigureOutcome, MeasureOutcome, Measured, Outcome, SeriesOutcome, Verdict};
 pub use plan::{Evaluation, Images, NamedPack, Plan, Point, Run, Task};
-pub use report::{in_words, to_html};
+pub use processes::Processes;
+pub use report::write_report;

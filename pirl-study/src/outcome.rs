@@ -1,5 +1,7 @@
 //! What a study found: the values of its figures, and whether they show what was expected.
 
+use std::fmt;
+
 use serde::Serialize;
 
 use crate::config::{BEST, Figure, Finding, Place};
@@ -276,6 +278,50 @@ fn verdicts(figure: &Figure, outcome: &FigureOutcome) -> Vec<Verdict> {
         }
     };
     figure.findings.iter().map(verdict).collect()
+}
+
+impl fmt::Display for Cell {
+    /// Mean and deviation: three digits after the point of small numbers, one of percents.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some(mean) = self.mean else {
+            return f.pad("-");
+        };
+        let digits = if mean.abs() < 2.5 { 3 } else { 1 };
+        f.pad(&match self.deviation {
+            Some(deviation) => format!("{mean:.digits$} ± {deviation:.digits$}"),
+            None => format!("{mean:.digits$}"),
+        })
+    }
+}
+
+impl fmt::Display for Outcome {
+    /// The figures as tables, with the findings under each.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for figure in &self.figures {
+            writeln!(f, "{}", figure.title)?;
+            for measure in &figure.measures {
+                writeln!(f, "  {}", measure.label)?;
+                let names = measure.series.iter().map(|series| series.name.len());
+                let wide = names.fold(figure.x_label.len(), usize::max);
+                if !figure.x.is_empty() {
+                    write!(f, "    {:<wide$}", figure.x_label)?;
+                    figure.x.iter().try_for_each(|x| write!(f, " {x:>12}"))?;
+                    writeln!(f)?;
+                }
+                for series in &measure.series {
+                    write!(f, "    {:<wide$}", series.name)?;
+                    let mut cells = series.cells.iter();
+                    cells.try_for_each(|cell| write!(f, " {cell:>12}"))?;
+                    writeln!(f)?;
+                }
+            }
+            for verdict in &figure.findings {
+                writeln!(f, "  {}: {}", verdict.claim, verdict.in_words())?;
+            }
+            writeln!(f)?;
+        }
+        Ok(())
+    }
 }
 
 impl Verdict {

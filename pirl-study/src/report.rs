@@ -2,16 +2,39 @@
 
 use pirl_report::{Chart, FigureReport, FindingReport, Series, StudyReport, Table, TableCell};
 
-use crate::config::{Figure, PublishedSeries, Study};
+use crate::config::{Figure, PublishedSeries};
 use crate::error::Result;
+use crate::folder::StudyFolder;
 use crate::outcome::{Cell, FigureOutcome, MeasureOutcome, Outcome};
+use crate::plan::Plan;
 
-/// The page with what was found, as HTML. `facts` stand above the figures; runs that are named in `outcome`
-/// are linked to.
+/// Writes what was found so far into `folder`: `report.html`, with `facts` above the figures and links to
+/// the runs, `study.json`, and a CSV table for each figure.
 ///
 /// # Errors
-/// [`StudyError::Report`](crate::StudyError::Report) if it cannot be drawn.
-pub fn to_html(study: &Study, outcome: &Outcome, facts: Vec<(String, String)>) -> Result<String> {
+/// [`StudyError`](crate::StudyError) if a result cannot be read, a chart cannot be drawn, or a file cannot
+/// be written.
+pub fn write_report(
+    plan: &Plan,
+    folder: &StudyFolder,
+    mut facts: Vec<(String, String)>,
+) -> Result<Outcome> {
+    let study = &plan.study;
+    let outcome = Outcome::read(plan, folder)?;
+    let done = plan.runs.iter().filter(|run| folder.is_done(run)).count();
+    let seeds: Vec<_> = study.seeds.iter().map(u64::to_string).collect();
+    facts.extend([
+        ("recipe".to_owned(), study.recipe.clone()),
+        ("seeds".to_owned(), seeds.join(", ")),
+        ("runs".to_owned(), format!("{done} of {}", plan.runs.len())),
+    ]);
+    if !plan.left_out.is_empty() {
+        facts.push(("left out".to_owned(), plan.left_out.join(", ")));
+    }
+    folder.write("study.json", outcome.to_json()?.as_bytes())?;
+    for figure in &outcome.figures {
+        folder.write(&format!("{}.csv", figure.name), &figure.to_csv()?)?;
+    }
     let figures = study.figures.iter().zip(&outcome.figures);
     let settings = toml::to_string(study).unwrap_or_default();
     let report = StudyReport {
@@ -22,7 +45,8 @@ pub fn to_html(study: &Study, outcome: &Outcome, facts: Vec<(String, String)>) -
             .collect(),
         settings: &settings,
     };
-    Ok(report.to_html()?)
+    folder.write("report.html", report.to_html()?.as_bytes())?;
+    Ok(outcome)
 }
 
 fn figure_report(figure: &Figure, found: &FigureOutcome) -> FigureReport {
@@ -94,7 +118,7 @@ fn table(figure: &FigureOutcome, measure: &MeasureOutcome, published: &[Publishe
         let mut row = vec![series.name.as_str().into()];
         row.extend(series.cells.iter().map(|cell| {
             TableCell {
-                text: in_words(cell),
+                text: cell.to_string(),
                 links: cell
                     .values
                     .iter()
@@ -125,17 +149,5 @@ fn table(figure: &FigureOutcome, measure: &MeasureOutcome, published: &[Publishe
         title: measure.label.clone(),
         head,
         rows,
-    }
-}
-
-/// Mean and deviation, with two digits after the point for small numbers and one for percents.
-pub fn in_words(cell: &Cell) -> String {
-    let Some(mean) = cell.mean else {
-        return "-".to_owned();
-    };
-    let digits = if mean.abs() < 2.5 { 3 } else { 1 };
-    match cell.deviation {
-        Some(deviation) => format!("{mean:.digits$} ± {deviation:.digits$}"),
-        None => format!("{mean:.digits$}"),
     }
 }

@@ -1,7 +1,5 @@
 //! `pirl study`: many runs, compared.
 
-mod launcher;
-
 use std::path::Path;
 use std::thread::available_parallelism;
 use std::time::Duration;
@@ -9,8 +7,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use pirl_recipes::Setting;
 use pirl_study::{
-    Conducted, Estimate, Event, Images, NamedPack, Outcome, Plan, Study, StudyFolder, conduct,
-    in_words, to_html,
+    Conducted, Estimate, Event, Images, NamedPack, Plan, Processes, Study, StudyFolder, conduct,
+    write_report,
 };
 use serde_json::{Value, json};
 
@@ -19,8 +17,6 @@ use crate::device;
 use crate::interrupt::{Interrupt, Interrupted};
 use crate::output::{print, print_json};
 use crate::progress::Progress;
-
-use launcher::Processes;
 
 /// Runs at the same time on a CPU, at most, unless `--jobs` says more.
 const JOBS: usize = 4;
@@ -96,7 +92,7 @@ pub(crate) fn run(args: &StudyArgs) -> Result<()> {
         let epochs = json!({ "epochs": epochs.recipe.train.epochs });
         folder.write(PLAN, epochs.to_string().as_bytes())?;
     }
-    let conducted = make(args, &plan, &folder, (jobs, threads))?;
+    let conducted = make(args, &plan, &images, &folder, (jobs, threads))?;
     finish(args, &plan, &folder, &conducted)
 }
 
@@ -206,11 +202,14 @@ fn say_plan(
 fn make(
     args: &StudyArgs,
     plan: &Plan,
+    images: &Images,
     folder: &StudyFolder,
     (jobs, threads): (usize, usize),
 ) -> Result<Conducted> {
     let interrupt = Interrupt::install()?;
-    let processes = Processes::new(args, threads)?;
+    let program = std::env::current_exe().context("cannot find this program's own file")?;
+    let devices = args.device.split(',').map(str::to_owned).collect();
+    let processes = Processes::new(program, images, devices, threads);
     let total = plan.runs.len() as u64;
     let mut done = plan.runs.iter().filter(|run| folder.is_done(run)).count() as u64;
     let mut progress = Progress::new("study", "runs", total, done);
@@ -225,7 +224,7 @@ fn make(
             Event::Failed(reason) => progress.suspend(|| eprintln!("{name} failed: {reason}")),
         }
         progress.at(done, String::new);
-        write_report(args, plan, folder).map(|_| ())
+        write_report(plan, folder, facts(args)).map(|_| ())
     };
     let goes_on = || !interrupt.seen();
     let conducted = conduct(plan, folder, jobs, &processes, &mut observe, &goes_on)?;
@@ -233,34 +232,9 @@ fn make(
     Ok(conducted)
 }
 
-fn write_report(
-    args: &StudyArgs,
-    plan: &Plan,
-    folder: &StudyFolder,
-) -> pirl_study::Result<Outcome> {
-    let outcome = Outcome::read(plan, folder)?;
-    let done = plan.runs.iter().filter(|run| folder.is_done(run)).count();
-    let seeds = &plan.study.seeds;
-    let list = |items: Vec<String>| items.join(", ");
-    let mut facts = vec![
-        ("recipe".to_owned(), plan.study.recipe.clone()),
-        ("data".to_owned(), args.data.display().to_string()),
-        (
-            "seeds".to_owned(),
-            list(seeds.iter().map(u64::to_string).collect()),
-        ),
-        ("runs".to_owned(), format!("{done} of {}", plan.runs.len())),
-    ];
-    if !plan.left_out.is_empty() {
-        facts.push(("left out".to_owned(), list(plan.left_out.clone())));
-    }
-    folder.write("study.json", outcome.to_json()?.as_bytes())?;
-    for figure in &outcome.figures {
-        folder.write(&format!("{}.csv", figure.name), &figure.to_csv()?)?;
-    }
-    let page = to_html(&plan.study, &outcome, facts)?;
-    folder.write("report.html", page.as_bytes())?;
-    Ok(outcome)
+/// What the report says of it above the figures.
+fn facts(args: &StudyArgs) -> Vec<(String, String)> {
+    vec![("data".to_owned(), args.data.display().to_string())]
 }
 
 fn finish(
@@ -269,7 +243,7 @@ fn finish(
     folder: &StudyFolder,
     conducted: &Conducted,
 ) -> Result<()> {
-    let outcome = write_report(args, plan, folder)?;
+    let outcome = write_report(plan, folder, facts(args))?;
     if conducted.interrupted {
         bail!(Interrupted(format!(
             "{} of {} runs are there; to go on give the same command",
@@ -281,11 +255,7 @@ fn finish(
         print_json(&outcome)?;
     } else {
         let report = folder.path().join("report.html");
-        print(&format!(
-            "{}report   {}",
-            tables(&outcome),
-            report.display()
-        ))?;
+        print(&format!("{outcome}report   {}", report.display()))?;
     }
     if let Some((first, reason)) = conducted.failed.first() {
         bail!(
@@ -298,35 +268,6 @@ fn finish(
         );
     }
     Ok(())
-}
-
-/// The figures as text.
-fn tables(outcome: &Outcome) -> String {
-    let mut text = String::new();
-    for figure in &outcome.figures {
-        text += &format!("{}\n", figure.title);
-        for measure in &figure.measures {
-            text += &format!("  {}\n", measure.label);
-            let wide = measure.series.iter().map(|series| series.name.len()).max();
-            let wide = wide.unwrap_or(0).max(figure.x_label.len());
-            if !figure.x.is_empty() {
-                text += &format!("    {:<wide$}", figure.x_label);
-                figure.x.iter().for_each(|x| text += &format!(" {x:>12}"));
-                text += "\n";
-            }
-            for series in &measure.series {
-                text += &format!("    {:<wide$}", series.name);
-                let cells = series.cells.iter();
-                cells.for_each(|cell| text += &format!(" {:>12}", in_words(cell)));
-                text += "\n";
-            }
-        }
-        for verdict in &figure.findings {
-            text += &format!("  {}: {}\n", verdict.claim, verdict.in_words());
-        }
-        text += "\n";
-    }
-    text
 }
 
 /// Such as "3 threads".

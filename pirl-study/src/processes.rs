@@ -1,4 +1,4 @@
-//! Stages of a study's runs, each as a process of this program.
+//! Stages of a study's runs, each as a process of `pirl`.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -8,35 +8,36 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
 
-use anyhow::{Context, Result};
 use pirl_core::file;
-use pirl_study::{Evaluation, Launcher, Run, Stage, StudyFolder, Task};
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::args::StudyArgs;
+use crate::conduct::{Launcher, Stage};
+use crate::folder::StudyFolder;
+use crate::plan::{Evaluation, Images, Run, Task};
 
 /// Of a process' words, what a reason has at most.
 const WORDS: usize = 400;
 
-/// Starts processes, and ends them.
-pub(super) struct Processes<'a> {
-    args: &'a StudyArgs,
+/// Carries out each stage as a process of the command-line program, which ends when this process does.
+pub struct Processes<'a> {
     program: PathBuf,
-    devices: Vec<&'a str>,
+    images: &'a Images,
+    devices: Vec<String>,
     threads: usize,
     running: Mutex<Vec<Pid>>,
 }
 
 impl<'a> Processes<'a> {
-    pub(super) fn new(args: &'a StudyArgs, threads: usize) -> Result<Self> {
-        let program = std::env::current_exe();
-        Ok(Self {
-            args,
-            program: program.context("cannot find this program's own file")?,
-            devices: args.device.split(',').collect(),
+    /// Processes of `program`, `pirl`, on `images`; each on one of `devices` (as `--device` takes them), in
+    /// turn, and on so many `threads`.
+    pub fn new(program: PathBuf, images: &'a Images, devices: Vec<String>, threads: usize) -> Self {
+        Self {
+            program,
+            images,
+            devices,
             threads,
             running: Mutex::default(),
-        })
+        }
     }
 
     /// The command line of a stage, and the folder of what it writes.
@@ -46,11 +47,12 @@ impl<'a> Processes<'a> {
         run: &Run,
         stage: Stage<'_>,
         recipe: &Path,
-    ) -> Result<Vec<OsString>, String> {
+    ) -> std::result::Result<Vec<OsString>, String> {
         let mut line = Line(Vec::new());
         match stage {
             Stage::Pretrain { resumes } => {
-                line.words(&["pretrain"]).path("--data", &self.args.data);
+                line.words(&["pretrain"])
+                    .path("--data", &self.images.data.path);
                 line.path("--out", &folder.network(run));
                 if resumes {
                     line.words(&["--resume"]);
@@ -68,7 +70,7 @@ impl<'a> Processes<'a> {
         run: &Run,
         task: &Task,
         line: &mut Line,
-    ) -> Result<(), String> {
+    ) -> std::result::Result<(), String> {
         let (name, pair) = match task.evaluation {
             Evaluation::Linear(data) => ("linear", data),
             Evaluation::Knn(data) => ("knn", data),
@@ -78,18 +80,11 @@ impl<'a> Processes<'a> {
             Evaluation::Invariance => ("invariance", 0),
         };
         let packs = match task.evaluation {
-            Evaluation::Detect => self
-                .args
-                .detect_train
-                .as_ref()
-                .zip(self.args.detect_test.as_ref()),
-            _ => self
-                .args
-                .probe_train
-                .get(pair)
-                .zip(self.args.probe_test.get(pair)),
+            Evaluation::Detect => self.images.detection.as_ref(),
+            _ => self.images.probes.get(pair),
         };
         let (train, test) = packs.ok_or("there are no images for it")?;
+        let (train, test) = (&train.path, &test.path);
         let out = folder.run(run).join(&task.folder);
         if task.evaluation == Evaluation::Invariance {
             line.words(&["analyze", name]).path("--data", test);
@@ -121,7 +116,12 @@ impl<'a> Processes<'a> {
     }
 
     /// Runs a process to its end; what it printed.
-    fn process(&self, line: &[OsString], device: &str, log: &Path) -> Result<String, String> {
+    fn process(
+        &self,
+        line: &[OsString],
+        device: &str,
+        log: &Path,
+    ) -> std::result::Result<String, String> {
         let words = |what: &str| {
             let what = what.to_owned();
             move |error: std::io::Error| format!("{what}: {error}")
@@ -172,9 +172,10 @@ impl Launcher for Processes<'_> {
         stage: Stage<'_>,
         recipe: &Path,
         job: usize,
-    ) -> Result<(), String> {
+    ) -> std::result::Result<(), String> {
         let line = self.command(folder, run, stage, recipe)?;
-        let device = self.devices[job % self.devices.len()];
+        let device = self.devices.get(job % self.devices.len().max(1));
+        let device = device.map_or("cpu", String::as_str);
         let log = recipe.with_extension("log");
         let printed = self.process(&line, device, &log)?;
         if let Stage::Pretrain { .. } = stage {
