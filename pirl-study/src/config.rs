@@ -527,7 +527,9 @@ mod tests {
         for (name, _) in BUILTIN {
             let study = Study::load(name).unwrap();
             let text = toml::to_string(&study).unwrap();
-            assert_eq!(Study::parse(name, &text).unwrap(), study, "{name}");
+            // As text, since a published value that is not a number equals nothing.
+            let again = Study::parse(name, &text).unwrap();
+            assert_eq!(toml::to_string(&again).unwrap(), text, "{name}");
         }
     }
 }

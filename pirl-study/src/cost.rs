@@ -50,6 +50,8 @@ pub struct Estimate {
     pub runs: Vec<Cost>,
     /// Runs that are made at the same time.
     pub jobs: usize,
+    /// What could not be measured and counts as nothing, with the reason: its runs may well fail.
+    pub unknown: Vec<String>,
 }
 
 impl Estimate {
@@ -58,7 +60,7 @@ impl Estimate {
     /// not in it. `progress` gets the kinds that are measured, and those there are.
     ///
     /// # Errors
-    /// [`StudyError::Trial`] with the run that cannot be tried.
+    /// [`StudyError::Recipe`] if a run's settings cannot be written.
     pub fn measure(
         plan: &Plan,
         images: &Images,
@@ -70,11 +72,18 @@ impl Estimate {
         for run in &plan.runs {
             kinds.entry(kind(run)?).or_insert(run);
         }
-        let mut measured = BTreeMap::new();
+        let (mut measured, mut unknown) = (BTreeMap::new(), Vec::new());
         let total = kinds.len();
         for (done, (kind, run)) in kinds.into_iter().enumerate() {
             progress(done, total);
-            measured.insert(kind, several(run, images, jobs, threads)?);
+            let tried = several(run, images, jobs, threads);
+            measured.insert(
+                kind,
+                tried.unwrap_or_else(|error| {
+                    unknown.push(error.to_string());
+                    Tried::default()
+                }),
+            );
         }
         progress(total, total);
         let runs = plan.runs.iter().map(|run| {
@@ -84,6 +93,7 @@ impl Estimate {
         Ok(Self {
             runs: runs.collect::<Result<_>>()?,
             jobs,
+            unknown,
         })
     }
 
@@ -408,6 +418,7 @@ mod tests {
         let estimate = Estimate {
             runs: vec![cost(5.0, 0.0), cost(10.0, 1.0), cost(4.0, 2.0)],
             jobs: 2,
+            unknown: Vec::new(),
         };
         // 10 then 10 (8 + 2) beside 21.
         assert_eq!(estimate.time(|_| true), Duration::from_secs(21));
@@ -416,5 +427,21 @@ mod tests {
         // 2 x 100 x 0.97 seconds, less 3, at 19 an epoch.
         assert_eq!(estimate.epochs(Duration::from_secs(100)), 10);
         assert_eq!(estimate.epochs(Duration::from_secs(1)), 1);
+        let huge = Cost {
+            bytes: 1 << 60,
+            ..cost(1.0, 1.0)
+        };
+        let huge = Estimate {
+            runs: vec![cost(1.0, 1.0), huge],
+            ..estimate
+        };
+        let folder = tempfile::tempdir().unwrap();
+        let new = folder.path().join("new/study");
+        huge.check_disk(&new, |run| run == 0).unwrap();
+        let error = huge.check_disk(&new, |_| true).unwrap_err().to_string();
+        assert!(
+            error.contains("new/study") && error.contains("are free"),
+            "{error}"
+        );
     }
 }

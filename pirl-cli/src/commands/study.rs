@@ -74,6 +74,9 @@ pub(crate) fn run(args: &StudyArgs) -> Result<()> {
         .as_ref()
         .map_or(Duration::ZERO, |found| found.time(missing));
     if let Some(estimate) = &estimate {
+        for reason in &estimate.unknown {
+            tracing::warn!("not in the estimate: {reason}");
+        }
         eprintln!(
             "{} runs, {} of them there already; {jobs} at a time, {} each: about {}, {} MiB",
             plan.runs.len(),
