@@ -44,6 +44,10 @@ struct Scenes;
 #[doc = include_str!("../../pirl-report/README.md")]
 struct Report;
 
+/// That of pirl-study.
+#[doc = include_str!("../../pirl-study/README.md")]
+struct Study;
+
 /// That of pirl-doctor.
 #[doc = include_str!("../../pirl-doctor/README.md")]
 struct Doctor;

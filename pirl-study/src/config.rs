@@ -110,6 +110,10 @@ pub struct Series {
     /// What is measured.
     #[serde(default)]
     pub weights: Weights,
+    /// The values on the axis at which it has points, as they are called there; all of them if none is
+    /// given.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub x: Vec<String>,
 }
 
 /// What is measured of a run.
@@ -338,8 +342,14 @@ impl Figure {
         if let Some(name) = first_repeated(&names) {
             return Err(format!("two series are called {name:?}"));
         }
+        let x = self.x.as_ref().map_or(Vec::new(), Axis::names);
         if let Some(axis) = &self.x {
             axis.check(self)?;
+        }
+        for series in &self.series {
+            if let Some(odd) = series.x.iter().find(|name| !x.contains(name)) {
+                return Err(format!("series {:?}: the axis has no {odd}", series.name));
+            }
         }
         for published in &self.published {
             let expected = self
@@ -377,6 +387,13 @@ impl Figure {
             )),
             (None, Some(_)) => Err("x is given, but the figure has no axis".to_owned()),
         }
+    }
+}
+
+impl Series {
+    /// Whether it has a point at the axis' value of that name.
+    pub(crate) fn has(&self, x: &str) -> bool {
+        self.x.is_empty() || self.x.iter().any(|name| name == x)
     }
 }
 

@@ -245,7 +245,10 @@ fn verdicts(figure: &Figure, outcome: &FigureOutcome) -> Vec<Verdict> {
             None => series.cells.first(),
             Some(BEST) => {
                 // Only once all of the curve is there.
-                let whole = series.cells.iter().all(|cell| cell.mean.is_some());
+                let of = figure.series.iter().find(|of| of.name == series.name)?;
+                let cells = outcome.x.iter().zip(&series.cells);
+                let mut expected = cells.filter(|(x, _)| of.has(x));
+                let whole = expected.all(|(_, cell)| cell.mean.is_some());
                 let cells = series.cells.iter().filter(|_| whole);
                 let mean = |cell: &Cell| cell.mean.unwrap_or(f64::NEG_INFINITY);
                 cells.max_by(|a, b| mean(a).total_cmp(&mean(b)))

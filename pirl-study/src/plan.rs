@@ -245,7 +245,7 @@ impl Planner<'_> {
         let axis = figure.x.as_ref();
         let names = axis.map_or(vec![String::new()], |axis| axis.names());
         for (series_place, series) in figure.series.iter().enumerate() {
-            for (x, x_name) in names.iter().enumerate() {
+            for (x, x_name) in names.iter().enumerate().filter(|(_, x)| series.has(x)) {
                 let mut name = format!("{} {}", figure.name, series.name);
                 if let Some(key) = axis.and_then(|axis| axis.key.as_ref()) {
                     let _ = write!(name, " {key}={x_name}");
