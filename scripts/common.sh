@@ -78,7 +78,7 @@ label() {
     *jigsaw-rotation) echo "PIRL, jigsaw of a rotated image" ;;
     *rotation) echo "PIRL, rotation" ;;
     *npid) echo "NPID" ;;
-    supervised-*) echo "Supervised" ;;
+    supervised*) echo "Supervised" ;;
     *-long) echo "PIRL, jigsaw, longer" ;;
     *) echo "PIRL, jigsaw" ;;
   esac

@@ -1,27 +1,27 @@
 #!/usr/bin/env bash
 # The detection table: Faster R-CNN on scenes of Fashion-MNIST's items, from pre-trained weights of
-# each recipe and from untrained ones, the same training for all; prints Markdown with the mean and
+# each method and from untrained ones, the same training for all; prints Markdown with the mean and
 # the standard deviation over seeds.
 #
-#   scripts/detect-table.sh [--output FOLDER] [--seeds N] [--scenes N] [--set KEY=VALUE]... [RECIPE...]
+#   scripts/detect-table.sh [--output FOLDER] [--seeds N] [--scenes N] [--set KEY=VALUE]... [METHOD...]
 #
-# FOLDER (default: runs) gets the data, the runs and the results; pre-training runs that
-# scripts/table.sh left there are used. Each method is pre-trained once, with seed 0; seeds 0 to N - 1
-# (default: 3) are the detector's (its heads, the order of the images, what it samples) and the
+# FOLDER (default: runs) gets the data, the runs and the results; Each method is
+# pre-trained once, by the recipe fashion-mnist-resnet18 and seed 0; seeds 0 to N - 1 (default: 3) are the
+# detector's (its heads, the order of the images, what it samples) and the
 # untrained network's. Training scenes are 2000 unless told otherwise, test scenes 500. Without
-# recipes: PIRL (jigsaw), NPID, covariant jigsaw, PIRL (rotation) and training with labels. `--set`
+# methods: jigsaw, npid, jigsaw-covariant, rotation and supervised, training with labels. `--set`
 # reaches the detector alone, whose whole recipe takes 45 minutes a row and seed on two cores: the
 # table of docs/detection.md has 400 steps. PIRL_DATA names the folder of the packs where it is not
 # FOLDER. Started again it goes on where it stopped.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-usage="usage: scripts/detect-table.sh [--output FOLDER] [--seeds N] [--scenes N] [--set KEY=VALUE]... [RECIPE...]"
+usage="usage: scripts/detect-table.sh [--output FOLDER] [--seeds N] [--scenes N] [--set KEY=VALUE]... [METHOD...]"
 out=runs
 seeds=3
 scenes=2000
 settings=()
-recipes=()
+methods=()
 while [ $# -gt 0 ]; do
   case $1 in
     --output) out=${2:?--output needs a folder}; shift 2 ;;
@@ -29,13 +29,14 @@ while [ $# -gt 0 ]; do
     --scenes) scenes=${2:?--scenes needs a number}; shift 2 ;;
     --set) settings+=(--set "${2:?--set needs KEY=VALUE}"); shift 2 ;;
     -*) echo "$usage" >&2; exit 2 ;;
-    *) recipes+=("$1"); shift ;;
+    *) methods+=("$1"); shift ;;
   esac
 done
 . scripts/common.sh
-[ ${#recipes[@]} -gt 0 ] || recipes=("${every_recipe[@]}")
+[ ${#methods[@]} -gt 0 ] || methods=(jigsaw npid jigsaw-covariant rotation supervised)
+recipe=fashion-mnist-resnet18
 detector=fashion-mnist-scenes
-prepare fashion-mnist
+prepare $recipe
 
 for split in train test; do
   count=500
@@ -62,11 +63,28 @@ detect() {
     --out "$folder" "${resume[@]}" >&2
 }
 
-for recipe in "${recipes[@]}"; do pretrain "$recipe" "$out/$recipe-run"; done
+# change METHOD: the settings in which it differs from PIRL with the jigsaw.
+change() {
+  case $1 in
+    jigsaw) ;;
+    npid) echo pretext.kind=none loss.lambda=0 ;;
+    jigsaw-covariant) echo loss.kind=covariant pretext.permutations=100 ;;
+    rotation) echo pretext.kind=rotation "transform.patch.scale=[0.3,1.0]" ;;
+    supervised) echo loss.kind=supervised pretext.kind=none ;;
+    *) echo "no method is called $1; there are jigsaw, npid, jigsaw-covariant, rotation, supervised" >&2; exit 2 ;;
+  esac
+}
+
+for method in "${methods[@]}"; do
+  changes=$(change "$method")
+  options=()
+  for setting in $changes; do options+=(--set "$setting"); done
+  pretrain "$recipe" "$out/$recipe-$method-run" "${options[@]}"
+done
 for ((seed = 0; seed < seeds; seed++)); do
   detect "untrained$(suffix "$seed")" random "$seed"
-  for recipe in "${recipes[@]}"; do
-    detect "$recipe$(suffix "$seed")" "$out/$recipe-run" "$seed"
+  for method in "${methods[@]}"; do
+    detect "$method$(suffix "$seed")" "$out/$recipe-$method-run" "$seed"
   done
 done
 
@@ -82,5 +100,5 @@ row() {
 
 echo "| Faster R-CNN on scenes, $seeds seeds, % | AP | AP50 | AP75 |"
 echo "| --- | --- | --- | --- |"
-for recipe in "${recipes[@]}"; do row "$(label "$recipe") (\`$recipe\`)" "$recipe"; done
+for method in "${methods[@]}"; do row "$(label "$method") (\`$method\`)" "$method"; done
 row "the untrained network" untrained

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Times the input pipelines of `imagenet-resnet50-jigsaw` and of `fashion-mnist` against torchvision's, in
+"""Times the input pipelines of `imagenet-resnet50-jigsaw` and of `fashion-mnist-resnet18` against torchvision's, in
 turn: A B A B.
 
     python3 benches/peers/input_pipeline.py              # one core, then two workers
@@ -19,7 +19,7 @@ import sys
 from compare import HERE, ROOT, Worker, cpu, interpreter
 
 COUNT = 512
-BATCHES = {"imagenet-resnet50-jigsaw": 32, "fashion-mnist": 128}
+BATCHES = {"imagenet-resnet50-jigsaw": 32, "fashion-mnist-resnet18": 128}
 
 
 def main():
@@ -36,7 +36,7 @@ def main():
 
     def images(recipe):
         """A folder of images, and a pack of them."""
-        if recipe == "fashion-mnist":
+        if recipe == "fashion-mnist-resnet18":
             folder = str(ROOT / "target" / "fashion-mnist")
             subprocess.run([pirl, "data", "fetch", recipe, "--output", folder], check=True, stdout=sys.stderr)
             source = ["--format", "mnist", "--split", "train"]

@@ -2,7 +2,7 @@
 
 `imagenet-resnet50-jigsaw` of a folder of JPEGs: PIL decodes once; a 224-pixel view and nine 64-pixel
 patches of a 255-pixel crop, each with VISSL's colour jitter, photometric set, grey and flip drawn on its
-own. `fashion-mnist` of the folder of its IDX files, which lie in memory as PIL images: a 28-pixel view
+own. `fashion-mnist-resnet18` of the folder of its IDX files, which lie in memory as PIL images: a 28-pixel view
 and nine 12-pixel patches of a 36-pixel crop, each with its own brightness, contrast and flip. torch's
 DataLoader makes the batches.
 
@@ -60,7 +60,7 @@ class Photographs:
 
 
 class FashionMnist:
-    """`fashion-mnist`."""
+    """`fashion-mnist-resnet18`."""
 
     augment = T.Compose([
         T.RandomApply([T.ColorJitter(0.4, 0.4)], 0.8),
@@ -111,7 +111,7 @@ class Views(torch.utils.data.Dataset):
 
 def main():
     recipe, folder, workers, batch = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-    recipes = {"imagenet-resnet50-jigsaw": Photographs, "fashion-mnist": FashionMnist}
+    recipes = {"imagenet-resnet50-jigsaw": Photographs, "fashion-mnist-resnet18": FashionMnist}
     torch.set_num_threads(1)
     loader = torch.utils.data.DataLoader(
         Views(recipes[recipe](folder)), batch_size=batch, shuffle=True, num_workers=workers, drop_last=True,

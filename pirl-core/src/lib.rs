@@ -4,6 +4,7 @@
 //!   table it stands in.
 //! - [`random`]: a generator for each purpose, from one seed.
 //! - [`file`](mod@file): files and folders that are whole or absent, whenever the process dies.
+//! - [`memory`]: how much there is, and how much some work takes.
 //! - [`storage`]: the numbers of a tensor in the CPU's memory, as a slice.
 //! - [`explain`]: an error and its causes in one line.
 //! - [`Ops`]: whether something is computed by the crates' own kernels or by Candle's ops.
@@ -32,6 +33,7 @@
 pub mod allocator;
 mod explain;
 pub mod file;
+pub mod memory;
 mod ops;
 mod product;
 pub mod random;

@@ -1,10 +1,10 @@
 //! Whether features fit into memory and on the disk, checked before hours are spent on them.
 
-use std::fs;
 use std::path::Path;
 use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor};
+use pirl_core::memory;
 use pirl_model::{Backbone, Layer};
 
 use crate::error::{EvalError, Result};
@@ -73,7 +73,7 @@ pub fn check_memory(bytes: u64, folder: Option<&Path>) -> Result<()> {
         _ => Ok(()),
     };
     let needed = bytes.saturating_mul(copies);
-    fits("in memory".to_owned(), needed, free_memory())?;
+    fits("in memory".to_owned(), needed, memory::free())?;
     match folder {
         None => Ok(()),
         Some(folder) => {
@@ -82,16 +82,6 @@ pub fn check_memory(bytes: u64, folder: Option<&Path>) -> Result<()> {
             fits(format!("in {}", folder.display()), bytes, free)
         }
     }
-}
-
-/// What Linux says is available without swapping; `None` elsewhere.
-fn free_memory() -> Option<u64> {
-    let text = fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text
-        .lines()
-        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    kib.checked_mul(1024)
 }
 
 #[cfg(test)]
@@ -104,6 +94,5 @@ mod tests {
         check_memory(1 << 10, Some(folder.path())).unwrap();
         let message = check_memory(1 << 60, None).unwrap_err().to_string();
         assert!(message.contains("2199023255552 MiB in memory"), "{message}");
-        assert!(free_memory().is_some_and(|bytes| bytes > 1 << 20));
     }
 }

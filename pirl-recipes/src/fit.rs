@@ -72,10 +72,10 @@ mod tests {
                 fit(recipe, images);
                 Ok(())
             };
-            Recipe::load_adjusted("fashion-mnist", adjust, &typed).unwrap()
+            Recipe::load_adjusted("fashion-mnist-resnet18", adjust, &typed).unwrap()
         };
         let same = load(60_000, &[]);
-        assert_eq!(same, Recipe::load("fashion-mnist", &[]).unwrap());
+        assert_eq!(same, Recipe::load("fashion-mnist-resnet18", &[]).unwrap());
         let few = load(100, &[]);
         let found = (few.data.limit, few.train.batch_size, few.loss.negatives);
         assert_eq!(found, (0, 32, 99));

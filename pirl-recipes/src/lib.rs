@@ -7,7 +7,8 @@
 //!   suits the images and the device, and gives each [`Choice`] with its reason.
 //! - [`Inputs`] is the data side of the training, checked against the images; it makes the objective, the
 //!   learner and the [`Pretraining`](pirl_train::Pretraining). [`pretext`] and [`loader`] make its parts.
-//! - [`try_steps`] does a few steps, and its [`Trial`] says how many epochs fit into a time.
+//! - [`try_steps`] does a few steps, and its [`Trial`] says how many epochs fit into a time;
+//!   [`micro_batch_for`] says how many images fit into memory at once.
 //!
 //! ```
 //! # use std::borrow::Cow;
@@ -66,4 +67,4 @@ pub use recipe::{
     BankConfig, BankInit, CheckpointConfig, Embedded, KeyNote, LoaderTable, LogConfig, LossConfig,
     LossKind, RECIPES, Recipe, Sampling, Setting, TrainConfig, TransformConfig, key_notes,
 };
-pub use trial::{Trial, try_steps};
+pub use trial::{MicroBatch, Trial, micro_batch_for, try_steps};

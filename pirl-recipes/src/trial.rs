@@ -2,10 +2,12 @@
 
 use std::time::{Duration, Instant};
 
+use pirl_core::memory;
 use pirl_train::{Learner, Objective, Training};
 
 use crate::error::Result;
 use crate::inputs::Inputs;
+use crate::recipe::Recipe;
 
 /// Most epochs where there is time for more: the paper's, whose last doubling gained little.
 const MOST_EPOCHS: usize = 800;
@@ -46,6 +48,57 @@ pub fn try_steps<O: Objective>(mut inputs: Inputs, learner: Learner<O>) -> Resul
     })
 }
 
+/// The most images of a batch that may be in the network at once (`train.micro_batch`) within `free` bytes
+/// of memory: all of the batch, or half of it, a quarter, ... It is told from what one step takes with 16.
+/// `None` if all of the batch fits, or what is taken is not known.
+///
+/// `step` makes the learner of such a step.
+///
+/// # Errors
+/// As [`try_steps`].
+pub fn micro_batch_for<O: Objective>(
+    recipe: &Recipe,
+    free: u64,
+    step: impl FnOnce(Recipe) -> Result<(Inputs, Learner<O>)>,
+) -> Result<Option<MicroBatch>> {
+    let batch = recipe.train.batch_size;
+    let tried = batch.min(16);
+    let mut small = recipe.clone();
+    (small.train.batch_size, small.train.micro_batch) = (tried, tried);
+    (small.train.steps, small.train.epochs) = (0, MOST_EPOCHS);
+    let (done, taken) = memory::taken(|| -> Result<()> {
+        let (inputs, learner) = step(small)?;
+        inputs.pretraining(learner)?.step()?;
+        Ok(())
+    });
+    done?;
+    Ok(taken.and_then(|taken| largest(batch, taken / tried as u64, free)))
+}
+
+/// Images at once that fit into memory, fewer than a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MicroBatch {
+    /// How many.
+    pub images: usize,
+    /// Bytes that a whole batch would take.
+    pub batch_bytes: u64,
+}
+
+/// Of memory that is free, what a batch may take: other programs need some, and so do the bank and the loader.
+const SHARE_OF_MEMORY: f64 = 0.6;
+
+fn largest(batch: usize, bytes: u64, free: u64) -> Option<MicroBatch> {
+    let most = (free as f64 * SHARE_OF_MEMORY) as u64 / bytes.max(1);
+    let batch_bytes = bytes * batch as u64;
+    let halves = std::iter::successors(Some(batch), |images| Some(images.div_ceil(2)));
+    let fits = |images: &usize| *images as u64 <= most || *images <= 2;
+    let images = halves.take(64).find(fits).unwrap_or(1);
+    (images < batch).then_some(MicroBatch {
+        images,
+        batch_bytes,
+    })
+}
+
 impl Trial {
     /// Epochs that fit into `time`, from 1 to the paper's 800; some of the time is left for saving and the
     /// report.
@@ -64,6 +117,17 @@ impl Trial {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_batch_is_halved_until_it_fits() {
+        const MIB: u64 = 1 << 20;
+        assert_eq!(largest(128, 10 * MIB, 4096 * MIB), None);
+        let found = largest(128, 10 * MIB, 1024 * MIB).unwrap();
+        assert_eq!((found.images, found.batch_bytes), (32, 1280 * MIB));
+        assert_eq!(largest(100, 10 * MIB, 1024 * MIB).unwrap().images, 50);
+        assert_eq!(largest(128, 1 << 50, MIB).unwrap().images, 2); // batch norm needs two
+        assert_eq!(largest(128, 0, 0), None);
+    }
 
     #[test]
     fn epochs_fill_the_time() {

@@ -114,14 +114,14 @@ impl Estimate {
         Duration::from_secs_f64(busy.into_iter().fold(0.0, f64::max))
     }
 
-    /// Epochs of every run for which all of them take `time`; at least 1.
-    pub fn epochs(&self, time: Duration) -> usize {
+    /// Epochs of every run for which all of them take `time`; `None` if there is no time for one.
+    pub fn epochs(&self, time: Duration) -> Option<usize> {
         let sum = |of: fn(&Cost) -> f64| self.runs.iter().map(of).sum::<f64>();
         let (rest, epoch) = (sum(|cost| cost.rest), sum(|cost| cost.epoch));
         let all = time.as_secs_f64() * self.jobs.max(1) as f64;
         // With the last runs some jobs have nothing left to do.
         let epochs = (0.97 * all - rest) / epoch.max(f64::MIN_POSITIVE);
-        (epochs as usize).max(1)
+        (epochs >= 1.0).then_some(epochs as usize)
     }
 
     /// Bytes on the disk in all.
@@ -425,8 +425,8 @@ mod tests {
         assert_eq!(estimate.time(|run| run != 1), Duration::from_secs(10));
         assert_eq!(estimate.bytes(), 3 << 20);
         // 2 x 100 x 0.97 seconds, less 3, at 19 an epoch.
-        assert_eq!(estimate.epochs(Duration::from_secs(100)), 10);
-        assert_eq!(estimate.epochs(Duration::from_secs(1)), 1);
+        assert_eq!(estimate.epochs(Duration::from_secs(100)), Some(10));
+        assert_eq!(estimate.epochs(Duration::from_secs(11)), None);
         let huge = Cost {
             bytes: 1 << 60,
             ..cost(1.0, 1.0)

@@ -146,7 +146,7 @@ fn table(figure: &FigureOutcome, measure: &MeasureOutcome, published: &[Publishe
         rows.push(row);
     }
     Table {
-        title: measure.label.clone(),
+        title: format!("{}; small: the runs, by their seeds", measure.label),
         head,
         rows,
     }

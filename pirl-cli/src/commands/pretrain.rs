@@ -5,12 +5,13 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use candle_core::Device;
+use pirl_core::memory;
 use pirl_data::Pack;
 use pirl_eval::{Knn, KnnChoice, KnnReport, Monitor};
 use pirl_model::{ResNet, Trainable, read_backbone, save_backbone};
 use pirl_recipes::{
-    BankInit, Choice, Inputs, LossKind, Recipe, RecipeError, Setting, backbone_seed, choose, fit,
-    try_steps,
+    BankInit, Choice, Inputs, LossKind, MicroBatch, Recipe, RecipeError, Setting, backbone_seed,
+    choose, fit, micro_batch_for, try_steps,
 };
 use pirl_train::{
     BACKBONE, Checkpoints, Ended, InitialWeights, MODEL, Metric, Objective, Pretraining, Step,
@@ -221,6 +222,7 @@ impl Command<'_> {
             return Ok(());
         }
         eprintln!("measuring a few steps");
+        self.fit_memory(inputs, &objective)?;
         let (recipe, pack) = (inputs.recipe.clone(), inputs.pack.as_ref().clone());
         let again = Inputs::new(recipe, pack, self.devices.len())?;
         let learner = again.learner(objective(&again)?, &self.devices)?;
@@ -239,6 +241,46 @@ impl Command<'_> {
             inputs.pack.len(),
             trial.seconds * 1e3
         );
+        Ok(())
+    }
+
+    /// Without a recipe, has no more of a batch in the network at once than fits into memory.
+    fn fit_memory<O: Objective>(
+        &self,
+        inputs: &mut Inputs,
+        objective: impl Fn(&Inputs) -> Result<O, RecipeError>,
+    ) -> Result<()> {
+        const KEY: &str = "train.micro_batch";
+        let typed = self.args.run.settings.iter().any(|set| set.sets(KEY));
+        let host = self.devices.iter().all(Device::is_cpu);
+        let (Some(free), false, true, true) =
+            (memory::free(), typed, host, self.args.recipe.is_none())
+        else {
+            return Ok(());
+        };
+        let (mut recipe, devices) = (inputs.recipe.clone(), self.devices.len());
+        let pack = || inputs.pack.as_ref().clone();
+        let found = micro_batch_for(&recipe, free, |small| {
+            let tried = Inputs::new(small, pack(), devices)?;
+            let learner = tried.learner(objective(&tried)?, &self.devices)?;
+            Ok((tried, learner))
+        })?;
+        let at_once = match recipe.train.micro_batch {
+            0 => recipe.train.batch_size,
+            some => some,
+        };
+        if let Some(found) = found.filter(|found| found.images < at_once) {
+            let MicroBatch {
+                images,
+                batch_bytes,
+            } = found;
+            let (batch, free) = (batch_bytes >> 20, free >> 20);
+            eprintln!(
+                "  {KEY:<19} {images:<23} a whole batch would take {batch} MiB, and {free} are free"
+            );
+            recipe.train.micro_batch = images;
+            *inputs = Inputs::new(recipe, pack(), devices)?;
+        }
         Ok(())
     }
 

@@ -42,9 +42,22 @@ pub(crate) fn run(args: &StudyArgs) -> Result<()> {
     if let Some(time) = args.time {
         let epochs = match known {
             Some(epochs) => epochs,
-            None => estimate
-                .insert(measure(&plan, &images, jobs, threads)?)
-                .epochs(time),
+            None => {
+                let estimate = estimate.insert(measure(&plan, &images, jobs, threads)?);
+                match estimate.epochs(time) {
+                    Some(epochs) => epochs,
+                    None => {
+                        estimate.runs.iter_mut().for_each(|cost| cost.epochs = 1);
+                        bail!(
+                            "--time {}: an epoch of each of the {} runs, and what is measured of them, \
+                             take about {}; give more time or fewer --seeds, or measure less",
+                            in_time(time),
+                            estimate.runs.len(),
+                            in_time(estimate.time(|_| true))
+                        )
+                    }
+                }
+            }
         };
         typed.extend([
             Setting::new("train.epochs", i64::try_from(epochs)?.into()),

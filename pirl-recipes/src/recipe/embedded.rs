@@ -39,6 +39,7 @@ recipes![
     "fashion-mnist-npid",
     "fashion-mnist-jigsaw-covariant",
     "fashion-mnist-rotation",
+    "fashion-mnist-resnet18",
     "fashion-mnist-scenes",
     "imagenet-resnet50-jigsaw",
     "imagenet-resnet50-mlp",

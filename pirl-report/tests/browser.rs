@@ -1,0 +1,142 @@
+//! Pages as a browser shows them: Chromium, where it is installed.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use pirl_report::{Chart, FigureReport, FindingReport, RunReport, Series, StudyReport, Table};
+
+/// A chart with long names and bars.
+fn chart(title: &str) -> Chart {
+    let names = (0..6).map(|at| format!("value {at} of many"));
+    let curve = |name: &str, from: f64| {
+        let points = (0..6).map(|at| (f64::from(at), from + f64::from(at), 0.5));
+        Series::with_deviations(name, points)
+    };
+    Chart::new(title, "permutations", "top-1 in %")
+        .x_names(names.collect())
+        .series(curve("PIRL, jigsaw", 50.0))
+        .series(curve("jigsaw, covariant, with a long name", 45.0))
+}
+
+fn pages() -> [(&'static str, String); 2] {
+    let facts = vec![("data".to_owned(), "a/long/path/to/a/pack".repeat(4))];
+    let run = RunReport {
+        title: "runs/photos",
+        facts: facts.clone(),
+        charts: vec![chart("Loss"), chart("Speed")],
+        settings: "seed = 0",
+    };
+    let cells: Vec<_> = (0..12).map(|at| format!("{at}.0 ± 0.5").into()).collect();
+    let head = (0..12).map(|at| format!("column {at}")).collect();
+    let study = StudyReport {
+        title: "The analyses of the paper",
+        facts,
+        figures: vec![FigureReport {
+            name: "permutations".to_owned(),
+            title: "Effect of the number of patch permutations".to_owned(),
+            source: "figure 9".to_owned(),
+            charts: vec![chart("linear"), chart("k-NN")],
+            tables: vec![Table {
+                title: "linear".to_owned(),
+                head,
+                rows: vec![cells],
+            }],
+            findings: vec![FindingReport {
+                claim: "More permutations do not hurt".to_owned(),
+                verdict: "holds".to_owned(),
+                holds: Some(true),
+            }],
+        }],
+        settings: &"a very long line of settings ".repeat(20),
+    };
+    [
+        ("run", run.to_html().unwrap()),
+        ("study", study.to_html().unwrap()),
+    ]
+}
+
+/// A page that shows another one at a width, and says what it looks like there.
+fn frame(name: &str, width: usize) -> String {
+    format!(
+        r#"<!doctype html><iframe id="page" src="{name}.html" style="width:{width}px;height:900px;border:0"></iframe>
+<pre id="found"></pre><script>
+const frame = document.getElementById("page");
+frame.onload = () => {{
+  const page = frame.contentDocument, root = page.documentElement;
+  const svgs = [...page.querySelectorAll("svg")];
+  const shown = svgs.every(svg => svg.getBoundingClientRect().width > 200 && svg.getBoundingClientRect().right <= {width});
+  const dark = matchMedia("(prefers-color-scheme: dark)").matches;
+  const line = getComputedStyle(page.querySelector("svg polyline, svg line")).stroke;
+  const loaded = frame.contentWindow.performance.getEntriesByType("resource").length;
+  document.getElementById("found").textContent =
+    `width=${{root.scrollWidth}} svgs=${{svgs.length}} shown=${{shown}} dark=${{dark}} back=${{getComputedStyle(page.body).backgroundColor}} loaded=${{loaded}}`;
+}};
+</script>"#
+    )
+}
+
+fn look(browser: &str, folder: &Path, name: &str, dark: bool) -> String {
+    let scheme = if dark { "0" } else { "1" };
+    let output = Command::new(browser)
+        .args(["--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"])
+        .args([
+            "--allow-file-access-from-files",
+            "--virtual-time-budget=4000",
+        ])
+        .arg(format!(
+            "--user-data-dir={}",
+            folder.join("profile").display()
+        ))
+        .arg(format!("--blink-settings=preferredColorScheme={scheme}"))
+        .arg(format!("file://{}", folder.join(name).display()))
+        .output()
+        .unwrap();
+    let dom = String::from_utf8_lossy(&output.stdout).into_owned();
+    let found = dom.split("<pre id=\"found\">").nth(1);
+    let found = found.and_then(|rest| rest.split("</pre>").next());
+    found.unwrap_or_else(|| panic!("{dom}")).to_owned()
+}
+
+#[test]
+fn pages_fit_a_telephone_and_a_screen_in_light_and_dark() {
+    let browsers = ["chromium", "chromium-browser", "google-chrome"];
+    let works = |name: &&&str| Command::new(name).arg("--version").output().is_ok();
+    let Some(browser) = browsers.iter().find(works) else {
+        eprintln!("no browser is installed: nothing was checked (apt install chromium)");
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let mut grounds = Vec::new();
+    for (name, page) in pages() {
+        fs::write(folder.path().join(format!("{name}.html")), page).unwrap();
+        for (width, dark) in [(390, false), (1100, true)] {
+            let file = format!("{name}-{width}.html");
+            fs::write(folder.path().join(&file), frame(name, width)).unwrap();
+            let found = look(browser, folder.path(), &file, dark);
+            for part in [
+                format!("width={width} "),
+                "svgs=2 shown=true".to_owned(),
+                format!("dark={dark}"),
+                "loaded=0".to_owned(),
+            ] {
+                assert!(
+                    found.contains(&part),
+                    "{name} at {width}: {part} in {found}"
+                );
+            }
+            grounds.push(
+                found
+                    .split("back=")
+                    .nth(1)
+                    .unwrap()
+                    .split(" loaded")
+                    .next()
+                    .unwrap()
+                    .to_owned(),
+            );
+        }
+    }
+    assert_eq!(grounds[0], grounds[2]);
+    assert_ne!(grounds[0], grounds[1], "light and dark");
+}
