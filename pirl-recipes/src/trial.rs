@@ -88,7 +88,10 @@ pub struct MicroBatch {
 const SHARE_OF_MEMORY: f64 = 0.6;
 
 fn largest(batch: usize, bytes: u64, free: u64) -> Option<MicroBatch> {
-    let most = (free as f64 * SHARE_OF_MEMORY) as u64 / bytes.max(1);
+    if bytes == 0 {
+        return None;
+    }
+    let most = (free as f64 * SHARE_OF_MEMORY) as u64 / bytes;
     let batch_bytes = bytes * batch as u64;
     let halves = std::iter::successors(Some(batch), |images| Some(images.div_ceil(2)));
     let fits = |images: &usize| *images as u64 <= most || *images <= 2;

@@ -114,8 +114,10 @@ fn pages_fit_a_telephone_and_a_screen_in_light_and_dark() {
             let file = format!("{name}-{width}.html");
             fs::write(folder.path().join(&file), frame(name, width)).unwrap();
             let found = look(browser, folder.path(), &file, dark);
+            let wide = found.split(['=', ' ']).nth(1).unwrap();
+            let wide: usize = wide.parse().unwrap();
+            assert!(wide <= width, "{name} is {wide} pixels wide at {width}");
             for part in [
-                format!("width={width} "),
                 "svgs=2 shown=true".to_owned(),
                 format!("dark={dark}"),
                 "loaded=0".to_owned(),
