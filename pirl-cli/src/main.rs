@@ -8,6 +8,7 @@ mod device;
 mod interrupt;
 mod output;
 mod progress;
+mod ranks;
 mod report;
 mod run_dir;
 mod session;

@@ -11,7 +11,7 @@ use candle_core::{Device, Tensor};
 use common::{Samples, jpeg, picture, png};
 use pirl_data::{
     Batch, DataConfig, DataError, Encoding, EvalView, Image, ImageView, Loader, LoaderConfig,
-    OnCorrupt, Pack, PackOptions, Pretext, PretextConfig, PretextKind, Scratch, ViewConfig,
+    OnCorrupt, Pack, PackOptions, Pretext, PretextConfig, PretextKind, Scratch, Share, ViewConfig,
     build_pretext, eval_batches, pack,
 };
 use rand::Rng;
@@ -70,6 +70,7 @@ fn config(batch_size: usize, workers: usize, look_ahead: usize) -> LoaderConfig 
         look_ahead_mib: 1024,
         seed: 11,
         on_corrupt: OnCorrupt::Fail,
+        share: Share::default(),
     }
 }
 

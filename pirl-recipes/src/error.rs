@@ -151,7 +151,7 @@ pub enum RecipeError {
     /// Negatives drawn for each image, and a bank that is not with the one network.
     #[error(
         "loss.sampling = \"per-image\" compares with rows all over the bank, which must be in \
-         the memory of the one device: set loss.sampling = \"shared\", or give one --device and \
+         the memory of the one device: set loss.sampling = \"shared\", or give one --device, one rank and \
          bank.on_host = false"
     )]
     BankElsewhere,

@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use candle_core::Device;
 use pirl_bank::{PerImageSampler, SharedSampler};
-use pirl_data::{Loader, Pack, Pretext};
+use pirl_data::{Loader, Pack, Pretext, Share};
 use pirl_loss::{InfoNce, Paper};
 use pirl_model::ResNet;
 use pirl_train::{
-    Covariant, Identity, Learner, Objective, Pirl, Pretraining, PretrainingConfig, Stream,
+    Covariant, Identity, Learner, Objective, Pirl, Pretraining, PretrainingConfig, Ranks, Stream,
     Supervised,
 };
 
@@ -27,16 +27,19 @@ pub struct Inputs {
     pub pretext: Option<Arc<dyn Pretext>>,
     /// What makes the batches.
     pub loader: Loader,
+    /// The ranks that share the training.
+    pub ranks: Ranks,
 }
 
 impl Inputs {
-    /// Checks that the settings fit the images of `pack`, for training on `devices` devices. Warns by
+    /// Checks that the settings fit the images of `pack`, for training on `devices` devices of each of
+    /// `ranks`. Warns by
     /// [`tracing`] where a batch has fewer parts than there are devices.
     ///
     /// # Errors
     /// [`RecipeError`] if there are fewer images than `data.limit`, `train.batch_size` or
     /// `loss.negatives` ask for, or the settings of the data side do not fit together.
-    pub fn new(recipe: Recipe, pack: Pack, devices: usize) -> Result<Self> {
+    pub fn new(recipe: Recipe, pack: Pack, devices: usize, ranks: &Ranks) -> Result<Self> {
         let pack = if recipe.data.limit > 0 {
             pack.subset(recipe.data.limit, Stream::Subset.seed(recipe.seed))
                 .map_err(|source| RecipeError::Images {
@@ -56,7 +59,11 @@ impl Inputs {
         }
         let pack = Arc::new(pack);
         let pretext = pretext(&recipe)?;
-        let loader = loader(&recipe, &pack, pretext.clone(), devices)?;
+        let share = Share {
+            rank: ranks.rank(),
+            ranks: ranks.size(),
+        };
+        let loader = loader(&recipe, &pack, pretext.clone(), devices, share)?;
         if loader.parts() < devices {
             tracing::warn!(
                 "a batch has {} parts for {devices} devices, so some have nothing to do: lower \
@@ -69,6 +76,7 @@ impl Inputs {
             pack,
             pretext,
             loader,
+            ranks: Arc::clone(ranks),
         })
     }
 
@@ -155,7 +163,7 @@ impl Inputs {
         let per_image =
             recipe.loss.kind.is_contrastive() && recipe.loss.sampling == Sampling::PerImage;
         let one_memory = devices.len() == 1 && (devices[0].is_cpu() || !recipe.bank.on_host);
-        if per_image && !one_memory {
+        if per_image && !(one_memory && self.ranks.size() == 1) {
             return Err(RecipeError::BankElsewhere);
         }
         let (model, seed) = (recipe.model.clone(), backbone_seed(recipe));
@@ -164,6 +172,7 @@ impl Inputs {
             .devices(devices)
             .precision(recipe.train.precision)
             .optimizer(&recipe.optim)
+            .ranks(Arc::clone(&self.ranks))
             .ops(recipe.model.ops);
         Ok(learner.build()?)
     }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use pirl_core::Ops;
 use pirl_data::{Batch, DataError};
 use pirl_model::{
@@ -11,6 +11,9 @@ use pirl_model::{
 };
 
 use crate::checkpoint::{MODEL, OPTIMIZER, State};
+use crate::collective::{
+    Collective, Digest, Ranks, alone, any, ensure_equal, from_bytes, to_bytes,
+};
 use crate::error::{Result, TrainError};
 use crate::networks::Networks;
 use crate::objective::{Objective, PartOutcome, scalar};
@@ -18,6 +21,9 @@ use crate::part::{forward_part, modules, parameters};
 use crate::scaled_optimizer::ScaledOptimizer;
 use crate::training::Metric;
 use crate::worker::Worker;
+
+/// Steps from one comparison of the ranks' weights to the next.
+const COMPARE_EVERY: u64 = 100;
 
 /// Everything that learns.
 pub struct Learner<O: Objective> {
@@ -27,6 +33,10 @@ pub struct Learner<O: Objective> {
     workers: Vec<Worker<O>>,
     objective: O,
     optimizer: ScaledOptimizer,
+    /// Other processes, which take over other parts of each batch.
+    ranks: Ranks,
+    /// Whether the ranks have begun from the same numbers.
+    joined: bool,
 }
 
 /// Settings of a [`Learner`], by [`Learner::builder`].
@@ -38,6 +48,7 @@ pub struct LearnerBuilder<O> {
     precision: Precision,
     optim: OptimConfig,
     ops: Ops,
+    ranks: Ranks,
 }
 
 /// Makes a backbone on a device: the same on every device.
@@ -63,6 +74,12 @@ impl<O: Objective> LearnerBuilder<O> {
         }
     }
 
+    /// The ranks of the run, each of which has such a learner, and is given its own parts of every
+    /// batch, in the order of the ranks, at least one. Without this the process is alone.
+    pub fn ranks(self, ranks: Ranks) -> Self {
+        Self { ranks, ..self }
+    }
+
     /// What the backbone's activations are stored in; `f32` by default. In `f16` losses are scaled.
     pub fn precision(self, precision: Precision) -> Self {
         Self { precision, ..self }
@@ -86,7 +103,8 @@ impl<O: Objective> LearnerBuilder<O> {
     /// # Errors
     /// [`TrainError::NoDevice`]; those of the backbone, the heads and the optimiser; a precision that
     /// the backbone does not have.
-    pub fn build(self) -> Result<Learner<O>> {
+    pub fn build(mut self) -> Result<Learner<O>> {
+        self.objective.join(&self.ranks)?;
         let networks = |device: &Device| {
             let mut backbone = (self.backbone)(device)?;
             backbone.set_precision(self.precision)?;
@@ -105,6 +123,8 @@ impl<O: Objective> LearnerBuilder<O> {
             optimizer: ScaledOptimizer::new(optimizer, self.precision),
             networks: main,
             objective: self.objective,
+            ranks: self.ranks,
+            joined: false,
         })
     }
 }
@@ -124,6 +144,7 @@ impl<O: Objective> Learner<O> {
             precision: Precision::F32,
             optim: OptimConfig::default(),
             ops: Ops::Fast,
+            ranks: alone(),
         }
     }
 
@@ -136,6 +157,19 @@ impl<O: Objective> Learner<O> {
     /// What it is trained for.
     pub fn objective(&self) -> &O {
         &self.objective
+    }
+
+    /// The ranks of the run.
+    pub fn ranks(&self) -> &dyn Collective {
+        self.ranks.as_ref()
+    }
+
+    /// Whether `flag` is set on any rank.
+    ///
+    /// # Errors
+    /// If a rank has ended.
+    pub(crate) fn any(&self, flag: bool) -> Result<bool> {
+        any(self.ranks.as_ref(), flag)
     }
 
     pub(crate) fn parts(&mut self) -> (&mut Networks<O::Heads>, &mut O) {
@@ -170,6 +204,7 @@ impl<O: Objective> Learner<O> {
         step: u64,
         lr: f64,
     ) -> Result<StepLosses> {
+        self.begin()?;
         let losses = self.try_step(parts, step, lr);
         if losses.is_err() {
             // Gradients of a step that was not taken are not those of the next.
@@ -203,20 +238,129 @@ impl<O: Objective> Learner<O> {
         for worker in &self.workers {
             self.optimizer.optimizer.merge(worker.gradients()?)?;
         }
+        let terms = self.all_terms(&outcomes)?;
         // Shares are of the whole batch, so all of it must have come.
-        let found: usize = outcomes.iter().map(|part| part.indices.len()).sum();
+        let found: usize = terms.iter().map(|part| part.images).sum();
         if found != size || found == 0 {
             let expected = size;
             return Err(TrainError::IncompleteBatch { found, expected });
         }
-        let mut losses = total(&outcomes)?;
+        let losses = total(&terms);
         if !losses.total.is_finite() {
             let loss = losses.total;
             return Err(TrainError::LossNotFinite { step, loss, lr });
         }
+        self.reduce_gradients()?;
         self.optimizer.step(lr)?;
-        losses.metrics.extend(self.objective.end_step(outcomes)?);
-        Ok(losses)
+        let mut metrics = losses.metrics;
+        metrics.extend(self.objective.end_step(outcomes)?);
+        if self.ranks.size() > 1 && step.is_multiple_of(COMPARE_EVERY) {
+            self.compare(step)?;
+        }
+        Ok(StepLosses { metrics, ..losses })
+    }
+
+    /// The terms of all parts of the batch, in their order, whatever rank they are on.
+    fn all_terms(&self, outcomes: &[PartOutcome<O::Outcome>]) -> Result<Vec<PartTerms>> {
+        let own = outcomes.iter().map(PartTerms::of);
+        let own = own.collect::<Result<Vec<_>>>()?;
+        if self.ranks.size() == 1 {
+            return Ok(own);
+        }
+        let Some(first) = own.first() else {
+            return Ok(own); // no part at all: the batch is not whole, which is said
+        };
+        // Each part is as many numbers on every rank.
+        let numbers = own.iter().flat_map(|part| {
+            let head = [part.images as f64, part.share];
+            head.into_iter().chain(part.terms.iter().map(|term| term.2))
+        });
+        let bytes = numbers.flat_map(f64::to_le_bytes).collect();
+        let all = self.ranks.all_gather(bytes)?.concat();
+        let (numbers, _) = all.as_chunks();
+        let numbers: Vec<f64> = numbers.iter().map(|bytes| f64::from_le_bytes(*bytes)).collect();
+        let parts = numbers.chunks_exact(2 + first.terms.len()).map(|part| {
+            let names = first.terms.iter().map(|&(name, weight, _)| (name, weight));
+            let terms = names.zip(&part[2..]);
+            PartTerms {
+                images: part[0] as usize,
+                share: part[1],
+                terms: terms.map(|((name, weight), &loss)| (name, weight, loss)).collect(),
+            }
+        });
+        Ok(parts.collect())
+    }
+
+    /// Adds up the gradients of all ranks: their shares are of the whole batch.
+    fn reduce_gradients(&mut self) -> Result<()> {
+        if self.ranks.size() == 1 {
+            return Ok(());
+        }
+        let optimizer = &mut self.optimizer.optimizer;
+        let mut sums = Vec::new();
+        for gradient in optimizer.take_gradients() {
+            sums.push(match gradient {
+                Some(gradient) => {
+                    let values = gradient.flatten_all()?.to_vec1()?;
+                    Some((gradient, self.ranks.all_reduce(values)?))
+                }
+                None => None,
+            });
+        }
+        let mut merged = Vec::with_capacity(sums.len());
+        for sum in sums {
+            merged.push(match sum {
+                Some((gradient, sum)) => {
+                    let (shape, device) = (gradient.shape(), gradient.device());
+                    Some(Tensor::from_vec(sum.wait()?, shape, device)?)
+                }
+                None => None,
+            });
+        }
+        Ok(optimizer.merge(merged)?)
+    }
+
+    /// Gives all ranks what rank 0 has, once, before the first step: weights, momentum, what the
+    /// objective keeps. So a checkpoint or weights to begin with need not be where the others are.
+    /// Batch norms' running statistics stay those of each rank; rank 0's are saved.
+    pub(crate) fn begin(&mut self) -> Result<()> {
+        if self.joined || self.ranks.size() == 1 {
+            return Ok(());
+        }
+        self.joined = true;
+        let ranks = self.ranks.as_ref();
+        for set in parameters::<O>(&self.networks) {
+            let var = set.var();
+            var.set(&broadcast(ranks, var.as_detached_tensor())?)?;
+        }
+        let optimizer = &mut self.optimizer.optimizer;
+        let mut momentum = optimizer.state()?;
+        let mut names: Vec<String> = momentum.keys().cloned().collect();
+        names.sort();
+        for name in names {
+            if let Some(tensor) = momentum.get_mut(&name) {
+                *tensor = broadcast(ranks, tensor.clone())?;
+            }
+        }
+        optimizer.load_state(&momentum)?;
+        if let Some(scale) = &mut self.optimizer.scale {
+            let text = serde_json::to_vec(scale).unwrap_or_default();
+            let text = ranks.broadcast(0, text)?;
+            *scale = serde_json::from_slice(&text)
+                .map_err(|error| TrainError::Other(error.into()))?;
+        }
+        self.objective.begin_alike(ranks)?;
+        self.compare(0)
+    }
+
+    /// An error that names the rank, unless all have the same weights.
+    fn compare(&self, step: u64) -> Result<()> {
+        let mut digest = Digest::default();
+        for set in parameters::<O>(&self.networks) {
+            let values = set.var().as_detached_tensor().flatten_all()?;
+            digest.add(&to_bytes(&values.to_vec1()?));
+        }
+        ensure_equal(self.ranks.as_ref(), step, "weights", &digest)
     }
 
     /// One part for each device, or fewer at the end of a batch.
@@ -278,8 +422,8 @@ impl<O: Objective> Learner<O> {
             return Ok(Box::new(parts));
         }
         let parts: Vec<Batch> = parts.collect::<std::result::Result<_, _>>()?;
-        // A single part is the whole batch already.
-        if parts.len() > 1 {
+        // A single part is the whole batch already, unless there are other ranks.
+        if parts.len() > 1 || self.ranks.size() > 1 {
             let before = modules::<O>(&self.networks).into_iter();
             let before = before.map(|(_, module)| module.state());
             let before = before.collect::<std::result::Result<Vec<_>, _>>()?;
@@ -345,15 +489,45 @@ impl<O: Objective> Learner<O> {
     }
 }
 
+/// What rank 0 has in place of `tensor`.
+pub(crate) fn broadcast(ranks: &dyn Collective, tensor: Tensor) -> Result<Tensor> {
+    let own = match ranks.rank() {
+        0 => to_bytes(&tensor.flatten_all()?.to_dtype(DType::F32)?.to_vec1()?),
+        _ => Vec::new(),
+    };
+    let values = from_bytes(&ranks.broadcast(0, own)?);
+    Ok(Tensor::from_vec(values, tensor.shape(), tensor.device())?)
+}
+
+/// What a part contributes to the loss of the batch.
+struct PartTerms {
+    images: usize,
+    share: f64,
+    /// Name, weight, and the mean over the part's images.
+    terms: Vec<(&'static str, f64, f64)>,
+}
+
+impl PartTerms {
+    fn of<T>(part: &PartOutcome<T>) -> Result<Self> {
+        let terms = part.terms.iter();
+        let terms = terms.map(|term| Ok((term.name, term.weight, scalar(&term.loss)?)));
+        Ok(Self {
+            images: part.indices.len(),
+            share: part.share,
+            terms: terms.collect::<Result<_>>()?,
+        })
+    }
+}
+
 /// The terms' means over the whole batch, and their weighted sum.
-fn total<T>(outcomes: &[PartOutcome<T>]) -> Result<StepLosses> {
+fn total(parts: &[PartTerms]) -> StepLosses {
     let mut means: Vec<(&'static str, f64, f64)> = Vec::new();
-    for part in outcomes {
-        for (place, term) in part.terms.iter().enumerate() {
-            let value = part.share * scalar(&term.loss)?;
+    for part in parts {
+        for (place, &(name, weight, loss)) in part.terms.iter().enumerate() {
+            let value = part.share * loss;
             match means.get_mut(place) {
                 Some((_, _, mean)) => *mean += value,
-                None => means.push((term.name, term.weight, value)),
+                None => means.push((name, weight, value)),
             }
         }
     }
@@ -361,8 +535,8 @@ fn total<T>(outcomes: &[PartOutcome<T>]) -> Result<StepLosses> {
     let metrics = means
         .iter()
         .map(|(name, _, mean)| (*name, Metric::Real(*mean as f32)));
-    Ok(StepLosses {
+    StepLosses {
         total: total as f32,
         metrics: metrics.collect(),
-    })
+    }
 }

@@ -58,6 +58,7 @@
 
 mod batches;
 mod checkpoint;
+mod collective;
 mod error;
 mod health;
 mod identity;
@@ -76,6 +77,7 @@ mod worker;
 
 pub use batches::Batches;
 pub use checkpoint::{BACKBONE, Checkpoints, MODEL, OPTIMIZER, State};
+pub use collective::{Alone, Collective, Join, Pending, Place, Ranks, Threads, alone, join, launched};
 pub use error::{BoxError, TrainError};
 pub use health::{Health, Trouble};
 pub use identity::Identity;

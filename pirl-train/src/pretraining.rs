@@ -124,6 +124,17 @@ impl<O: Objective> Training for Pretraining<O> {
         self.done
     }
 
+    /// Goes on where rank 0 is, with what rank 0 has.
+    fn begin(&mut self) -> Result<()> {
+        let done = self.done.to_le_bytes().to_vec();
+        let done = self.learner.ranks().broadcast(0, done)?;
+        if let Ok(done) = done.as_slice().try_into() {
+            self.done = u64::from_le_bytes(done);
+        }
+        self.batches.seek(self.done);
+        self.learner.begin()
+    }
+
     fn step(&mut self) -> Result<Step> {
         let lr = self.schedule.lr(self.done as usize);
         let count = self.batches.loader().parts();
@@ -132,7 +143,7 @@ impl<O: Objective> Training for Pretraining<O> {
         let parts = (0..count).map(|_| {
             let (part, time) = batches.timed_next()?;
             waited += time;
-            images += part.indices.len();
+            images = part.batch_size;
             *skipped += part.skipped as u64;
             Ok(part)
         });
@@ -148,6 +159,10 @@ impl<O: Objective> Training for Pretraining<O> {
             waited,
             metrics,
         })
+    }
+
+    fn any(&self, flag: bool) -> Result<bool> {
+        self.learner.any(flag)
     }
 
     fn save(&self, folder: &Path, state: &mut State) -> Result<()> {

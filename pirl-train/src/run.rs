@@ -131,6 +131,7 @@ pub fn run<T: Training + ?Sized>(
 where
     T::Error: Into<BoxError>,
 {
+    training.begin()?;
     let mut meter = Meter::new();
     let mut loss = None;
     let mut interrupted = false;
@@ -146,7 +147,7 @@ where
             observer.log(&row).map_err(TrainError::Other)?;
             meter = Meter::new();
         }
-        interrupted = observer.interrupted() && !last;
+        interrupted = training.any(observer.interrupted())? && !last;
         // With `checkpoint_every` 0, no step is a multiple of it.
         if done.is_multiple_of(options.checkpoint_every) && !last && !interrupted {
             save(training, checkpoints)?;

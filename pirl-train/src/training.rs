@@ -53,11 +53,28 @@ pub trait Training {
     /// Steps done.
     fn done(&self) -> u64;
 
+    /// Called before the first step that this process does, after [`Training::restore`].
+    ///
+    /// # Errors
+    /// If a rank has ended.
+    fn begin(&mut self) -> Result<(), Self::Error> {
+        Ok(())
+    }
+
     /// Does the next step.
     ///
     /// # Errors
     /// Those of the implementation; nothing of the step is kept then.
     fn step(&mut self) -> Result<Step, Self::Error>;
+
+    /// Whether `flag` is set on any rank of the training, on each of which this is called after the same
+    /// step.
+    ///
+    /// # Errors
+    /// If a rank has ended.
+    fn any(&self, flag: bool) -> Result<bool, Self::Error> {
+        Ok(flag)
+    }
 
     /// Writes what [`Training::restore`] needs into the folder of a checkpoint, and into its `state`.
     ///

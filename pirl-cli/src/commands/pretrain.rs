@@ -23,25 +23,38 @@ use crate::args::PretrainArgs;
 use crate::interrupt::Interrupted;
 use crate::output::{print, print_json};
 use crate::progress::Progress;
+use crate::ranks::Company;
 use crate::run_dir::{RunDir, matters_to_pretraining};
 use crate::session::Session;
 use crate::{device, weights};
 
-/// Nothing is written before everything that can be checked has been.
 pub(crate) fn run(args: &PretrainArgs) -> Result<()> {
-    let devices = device::parse_several(&args.run.device)?;
-    let pack = Pack::open(&args.data)?;
-    let mut recipe = settings(args, &pack, &devices)?;
-    if let Some(seed) = args.run.seed {
-        recipe.seed = seed;
+    let company = Company::join(args.rank_timeout)?;
+    let result = pretrain(args, &company);
+    company.end(result)
+}
+
+/// Nothing is written before everything that can be checked has been.
+fn pretrain(args: &PretrainArgs, company: &Company) -> Result<()> {
+    let devices = device::parse_several(&args.run.device, company.local())?;
+    let pack = Pack::open(&company.own_path(&args.data))?;
+    let (mut recipe, mut folder, mut backbone) = (Recipe::default(), None, None);
+    if company.leads() {
+        recipe = settings(args, &pack, &devices)?;
+        if let Some(seed) = args.run.seed {
+            recipe.seed = seed;
+        }
+        let initial;
+        (backbone, initial) = initial_weights(args, &mut recipe)?;
+        let checked = RunDir::check(&args.out, &recipe, args.resume, matters_to_pretraining)?;
+        folder = Some(RunDir { initial, ..checked });
     }
-    let (backbone, initial) = initial_weights(args, &mut recipe)?;
-    let mut folder = RunDir::check(&args.out, &recipe, args.resume, matters_to_pretraining)?;
-    folder.initial = initial;
-    let inputs = Inputs::new(recipe, pack, devices.len())?;
+    let recipe = recipe.of_rank_0(company.ranks.as_ref())?;
+    let inputs = Inputs::new(recipe, pack, devices.len(), &company.ranks)?;
     let kind = inputs.recipe.loss.kind;
     let command = Command {
         args,
+        company,
         folder,
         devices,
         backbone,
@@ -146,7 +159,9 @@ fn initial_weights(
 /// A run that has been checked.
 struct Command<'a> {
     args: &'a PretrainArgs,
-    folder: RunDir,
+    company: &'a Company,
+    /// The run's, on the rank that writes.
+    folder: Option<RunDir>,
     devices: Vec<Device>,
     /// What it begins with, unless with random weights.
     backbone: Option<ResNet>,
@@ -166,7 +181,7 @@ impl Command<'_> {
         let monitor = self.monitor(&recipe)?;
         let pack = inputs.pack.clone();
         let mut identity = inputs.identity();
-        if let Some(initial) = &self.folder.initial {
+        if let Some(initial) = self.folder.as_ref().and_then(|folder| folder.initial.as_ref()) {
             identity = initial.identity(identity);
         }
         let learner = inputs.learner(objective(&inputs)?, &self.devices)?;
@@ -176,12 +191,14 @@ impl Command<'_> {
         let mut training = inputs.pretraining(learner)?;
         let session = Session::open(
             &mut training,
-            Some(self.folder.clone()),
+            self.folder.clone(),
             &recipe,
             identity,
             self.args.resume,
-            format!(":\n  {}", resume_command(self.args, &self.folder)),
+            format!(":\n  {}", resume_command(self.args)),
         )?;
+        self.company.log_to(&self.args.out)?;
+        training.begin()?;
         prepare(&mut training, &session)?;
         let mut after_step = |training: &Pretraining<O>, _: &Step, progress: &Progress| {
             let (done, epoch) = (training.done(), training.steps_per_epoch().max(1));
@@ -203,10 +220,13 @@ impl Command<'_> {
             }
         };
         let ended = session.run(&mut training, &mut after_step)?;
+        let Some(folder) = &self.folder else {
+            return Ok(());
+        };
         let checkpoint = ended.checkpoint.clone().unwrap_or_default();
         let weights = self.save_backbone(&recipe, &pack, &checkpoint)?;
         let seconds = started.elapsed().as_secs_f64();
-        self.finish(&training, ended, &weights, training.skipped(), seconds)
+        self.finish(folder, &training, ended, &weights, training.skipped(), seconds)
     }
 
     /// Sets the number of epochs by `--time`, and says how long the run takes where its length was not
@@ -222,7 +242,7 @@ impl Command<'_> {
         }
         eprintln!("measuring a few steps");
         let (recipe, pack) = (inputs.recipe.clone(), inputs.pack.as_ref().clone());
-        let again = Inputs::new(recipe, pack, self.devices.len())?;
+        let again = Inputs::new(recipe, pack, self.devices.len(), &self.company.ranks)?;
         let learner = again.learner(objective(&again)?, &self.devices)?;
         let trial = try_steps(again, learner)?;
         let recipe = &mut inputs.recipe;
@@ -232,6 +252,7 @@ impl Command<'_> {
             let warm_up = &mut recipe.schedule.warmup_epochs;
             *warm_up = warm_up.min(recipe.train.epochs as f64 / 10.0);
         }
+        *recipe = recipe.clone().of_rank_0(self.company.ranks.as_ref())?;
         let epochs = recipe.train.epochs;
         let minutes = trial.time(epochs).as_secs_f64() / 60.0;
         eprintln!(
@@ -247,6 +268,9 @@ impl Command<'_> {
         let (Some(train), Some(test)) = (&self.args.probe_train, &self.args.probe_test) else {
             return Ok(None);
         };
+        if !self.company.leads() {
+            return Ok(None);
+        }
         let (images, seed) = (recipe.eval.precise_batch_norm, batch_norm_seed(recipe));
         let knn = Knn::new(recipe.eval.knn.clone(), recipe.seed)?;
         let (train, test) = (Pack::open(train)?, Pack::open(test)?);
@@ -276,6 +300,7 @@ impl Command<'_> {
 
     fn finish<T: Training>(
         &self,
+        folder: &RunDir,
         training: &T,
         ended: Ended,
         weights: &Path,
@@ -298,7 +323,7 @@ impl Command<'_> {
                 "seconds": seconds,
                 "checkpoint": checkpoint,
                 "weights": weights,
-                "init_weights": self.folder.initial,
+                "init_weights": folder.initial,
             }));
         }
         let loss = match ended.loss {
@@ -309,19 +334,19 @@ impl Command<'_> {
             "{}: {steps} steps, {epochs} epochs, {loss}, {seconds:.0} s\nweights  {}\nreport   {}",
             out.display(),
             weights.display(),
-            self.folder.report().display()
+            folder.report().display()
         ))
     }
 }
 
-fn resume_command(args: &PretrainArgs, folder: &RunDir) -> String {
+fn resume_command(args: &PretrainArgs) -> String {
     let device = match args.run.device.as_str() {
         "cpu" => String::new(),
         other => format!(" --device {other}"),
     };
     format!(
         "pirl pretrain --recipe {} --data {} --out {} --resume{device}",
-        quoted(&folder.config()),
+        quoted(&args.out.join("config.toml")),
         quoted(&args.data),
         quoted(&args.out)
     )

@@ -15,6 +15,7 @@ use pirl_data::Batch;
 use pirl_model::{Head, ModelError, Trainable};
 
 use crate::checkpoint::State;
+use crate::collective::{Collective, Ranks};
 use crate::error::Result;
 use crate::networks::Networks;
 use crate::training::Metric;
@@ -86,6 +87,26 @@ pub trait Objective: Send + Sized + 'static {
         &mut self,
         outcomes: Vec<PartOutcome<Self::Outcome>>,
     ) -> Result<Vec<(&'static str, Metric)>>;
+
+    /// Is told the ranks of the run, before anything else: an objective that looks at a whole batch
+    /// ([`Objective::end_step`] and [`Objective::calibrate`] have the parts of this rank alone) gathers
+    /// it from them.
+    ///
+    /// # Errors
+    /// If the objective cannot be trained by several ranks.
+    fn join(&mut self, ranks: &Ranks) -> Result<()> {
+        let _ = ranks;
+        Ok(())
+    }
+
+    /// Takes over what rank 0 keeps beside the networks, before the first step.
+    ///
+    /// # Errors
+    /// If a rank has ended.
+    fn begin_alike(&mut self, ranks: &dyn Collective) -> Result<()> {
+        let _ = ranks;
+        Ok(())
+    }
 
     /// Whether [`Objective::calibrate`] is to be called before the next step.
     fn needs_calibration(&self) -> bool {

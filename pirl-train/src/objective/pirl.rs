@@ -17,8 +17,9 @@ use super::estimated_nce::EstimatedNce;
 use super::negatives::StepNegatives;
 use super::{HeadFactory, Module, Objective, PartOutcome, Terms, boxed};
 use crate::checkpoint::{BANK, State};
+use crate::collective::{Collective, Ranks, alone, from_bytes, to_bytes};
 use crate::error::{Result, TrainError};
-use crate::learner::Learner;
+use crate::learner::{Learner, broadcast};
 use crate::networks::{Networks, move_to};
 use crate::streams::Stream;
 use crate::training::Metric;
@@ -51,6 +52,7 @@ pub struct Pirl {
     /// Those of the step that is under way.
     step: StepNegatives,
     positives: Positives,
+    ranks: Ranks,
 }
 
 /// What stands on a backbone.
@@ -205,9 +207,29 @@ impl Objective for Pirl {
             indices.extend(part.indices);
         }
         let embeddings = Tensor::cat(&embeddings, 0)?;
+        let (indices, embeddings) = self.gather_batch(indices, embeddings)?;
         let metrics = embedding_metrics(&embeddings, &self.bank.gather(&indices)?)?;
         self.bank.update(&indices, &embeddings)?;
         Ok(metrics)
+    }
+
+    fn join(&mut self, ranks: &Ranks) -> Result<()> {
+        self.ranks = Arc::clone(ranks);
+        Ok(())
+    }
+
+    fn begin_alike(&mut self, ranks: &dyn Collective) -> Result<()> {
+        let rows = broadcast(ranks, self.bank.rows().clone())?;
+        self.bank = MemoryBank::from_rows(rows, self.bank.momentum())?.with_ops(self.ops);
+        let Some(nce) = &self.nce else {
+            return Ok(());
+        };
+        let own = nce.log_z().map_or_else(Vec::new, |log_z| log_z.to_le_bytes().to_vec());
+        let given = ranks.broadcast(0, own)?;
+        if let (None, Ok(log_z)) = (nce.log_z(), given.as_slice().try_into()) {
+            nce.restore(f64::from_le_bytes(log_z))?;
+        }
+        Ok(())
     }
 
     fn needs_calibration(&self) -> bool {
@@ -229,6 +251,7 @@ impl Objective for Pirl {
             indices.extend(&part.indices);
         }
         let views = Tensor::cat(&views, 0)?.detach();
+        let (indices, views) = self.gather_batch(indices, views)?;
         let own = move_to(&self.bank.gather(&indices)?, networks.device())?;
         // The step itself is to have the same.
         let (mut step, device) = (self.step.clone(), networks.device());
@@ -253,6 +276,24 @@ impl Objective for Pirl {
             nce.restore(log_z)?;
         }
         Ok(())
+    }
+}
+
+impl Pirl {
+    /// The images of the whole batch, and a vector of each, `(b, dim)`, from those of every rank.
+    fn gather_batch(&self, indices: Vec<u32>, vectors: Tensor) -> Result<(Vec<u32>, Tensor)> {
+        if self.ranks.size() == 1 {
+            return Ok((indices, vectors));
+        }
+        let (dim, device) = (vectors.dim(1)?, vectors.device());
+        let own = indices.iter().flat_map(|index| index.to_le_bytes()).collect();
+        let all = self.ranks.all_gather(own)?.concat();
+        let (all, _) = all.as_chunks();
+        let indices: Vec<u32> = all.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect();
+        let own = to_bytes(&vectors.flatten_all()?.to_vec1()?);
+        let all = from_bytes(&self.ranks.all_gather(own)?.concat());
+        let vectors = Tensor::from_vec(all, (indices.len(), dim), device)?;
+        Ok((indices, vectors))
     }
 }
 
@@ -548,6 +589,7 @@ impl PirlBuilder {
             seed,
             step: StepNegatives::new(seed, 0),
             positives: self.positives,
+            ranks: alone(),
         })
     }
 }
