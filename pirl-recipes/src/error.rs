@@ -155,6 +155,19 @@ pub enum RecipeError {
          bank.on_host = false"
     )]
     BankElsewhere,
+    /// A bank shared out over ranks, and settings that need all of it on each.
+    #[error(
+        "bank.sharded shares the bank's rows out over the ranks: it goes with loss.kind = \"paper\" or \
+         \"infonce\", loss.sampling = \"shared\", one --device a rank, and as many parts of a batch on \
+         each rank (train.micro_batch = 0 sees to that)"
+    )]
+    Sharded,
+    /// A bank in a file, and settings that need it in memory.
+    #[error(
+        "bank.storage = \"mapped\" goes with bank.init = \"random\", loss.sampling = \"shared\", and on \
+         several ranks bank.sharded = true"
+    )]
+    Mapped,
     /// The images do not suit a part of the recipe.
     #[error("{what}: {source}")]
     Images {

@@ -1,5 +1,6 @@
 //! A training as a recipe describes it: the data side, the objective, the learner.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use candle_core::Device;
@@ -8,13 +9,13 @@ use pirl_data::{Loader, Pack, Pretext, Share};
 use pirl_loss::{InfoNce, Paper};
 use pirl_model::ResNet;
 use pirl_train::{
-    Covariant, Identity, Learner, Objective, Pirl, Pretraining, PretrainingConfig, Ranks, Stream,
-    Supervised,
+    Covariant, Identity, Learner, Objective, Pirl, Pretraining, PretrainingConfig, Ranks,
+    ShardedKind, Stream, Supervised,
 };
 
 use crate::assemble::{backbone_seed, loader, pretext};
 use crate::error::{RecipeError, Result};
-use crate::recipe::{LossKind, Recipe, Sampling};
+use crate::recipe::{BankInit, BankStorage, LossKind, Recipe, Sampling};
 
 /// The data side of a pre-training, checked as far as it can be before any work, and from it the
 /// objective, the learner and the training.
@@ -29,6 +30,8 @@ pub struct Inputs {
     pub loader: Loader,
     /// The ranks that share the training.
     pub ranks: Ranks,
+    /// The folder of a mapped bank; each rank of several has one of its own in it.
+    pub bank_folder: PathBuf,
 }
 
 impl Inputs {
@@ -57,6 +60,26 @@ impl Inputs {
         if recipe.loss.kind.is_contrastive() && !(1..images).contains(&negatives) {
             return Err(RecipeError::Negatives { negatives, images });
         }
+        let parts = ranks.size() * devices;
+        let even = match recipe.train.micro_batch {
+            0 => parts <= batch_size,
+            micro_batch => batch_size
+                .div_ceil(micro_batch)
+                .is_multiple_of(ranks.size()),
+        };
+        let plain = recipe.loss.sampling == Sampling::Shared && recipe.loss.kind != LossKind::Nce;
+        if recipe.loss.kind.is_contrastive()
+            && recipe.bank.sharded
+            && !(even && plain && devices == 1)
+        {
+            return Err(RecipeError::Sharded);
+        }
+        let (bank, kind) = (&recipe.bank, recipe.loss.kind);
+        let shared = bank.sharded || ranks.size() == 1;
+        let plain = recipe.loss.sampling == Sampling::Shared && bank.init == BankInit::Random;
+        if kind.is_contrastive() && bank.storage == BankStorage::Mapped && !(shared && plain) {
+            return Err(RecipeError::Mapped);
+        }
         let pack = Arc::new(pack);
         let pretext = pretext(&recipe)?;
         let share = Share {
@@ -77,6 +100,7 @@ impl Inputs {
             pretext,
             loader,
             ranks: Arc::clone(ranks),
+            bank_folder: PathBuf::from("bank"),
         })
     }
 
@@ -113,11 +137,25 @@ impl Inputs {
             .head(recipe.model.head)
             .ops(ops)
             .seed(recipe.seed);
+        let builder = match recipe.bank.storage {
+            BankStorage::Memory => builder,
+            BankStorage::Mapped => {
+                let (rank, ranks) = (self.ranks.rank(), self.ranks.size());
+                let folder = self.bank_folder.join(format!("{rank:05}-of-{ranks:05}"));
+                builder.mapped(folder, recipe.bank.precision)
+            }
+        };
         let builder = match loss.sampling {
             Sampling::Shared => builder.sampler(SharedSampler),
             Sampling::PerImage => builder.sampler(PerImageSampler),
         };
         let builder = match loss.kind {
+            LossKind::Paper if recipe.bank.sharded => {
+                builder.sharded(ShardedKind::Paper, temperature, &self.ranks)
+            }
+            LossKind::InfoNce if recipe.bank.sharded => {
+                builder.sharded(ShardedKind::InfoNce, temperature, &self.ranks)
+            }
             LossKind::InfoNce => builder.loss(InfoNce::new(temperature)?.with_ops(ops)),
             LossKind::Nce => builder.nce(temperature),
             _ => builder.loss(Paper::new(temperature)?.with_ops(ops)),

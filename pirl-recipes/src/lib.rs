@@ -63,7 +63,8 @@ pub use error::{KeyError, RecipeError};
 pub use fit::fit;
 pub use inputs::Inputs;
 pub use recipe::{
-    BankConfig, BankInit, CheckpointConfig, Embedded, KeyNote, LoaderTable, LogConfig, LossConfig,
-    LossKind, RECIPES, Recipe, Sampling, Setting, TrainConfig, TransformConfig, key_notes,
+    BankConfig, BankInit, BankStorage, CheckpointConfig, Embedded, KeyNote, LoaderTable, LogConfig,
+    LossConfig, LossKind, RECIPES, Recipe, Sampling, Setting, TrainConfig, TransformConfig,
+    key_notes,
 };
 pub use trial::{Trial, try_steps};

@@ -1,13 +1,14 @@
 //! A backbone, an objective and an optimiser: the training step.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 use pirl_core::Ops;
 use pirl_data::{Batch, DataError};
 use pirl_model::{
-    Backbone, ModelError, OptimConfig, Optimizer, Precision, load_state_dict, save_state_dict,
-    save_tensors, strip_prefix,
+    Backbone, ModelError, OptimConfig, Optimizer, ParamSet, Precision, load_state_dict,
+    save_state_dict, save_tensors, strip_prefix,
 };
 
 use crate::checkpoint::{MODEL, OPTIMIZER, State};
@@ -18,6 +19,7 @@ use crate::error::{Result, TrainError};
 use crate::networks::Networks;
 use crate::objective::{Objective, PartOutcome, scalar};
 use crate::part::{forward_part, modules, parameters};
+use crate::reduction::Reduction;
 use crate::scaled_optimizer::ScaledOptimizer;
 use crate::training::Metric;
 use crate::worker::Worker;
@@ -35,6 +37,9 @@ pub struct Learner<O: Objective> {
     optimizer: ScaledOptimizer,
     /// Other processes, which take over other parts of each batch.
     ranks: Ranks,
+    reduction: Reduction,
+    /// The optimiser's first set of parameters: nearly all of them, in the networks of this project.
+    first_set: Option<ParamSet>,
     /// Whether the ranks have begun from the same numbers.
     joined: bool,
 }
@@ -117,13 +122,17 @@ impl<O: Objective> LearnerBuilder<O> {
             .iter()
             .map(|device| Worker::start(networks(device)?));
         let workers = workers.collect::<Result<_>>()?;
-        let optimizer = Optimizer::new(&self.optim, parameters::<O>(&main))?.with_ops(self.ops);
+        let sets = parameters::<O>(&main);
+        let first_set = sets.first().cloned();
+        let optimizer = Optimizer::new(&self.optim, sets)?.with_ops(self.ops);
         Ok(Learner {
             workers,
             optimizer: ScaledOptimizer::new(optimizer, self.precision),
             networks: main,
             objective: self.objective,
+            reduction: Reduction::new(Arc::clone(&self.ranks)),
             ranks: self.ranks,
+            first_set,
             joined: false,
         })
     }
@@ -209,6 +218,9 @@ impl<O: Objective> Learner<O> {
         if losses.is_err() {
             // Gradients of a step that was not taken are not those of the next.
             self.optimizer.optimizer.discard();
+            if let Some(set) = &self.first_set {
+                self.reduction.discard(set);
+            }
             for worker in &self.workers {
                 worker.discard();
             }
@@ -250,7 +262,9 @@ impl<O: Objective> Learner<O> {
             let loss = losses.total;
             return Err(TrainError::LossNotFinite { step, loss, lr });
         }
-        self.reduce_gradients()?;
+        if let Some(set) = &self.first_set {
+            self.reduction.finish(set, &mut self.optimizer.optimizer)?;
+        }
         self.optimizer.step(lr)?;
         let mut metrics = losses.metrics;
         metrics.extend(self.objective.end_step(outcomes)?);
@@ -278,56 +292,35 @@ impl<O: Objective> Learner<O> {
         let bytes = numbers.flat_map(f64::to_le_bytes).collect();
         let all = self.ranks.all_gather(bytes)?.concat();
         let (numbers, _) = all.as_chunks();
-        let numbers: Vec<f64> = numbers.iter().map(|bytes| f64::from_le_bytes(*bytes)).collect();
+        let numbers: Vec<f64> = numbers
+            .iter()
+            .map(|bytes| f64::from_le_bytes(*bytes))
+            .collect();
         let parts = numbers.chunks_exact(2 + first.terms.len()).map(|part| {
             let names = first.terms.iter().map(|&(name, weight, _)| (name, weight));
             let terms = names.zip(&part[2..]);
             PartTerms {
                 images: part[0] as usize,
                 share: part[1],
-                terms: terms.map(|((name, weight), &loss)| (name, weight, loss)).collect(),
+                terms: terms
+                    .map(|((name, weight), &loss)| (name, weight, loss))
+                    .collect(),
             }
         });
         Ok(parts.collect())
-    }
-
-    /// Adds up the gradients of all ranks: their shares are of the whole batch.
-    fn reduce_gradients(&mut self) -> Result<()> {
-        if self.ranks.size() == 1 {
-            return Ok(());
-        }
-        let optimizer = &mut self.optimizer.optimizer;
-        let mut sums = Vec::new();
-        for gradient in optimizer.take_gradients() {
-            sums.push(match gradient {
-                Some(gradient) => {
-                    let values = gradient.flatten_all()?.to_vec1()?;
-                    Some((gradient, self.ranks.all_reduce(values)?))
-                }
-                None => None,
-            });
-        }
-        let mut merged = Vec::with_capacity(sums.len());
-        for sum in sums {
-            merged.push(match sum {
-                Some((gradient, sum)) => {
-                    let (shape, device) = (gradient.shape(), gradient.device());
-                    Some(Tensor::from_vec(sum.wait()?, shape, device)?)
-                }
-                None => None,
-            });
-        }
-        Ok(optimizer.merge(merged)?)
     }
 
     /// Gives all ranks what rank 0 has, once, before the first step: weights, momentum, what the
     /// objective keeps. So a checkpoint or weights to begin with need not be where the others are.
     /// Batch norms' running statistics stay those of each rank; rank 0's are saved.
     pub(crate) fn begin(&mut self) -> Result<()> {
-        if self.joined || self.ranks.size() == 1 {
+        if self.joined {
             return Ok(());
         }
         self.joined = true;
+        if self.ranks.size() == 1 {
+            return self.objective.begin_alike(self.ranks.as_ref());
+        }
         let ranks = self.ranks.as_ref();
         for set in parameters::<O>(&self.networks) {
             let var = set.var();
@@ -346,8 +339,8 @@ impl<O: Objective> Learner<O> {
         if let Some(scale) = &mut self.optimizer.scale {
             let text = serde_json::to_vec(scale).unwrap_or_default();
             let text = ranks.broadcast(0, text)?;
-            *scale = serde_json::from_slice(&text)
-                .map_err(|error| TrainError::Other(error.into()))?;
+            *scale =
+                serde_json::from_slice(&text).map_err(|error| TrainError::Other(error.into()))?;
         }
         self.objective.begin_alike(ranks)?;
         self.compare(0)
@@ -385,8 +378,16 @@ impl<O: Objective> Learner<O> {
             busy.push(worker);
         }
         if let Some((part, target)) = own {
-            let optimizer = &mut self.optimizer;
-            let mut backward = |loss: &Tensor| optimizer.accumulate(loss);
+            let (optimizer, reduction) = (&mut self.optimizer, &mut self.reduction);
+            reduction.part();
+            // With copies on further devices, theirs are added when all parts are done.
+            let set = self.first_set.as_ref().filter(|_| self.workers.is_empty());
+            let mut backward = |loss: &Tensor| {
+                if let Some(set) = set {
+                    reduction.term(set, &optimizer.optimizer);
+                }
+                optimizer.accumulate(loss)
+            };
             let outcome = forward_part::<O>(&mut self.networks, &part, target, &mut backward)?;
             outcomes.push(outcome);
         }
@@ -446,6 +447,7 @@ impl<O: Objective> Learner<O> {
         let momentum = self.optimizer.optimizer.state()?;
         save_tensors(&folder.join(OPTIMIZER), &momentum)?;
         state.loss_scale = self.optimizer.scale;
+        state.ranks = self.ranks.size();
         self.objective.save(folder, state)
     }
 
@@ -454,6 +456,14 @@ impl<O: Objective> Learner<O> {
     /// # Errors
     /// [`TrainError::Checkpoint`] for files of other networks.
     pub fn restore(&mut self, folder: &Path, state: &State) -> Result<()> {
+        let (before, now) = (state.ranks, self.ranks.size());
+        if before != now {
+            tracing::warn!(
+                "{} was written by {before} ranks, and {now} go on: with the same batches, negatives and \
+                 rates, but not to the bit, as sums are rounded in another order",
+                folder.display()
+            );
+        }
         let path = folder.join(MODEL);
         let saved = load_state_dict(&path)?;
         let misfit = |path: &Path| {

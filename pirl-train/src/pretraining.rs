@@ -169,6 +169,10 @@ impl<O: Objective> Training for Pretraining<O> {
         self.learner.save(folder, state)
     }
 
+    fn assist(&self) -> Result<()> {
+        self.learner.objective().assist()
+    }
+
     fn restore(&mut self, folder: &Path, state: &State) -> Result<()> {
         self.learner.restore(folder, state)?;
         self.done = state.step;

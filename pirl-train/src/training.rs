@@ -82,6 +82,14 @@ pub trait Training {
     /// If a file cannot be written.
     fn save(&self, folder: &Path, state: &mut State) -> Result<(), Self::Error>;
 
+    /// Called on the ranks that do not write while another does [`Training::save`].
+    ///
+    /// # Errors
+    /// If a file cannot be written, or a rank has ended.
+    fn assist(&self) -> Result<(), Self::Error> {
+        Ok(())
+    }
+
     /// Goes on from what [`Training::save`] wrote after [`State::step`] steps.
     ///
     /// # Errors

@@ -46,11 +46,13 @@ fn pretrain(args: &PretrainArgs, company: &Company) -> Result<()> {
         }
         let initial;
         (backbone, initial) = initial_weights(args, &mut recipe)?;
-        let checked = RunDir::check(&args.out, &recipe, args.resume, matters_to_pretraining)?;
-        folder = Some(RunDir { initial, ..checked });
+        let mut checked = RunDir::check(&args.out, &recipe, args.resume, matters_to_pretraining)?;
+        checked.initial = initial;
+        folder = Some(checked);
     }
     let recipe = recipe.of_rank_0(company.ranks.as_ref())?;
-    let inputs = Inputs::new(recipe, pack, devices.len(), &company.ranks)?;
+    let mut inputs = Inputs::new(recipe, pack, devices.len(), &company.ranks)?;
+    inputs.bank_folder = args.out.join("bank");
     let kind = inputs.recipe.loss.kind;
     let command = Command {
         args,
@@ -181,7 +183,11 @@ impl Command<'_> {
         let monitor = self.monitor(&recipe)?;
         let pack = inputs.pack.clone();
         let mut identity = inputs.identity();
-        if let Some(initial) = self.folder.as_ref().and_then(|folder| folder.initial.as_ref()) {
+        if let Some(initial) = self
+            .folder
+            .as_ref()
+            .and_then(|folder| folder.initial.as_ref())
+        {
             identity = initial.identity(identity);
         }
         let learner = inputs.learner(objective(&inputs)?, &self.devices)?;
@@ -226,7 +232,14 @@ impl Command<'_> {
         let checkpoint = ended.checkpoint.clone().unwrap_or_default();
         let weights = self.save_backbone(&recipe, &pack, &checkpoint)?;
         let seconds = started.elapsed().as_secs_f64();
-        self.finish(folder, &training, ended, &weights, training.skipped(), seconds)
+        self.finish(
+            folder,
+            &training,
+            ended,
+            &weights,
+            training.skipped(),
+            seconds,
+        )
     }
 
     /// Sets the number of epochs by `--time`, and says how long the run takes where its length was not
@@ -242,7 +255,9 @@ impl Command<'_> {
         }
         eprintln!("measuring a few steps");
         let (recipe, pack) = (inputs.recipe.clone(), inputs.pack.as_ref().clone());
-        let again = Inputs::new(recipe, pack, self.devices.len(), &self.company.ranks)?;
+        let mut again = Inputs::new(recipe, pack, self.devices.len(), &self.company.ranks)?;
+        let folder = tempfile::tempdir().context("for a mapped bank")?;
+        again.bank_folder = folder.path().to_owned();
         let learner = again.learner(objective(&again)?, &self.devices)?;
         let trial = try_steps(again, learner)?;
         let recipe = &mut inputs.recipe;

@@ -155,6 +155,11 @@ impl Optimizer {
         self.gradients.add(gradients)
     }
 
+    /// The gradient that set number `set` has so far.
+    pub fn gradient(&self, set: usize) -> Option<&Tensor> {
+        self.gradients.get(set)
+    }
+
     /// Hands over the accumulated gradients, of each set in its own shape, which are then cleared:
     /// [`Optimizer::merge`] gives back what became of them. `None` for a set that none has reached.
     pub fn take_gradients(&mut self) -> Vec<Option<Tensor>> {

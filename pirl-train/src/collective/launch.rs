@@ -154,7 +154,10 @@ mod tests {
 
     #[test]
     fn variables_that_make_no_sense_are_named() {
-        for (rank, said) in [("x", "expected a whole number"), ("2", "less than WORLD_SIZE")] {
+        for (rank, said) in [
+            ("x", "expected a whole number"),
+            ("2", "less than WORLD_SIZE"),
+        ] {
             let error = of(&[("RANK", rank), ("WORLD_SIZE", "2")]).unwrap_err();
             let text = error.to_string();
             assert!(text.contains("RANK") && text.contains(said), "{text}");

@@ -140,11 +140,17 @@ pub(crate) fn any(ranks: &dyn Collective, flag: bool) -> Result<bool> {
 
 /// The bytes of `values`, as the functions above take them.
 pub(crate) fn to_bytes(values: &[f32]) -> Vec<u8> {
-    values.iter().flat_map(|value| value.to_le_bytes()).collect()
+    values
+        .iter()
+        .flat_map(|value| value.to_le_bytes())
+        .collect()
 }
 
 /// The values that [`to_bytes`] wrote.
 pub(crate) fn from_bytes(bytes: &[u8]) -> Vec<f32> {
     let (values, _) = bytes.as_chunks();
-    values.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
+    values
+        .iter()
+        .map(|bytes| f32::from_le_bytes(*bytes))
+        .collect()
 }

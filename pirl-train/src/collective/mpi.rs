@@ -97,7 +97,9 @@ impl Mpi {
     fn order(&self, work: Work) -> Result<Receiver<Result<Answer>>> {
         let (answer, answers) = channel();
         let orders = self.orders.lock().unwrap_or_else(PoisonError::into_inner);
-        let sent = orders.as_ref().map(|orders| orders.send(Order { work, answer }));
+        let sent = orders
+            .as_ref()
+            .map(|orders| orders.send(Order { work, answer }));
         match sent {
             Some(Ok(())) => Ok(answers),
             _ => Err(ended()),
@@ -268,11 +270,15 @@ impl Wait<'_> {
         let longest = lengths.iter().copied().max().unwrap_or(0) as usize;
         for start in (0..longest).step_by(most) {
             let share = |length: usize| length.saturating_sub(start).min(most);
-            let counts = lengths.iter().map(|&length| share(length as usize) as Count);
+            let counts = lengths
+                .iter()
+                .map(|&length| share(length as usize) as Count);
             let counts: Vec<Count> = counts.collect();
             let displacements: Vec<Count> = counts
                 .iter()
-                .scan(0, |place, count| Some(std::mem::replace(place, *place + count)))
+                .scan(0, |place, count| {
+                    Some(std::mem::replace(place, *place + count))
+                })
                 .collect();
             let total: Count = counts.iter().sum();
             let mut bytes = vec![0_u8; total as usize];
@@ -284,8 +290,7 @@ impl Wait<'_> {
                     displacements.as_slice(),
                 );
                 mpi::request::scope(|scope| {
-                    let request =
-                        world.immediate_all_gather_varcount_into(scope, part, &mut parts);
+                    let request = world.immediate_all_gather_varcount_into(scope, part, &mut parts);
                     self.all(vec![request]);
                 });
             }

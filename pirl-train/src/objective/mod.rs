@@ -1,10 +1,12 @@
 //! What a backbone is trained for.
 
+pub(crate) mod bank;
 pub(crate) mod covariant;
 mod embeddings;
 mod estimated_nce;
 pub(crate) mod negatives;
 pub(crate) mod pirl;
+pub(crate) mod sharded;
 pub(crate) mod supervised;
 
 use std::path::Path;
@@ -99,7 +101,7 @@ pub trait Objective: Send + Sized + 'static {
         Ok(())
     }
 
-    /// Takes over what rank 0 keeps beside the networks, before the first step.
+    /// Takes over what rank 0 keeps beside the networks, before the first step; called once.
     ///
     /// # Errors
     /// If a rank has ended.
@@ -129,6 +131,15 @@ pub trait Objective: Send + Sized + 'static {
     /// If a file cannot be written.
     fn save(&self, folder: &Path, state: &mut State) -> Result<()> {
         let _ = (folder, state);
+        Ok(())
+    }
+
+    /// Called on the ranks that do not write while rank 0 does [`Objective::save`]: whatever is shared
+    /// out over ranks is written by its owners.
+    ///
+    /// # Errors
+    /// If a file cannot be written, or a rank has ended.
+    fn assist(&self) -> Result<()> {
         Ok(())
     }
 
