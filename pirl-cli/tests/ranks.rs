@@ -21,7 +21,12 @@ fn bench() -> Bench {
 fn mpirun(bench: &Bench, ranks: usize, arguments: &[&str]) -> Command {
     let mut command = Command::new("mpirun");
     command
-        .args(["--allow-run-as-root", "--oversubscribe", "--bind-to", "none"])
+        .args([
+            "--allow-run-as-root",
+            "--oversubscribe",
+            "--bind-to",
+            "none",
+        ])
         .args(["--mca", "odls_base_sigkill_timeout", "60"])
         .args(["-n", &ranks.to_string()])
         .arg(assert_cmd::cargo::cargo_bin("pirl"))
@@ -35,7 +40,10 @@ fn mpirun(bench: &Bench, ranks: usize, arguments: &[&str]) -> Command {
 /// A pretrain command's further arguments, with `--set` before each of `settings`.
 fn with<'a>(settings: &[&'a str]) -> Vec<&'a str> {
     let set = settings.iter().flat_map(|&setting| ["--set", setting]);
-    ["--set", "train.batch_size=12"].into_iter().chain(set).collect()
+    ["--set", "train.batch_size=12"]
+        .into_iter()
+        .chain(set)
+        .collect()
 }
 
 /// A run that must succeed, and its losses.
@@ -99,7 +107,11 @@ fn signal_rank(child: &Child, rank: usize, signal: i32) {
 #[test]
 fn a_run_whose_ranks_are_killed_resumes_to_the_bit() {
     let bench = bench();
-    let settings = ["train.epochs=10", "checkpoint.every=3", "train.micro_batch=3"];
+    let settings = [
+        "train.epochs=10",
+        "checkpoint.every=3",
+        "train.micro_batch=3",
+    ];
     run(&bench, 2, "whole", &settings);
     let begin = bench.pretrain("killed", &with(&settings));
     let resume = [begin.as_slice(), &["--resume"]].concat();
@@ -116,7 +128,11 @@ fn a_run_whose_ranks_are_killed_resumes_to_the_bit() {
         let _ = child.wait().unwrap();
     }
     let output = mpirun(&bench, 2, &resume).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     assert_eq!(bench.losses("whole"), bench.losses("killed"));
     let model = "checkpoints/step-00000040/model.safetensors";
     let weights = |out: &str| fs::read(bench.path(out).join(model)).unwrap();
@@ -150,14 +166,24 @@ fn a_rank_that_stops_ends_the_run_by_the_time_out_and_is_named() {
 fn an_error_of_one_rank_ends_all_with_one_message() {
     let bench = bench();
     let mut arguments = bench.pretrain("run", &with(&[]));
-    let data = arguments.iter().position(|&argument| argument == "pack").unwrap();
+    let data = arguments
+        .iter()
+        .position(|&argument| argument == "pack")
+        .unwrap();
     arguments[data] = "pack-{rank}";
-    fs::copy(bench.path("pack.safetensors"), bench.path("pack-0.safetensors")).unwrap();
+    fs::copy(
+        bench.path("pack.safetensors"),
+        bench.path("pack-0.safetensors"),
+    )
+    .unwrap();
     let output = mpirun(&bench, 2, &arguments).output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{said}");
     assert_eq!(said.matches("error:").count(), 1, "{said}");
-    assert!(said.contains("error: rank 1: ") && said.contains("pack-1"), "{said}");
+    assert!(
+        said.contains("error: rank 1: ") && said.contains("pack-1"),
+        "{said}"
+    );
 }
 
 #[test]
@@ -166,7 +192,11 @@ fn sigterm_saves_and_another_number_of_ranks_goes_on() {
     let settings = ["train.epochs=60", "optim.lr=0.0001", "train.micro_batch=2"];
     let whole = run(&bench, 1, "whole", &settings);
     for sharded in ["bank.sharded=false", "bank.sharded=true"] {
-        let out = if sharded.ends_with("true") { "sharded" } else { "replicated" };
+        let out = if sharded.ends_with("true") {
+            "sharded"
+        } else {
+            "replicated"
+        };
         let settings = [settings.as_slice(), &[sharded]].concat();
         let begin = bench.pretrain(out, &with(&settings));
         let mut child = mpirun(&bench, 2, &begin)
@@ -183,10 +213,17 @@ fn sigterm_saves_and_another_number_of_ranks_goes_on() {
         unsafe { libc::kill(child.id() as i32, libc::SIGTERM) };
         let _ = child.wait().unwrap();
         let done = losses(&bench, out).len();
-        assert!(!bench.checkpoints(out).is_empty(), "nothing saved after {done} steps");
+        assert!(
+            !bench.checkpoints(out).is_empty(),
+            "nothing saved after {done} steps"
+        );
         let resume = [begin.as_slice(), &["--resume"]].concat();
         let output = mpirun(&bench, 3, &resume).output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         let found = losses(&bench, out);
         assert_eq!(found.len(), whole.len());
         let errors = found.iter().zip(&whole).map(|(a, b)| (a / b - 1.0).abs());

@@ -140,10 +140,11 @@ pub(crate) fn any(ranks: &dyn Collective, flag: bool) -> Result<bool> {
 
 /// The bytes of `values`, as the functions above take them.
 pub(crate) fn to_bytes(values: &[f32]) -> Vec<u8> {
-    values
-        .iter()
-        .flat_map(|value| value.to_le_bytes())
-        .collect()
+    let mut bytes = vec![0; size_of_val(values)];
+    for (bytes, value) in bytes.chunks_exact_mut(4).zip(values) {
+        bytes.copy_from_slice(&value.to_le_bytes());
+    }
+    bytes
 }
 
 /// The values that [`to_bytes`] wrote.
