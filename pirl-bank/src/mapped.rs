@@ -429,7 +429,9 @@ fn logs(folder: &Path) -> Result<Vec<u64>, BankError> {
         for entry in fs::read_dir(folder)? {
             let name = entry?.file_name();
             let step = name.to_string_lossy();
-            let step = step.strip_prefix(LOG).and_then(|step| step.parse::<u64>().ok());
+            let step = step
+                .strip_prefix(LOG)
+                .and_then(|step| step.parse::<u64>().ok());
             steps.extend(step);
         }
         steps.sort_unstable();

@@ -155,6 +155,12 @@ pub enum RecipeError {
          bank.on_host = false"
     )]
     BankElsewhere,
+    /// A rank that has opened other images.
+    #[error("rank {rank} has another pack than rank 0: give --data the same images on every rank")]
+    OtherPack {
+        /// The first such rank.
+        rank: usize,
+    },
     /// A bank shared out over ranks, and settings that need all of it on each.
     #[error(
         "bank.sharded shares the bank's rows out over the ranks: it goes with loss.kind = \"paper\" or \

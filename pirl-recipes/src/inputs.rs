@@ -60,6 +60,14 @@ impl Inputs {
         if recipe.loss.kind.is_contrastive() && !(1..images).contains(&negatives) {
             return Err(RecipeError::Negatives { negatives, images });
         }
+        let fingerprints = ranks.all_gather(pack.fingerprint().as_bytes().to_vec());
+        let fingerprints = fingerprints.map_err(RecipeError::from)?;
+        let other = fingerprints
+            .iter()
+            .position(|other| *other != fingerprints[0]);
+        if let Some(rank) = other {
+            return Err(RecipeError::OtherPack { rank });
+        }
         let parts = ranks.size() * devices;
         let even = match recipe.train.micro_batch {
             0 => parts <= batch_size,

@@ -67,6 +67,8 @@ pub struct StepLosses {
     /// Its terms, means over the batch, and what else the objective has to log, by the keys of
     /// `metrics.jsonl`.
     pub metrics: Vec<(&'static str, Metric)>,
+    /// Broken images of the batch that others replaced.
+    pub skipped: usize,
 }
 
 impl<O: Objective> LearnerBuilder<O> {
@@ -286,7 +288,7 @@ impl<O: Objective> Learner<O> {
         };
         // Each part is as many numbers on every rank.
         let numbers = own.iter().flat_map(|part| {
-            let head = [part.images as f64, part.share];
+            let head = [part.images as f64, part.share, part.skipped as f64];
             head.into_iter().chain(part.terms.iter().map(|term| term.2))
         });
         let bytes = numbers.flat_map(f64::to_le_bytes).collect();
@@ -296,12 +298,13 @@ impl<O: Objective> Learner<O> {
             .iter()
             .map(|bytes| f64::from_le_bytes(*bytes))
             .collect();
-        let parts = numbers.chunks_exact(2 + first.terms.len()).map(|part| {
+        let parts = numbers.chunks_exact(3 + first.terms.len()).map(|part| {
             let names = first.terms.iter().map(|&(name, weight, _)| (name, weight));
-            let terms = names.zip(&part[2..]);
+            let terms = names.zip(&part[3..]);
             PartTerms {
                 images: part[0] as usize,
                 share: part[1],
+                skipped: part[2] as usize,
                 terms: terms
                     .map(|((name, weight), &loss)| (name, weight, loss))
                     .collect(),
@@ -513,6 +516,7 @@ pub(crate) fn broadcast(ranks: &dyn Collective, tensor: Tensor) -> Result<Tensor
 struct PartTerms {
     images: usize,
     share: f64,
+    skipped: usize,
     /// Name, weight, and the mean over the part's images.
     terms: Vec<(&'static str, f64, f64)>,
 }
@@ -524,6 +528,7 @@ impl PartTerms {
         Ok(Self {
             images: part.indices.len(),
             share: part.share,
+            skipped: part.skipped,
             terms: terms.collect::<Result<_>>()?,
         })
     }
@@ -548,5 +553,6 @@ fn total(parts: &[PartTerms]) -> StepLosses {
     StepLosses {
         total: total as f32,
         metrics: metrics.collect(),
+        skipped: parts.iter().map(|part| part.skipped).sum(),
     }
 }

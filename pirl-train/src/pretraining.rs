@@ -138,17 +138,17 @@ impl<O: Objective> Training for Pretraining<O> {
     fn step(&mut self) -> Result<Step> {
         let lr = self.schedule.lr(self.done as usize);
         let count = self.batches.loader().parts();
-        let (batches, skipped) = (&mut self.batches, &mut self.skipped);
+        let batches = &mut self.batches;
         let (mut waited, mut images) = (Duration::ZERO, 0);
         let parts = (0..count).map(|_| {
             let (part, time) = batches.timed_next()?;
             waited += time;
             images = part.batch_size;
-            *skipped += part.skipped as u64;
             Ok(part)
         });
         let losses = self.learner.step(parts, self.done + 1, lr)?;
         self.done += 1;
+        self.skipped += losses.skipped as u64;
         let mut metrics = losses.metrics;
         metrics.push(("skipped", Metric::Count(self.skipped)));
         metrics.extend(self.learner.scale_metrics());

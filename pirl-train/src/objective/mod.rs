@@ -161,6 +161,8 @@ pub struct PartOutcome<T> {
     pub outcome: T,
     /// Its share of the batch's images.
     pub(crate) share: f64,
+    /// Broken images in it that others replaced.
+    pub(crate) skipped: usize,
     pub(crate) terms: Vec<Term>,
 }
 
