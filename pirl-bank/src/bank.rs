@@ -275,13 +275,14 @@ impl RandomRows {
     }
 }
 
+/// How many rows ahead of the copy to prefetch.
+pub(crate) const AHEAD: usize = 6;
+
 /// Copies rows that lie anywhere in hundreds of megabytes: memory latency dominates, so all threads copy
 /// and prefetch. The caller has checked the indices.
 fn gather_rows(rows: &[f32], dim: usize, indices: &[u32]) -> Vec<f32> {
     /// Rows that one Rayon task copies.
     const ROWS: usize = 256;
-    /// How many rows ahead of the copy to prefetch.
-    const AHEAD: usize = 6;
     let len = indices.len() * dim;
     let mut gathered = Vec::with_capacity(len);
     gathered.spare_capacity_mut()[..len]
@@ -303,9 +304,9 @@ fn gather_rows(rows: &[f32], dim: usize, indices: &[u32]) -> Vec<f32> {
 }
 
 /// Prefetches the cache lines of a row.
-fn prefetch(row: &[f32]) {
+pub(crate) fn prefetch<T>(row: &[T]) {
     #[cfg(target_arch = "x86_64")]
-    for line in row.chunks(16) {
+    for line in row.chunks(64 / size_of::<T>()) {
         use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
         // SAFETY: every x86-64 has SSE, and a prefetch reads nothing.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) }

@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::BankError;
-use crate::bank::{RandomRows, check_momentum, check_size, moved};
+use crate::bank::{AHEAD, RandomRows, check_momentum, check_size, moved, prefetch};
 
 /// What a number of a mapped bank is stored as.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -198,7 +198,11 @@ impl MappedBank {
             .for_each_init(
                 || random.clone(),
                 |random, (gathered, indices)| {
-                    for (row, &index) in gathered.chunks_exact_mut(dim).zip(indices) {
+                    let rows = gathered.chunks_exact_mut(dim).zip(indices);
+                    for (at, (row, &index)) in rows.enumerate() {
+                        if let Some(&next) = indices.get(at + AHEAD) {
+                            prefetch(&self.map[next as usize * width..][..width]);
+                        }
                         let start = index as usize * width;
                         let bytes = &self.map[start..start + width];
                         if bytes.iter().all(|&byte| byte == 0) {

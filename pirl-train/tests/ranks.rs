@@ -7,18 +7,17 @@ use std::thread;
 use std::time::Duration;
 
 use candle_core::Device;
-use common::{VIEWS, backbone, batch, cut, objective};
+use common::{LR, VIEWS, backbone, batch, cut, objective};
 use pirl_bank::SharedSampler;
 use pirl_loss::{InfoNce, Paper};
-use pirl_model::{Ops, Trainable};
+use pirl_model::Ops;
 use pirl_train::{
-    Collective, Covariant, Learner, Objective, Pirl, PirlBuilder, Positives, Ranks, ShardedKind,
-    Threads, TrainError, alone,
+    Covariant, Learner, Objective, Pirl, PirlBuilder, Positives, Ranks, ShardedKind, Threads,
+    TrainError, alone,
 };
 
 const STEPS: u64 = 4;
 const ROWS: usize = 96;
-const LR: f64 = 0.003;
 
 /// Losses of each step, and the weights after the last.
 type Found = (Vec<f32>, Vec<f32>);
