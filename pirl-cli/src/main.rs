@@ -47,6 +47,9 @@ fn main() -> ExitCode {
 }
 
 fn run(command: Command) -> Result<()> {
+    if matches!(command, Command::Eval(_) | Command::Analyze(_)) {
+        ranks::ensure_alone()?;
+    }
     match command {
         Command::Data(DataCommand::Fetch(args)) => commands::data::fetch(&args),
         Command::Data(DataCommand::Pack(args)) => commands::data::pack(&args),

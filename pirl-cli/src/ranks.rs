@@ -6,13 +6,23 @@ use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use pirl_train::{Join, Place, Ranks, join, launched};
 
 use crate::interrupt::Interrupted;
 
 /// How long a rank waits until it reports an error that rank 0 may have too.
 const AFTER_RANK_0: Duration = Duration::from_secs(1);
+
+/// An error if this process is one of several: for commands that do all the work in one.
+pub(crate) fn ensure_alone() -> Result<()> {
+    match launched(|name| std::env::var(name).ok())? {
+        None => Ok(()),
+        Some(Place { launcher, size, .. }) => bail!(
+            "{launcher} started {size} of these, and only pretrain shares its work: start it once"
+        ),
+    }
+}
 
 /// This process among those launched with it.
 pub(crate) struct Company {

@@ -27,7 +27,6 @@ fn mpirun(bench: &Bench, ranks: usize, arguments: &[&str]) -> Command {
             "--bind-to",
             "none",
         ])
-        .args(["--mca", "odls_base_sigkill_timeout", "60"])
         .args(["-n", &ranks.to_string()])
         .arg(assert_cmd::cargo::cargo_bin("pirl"))
         .args(arguments)
@@ -94,7 +93,7 @@ fn two_and_three_ranks_have_the_losses_of_one_process() {
     }
 }
 
-/// Kills one of the processes that `mpirun` started.
+/// Sends a signal to one of the processes that `mpirun` started.
 fn signal_rank(child: &Child, rank: usize, signal: i32) {
     let id = child.id();
     let children = fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap_or_default();
@@ -209,8 +208,7 @@ fn sigterm_saves_and_another_number_of_ranks_goes_on() {
         while !metrics.is_file() && started.elapsed() < Duration::from_secs(60) {
             thread::sleep(Duration::from_millis(20));
         }
-        // SAFETY: kill has no memory to be unsafe with, and the process is this one's child.
-        unsafe { libc::kill(child.id() as i32, libc::SIGTERM) };
+        signal_rank(&child, 1, libc::SIGTERM);
         let _ = child.wait().unwrap();
         let done = losses(&bench, out).len();
         assert!(
