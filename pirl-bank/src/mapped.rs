@@ -59,6 +59,8 @@ const DESCRIPTION: &str = "bank.json";
 const ROWS: &str = "rows.bin";
 /// Logs are called this, and the step of the mark that they go back to.
 const LOG: &str = "undo-";
+/// Rows, and the bytes of what they were.
+type Record = (Vec<u32>, Vec<u8>);
 /// Rows that one task reads.
 const CHUNK: usize = 256;
 
@@ -329,7 +331,7 @@ impl MappedBank {
     }
 
     /// The whole records of a log. One that was cut off is the last, of an update that had not begun.
-    fn records(&self, path: &Path) -> Result<Vec<(Vec<u32>, Vec<u8>)>, BankError> {
+    fn records(&self, path: &Path) -> Result<Vec<Record>, BankError> {
         let file = File::open(path).map_err(failed("read", path))?;
         let mut left = file.metadata().map_err(failed("read", path))?.len();
         let mut reader = BufReader::new(file);
