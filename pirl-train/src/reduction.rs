@@ -152,7 +152,7 @@ impl Early {
                 let (storage, layout) = earlier.storage_and_layout();
                 let earlier: &[f32] = cpu_slice(&storage, layout)?;
                 for (value, earlier) in values.iter_mut().zip(&earlier[from..end]) {
-                    *value = earlier + *value;
+                    *value += earlier;
                 }
             }
             let sum = ranks.all_reduce(values)?;

@@ -37,7 +37,7 @@ pub(crate) fn run(args: &PretrainArgs) -> Result<()> {
 /// Nothing is written before everything that can be checked has been.
 fn pretrain(args: &PretrainArgs, company: &Company) -> Result<()> {
     let devices = device::parse_several(&args.run.device, company.local())?;
-    let pack = Pack::open(&company.own_path(&args.data))?;
+    let pack = Pack::open(company.own_path(&args.data))?;
     let (mut recipe, mut folder, mut backbone) = (Recipe::default(), None, None);
     if company.leads() {
         recipe = settings(args, &pack, &devices)?;
