@@ -192,7 +192,7 @@ fn an_error_of_one_rank_ends_all_with_one_message() {
 #[test]
 fn sigterm_saves_and_another_number_of_ranks_goes_on() {
     let bench = bench();
-    let settings = ["train.epochs=60", "optim.lr=0.0001", "train.micro_batch=2"];
+    let settings = ["train.epochs=20", "optim.lr=0.0001", "train.micro_batch=2"];
     let whole = run(&bench, 1, "whole", &settings);
     for sharded in ["bank.sharded=false", "bank.sharded=true"] {
         let out = if sharded.ends_with("true") {
