@@ -83,7 +83,7 @@ fn pretrain(args: &PretrainArgs, company: &Company) -> Result<()> {
                 let learner = training.learner_mut();
                 let filled = learner.fill_bank(&pack, &view, size, workers, &mut show)?;
                 progress.finish();
-                if !filled {
+                if training.any(!filled)? {
                     bail!(Interrupted(
                         "the first step was not reached; run the same command again with --resume"
                             .to_owned()
