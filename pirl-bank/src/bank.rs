@@ -1,6 +1,7 @@
 //! The rows of a bank, and their update.
 
 use std::collections::HashSet;
+use std::ops::Range;
 
 use candle_core::{D, DType, Device, Storage, Tensor};
 use pirl_core::{Ops, SettingError, check};
@@ -46,28 +47,33 @@ impl MemoryBank {
         seed: u64,
         device: &Device,
     ) -> Result<Self, BankError> {
+        Self::random_rows(0..rows, dim, momentum, seed, device)
+    }
+
+    /// Rows `range` alone of the bank that [`MemoryBank::random`] makes, bit for bit: a share of a bank
+    /// that lies on several machines.
+    ///
+    /// # Errors
+    /// As [`MemoryBank::random`].
+    pub fn random_rows(
+        range: Range<usize>,
+        dim: usize,
+        momentum: f64,
+        seed: u64,
+        device: &Device,
+    ) -> Result<Self, BankError> {
+        let rows = range.len();
+        check_size(range.end, dim)?;
         check_size(rows, dim)?;
         check_momentum(momentum)?;
         let len = rows.checked_mul(dim).ok_or(BankError::Size { rows, dim })?;
-        let a = 1.0 / (dim as f32 / 3.0).sqrt();
         let mut values = vec![0f32; len];
         values
             .par_chunks_mut(ROWS_PER_STREAM * dim)
             .enumerate()
-            .for_each(|(stream, chunk)| {
-                let mut rng = ChaCha8Rng::seed_from_u64(seed);
-                rng.set_stream(stream as u64);
-                for row in chunk.chunks_exact_mut(dim) {
-                    // A row of zeros has no direction; of one column it comes up once in 2^24.
-                    loop {
-                        row.fill_with(|| rng.random_range(-a..=a));
-                        let norm = norm(row);
-                        if norm > 1e-6 * a {
-                            row.iter_mut().for_each(|x| *x /= norm);
-                            break;
-                        }
-                    }
-                }
+            .for_each(|(chunk, values)| {
+                let first = range.start + chunk * ROWS_PER_STREAM;
+                RandomRows::new(seed, dim).fill(first, values);
             });
         let rows = Tensor::from_vec(values, (rows, dim), device)?;
         Ok(Self::from_checked(rows, momentum))
@@ -180,35 +186,12 @@ impl MemoryBank {
         if let Some(&index) = indices.iter().find(|index| !seen.insert(**index)) {
             return Err(BankError::Duplicate { index });
         }
-        let shape = (indices.len(), self.dim());
-        if embeddings.dims() != [shape.0, shape.1] || embeddings.dtype() != DType::F32 {
-            let expected = format!("{shape:?} of f32");
-            return Err(wrong_tensor(
-                "embeddings of an update",
-                &expected,
-                embeddings,
-            ));
-        }
         if indices.is_empty() {
             return Ok(());
         }
-        let old = self.gather(indices)?;
-        let sum = ((&old * self.momentum)? + (embeddings.detach() * (1.0 - self.momentum))?)?;
-        let norm = sum.sqr()?.sum_keepdim(1)?.sqrt()?;
-        let lengths = norm.flatten_all()?.to_vec1::<f32>()?;
-        if let Some((&index, _)) = indices.iter().zip(&lengths).find(|(_, l)| !l.is_finite()) {
-            return Err(BankError::NotFinite { index });
-        }
-        let mut new = sum.broadcast_div(&norm)?;
-        if lengths
-            .iter()
-            .any(|&length| length < f32::MIN_POSITIVE.sqrt())
-        {
-            let keep = norm.lt(f32::MIN_POSITIVE.sqrt())?.broadcast_as(shape)?;
-            new = keep.where_cond(&old, &new)?;
-        }
+        let new = moved(&self.gather(indices)?, embeddings, indices, self.momentum)?;
         let targets = Tensor::from_slice(indices, (indices.len(), 1), self.rows.device())?
-            .broadcast_as(shape)?
+            .broadcast_as(new.shape())?
             .contiguous()?;
         self.rows.scatter_set(&targets, &new.contiguous()?, 0)?;
         Ok(())
@@ -223,13 +206,83 @@ impl MemoryBank {
     }
 }
 
+/// The rows `old`, of `indices`, moved towards `embeddings` of the same shape.
+pub(crate) fn moved(
+    old: &Tensor,
+    embeddings: &Tensor,
+    indices: &[u32],
+    momentum: f64,
+) -> Result<Tensor, BankError> {
+    let shape = old.dims2()?;
+    if embeddings.dims() != [shape.0, shape.1] || embeddings.dtype() != DType::F32 {
+        let expected = format!("{shape:?} of f32");
+        return Err(wrong_tensor(
+            "embeddings of an update",
+            &expected,
+            embeddings,
+        ));
+    }
+    let sum = ((old * momentum)? + (embeddings.detach() * (1.0 - momentum))?)?;
+    let norm = sum.sqr()?.sum_keepdim(1)?.sqrt()?;
+    let lengths = norm.flatten_all()?.to_vec1::<f32>()?;
+    if let Some((&index, _)) = indices.iter().zip(&lengths).find(|(_, l)| !l.is_finite()) {
+        return Err(BankError::NotFinite { index });
+    }
+    let mut new = sum.broadcast_div(&norm)?;
+    if lengths
+        .iter()
+        .any(|&length| length < f32::MIN_POSITIVE.sqrt())
+    {
+        let keep = norm.lt(f32::MIN_POSITIVE.sqrt())?.broadcast_as(shape)?;
+        new = keep.where_cond(old, &new)?;
+    }
+    Ok(new)
+}
+
+/// The random unit rows that a bank begins with, any of them.
+#[derive(Clone)]
+pub(crate) struct RandomRows {
+    rng: ChaCha8Rng,
+    dim: usize,
+}
+
+impl RandomRows {
+    pub(crate) fn new(seed: u64, dim: usize) -> Self {
+        let rng = ChaCha8Rng::seed_from_u64(seed);
+        Self { rng, dim }
+    }
+
+    /// Fills `values` with the rows from number `first` on.
+    pub(crate) fn fill(&mut self, first: usize, values: &mut [f32]) {
+        let a = 1.0 / (self.dim as f32 / 3.0).sqrt();
+        for (at, row) in values.chunks_exact_mut(self.dim).enumerate() {
+            let at = first + at;
+            if at.is_multiple_of(ROWS_PER_STREAM) || at == first {
+                self.rng.set_stream((at / ROWS_PER_STREAM) as u64);
+                let before = (at % ROWS_PER_STREAM) * self.dim;
+                self.rng.set_word_pos(before as u128);
+            }
+            // A row of zeros has no direction; of one column it comes up once in 2^24.
+            loop {
+                row.fill_with(|| self.rng.random_range(-a..=a));
+                let norm = norm(row);
+                if norm > 1e-6 * a {
+                    row.iter_mut().for_each(|x| *x /= norm);
+                    break;
+                }
+            }
+        }
+    }
+}
+
+/// How many rows ahead of the copy to prefetch.
+pub(crate) const AHEAD: usize = 6;
+
 /// Copies rows that lie anywhere in hundreds of megabytes: memory latency dominates, so all threads copy
 /// and prefetch. The caller has checked the indices.
 fn gather_rows(rows: &[f32], dim: usize, indices: &[u32]) -> Vec<f32> {
     /// Rows that one Rayon task copies.
     const ROWS: usize = 256;
-    /// How many rows ahead of the copy to prefetch.
-    const AHEAD: usize = 6;
     let len = indices.len() * dim;
     let mut gathered = Vec::with_capacity(len);
     gathered.spare_capacity_mut()[..len]
@@ -251,9 +304,9 @@ fn gather_rows(rows: &[f32], dim: usize, indices: &[u32]) -> Vec<f32> {
 }
 
 /// Prefetches the cache lines of a row.
-fn prefetch(row: &[f32]) {
+pub(crate) fn prefetch<T>(row: &[T]) {
     #[cfg(target_arch = "x86_64")]
-    for line in row.chunks(16) {
+    for line in row.chunks(64 / size_of::<T>()) {
         use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
         // SAFETY: every x86-64 has SSE, and a prefetch reads nothing.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) }

@@ -3,6 +3,7 @@
 //!
 //! - [`MemoryBank`] owns the rows: initialisation, gathering, the momentum update
 //!   `m <- normalise(momentum m + (1 - momentum) v)`, saving and loading.
+//! - [`MappedBank`] has its rows in a mapped file, for banks that memory has no room for.
 //! - [`NegativeSampler`] draws the rows that are a step's negatives: [`SharedSampler`] draws one set
 //!   for the whole batch, [`PerImageSampler`] one set for each image.
 //!
@@ -26,9 +27,11 @@
 
 mod bank;
 mod error;
+mod mapped;
 mod persist;
 mod sampler;
 
 pub use bank::MemoryBank;
 pub use error::BankError;
+pub use mapped::{BankPrecision, MappedBank, MappedConfig};
 pub use sampler::{Drawn, NegativeSampler, PerImageSampler, SharedSampler};

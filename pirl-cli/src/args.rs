@@ -223,7 +223,7 @@ pub(crate) struct RunArgs {
     /// Change a setting of the recipe; may be repeated
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub(crate) settings: Vec<Setting>,
-    /// cpu or cuda:N; to pre-train on several, cuda:0,cuda:1
+    /// cpu or cuda:N; to pre-train on several, cuda:0,cuda:1, or by several ranks, cuda:local
     #[arg(long, default_value = "cpu")]
     pub(crate) device: String,
     /// Seed of everything random, instead of the recipe's
@@ -240,7 +240,8 @@ pub(crate) struct PretrainArgs {
     /// the device, and printed with their reasons
     #[arg(long, value_name = "NAME|FILE.toml")]
     pub(crate) recipe: Option<String>,
-    /// Images to learn from: a shard, or the stem of a set of shards
+    /// Images to learn from: a shard, or the stem of a set of shards; {rank} stands for the number of
+    /// the rank
     #[arg(long, value_name = "PACK")]
     pub(crate) data: PathBuf,
     /// Folder of the run
@@ -263,6 +264,9 @@ pub(crate) struct PretrainArgs {
     /// be told again
     #[arg(long, value_name = "RUN|FILE.safetensors|FILE.pth")]
     pub(crate) init_weights: Option<String>,
+    /// How long a rank waits for the others before all end
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration, default_value = "10m")]
+    pub(crate) rank_timeout: Duration,
     #[command(flatten)]
     pub(crate) run: RunArgs,
 }

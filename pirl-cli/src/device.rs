@@ -4,8 +4,13 @@ use anyhow::{Context, Result, bail};
 use candle_core::Device;
 
 /// Devices with commas between them, as `cuda:0,cuda:1`; one named twice does the work of two.
-pub(crate) fn parse_several(names: &str) -> Result<Vec<Device>> {
-    names.split(',').map(parse).collect()
+/// `cuda:local` is the GPU numbered as this rank is on its machine, `local`.
+pub(crate) fn parse_several(names: &str, local: usize) -> Result<Vec<Device>> {
+    let names = names.split(',').map(|name| match name {
+        "cuda:local" => parse(&format!("cuda:{local}")),
+        name => parse(name),
+    });
+    names.collect()
 }
 
 /// `cpu`, or `cuda:N` in a build that has CUDA.
@@ -30,7 +35,8 @@ pub(crate) fn parse(name: &str) -> Result<Device> {
         }
         Some(number) => Device::new_cuda(number).with_context(|| format!("--device {name}")),
         None => bail!(
-            "--device {name:?}: expected cpu or cuda:N, or with pretrain several, as cuda:0,cuda:1"
+            "--device {name:?}: expected cpu or cuda:N, or with pretrain several, as cuda:0,cuda:1, or \
+             cuda:local"
         ),
     }
 }
@@ -50,10 +56,10 @@ mod tests {
 
     #[test]
     fn several_devices_have_commas_between_them() {
-        assert_eq!(parse_several("cpu").unwrap().len(), 1);
-        assert_eq!(parse_several("cpu,cpu,cpu").unwrap().len(), 3);
+        assert_eq!(parse_several("cpu", 0).unwrap().len(), 1);
+        assert_eq!(parse_several("cpu,cpu,cpu", 0).unwrap().len(), 3);
         for wrong in ["cpu,", ",cpu", "cpu, cpu", "cpu,gpu"] {
-            let error = format!("{:#}", parse_several(wrong).unwrap_err());
+            let error = format!("{:#}", parse_several(wrong, 0).unwrap_err());
             assert!(error.contains("expected cpu or cuda:N"), "{error}");
         }
     }

@@ -8,6 +8,7 @@ mod device;
 mod interrupt;
 mod output;
 mod progress;
+mod ranks;
 mod report;
 mod run_dir;
 mod session;
@@ -49,6 +50,9 @@ fn main() -> ExitCode {
 }
 
 fn run(command: Command) -> Result<()> {
+    if matches!(command, Command::Eval(_) | Command::Analyze(_) | Command::Study(_)) {
+        ranks::ensure_alone()?;
+    }
     match command {
         Command::Data(DataCommand::Fetch(args)) => commands::data::fetch(&args),
         Command::Data(DataCommand::Pack(args)) => commands::data::pack(&args),

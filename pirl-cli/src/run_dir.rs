@@ -120,7 +120,8 @@ fn check_free(path: &Path) -> Result<()> {
 
 /// Whether a key of the recipe touches what pre-training computes.
 pub(crate) fn matters_to_pretraining(key: &str) -> bool {
-    const FREE: [&str; 6] = [
+    const FREE: [&str; 7] = [
+        "bank.sharded",
         "train.epochs",
         "train.steps",
         "log.",

@@ -54,6 +54,9 @@ impl<'a> Session<'a> {
     where
         T: Training<Error: Into<anyhow::Error> + Into<BoxError>>,
     {
+        let begins = folder
+            .as_ref()
+            .is_some_and(|folder| folder.initial.is_some());
         let kept = match folder {
             None => None,
             Some(folder) => {
@@ -63,16 +66,18 @@ impl<'a> Session<'a> {
                     restore(training, &checkpoints, &folder)?;
                 }
                 folder.begin(recipe)?;
-                if folder.initial.is_some() && training.done() == 0 {
-                    // What the run begins as, for evaluations, and to go on without the file of weights.
-                    save(training, Some(&checkpoints)).map_err(|error| way_out(error.into()))?;
-                }
                 Some(Kept {
                     folder,
                     checkpoints,
                 })
             }
         };
+        let begins = training.any(begins && training.done() == 0);
+        if begins.map_err(Into::<anyhow::Error>::into)? {
+            // What the run begins as, for evaluations, and to go on without the file of weights.
+            let checkpoints = kept.as_ref().map(|kept| &kept.checkpoints);
+            save(training, checkpoints).map_err(|error| way_out(error.into()))?;
+        }
         Ok(Self {
             recipe,
             kept,

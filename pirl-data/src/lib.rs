@@ -91,7 +91,7 @@ pub mod transform;
 pub use config::{DataConfig, PretextConfig, PretextKind, ViewConfig};
 pub use error::DataError;
 pub use image::Image;
-pub use loader::{Batch, EpochIter, Loader, LoaderConfig, OnCorrupt};
+pub use loader::{Batch, EpochIter, Loader, LoaderConfig, OnCorrupt, Share};
 pub use objects::Objects;
 pub use pack::{
     Counts, ImageStatistics, ObjectCounts, Pack, PackOptions, PackReport, PerClass, Skipped,

@@ -11,7 +11,7 @@ use candle_core::{Device, Tensor};
 use common::{Samples, jpeg, picture, png};
 use pirl_data::{
     Batch, DataConfig, DataError, Encoding, EvalView, Image, ImageView, Loader, LoaderConfig,
-    OnCorrupt, Pack, PackOptions, Pretext, PretextConfig, PretextKind, Scratch, ViewConfig,
+    OnCorrupt, Pack, PackOptions, Pretext, PretextConfig, PretextKind, Scratch, Share, ViewConfig,
     build_pretext, eval_batches, pack,
 };
 use rand::Rng;
@@ -70,6 +70,7 @@ fn config(batch_size: usize, workers: usize, look_ahead: usize) -> LoaderConfig 
         look_ahead_mib: 1024,
         seed: 11,
         on_corrupt: OnCorrupt::Fail,
+        share: Share::default(),
     }
 }
 
@@ -118,6 +119,37 @@ fn batches_do_not_depend_on_threads_and_start_anywhere() {
     }
     assert!(epoch(2, 3, 4, 0) != whole);
     assert_eq!(epoch(2, 3, 3, 9).len(), 0);
+}
+
+#[test]
+fn shares_put_together_are_the_batches() {
+    let folder = TempDir::new().unwrap();
+    let path = packed(&folder);
+    let share = |rank, ranks| LoaderConfig {
+        micro_batch: 1,
+        share: Share { rank, ranks },
+        ..config(4, 2, 2)
+    };
+    let parts = |config| -> Vec<_> {
+        let parts = loader(&path, config).epoch(3, 1).unwrap();
+        parts.map(|part| bits(&part.unwrap())).collect()
+    };
+    let whole = parts(share(0, 1));
+    for ranks in [2, 3, 4] {
+        let shares: Vec<Vec<_>> = (0..ranks).map(|rank| parts(share(rank, ranks))).collect();
+        let steps = whole.chunks(4).enumerate();
+        for (step, batch) in steps {
+            let of_rank = |rank: usize| {
+                let count = shares[rank].len() / 4;
+                shares[rank][step * count..(step + 1) * count].to_vec()
+            };
+            let joined: Vec<_> = (0..ranks).flat_map(of_rank).collect();
+            assert!(joined == batch, "{ranks} shares, step {step}");
+        }
+    }
+    let pack = Arc::new(Pack::open(&path).unwrap());
+    let error = Loader::new(pack, view(), Some(jigsaw()), share(0, 5)).unwrap_err();
+    assert!(error.to_string().contains("parts of a batch, 4"), "{error}");
 }
 
 #[test]

@@ -64,7 +64,7 @@ pub use optim::{
     GradientSum, LossScale, OptimConfig, OptimKind, Optimizer, Schedule, ScheduleConfig,
     ScheduleKind,
 };
-pub use params::{Buffers, Param, ParamSet};
+pub use params::{Buffers, GradientWatch, Param, ParamSet};
 pub use pirl_core::Ops;
 pub use precise::precise_batch_norm;
 pub use resnet::ResNet;

@@ -4,6 +4,7 @@
 //! One flat tensor means one gradient a backward pass and one loop an optimiser step, however many
 //! layers there are; the names, shapes and offsets beside it make it torchvision's state dict.
 
+use std::fmt;
 use std::ops::Range;
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -63,6 +64,21 @@ impl ParamId {
 pub struct ParamSet {
     var: Var,
     params: Arc<[Param]>,
+    watch: Watch,
+}
+
+/// Is told while a backward pass goes on that the gradient is what it will be from a place on: the
+/// place, and the whole flat gradient, which before it is not done yet.
+pub type GradientWatch = Arc<dyn Fn(usize, &[f32]) + Send + Sync>;
+
+/// Whoever watches the gradient of a set; clones share it.
+#[derive(Clone, Default)]
+struct Watch(Arc<RwLock<Option<GradientWatch>>>);
+
+impl fmt::Debug for Watch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Watch")
+    }
 }
 
 impl ParamSet {
@@ -116,7 +132,20 @@ impl ParamSet {
         Self {
             var,
             params: Arc::new([param]),
+            watch: Watch::default(),
         }
+    }
+
+    /// Has `watch` told of the backward passes from now on, of which more and more is done, from the
+    /// last parameter to the first; `None` for nobody. Passes of this crate's engine on a CPU tell:
+    /// what they give is what the pass will return.
+    pub fn watch_gradient(&self, watch: Option<GradientWatch>) {
+        *self.watch.0.write().unwrap_or_else(PoisonError::into_inner) = watch;
+    }
+
+    pub(crate) fn gradient_watch(&self) -> Option<GradientWatch> {
+        let watch = self.watch.0.read();
+        watch.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// One parameter in its shape, as part of Candle's graph: gradients reach the set.
@@ -440,7 +469,11 @@ impl Builder {
         let var = Var::from_tensor(&Tensor::from_vec(self.values, len, device)?)?;
         let params = self.params.into();
         Ok((
-            ParamSet { var, params },
+            ParamSet {
+                var,
+                params,
+                watch: Watch::default(),
+            },
             Buffers(Arc::new(RwLock::new(self.norms))),
         ))
     }

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use pirl_data::{ImageView, Loader, LoaderConfig, Pack, Pretext, PretextKind, build_pretext};
+use pirl_data::{
+    ImageView, Loader, LoaderConfig, Pack, Pretext, PretextKind, Share, build_pretext,
+};
 use pirl_train::Stream;
 
 use crate::error::{RecipeError, Result};
@@ -22,8 +24,8 @@ pub fn workers(recipe: &Recipe) -> usize {
     }
 }
 
-/// What makes the batches of `recipe` from `pack`, for training on `devices` devices: with
-/// `train.micro_batch = 0` each of several gets an equal share of a batch.
+/// What makes a rank's `share` of the batches of `recipe` from `pack`, for training on `devices`
+/// devices a rank: with `train.micro_batch = 0` each of several gets an equal share of a batch.
 ///
 /// # Errors
 /// [`RecipeError::Data`] if the settings of views or of the loader cannot work with these images.
@@ -32,7 +34,9 @@ pub fn loader(
     pack: &Arc<Pack>,
     pretext: Option<Arc<dyn Pretext>>,
     devices: usize,
+    share: Share,
 ) -> Result<Loader> {
+    let devices = devices * share.ranks;
     Ok(Loader::new(
         Arc::clone(pack),
         ImageView::new(&recipe.data, &recipe.transform.image)?,
@@ -48,6 +52,7 @@ pub fn loader(
             look_ahead_mib: recipe.loader.look_ahead_mib,
             seed: recipe.seed,
             on_corrupt: recipe.loader.on_corrupt,
+            share,
         },
     )?)
 }

@@ -151,10 +151,29 @@ pub enum RecipeError {
     /// Negatives drawn for each image, and a bank that is not with the one network.
     #[error(
         "loss.sampling = \"per-image\" compares with rows all over the bank, which must be in \
-         the memory of the one device: set loss.sampling = \"shared\", or give one --device and \
+         the memory of the one device: set loss.sampling = \"shared\", or give one --device, one rank and \
          bank.on_host = false"
     )]
     BankElsewhere,
+    /// A rank that has opened other images.
+    #[error("rank {rank} has another pack than rank 0: give --data the same images on every rank")]
+    OtherPack {
+        /// The first such rank.
+        rank: usize,
+    },
+    /// A bank shared out over ranks, and settings that need all of it on each.
+    #[error(
+        "bank.sharded shares the bank's rows out over the ranks: it goes with loss.kind = \"paper\" or \
+         \"infonce\", loss.sampling = \"shared\", one --device a rank, and as many parts of a batch on \
+         each rank (train.micro_batch = 0 sees to that)"
+    )]
+    Sharded,
+    /// A bank in a file, and settings that need it in memory.
+    #[error(
+        "bank.storage = \"mapped\" goes with bank.init = \"random\", loss.sampling = \"shared\", and on \
+         several ranks bank.sharded = true"
+    )]
+    Mapped,
     /// The images do not suit a part of the recipe.
     #[error("{what}: {source}")]
     Images {

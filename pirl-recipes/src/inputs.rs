@@ -1,20 +1,21 @@
 //! A training as a recipe describes it: the data side, the objective, the learner.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use candle_core::Device;
 use pirl_bank::{PerImageSampler, SharedSampler};
-use pirl_data::{Loader, Pack, Pretext};
+use pirl_data::{Loader, Pack, Pretext, Share};
 use pirl_loss::{InfoNce, Paper};
 use pirl_model::ResNet;
 use pirl_train::{
-    Covariant, Identity, Learner, Objective, Pirl, Pretraining, PretrainingConfig, Stream,
-    Supervised,
+    Covariant, Identity, Learner, Objective, Pirl, Pretraining, PretrainingConfig, Ranks,
+    ShardedKind, Stream, Supervised,
 };
 
 use crate::assemble::{backbone_seed, loader, pretext};
 use crate::error::{RecipeError, Result};
-use crate::recipe::{LossKind, Recipe, Sampling};
+use crate::recipe::{BankInit, BankStorage, LossKind, Recipe, Sampling};
 
 /// The data side of a pre-training, checked as far as it can be before any work, and from it the
 /// objective, the learner and the training.
@@ -27,16 +28,21 @@ pub struct Inputs {
     pub pretext: Option<Arc<dyn Pretext>>,
     /// What makes the batches.
     pub loader: Loader,
+    /// The ranks that share the training.
+    pub ranks: Ranks,
+    /// The folder of a mapped bank; each rank of several has one of its own in it.
+    pub bank_folder: PathBuf,
 }
 
 impl Inputs {
-    /// Checks that the settings fit the images of `pack`, for training on `devices` devices. Warns by
+    /// Checks that the settings fit the images of `pack`, for training on `devices` devices of each of
+    /// `ranks`. Warns by
     /// [`tracing`] where a batch has fewer parts than there are devices.
     ///
     /// # Errors
     /// [`RecipeError`] if there are fewer images than `data.limit`, `train.batch_size` or
     /// `loss.negatives` ask for, or the settings of the data side do not fit together.
-    pub fn new(recipe: Recipe, pack: Pack, devices: usize) -> Result<Self> {
+    pub fn new(recipe: Recipe, pack: Pack, devices: usize, ranks: &Ranks) -> Result<Self> {
         let pack = if recipe.data.limit > 0 {
             pack.subset(recipe.data.limit, Stream::Subset.seed(recipe.seed))
                 .map_err(|source| RecipeError::Images {
@@ -54,9 +60,41 @@ impl Inputs {
         if recipe.loss.kind.is_contrastive() && !(1..images).contains(&negatives) {
             return Err(RecipeError::Negatives { negatives, images });
         }
+        let fingerprints = ranks.all_gather(pack.fingerprint().as_bytes().to_vec());
+        let fingerprints = fingerprints.map_err(RecipeError::from)?;
+        let other = fingerprints
+            .iter()
+            .position(|other| *other != fingerprints[0]);
+        if let Some(rank) = other {
+            return Err(RecipeError::OtherPack { rank });
+        }
+        let parts = ranks.size() * devices;
+        let even = match recipe.train.micro_batch {
+            0 => parts <= batch_size,
+            micro_batch => batch_size
+                .div_ceil(micro_batch)
+                .is_multiple_of(ranks.size()),
+        };
+        let plain = recipe.loss.sampling == Sampling::Shared && recipe.loss.kind != LossKind::Nce;
+        if recipe.loss.kind.is_contrastive()
+            && recipe.bank.sharded
+            && !(even && plain && devices == 1)
+        {
+            return Err(RecipeError::Sharded);
+        }
+        let (bank, kind) = (&recipe.bank, recipe.loss.kind);
+        let shared = bank.sharded || ranks.size() == 1;
+        let plain = recipe.loss.sampling == Sampling::Shared && bank.init == BankInit::Random;
+        if kind.is_contrastive() && bank.storage == BankStorage::Mapped && !(shared && plain) {
+            return Err(RecipeError::Mapped);
+        }
         let pack = Arc::new(pack);
         let pretext = pretext(&recipe)?;
-        let loader = loader(&recipe, &pack, pretext.clone(), devices)?;
+        let share = Share {
+            rank: ranks.rank(),
+            ranks: ranks.size(),
+        };
+        let loader = loader(&recipe, &pack, pretext.clone(), devices, share)?;
         if loader.parts() < devices {
             tracing::warn!(
                 "a batch has {} parts for {devices} devices, so some have nothing to do: lower \
@@ -69,6 +107,8 @@ impl Inputs {
             pack,
             pretext,
             loader,
+            ranks: Arc::clone(ranks),
+            bank_folder: PathBuf::from("bank"),
         })
     }
 
@@ -105,11 +145,25 @@ impl Inputs {
             .head(recipe.model.head)
             .ops(ops)
             .seed(recipe.seed);
+        let builder = match recipe.bank.storage {
+            BankStorage::Memory => builder,
+            BankStorage::Mapped => {
+                let (rank, ranks) = (self.ranks.rank(), self.ranks.size());
+                let folder = self.bank_folder.join(format!("{rank:05}-of-{ranks:05}"));
+                builder.mapped(folder, recipe.bank.precision)
+            }
+        };
         let builder = match loss.sampling {
             Sampling::Shared => builder.sampler(SharedSampler),
             Sampling::PerImage => builder.sampler(PerImageSampler),
         };
         let builder = match loss.kind {
+            LossKind::Paper if recipe.bank.sharded => {
+                builder.sharded(ShardedKind::Paper, temperature, &self.ranks)
+            }
+            LossKind::InfoNce if recipe.bank.sharded => {
+                builder.sharded(ShardedKind::InfoNce, temperature, &self.ranks)
+            }
             LossKind::InfoNce => builder.loss(InfoNce::new(temperature)?.with_ops(ops)),
             LossKind::Nce => builder.nce(temperature),
             _ => builder.loss(Paper::new(temperature)?.with_ops(ops)),
@@ -155,7 +209,7 @@ impl Inputs {
         let per_image =
             recipe.loss.kind.is_contrastive() && recipe.loss.sampling == Sampling::PerImage;
         let one_memory = devices.len() == 1 && (devices[0].is_cpu() || !recipe.bank.on_host);
-        if per_image && !one_memory {
+        if per_image && !(one_memory && self.ranks.size() == 1) {
             return Err(RecipeError::BankElsewhere);
         }
         let (model, seed) = (recipe.model.clone(), backbone_seed(recipe));
@@ -164,6 +218,7 @@ impl Inputs {
             .devices(devices)
             .precision(recipe.train.precision)
             .optimizer(&recipe.optim)
+            .ranks(Arc::clone(&self.ranks))
             .ops(recipe.model.ops);
         Ok(learner.build()?)
     }

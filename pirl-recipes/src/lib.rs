@@ -27,7 +27,7 @@
 //! use candle_core::Device;
 //! use pirl_data::Pack;
 //! use pirl_recipes::{Inputs, Recipe, RecipeError, Setting, fit};
-//! use pirl_train::Training;
+//! use pirl_train::{Training, alone};
 //!
 //! # let folder = tempfile::tempdir()?;
 //! # let path = folder.path().join("photos");
@@ -43,7 +43,7 @@
 //! assert_eq!(recipe.train.epochs, 1);
 //! assert_eq!(recipe.loss.negatives, 15); // of the recipe's 4,096, all that there are
 //!
-//! let inputs = Inputs::new(recipe, pack, 1)?;
+//! let inputs = Inputs::new(recipe, pack, 1, &alone())?;
 //! let learner = inputs.learner(inputs.pirl(&Device::Cpu)?, &[Device::Cpu])?;
 //! let mut training = inputs.pretraining(learner)?;
 //! assert!(training.step()?.loss.is_finite());
@@ -64,7 +64,8 @@ pub use error::{KeyError, RecipeError};
 pub use fit::fit;
 pub use inputs::Inputs;
 pub use recipe::{
-    BankConfig, BankInit, CheckpointConfig, Embedded, KeyNote, LoaderTable, LogConfig, LossConfig,
-    LossKind, RECIPES, Recipe, Sampling, Setting, TrainConfig, TransformConfig, key_notes,
+    BankConfig, BankInit, BankStorage, CheckpointConfig, Embedded, KeyNote, LoaderTable, LogConfig,
+    LossConfig, LossKind, RECIPES, Recipe, Sampling, Setting, TrainConfig, TransformConfig,
+    key_notes,
 };
 pub use trial::{MicroBatch, Trial, micro_batch_for, try_steps};

@@ -39,7 +39,7 @@ pub fn try_steps<O: Objective>(mut inputs: Inputs, learner: Learner<O>) -> Resul
     // The first one allocates the buffers.
     training.step()?;
     let (started, before) = (Instant::now(), training.done());
-    while training.done() - before < TRIAL_STEPS && started.elapsed() < TRIAL_TIME {
+    while training.done() - before < TRIAL_STEPS && !training.any(started.elapsed() > TRIAL_TIME)? {
         training.step()?;
     }
     Ok(Trial {

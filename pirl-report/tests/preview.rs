@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use pirl_data::{
     DataConfig, ImageFolder, ImageView, Loader, LoaderConfig, OnCorrupt, Pack, PackOptions,
-    Pretext, PretextConfig, ViewConfig, build_pretext, pack,
+    Pretext, PretextConfig, Share, ViewConfig, build_pretext, pack,
 };
 use pirl_report::preview_sheet;
 use tempfile::TempDir;
@@ -65,6 +65,7 @@ fn config(batch_size: usize, workers: usize, look_ahead: usize) -> LoaderConfig 
         look_ahead_mib: 1024,
         seed: 11,
         on_corrupt: OnCorrupt::Fail,
+        share: Share::default(),
     }
 }
 

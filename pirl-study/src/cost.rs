@@ -9,6 +9,7 @@ use pirl_data::Pack;
 use pirl_eval::{Extraction, Knn, LinearProbe, Probe, extract_features, pixel_features};
 use pirl_model::ResNet;
 use pirl_recipes::{BankInit, Inputs, LossKind, Recipe, RecipeError, backbone_seed, try_steps};
+use pirl_train::alone;
 use rayon::ThreadPoolBuilder;
 use serde::Serialize;
 
@@ -248,7 +249,7 @@ fn attempt(
 ) -> std::result::Result<Tried, Box<dyn std::error::Error + Send + Sync>> {
     let mut tried = Tried::default();
     if run.trained {
-        let inputs = Inputs::new(recipe.clone(), images.data.pack.clone(), 1)?;
+        let inputs = Inputs::new(recipe.clone(), images.data.pack.clone(), 1, &alone())?;
         let trial = steps(inputs)?;
         (tried.step, tried.steps_per_epoch) = (trial.seconds, trial.steps_per_epoch);
     }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use pirl_data::Pack;
 use pirl_recipes::{Inputs, LossKind, Recipe, RecipeError, Setting, fit};
+use pirl_train::alone;
 use toml::Value;
 use xxhash_rust::xxh3::xxh3_128;
 
@@ -338,7 +339,7 @@ impl Planner<'_> {
     ) -> Result<Run> {
         let trained = weights == Weights::Trained;
         if trained {
-            let checked = Inputs::new(recipe.clone(), self.images.data.pack.clone(), 1);
+            let checked = Inputs::new(recipe.clone(), self.images.data.pack.clone(), 1, &alone());
             let checked = checked.and_then(|inputs| match recipe.loss.kind {
                 LossKind::Covariant => inputs.covariant().map(|_| ()),
                 LossKind::Supervised => inputs.supervised().map(|_| ()),

@@ -37,9 +37,20 @@ pub struct State {
     fingerprint: String,
     /// What the loss has estimated: NCE fixes the logarithm of its Z at the first step.
     pub loss: Option<f64>,
+    /// Ranks that took the steps; 1 where it is not said.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub ranks: usize,
     /// How the loss is scaled, in half precision.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loss_scale: Option<LossScale>,
+}
+
+fn one() -> usize {
+    1
+}
+
+fn is_one(ranks: &usize) -> bool {
+    *ranks == 1
 }
 
 impl State {
@@ -52,6 +63,7 @@ impl State {
             images: identity.images,
             fingerprint: identity.fingerprint.clone(),
             loss: None,
+            ranks: 1,
             loss_scale: None,
         }
     }
@@ -140,8 +152,8 @@ impl Checkpoints {
         epoch: u64,
         save: impl FnOnce(&Path, &mut State) -> std::result::Result<(), E>,
     ) -> Result<PathBuf> {
-        let target = self.folder.join(format!("step-{step:08}"));
-        if target.exists() {
+        let target = self.path(step);
+        if self.has(step) {
             return Ok(target); // the step was saved a moment ago, or before this process began
         }
         let write = || -> std::result::Result<(), BoxError> {
@@ -161,6 +173,15 @@ impl Checkpoints {
         })?;
         self.prune()?;
         Ok(target)
+    }
+
+    /// Whether there is a checkpoint of `step`.
+    pub fn has(&self, step: u64) -> bool {
+        self.path(step).exists()
+    }
+
+    fn path(&self, step: u64) -> PathBuf {
+        self.folder.join(format!("step-{step:08}"))
     }
 
     fn prune(&self) -> Result<()> {

@@ -134,6 +134,48 @@ pub enum TrainError {
         /// The cause.
         source: BoxError,
     },
+    /// The variables of a launcher, or what joins the ranks it started, do not work out.
+    #[error("{launcher}: {reason}")]
+    Launch {
+        /// What started this process.
+        launcher: &'static str,
+        /// What does not work out, and the way out.
+        reason: String,
+    },
+    /// Another rank has ended because of an error.
+    #[error("rank {rank} has ended: {reason}")]
+    RankFailed {
+        /// The rank.
+        rank: usize,
+        /// Its error.
+        reason: String,
+    },
+    /// Ranks did not come to what all do together.
+    #[error(
+        "{} did not come within {seconds} s: dead, stopped, or much slower than the others; the last \
+         checkpoint is whole, go on from it with --resume",
+        named(.ranks)
+    )]
+    RanksMissing {
+        /// Those that did not come; none if all answer, but the network between them does not.
+        ranks: Vec<usize>,
+        /// How long they were waited for.
+        seconds: f64,
+    },
+    /// Ranks that compute the same have other numbers.
+    #[error(
+        "after step {step} the {what} of {} differ from the other ranks': its memory, processor or \
+         program is another or at fault; leave its machine out and go on from the last checkpoint",
+        named(.ranks)
+    )]
+    RanksDiffer {
+        /// Those that differ from most.
+        ranks: Vec<usize>,
+        /// Steps done.
+        step: u64,
+        /// What was compared.
+        what: &'static str,
+    },
     /// A file or folder cannot be read or written.
     #[error("cannot {action} {path}: {source}")]
     Io {
@@ -147,6 +189,16 @@ pub enum TrainError {
     /// An error of somebody else's code.
     #[error(transparent)]
     Other(BoxError),
+}
+
+/// "rank 3", "ranks 1, 2", or what it means that none is missing.
+fn named(ranks: &[usize]) -> String {
+    let numbers: Vec<String> = ranks.iter().map(usize::to_string).collect();
+    match numbers.as_slice() {
+        [] => "messages between the ranks".to_owned(),
+        [rank] => format!("rank {rank}"),
+        _ => format!("ranks {}", numbers.join(", ")),
+    }
 }
 
 impl TrainError {

@@ -1,23 +1,31 @@
 //! A backbone, an objective and an optimiser: the training step.
 
 use std::path::Path;
+use std::sync::Arc;
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use pirl_core::Ops;
 use pirl_data::{Batch, DataError};
 use pirl_model::{
-    Backbone, ModelError, OptimConfig, Optimizer, Precision, load_state_dict, save_state_dict,
-    save_tensors, strip_prefix,
+    Backbone, ModelError, OptimConfig, Optimizer, ParamSet, Precision, load_state_dict,
+    save_state_dict, save_tensors, strip_prefix,
 };
 
 use crate::checkpoint::{MODEL, OPTIMIZER, State};
+use crate::collective::{
+    Collective, Digest, Ranks, alone, any, ensure_equal, from_bytes, to_bytes,
+};
 use crate::error::{Result, TrainError};
 use crate::networks::Networks;
 use crate::objective::{Objective, PartOutcome, scalar};
 use crate::part::{forward_part, modules, parameters};
+use crate::reduction::Reduction;
 use crate::scaled_optimizer::ScaledOptimizer;
 use crate::training::Metric;
 use crate::worker::Worker;
+
+/// Steps from one comparison of the ranks' weights to the next.
+const COMPARE_EVERY: u64 = 100;
 
 /// Everything that learns.
 pub struct Learner<O: Objective> {
@@ -27,6 +35,13 @@ pub struct Learner<O: Objective> {
     workers: Vec<Worker<O>>,
     objective: O,
     optimizer: ScaledOptimizer,
+    /// Other processes, which take over other parts of each batch.
+    ranks: Ranks,
+    reduction: Reduction,
+    /// The optimiser's first set of parameters: nearly all of them, in the networks of this project.
+    first_set: Option<ParamSet>,
+    /// Whether the ranks have begun from the same numbers.
+    joined: bool,
 }
 
 /// Settings of a [`Learner`], by [`Learner::builder`].
@@ -38,6 +53,7 @@ pub struct LearnerBuilder<O> {
     precision: Precision,
     optim: OptimConfig,
     ops: Ops,
+    ranks: Ranks,
 }
 
 /// Makes a backbone on a device: the same on every device.
@@ -51,6 +67,8 @@ pub struct StepLosses {
     /// Its terms, means over the batch, and what else the objective has to log, by the keys of
     /// `metrics.jsonl`.
     pub metrics: Vec<(&'static str, Metric)>,
+    /// Broken images of the batch that others replaced.
+    pub skipped: usize,
 }
 
 impl<O: Objective> LearnerBuilder<O> {
@@ -61,6 +79,12 @@ impl<O: Objective> LearnerBuilder<O> {
             devices: devices.to_vec(),
             ..self
         }
+    }
+
+    /// The ranks of the run, each of which has such a learner, and is given its own parts of every
+    /// batch, in the order of the ranks, at least one. Without this the process is alone.
+    pub fn ranks(self, ranks: Ranks) -> Self {
+        Self { ranks, ..self }
     }
 
     /// What the backbone's activations are stored in; `f32` by default. In `f16` losses are scaled.
@@ -86,7 +110,8 @@ impl<O: Objective> LearnerBuilder<O> {
     /// # Errors
     /// [`TrainError::NoDevice`]; those of the backbone, the heads and the optimiser; a precision that
     /// the backbone does not have.
-    pub fn build(self) -> Result<Learner<O>> {
+    pub fn build(mut self) -> Result<Learner<O>> {
+        self.objective.join(&self.ranks)?;
         let networks = |device: &Device| {
             let mut backbone = (self.backbone)(device)?;
             backbone.set_precision(self.precision)?;
@@ -99,12 +124,18 @@ impl<O: Objective> LearnerBuilder<O> {
             .iter()
             .map(|device| Worker::start(networks(device)?));
         let workers = workers.collect::<Result<_>>()?;
-        let optimizer = Optimizer::new(&self.optim, parameters::<O>(&main))?.with_ops(self.ops);
+        let sets = parameters::<O>(&main);
+        let first_set = sets.first().cloned();
+        let optimizer = Optimizer::new(&self.optim, sets)?.with_ops(self.ops);
         Ok(Learner {
             workers,
             optimizer: ScaledOptimizer::new(optimizer, self.precision),
             networks: main,
             objective: self.objective,
+            reduction: Reduction::new(Arc::clone(&self.ranks)),
+            ranks: self.ranks,
+            first_set,
+            joined: false,
         })
     }
 }
@@ -124,6 +155,7 @@ impl<O: Objective> Learner<O> {
             precision: Precision::F32,
             optim: OptimConfig::default(),
             ops: Ops::Fast,
+            ranks: alone(),
         }
     }
 
@@ -136,6 +168,19 @@ impl<O: Objective> Learner<O> {
     /// What it is trained for.
     pub fn objective(&self) -> &O {
         &self.objective
+    }
+
+    /// The ranks of the run.
+    pub fn ranks(&self) -> &dyn Collective {
+        self.ranks.as_ref()
+    }
+
+    /// Whether `flag` is set on any rank.
+    ///
+    /// # Errors
+    /// If a rank has ended.
+    pub(crate) fn any(&self, flag: bool) -> Result<bool> {
+        any(self.ranks.as_ref(), flag)
     }
 
     pub(crate) fn parts(&mut self) -> (&mut Networks<O::Heads>, &mut O) {
@@ -170,10 +215,14 @@ impl<O: Objective> Learner<O> {
         step: u64,
         lr: f64,
     ) -> Result<StepLosses> {
+        self.begin()?;
         let losses = self.try_step(parts, step, lr);
         if losses.is_err() {
             // Gradients of a step that was not taken are not those of the next.
             self.optimizer.optimizer.discard();
+            if let Some(set) = &self.first_set {
+                self.reduction.discard(set);
+            }
             for worker in &self.workers {
                 worker.discard();
             }
@@ -203,20 +252,111 @@ impl<O: Objective> Learner<O> {
         for worker in &self.workers {
             self.optimizer.optimizer.merge(worker.gradients()?)?;
         }
+        let terms = self.all_terms(&outcomes)?;
         // Shares are of the whole batch, so all of it must have come.
-        let found: usize = outcomes.iter().map(|part| part.indices.len()).sum();
+        let found: usize = terms.iter().map(|part| part.images).sum();
         if found != size || found == 0 {
             let expected = size;
             return Err(TrainError::IncompleteBatch { found, expected });
         }
-        let mut losses = total(&outcomes)?;
+        let losses = total(&terms);
         if !losses.total.is_finite() {
             let loss = losses.total;
             return Err(TrainError::LossNotFinite { step, loss, lr });
         }
+        if let Some(set) = &self.first_set {
+            self.reduction.finish(set, &mut self.optimizer.optimizer)?;
+        }
         self.optimizer.step(lr)?;
-        losses.metrics.extend(self.objective.end_step(outcomes)?);
-        Ok(losses)
+        let mut metrics = losses.metrics;
+        metrics.extend(self.objective.end_step(outcomes)?);
+        if self.ranks.size() > 1 && step.is_multiple_of(COMPARE_EVERY) {
+            self.compare(step)?;
+        }
+        Ok(StepLosses { metrics, ..losses })
+    }
+
+    /// The terms of all parts of the batch, in their order, whatever rank they are on.
+    fn all_terms(&self, outcomes: &[PartOutcome<O::Outcome>]) -> Result<Vec<PartTerms>> {
+        let own = outcomes.iter().map(PartTerms::of);
+        let own = own.collect::<Result<Vec<_>>>()?;
+        if self.ranks.size() == 1 {
+            return Ok(own);
+        }
+        let Some(first) = own.first() else {
+            return Ok(own); // no part at all: the batch is not whole, which is said
+        };
+        // Each part is as many numbers on every rank.
+        let numbers = own.iter().flat_map(|part| {
+            let head = [part.images as f64, part.share, part.skipped as f64];
+            head.into_iter().chain(part.terms.iter().map(|term| term.2))
+        });
+        let bytes = numbers.flat_map(f64::to_le_bytes).collect();
+        let all = self.ranks.all_gather(bytes)?.concat();
+        let (numbers, _) = all.as_chunks();
+        let numbers: Vec<f64> = numbers
+            .iter()
+            .map(|bytes| f64::from_le_bytes(*bytes))
+            .collect();
+        let parts = numbers.chunks_exact(3 + first.terms.len()).map(|part| {
+            let names = first.terms.iter().map(|&(name, weight, _)| (name, weight));
+            let terms = names.zip(&part[3..]);
+            PartTerms {
+                images: part[0] as usize,
+                share: part[1],
+                skipped: part[2] as usize,
+                terms: terms
+                    .map(|((name, weight), &loss)| (name, weight, loss))
+                    .collect(),
+            }
+        });
+        Ok(parts.collect())
+    }
+
+    /// Gives all ranks what rank 0 has, once, before the first step: weights, momentum, what the
+    /// objective keeps. So a checkpoint or weights to begin with need not be where the others are.
+    /// Batch norms' running statistics stay those of each rank; rank 0's are saved.
+    pub(crate) fn begin(&mut self) -> Result<()> {
+        if self.joined {
+            return Ok(());
+        }
+        self.joined = true;
+        if self.ranks.size() == 1 {
+            return self.objective.begin_alike(self.ranks.as_ref());
+        }
+        let ranks = self.ranks.as_ref();
+        for set in parameters::<O>(&self.networks) {
+            let var = set.var();
+            var.set(&broadcast(ranks, var.as_detached_tensor())?)?;
+        }
+        let optimizer = &mut self.optimizer.optimizer;
+        let mut momentum = optimizer.state()?;
+        let mut names: Vec<String> = momentum.keys().cloned().collect();
+        names.sort();
+        for name in names {
+            if let Some(tensor) = momentum.get_mut(&name) {
+                *tensor = broadcast(ranks, tensor.clone())?;
+            }
+        }
+        optimizer.load_state(&momentum)?;
+        if let Some(scale) = &mut self.optimizer.scale {
+            let text = serde_json::to_vec(scale).unwrap_or_default();
+            let text = ranks.broadcast(0, text)?;
+            *scale =
+                serde_json::from_slice(&text).map_err(|error| TrainError::Other(error.into()))?;
+        }
+        self.objective.begin_alike(ranks)?;
+        self.compare(0)
+    }
+
+    /// An error that names the rank, unless all have the same weights.
+    fn compare(&self, step: u64) -> Result<()> {
+        let mut digest = Digest::default();
+        for set in parameters::<O>(&self.networks) {
+            let values = set.var().as_detached_tensor().flatten_all()?;
+            digest.add(&to_bytes(&values.to_vec1()?));
+        }
+        ensure_equal(self.ranks.as_ref(), step, "weights", &digest)
     }
 
     /// One part for each device, or fewer at the end of a batch.
@@ -241,8 +381,16 @@ impl<O: Objective> Learner<O> {
             busy.push(worker);
         }
         if let Some((part, target)) = own {
-            let optimizer = &mut self.optimizer;
-            let mut backward = |loss: &Tensor| optimizer.accumulate(loss);
+            let (optimizer, reduction) = (&mut self.optimizer, &mut self.reduction);
+            reduction.part();
+            // With copies on further devices, theirs are added when all parts are done.
+            let set = self.first_set.as_ref().filter(|_| self.workers.is_empty());
+            let mut backward = |loss: &Tensor| {
+                if let Some(set) = set {
+                    reduction.term(set, &optimizer.optimizer);
+                }
+                optimizer.accumulate(loss)
+            };
             let outcome = forward_part::<O>(&mut self.networks, &part, target, &mut backward)?;
             outcomes.push(outcome);
         }
@@ -278,8 +426,8 @@ impl<O: Objective> Learner<O> {
             return Ok(Box::new(parts));
         }
         let parts: Vec<Batch> = parts.collect::<std::result::Result<_, _>>()?;
-        // A single part is the whole batch already.
-        if parts.len() > 1 {
+        // A single part is the whole batch already, unless there are other ranks.
+        if parts.len() > 1 || self.ranks.size() > 1 {
             let before = modules::<O>(&self.networks).into_iter();
             let before = before.map(|(_, module)| module.state());
             let before = before.collect::<std::result::Result<Vec<_>, _>>()?;
@@ -302,6 +450,7 @@ impl<O: Objective> Learner<O> {
         let momentum = self.optimizer.optimizer.state()?;
         save_tensors(&folder.join(OPTIMIZER), &momentum)?;
         state.loss_scale = self.optimizer.scale;
+        state.ranks = self.ranks.size();
         self.objective.save(folder, state)
     }
 
@@ -310,6 +459,14 @@ impl<O: Objective> Learner<O> {
     /// # Errors
     /// [`TrainError::Checkpoint`] for files of other networks.
     pub fn restore(&mut self, folder: &Path, state: &State) -> Result<()> {
+        let (before, now) = (state.ranks, self.ranks.size());
+        if before != now {
+            tracing::warn!(
+                "{} was written by {before} ranks, and {now} go on: with the same batches, negatives and \
+                 rates, but not to the bit, as sums are rounded in another order",
+                folder.display()
+            );
+        }
         let path = folder.join(MODEL);
         let saved = load_state_dict(&path)?;
         let misfit = |path: &Path| {
@@ -345,15 +502,47 @@ impl<O: Objective> Learner<O> {
     }
 }
 
+/// What rank 0 has in place of `tensor`.
+pub(crate) fn broadcast(ranks: &dyn Collective, tensor: Tensor) -> Result<Tensor> {
+    let own = match ranks.rank() {
+        0 => to_bytes(&tensor.flatten_all()?.to_dtype(DType::F32)?.to_vec1()?),
+        _ => Vec::new(),
+    };
+    let values = from_bytes(&ranks.broadcast(0, own)?);
+    Ok(Tensor::from_vec(values, tensor.shape(), tensor.device())?)
+}
+
+/// What a part contributes to the loss of the batch.
+struct PartTerms {
+    images: usize,
+    share: f64,
+    skipped: usize,
+    /// Name, weight, and the mean over the part's images.
+    terms: Vec<(&'static str, f64, f64)>,
+}
+
+impl PartTerms {
+    fn of<T>(part: &PartOutcome<T>) -> Result<Self> {
+        let terms = part.terms.iter();
+        let terms = terms.map(|term| Ok((term.name, term.weight, scalar(&term.loss)?)));
+        Ok(Self {
+            images: part.indices.len(),
+            share: part.share,
+            skipped: part.skipped,
+            terms: terms.collect::<Result<_>>()?,
+        })
+    }
+}
+
 /// The terms' means over the whole batch, and their weighted sum.
-fn total<T>(outcomes: &[PartOutcome<T>]) -> Result<StepLosses> {
+fn total(parts: &[PartTerms]) -> StepLosses {
     let mut means: Vec<(&'static str, f64, f64)> = Vec::new();
-    for part in outcomes {
-        for (place, term) in part.terms.iter().enumerate() {
-            let value = part.share * scalar(&term.loss)?;
+    for part in parts {
+        for (place, &(name, weight, loss)) in part.terms.iter().enumerate() {
+            let value = part.share * loss;
             match means.get_mut(place) {
                 Some((_, _, mean)) => *mean += value,
-                None => means.push((term.name, term.weight, value)),
+                None => means.push((name, weight, value)),
             }
         }
     }
@@ -361,8 +550,9 @@ fn total<T>(outcomes: &[PartOutcome<T>]) -> Result<StepLosses> {
     let metrics = means
         .iter()
         .map(|(name, _, mean)| (*name, Metric::Real(*mean as f32)));
-    Ok(StepLosses {
+    StepLosses {
         total: total as f32,
         metrics: metrics.collect(),
-    })
+        skipped: parts.iter().map(|part| part.skipped).sum(),
+    }
 }

@@ -58,6 +58,7 @@
 
 mod batches;
 mod checkpoint;
+mod collective;
 mod error;
 mod health;
 mod identity;
@@ -68,6 +69,7 @@ mod networks;
 mod objective;
 mod part;
 mod pretraining;
+mod reduction;
 mod run;
 mod scaled_optimizer;
 mod streams;
@@ -76,6 +78,9 @@ mod worker;
 
 pub use batches::Batches;
 pub use checkpoint::{BACKBONE, Checkpoints, MODEL, OPTIMIZER, State};
+pub use collective::{
+    Alone, Collective, Join, Pending, Place, Ranks, Threads, alone, join, launched,
+};
 pub use error::{BoxError, TrainError};
 pub use health::{Health, Trouble};
 pub use identity::Identity;
@@ -83,9 +88,11 @@ pub use initial_weights::InitialWeights;
 pub use learner::{Learner, LearnerBuilder, StepLosses};
 pub use metrics_file::MetricsFile;
 pub use networks::{Networks, move_to};
+pub use objective::bank::{Bank, MappedFile};
 pub use objective::covariant::Covariant;
 pub use objective::negatives::gather_negatives;
 pub use objective::pirl::{Pirl, PirlBuilder, PirlHeads, Positives, Rows};
+pub use objective::sharded::ShardedKind;
 pub use objective::supervised::Supervised;
 pub use objective::{Module, Objective, PartOutcome, Terms};
 pub use pretraining::{Pretraining, PretrainingConfig};

@@ -37,6 +37,7 @@ pub(crate) fn forward_part<O: Objective>(
         indices: part.indices.clone(),
         outcome,
         share,
+        skipped: part.skipped,
         terms: terms.seen,
     })
 }

@@ -124,20 +124,31 @@ impl<O: Objective> Training for Pretraining<O> {
         self.done
     }
 
+    /// Goes on where rank 0 is, with what rank 0 has.
+    fn begin(&mut self) -> Result<()> {
+        let done = self.done.to_le_bytes().to_vec();
+        let done = self.learner.ranks().broadcast(0, done)?;
+        if let Ok(done) = done.as_slice().try_into() {
+            self.done = u64::from_le_bytes(done);
+        }
+        self.batches.seek(self.done);
+        self.learner.begin()
+    }
+
     fn step(&mut self) -> Result<Step> {
         let lr = self.schedule.lr(self.done as usize);
         let count = self.batches.loader().parts();
-        let (batches, skipped) = (&mut self.batches, &mut self.skipped);
+        let batches = &mut self.batches;
         let (mut waited, mut images) = (Duration::ZERO, 0);
         let parts = (0..count).map(|_| {
             let (part, time) = batches.timed_next()?;
             waited += time;
-            images += part.indices.len();
-            *skipped += part.skipped as u64;
+            images = part.batch_size;
             Ok(part)
         });
         let losses = self.learner.step(parts, self.done + 1, lr)?;
         self.done += 1;
+        self.skipped += losses.skipped as u64;
         let mut metrics = losses.metrics;
         metrics.push(("skipped", Metric::Count(self.skipped)));
         metrics.extend(self.learner.scale_metrics());
@@ -150,8 +161,16 @@ impl<O: Objective> Training for Pretraining<O> {
         })
     }
 
+    fn any(&self, flag: bool) -> Result<bool> {
+        self.learner.any(flag)
+    }
+
     fn save(&self, folder: &Path, state: &mut State) -> Result<()> {
         self.learner.save(folder, state)
+    }
+
+    fn assist(&self) -> Result<()> {
+        self.learner.objective().assist()
     }
 
     fn restore(&mut self, folder: &Path, state: &State) -> Result<()> {

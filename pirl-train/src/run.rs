@@ -131,6 +131,7 @@ pub fn run<T: Training + ?Sized>(
 where
     T::Error: Into<BoxError>,
 {
+    training.begin()?;
     let mut meter = Meter::new();
     let mut loss = None;
     let mut interrupted = false;
@@ -146,7 +147,7 @@ where
             observer.log(&row).map_err(TrainError::Other)?;
             meter = Meter::new();
         }
-        interrupted = observer.interrupted() && !last;
+        interrupted = training.any(observer.interrupted())? && !last;
         // With `checkpoint_every` 0, no step is a multiple of it.
         if done.is_multiple_of(options.checkpoint_every) && !last && !interrupted {
             save(training, checkpoints)?;
@@ -160,7 +161,7 @@ where
 }
 
 /// Writes the checkpoint of the last step done, the 0th if none is, unless it is there already, and
-/// says where; `None` without `checkpoints`.
+/// says where; `None` without `checkpoints`. All ranks must call it after the same step.
 ///
 /// # Errors
 /// [`TrainError::NotSaved`]: nothing of it is left.
@@ -171,10 +172,15 @@ pub fn save<T: Training + ?Sized>(
 where
     T::Error: Into<BoxError>,
 {
+    let done = training.done();
+    // All ranks come here; one of them has the checkpoints.
+    let needed = training.any(checkpoints.is_some_and(|all| !all.has(done)))?;
     let Some(checkpoints) = checkpoints else {
+        if needed {
+            training.assist()?;
+        }
         return Ok(None);
     };
-    let done = training.done();
     let epoch = done / training.steps_per_epoch().max(1);
     let path = checkpoints.write(done, epoch, |folder, state| training.save(folder, state))?;
     Ok(Some(path))

@@ -53,17 +53,42 @@ pub trait Training {
     /// Steps done.
     fn done(&self) -> u64;
 
+    /// Called before the first step that this process does, after [`Training::restore`].
+    ///
+    /// # Errors
+    /// If a rank has ended.
+    fn begin(&mut self) -> Result<(), Self::Error> {
+        Ok(())
+    }
+
     /// Does the next step.
     ///
     /// # Errors
     /// Those of the implementation; nothing of the step is kept then.
     fn step(&mut self) -> Result<Step, Self::Error>;
 
+    /// Whether `flag` is set on any rank of the training, on each of which this is called after the same
+    /// step.
+    ///
+    /// # Errors
+    /// If a rank has ended.
+    fn any(&self, flag: bool) -> Result<bool, Self::Error> {
+        Ok(flag)
+    }
+
     /// Writes what [`Training::restore`] needs into the folder of a checkpoint, and into its `state`.
     ///
     /// # Errors
     /// If a file cannot be written.
     fn save(&self, folder: &Path, state: &mut State) -> Result<(), Self::Error>;
+
+    /// Called on the ranks that do not write while another does [`Training::save`].
+    ///
+    /// # Errors
+    /// If a file cannot be written, or a rank has ended.
+    fn assist(&self) -> Result<(), Self::Error> {
+        Ok(())
+    }
 
     /// Goes on from what [`Training::save`] wrote after [`State::step`] steps.
     ///

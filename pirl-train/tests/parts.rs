@@ -5,7 +5,7 @@ mod common;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use candle_core::{Device, Tensor};
-use common::{BATCH, NEGATIVES, VIEWS, backbone, batch, objective};
+use common::{BATCH, NEGATIVES, VIEWS, backbone, batch, cut, objective};
 use pirl_data::Batch;
 use pirl_loss::{InfoNce, Paper};
 use pirl_model::Ops;
@@ -25,26 +25,6 @@ fn doubled() -> Batch {
         targets: (0..16).map(|image| image % 8 % 3).collect(),
         ..whole
     }
-}
-
-/// A batch in parts of so many images.
-fn cut(batch: &Batch, micro_batch: usize) -> Vec<Batch> {
-    let size = batch.indices.len();
-    let part = |start: usize| {
-        let len = micro_batch.min(size - start);
-        let views = |views: &Tensor| {
-            let each = views.dim(0).unwrap() / size;
-            views.narrow(0, start * each, len * each).unwrap()
-        };
-        Batch {
-            images: views(&batch.images),
-            transformed: batch.transformed.as_ref().map(views),
-            indices: batch.indices[start..start + len].to_vec(),
-            targets: batch.targets[start..start + len].to_vec(),
-            ..batch.clone()
-        }
-    };
-    (0..size).step_by(micro_batch).map(part).collect()
 }
 
 /// A learner on the CPU and on as many further devices, whose copies begin as zeros: what a copy
@@ -146,7 +126,7 @@ fn parts_equal_the_whole<O: Objective>(
 }
 
 fn rows(pirl: &Pirl) -> Vec<f32> {
-    let rows = pirl.bank().rows().flatten_all().unwrap();
+    let rows = pirl.bank().rows().unwrap().flatten_all().unwrap();
     rows.to_vec1().unwrap()
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
-use pirl_data::{Pack, Throughput};
+use pirl_data::{Pack, Share, Throughput};
 use pirl_recipes::Recipe;
 use serde_json::{Map, Value, json};
 
@@ -19,7 +19,13 @@ pub(crate) fn run(args: &DataBenchArgs) -> Result<()> {
     let workers = pirl_recipes::workers(&recipe);
     let pack = Arc::new(Pack::open(&args.pack)?);
     recipe.train.batch_size = recipe.train.batch_size.min(pack.len());
-    let loader = pirl_recipes::loader(&recipe, &pack, pirl_recipes::pretext(&recipe)?, 1)?;
+    let loader = pirl_recipes::loader(
+        &recipe,
+        &pack,
+        pirl_recipes::pretext(&recipe)?,
+        1,
+        Share::default(),
+    )?;
     let time = Duration::from_secs(args.seconds.into());
     let found = Throughput::measure(&loader, &pack, time)?;
     let rate = found.images_per_second();

@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use candle_core::Device;
-use pirl_data::{Loader, Normalize, Pack};
+use pirl_data::{Loader, Normalize, Pack, Share};
 use pirl_doctor::{
     Machine, Report, Speed, TimedStep, Versions, Workload, cases, check_all, noise_batch,
     timed_step,
 };
 use pirl_recipes::{Inputs, LossKind, Recipe};
-use pirl_train::{BoxError, Objective};
+use pirl_train::{BoxError, Objective, alone};
 
 use crate::args::DoctorArgs;
 use crate::device;
@@ -74,7 +74,7 @@ impl Workload for Timed<'_> {
     fn step(&self, pack: Pack, batch_size: usize) -> Result<TimedStep, BoxError> {
         let mut recipe = self.recipe.clone();
         recipe.train.batch_size = batch_size;
-        let inputs = Inputs::new(recipe, pack, 1)?;
+        let inputs = Inputs::new(recipe, pack, 1, &alone())?;
         let step = match inputs.recipe.loss.kind {
             LossKind::Covariant => self.steps(&inputs, inputs.covariant()?),
             LossKind::Supervised => self.steps(&inputs, inputs.supervised()?),
@@ -88,7 +88,7 @@ impl Workload for Timed<'_> {
         recipe.train.batch_size = recipe.train.batch_size.min(pack.len());
         recipe.loader.workers = 0;
         let pretext = pirl_recipes::pretext(&recipe)?;
-        let loader = pirl_recipes::loader(&recipe, &pack, pretext, 1)?;
+        let loader = pirl_recipes::loader(&recipe, &pack, pretext, 1, Share::default())?;
         Ok((loader, pirl_recipes::workers(&recipe)))
     }
 }

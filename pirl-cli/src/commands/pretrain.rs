@@ -15,7 +15,7 @@ use pirl_recipes::{
 };
 use pirl_train::{
     BACKBONE, Checkpoints, Ended, InitialWeights, MODEL, Metric, Objective, Pretraining, Step,
-    TrainError, Training,
+    TrainError, Training, alone,
 };
 use serde_json::json;
 
@@ -24,25 +24,40 @@ use crate::args::PretrainArgs;
 use crate::interrupt::Interrupted;
 use crate::output::{print, print_json};
 use crate::progress::Progress;
+use crate::ranks::Company;
 use crate::run_dir::{RunDir, matters_to_pretraining};
 use crate::session::Session;
 use crate::{device, weights};
 
-/// Nothing is written before everything that can be checked has been.
 pub(crate) fn run(args: &PretrainArgs) -> Result<()> {
-    let devices = device::parse_several(&args.run.device)?;
-    let pack = Pack::open(&args.data)?;
-    let mut recipe = settings(args, &pack, &devices)?;
-    if let Some(seed) = args.run.seed {
-        recipe.seed = seed;
+    let company = Company::join(args.rank_timeout)?;
+    let result = pretrain(args, &company);
+    company.end(result)
+}
+
+/// Nothing is written before everything that can be checked has been.
+fn pretrain(args: &PretrainArgs, company: &Company) -> Result<()> {
+    let devices = device::parse_several(&args.run.device, company.local())?;
+    let pack = Pack::open(company.own_path(&args.data))?;
+    let (mut recipe, mut folder, mut backbone) = (Recipe::default(), None, None);
+    if company.leads() {
+        recipe = settings(args, &pack, &devices)?;
+        if let Some(seed) = args.run.seed {
+            recipe.seed = seed;
+        }
+        let initial;
+        (backbone, initial) = initial_weights(args, &mut recipe)?;
+        let mut checked = RunDir::check(&args.out, &recipe, args.resume, matters_to_pretraining)?;
+        checked.initial = initial;
+        folder = Some(checked);
     }
-    let (backbone, initial) = initial_weights(args, &mut recipe)?;
-    let mut folder = RunDir::check(&args.out, &recipe, args.resume, matters_to_pretraining)?;
-    folder.initial = initial;
-    let inputs = Inputs::new(recipe, pack, devices.len())?;
+    let recipe = recipe.of_rank_0(company.ranks.as_ref())?;
+    let mut inputs = Inputs::new(recipe, pack, devices.len(), &company.ranks)?;
+    inputs.bank_folder = args.out.join("bank");
     let kind = inputs.recipe.loss.kind;
     let command = Command {
         args,
+        company,
         folder,
         devices,
         backbone,
@@ -69,7 +84,7 @@ pub(crate) fn run(args: &PretrainArgs) -> Result<()> {
                 let learner = training.learner_mut();
                 let filled = learner.fill_bank(&pack, &view, size, workers, &mut show)?;
                 progress.finish();
-                if !filled {
+                if training.any(!filled)? {
                     bail!(Interrupted(
                         "the first step was not reached; run the same command again with --resume"
                             .to_owned()
@@ -147,7 +162,9 @@ fn initial_weights(
 /// A run that has been checked.
 struct Command<'a> {
     args: &'a PretrainArgs,
-    folder: RunDir,
+    company: &'a Company,
+    /// The run's, on the rank that writes.
+    folder: Option<RunDir>,
     devices: Vec<Device>,
     /// What it begins with, unless with random weights.
     backbone: Option<ResNet>,
@@ -167,7 +184,11 @@ impl Command<'_> {
         let monitor = self.monitor(&recipe)?;
         let pack = inputs.pack.clone();
         let mut identity = inputs.identity();
-        if let Some(initial) = &self.folder.initial {
+        if let Some(initial) = self
+            .folder
+            .as_ref()
+            .and_then(|folder| folder.initial.as_ref())
+        {
             identity = initial.identity(identity);
         }
         let learner = inputs.learner(objective(&inputs)?, &self.devices)?;
@@ -177,12 +198,14 @@ impl Command<'_> {
         let mut training = inputs.pretraining(learner)?;
         let session = Session::open(
             &mut training,
-            Some(self.folder.clone()),
+            self.folder.clone(),
             &recipe,
             identity,
             self.args.resume,
-            format!(":\n  {}", resume_command(self.args, &self.folder)),
+            format!(":\n  {}", resume_command(self.args)),
         )?;
+        self.company.log_to(&self.args.out)?;
+        training.begin()?;
         prepare(&mut training, &session)?;
         let mut after_step = |training: &Pretraining<O>, _: &Step, progress: &Progress| {
             let (done, epoch) = (training.done(), training.steps_per_epoch().max(1));
@@ -204,10 +227,20 @@ impl Command<'_> {
             }
         };
         let ended = session.run(&mut training, &mut after_step)?;
+        let Some(folder) = &self.folder else {
+            return Ok(());
+        };
         let checkpoint = ended.checkpoint.clone().unwrap_or_default();
         let weights = self.save_backbone(&recipe, &pack, &checkpoint)?;
         let seconds = started.elapsed().as_secs_f64();
-        self.finish(&training, ended, &weights, training.skipped(), seconds)
+        self.finish(
+            folder,
+            &training,
+            ended,
+            &weights,
+            training.skipped(),
+            seconds,
+        )
     }
 
     /// Sets the number of epochs by `--time`, and says how long the run takes where its length was not
@@ -224,7 +257,9 @@ impl Command<'_> {
         eprintln!("measuring a few steps");
         self.fit_memory(inputs, &objective)?;
         let (recipe, pack) = (inputs.recipe.clone(), inputs.pack.as_ref().clone());
-        let again = Inputs::new(recipe, pack, self.devices.len())?;
+        let mut again = Inputs::new(recipe, pack, self.devices.len(), &self.company.ranks)?;
+        let folder = tempfile::tempdir().context("for a mapped bank")?;
+        again.bank_folder = folder.path().to_owned();
         let learner = again.learner(objective(&again)?, &self.devices)?;
         let trial = try_steps(again, learner)?;
         let recipe = &mut inputs.recipe;
@@ -234,6 +269,7 @@ impl Command<'_> {
             let warm_up = &mut recipe.schedule.warmup_epochs;
             *warm_up = warm_up.min(recipe.train.epochs as f64 / 10.0);
         }
+        *recipe = recipe.clone().of_rank_0(self.company.ranks.as_ref())?;
         let epochs = recipe.train.epochs;
         let minutes = trial.time(epochs).as_secs_f64() / 60.0;
         eprintln!(
@@ -252,7 +288,8 @@ impl Command<'_> {
     ) -> Result<()> {
         const KEY: &str = "train.micro_batch";
         let typed = self.args.run.settings.iter().any(|set| set.sets(KEY));
-        let host = self.devices.iter().all(Device::is_cpu);
+        // Ranks would each measure something else.
+        let host = self.devices.iter().all(Device::is_cpu) && self.company.ranks.size() == 1;
         let (Some(free), false, true, true) =
             (memory::free(), typed, host, self.args.recipe.is_none())
         else {
@@ -261,7 +298,7 @@ impl Command<'_> {
         let (mut recipe, devices) = (inputs.recipe.clone(), self.devices.len());
         let pack = || inputs.pack.as_ref().clone();
         let found = micro_batch_for(&recipe, free, |small| {
-            let tried = Inputs::new(small, pack(), devices)?;
+            let tried = Inputs::new(small, pack(), devices, &alone())?;
             let learner = tried.learner(objective(&tried)?, &self.devices)?;
             Ok((tried, learner))
         })?;
@@ -279,7 +316,9 @@ impl Command<'_> {
                 "  {KEY:<19} {images:<23} a whole batch would take {batch} MiB, and {free} are free"
             );
             recipe.train.micro_batch = images;
-            *inputs = Inputs::new(recipe, pack(), devices)?;
+            let bank_folder = std::mem::take(&mut inputs.bank_folder);
+            *inputs = Inputs::new(recipe, pack(), devices, &alone())?;
+            inputs.bank_folder = bank_folder;
         }
         Ok(())
     }
@@ -289,6 +328,9 @@ impl Command<'_> {
         let (Some(train), Some(test)) = (&self.args.probe_train, &self.args.probe_test) else {
             return Ok(None);
         };
+        if !self.company.leads() {
+            return Ok(None);
+        }
         let (images, seed) = (recipe.eval.precise_batch_norm, batch_norm_seed(recipe));
         let knn = Knn::new(recipe.eval.knn.clone(), recipe.seed)?;
         let (train, test) = (Pack::open(train)?, Pack::open(test)?);
@@ -318,6 +360,7 @@ impl Command<'_> {
 
     fn finish<T: Training>(
         &self,
+        folder: &RunDir,
         training: &T,
         ended: Ended,
         weights: &Path,
@@ -340,7 +383,7 @@ impl Command<'_> {
                 "seconds": seconds,
                 "checkpoint": checkpoint,
                 "weights": weights,
-                "init_weights": self.folder.initial,
+                "init_weights": folder.initial,
             }));
         }
         let loss = match ended.loss {
@@ -351,19 +394,19 @@ impl Command<'_> {
             "{}: {steps} steps, {epochs} epochs, {loss}, {seconds:.0} s\nweights  {}\nreport   {}",
             out.display(),
             weights.display(),
-            self.folder.report().display()
+            folder.report().display()
         ))
     }
 }
 
-fn resume_command(args: &PretrainArgs, folder: &RunDir) -> String {
+fn resume_command(args: &PretrainArgs) -> String {
     let device = match args.run.device.as_str() {
         "cpu" => String::new(),
         other => format!(" --device {other}"),
     };
     format!(
         "pirl pretrain --recipe {} --data {} --out {} --resume{device}",
-        quoted(&folder.config()),
+        quoted(&args.out.join("config.toml")),
         quoted(&args.data),
         quoted(&args.out)
     )

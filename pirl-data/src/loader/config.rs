@@ -33,6 +33,24 @@ pub struct LoaderConfig {
     pub seed: u64,
     /// What to do with a sample that cannot be decoded.
     pub on_corrupt: OnCorrupt,
+    /// Which parts of each batch to make, where several loaders share them; all by default.
+    pub share: Share,
+}
+
+/// One of several equal shares of each batch: neighbouring parts of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Share {
+    /// Which, from 0.
+    pub rank: usize,
+    /// Of how many, at least 1.
+    pub ranks: usize,
+}
+
+impl Default for Share {
+    /// The whole.
+    fn default() -> Self {
+        Self { rank: 0, ranks: 1 }
+    }
 }
 
 impl Default for LoaderConfig {
@@ -47,6 +65,7 @@ impl Default for LoaderConfig {
             look_ahead_mib: 1024,
             seed: 0,
             on_corrupt: OnCorrupt::Skip,
+            share: Share::default(),
         }
     }
 }
@@ -62,6 +81,9 @@ impl LoaderConfig {
         ] {
             check(field, value, value > 0, "must be at least 1")?;
         }
+        let Share { rank, ranks } = self.share;
+        let expected = format!("must be less than the number of shares, {ranks}");
+        check("share", rank, rank < ranks, &expected)?;
         Ok(())
     }
 }

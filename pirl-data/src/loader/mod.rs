@@ -25,7 +25,7 @@ use crate::{DataError, Pack, Stages};
 use assembler::{Assembler, part_bytes, split};
 
 pub use batch::Batch;
-pub use config::{LoaderConfig, OnCorrupt};
+pub use config::{LoaderConfig, OnCorrupt, Share};
 pub use epoch::EpochIter;
 
 /// Parts of batches made at the same time.
@@ -77,7 +77,20 @@ impl Loader {
         )?;
         // A task without views (NPID) needs no transformed batch.
         let pretext = pretext.filter(|pretext| pretext.views() > 0);
-        let parts = split(config.batch_size, config.micro_batch);
+        let mut parts = split(config.batch_size, config.micro_batch);
+        let (whole, Share { rank, ranks }) = (parts.len(), config.share);
+        check(
+            "share",
+            ranks,
+            ranks <= whole,
+            &format!(
+                "must be at most the parts of a batch, {whole}: lower micro_batch, or share a batch \
+                 among fewer"
+            ),
+        )?;
+        let parts: Vec<_> = parts
+            .drain(rank * whole / ranks..(rank + 1) * whole / ranks)
+            .collect();
         let largest = parts.iter().map(Range::len).max().unwrap_or(1);
         let bytes = part_bytes(&view, pretext.as_deref(), largest);
         let fit = (config.look_ahead_mib.saturating_mul(1 << 20) / bytes).max(1);
@@ -98,7 +111,7 @@ impl Loader {
         })
     }
 
-    /// How many parts a batch comes in; 1 unless there is a `micro_batch`.
+    /// How many parts this loader's share of a batch comes in; 1 unless there is a `micro_batch`.
     pub fn parts(&self) -> usize {
         self.assembler.parts.len()
     }
@@ -119,8 +132,8 @@ impl Loader {
         self.assembler.totals.stages()
     }
 
-    /// The batches of `epoch` from its step `start_step` on, each in [`Loader::parts`] parts: those
-    /// that a whole epoch would yield from there, bit for bit.
+    /// The batches of `epoch` from its step `start_step` on, or this loader's share of them, each in
+    /// [`Loader::parts`] parts: those that a whole epoch would yield from there, bit for bit.
     ///
     /// After an error the iterator ends. Dropping it stops the work on its batches.
     ///

@@ -251,7 +251,9 @@ impl<N: Network, T: Element> CustomOp2 for ModuleOp<N, T> {
         let dy = dy.flatten_all()?.to_vec1::<f32>()?;
         let (dx, dflat) = {
             let (storage, layout) = flat.storage_and_layout();
-            tape.backward(cpu_slice(&storage, layout)?, &dy, x.track_op())
+            let watch = self.params.gradient_watch();
+            let flat = cpu_slice(&storage, layout)?;
+            tape.backward(flat, &dy, x.track_op(), watch.as_ref())
         };
         let dx = match (dx, x.dims()) {
             (None, _) => None,

@@ -50,6 +50,10 @@ impl GradientSum {
         Ok(())
     }
 
+    pub(super) fn get(&self, set: usize) -> Option<&Tensor> {
+        self.sums.get(set)?.as_ref()
+    }
+
     /// The sums, flat, of each set, which start again from nothing. `None` for a set that no gradient
     /// has reached.
     pub fn take(&mut self) -> Vec<Option<Tensor>> {

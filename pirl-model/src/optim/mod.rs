@@ -155,6 +155,17 @@ impl Optimizer {
         self.gradients.add(gradients)
     }
 
+    /// The gradient that set number `set` has so far.
+    pub fn gradient(&self, set: usize) -> Option<&Tensor> {
+        self.gradients.get(set)
+    }
+
+    /// Hands over the accumulated gradients, of each set in its own shape, which are then cleared:
+    /// [`Optimizer::merge`] gives back what became of them. `None` for a set that none has reached.
+    pub fn take_gradients(&mut self) -> Vec<Option<Tensor>> {
+        self.gradients.take()
+    }
+
     /// Adds the gradient sums of copies of the sets, on other devices or threads:
     /// [`GradientSum::take`] of them, in the same order.
     ///
@@ -166,7 +177,7 @@ impl Optimizer {
 
     /// Clears the accumulated gradients without taking a step.
     pub fn discard(&mut self) {
-        self.gradients.take();
+        self.take_gradients();
     }
 
     /// Divides the accumulated gradients by `scale`, by which their losses were multiplied. If one of

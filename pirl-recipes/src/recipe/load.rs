@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use pirl_train::Collective;
 use toml::{Table, Value};
 
 use super::embedded::RECIPES;
@@ -71,6 +72,22 @@ impl Recipe {
     /// [`RecipeError::ToToml`] if TOML has no such value.
     pub fn to_toml(&self) -> Result<String> {
         Ok(toml::to_string(self)?)
+    }
+
+    /// The recipe of rank 0, on every rank.
+    ///
+    /// # Errors
+    /// [`RecipeError::Train`] if a rank has ended; those of [`Recipe::to_toml`].
+    pub fn of_rank_0(self, ranks: &dyn Collective) -> Result<Self> {
+        if ranks.size() == 1 {
+            return Ok(self);
+        }
+        let text = ranks.broadcast(0, self.to_toml()?.into_bytes())?;
+        let text = String::from_utf8_lossy(&text);
+        toml::from_str(&text).map_err(|error| RecipeError::Value {
+            recipe: "that of rank 0".to_owned(),
+            source: Box::new(error),
+        })
     }
 
     /// Every key by its dotted name (`train.epochs`) with its value, in the order of the tables.

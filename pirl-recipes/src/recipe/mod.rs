@@ -11,6 +11,6 @@ mod tables;
 pub use embedded::{Embedded, KeyNote, RECIPES, key_notes};
 pub use setting::Setting;
 pub use tables::{
-    BankConfig, BankInit, CheckpointConfig, LoaderTable, LogConfig, LossConfig, LossKind, Recipe,
-    Sampling, TrainConfig, TransformConfig,
+    BankConfig, BankInit, BankStorage, CheckpointConfig, LoaderTable, LogConfig, LossConfig,
+    LossKind, Recipe, Sampling, TrainConfig, TransformConfig,
 };

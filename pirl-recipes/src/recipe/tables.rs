@@ -1,5 +1,6 @@
 //! The tables of a recipe, and their defaults: the paper's.
 
+use pirl_bank::BankPrecision;
 use pirl_data::{DataConfig, EvalView, OnCorrupt, PretextConfig, ViewConfig};
 use pirl_eval::EvalConfig;
 use pirl_model::{ModelConfig, OptimConfig, Precision, ScheduleConfig};
@@ -116,6 +117,22 @@ pub struct BankConfig {
     pub init: BankInit,
     /// Whether it stays in the host's memory.
     pub on_host: bool,
+    /// Whether its rows are shared out over the ranks, rather than all on each.
+    pub sharded: bool,
+    /// Where its rows are.
+    pub storage: BankStorage,
+    /// What a number of a mapped bank is stored as.
+    pub precision: BankPrecision,
+}
+
+/// `bank.storage`: where the rows are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BankStorage {
+    /// In memory, the device's or the host's.
+    Memory,
+    /// In a mapped file in the run's folder.
+    Mapped,
 }
 
 /// `bank.init`: what the rows are before the first step.
@@ -201,6 +218,9 @@ impl Default for Recipe {
                 momentum: 0.5,
                 init: BankInit::Random,
                 on_host: false,
+                sharded: false,
+                storage: BankStorage::Memory,
+                precision: BankPrecision::F32,
             },
             optim: OptimConfig::default(),
             schedule: ScheduleConfig::default(),

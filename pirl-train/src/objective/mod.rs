@@ -1,10 +1,12 @@
 //! What a backbone is trained for.
 
+pub(crate) mod bank;
 pub(crate) mod covariant;
 mod embeddings;
 mod estimated_nce;
 pub(crate) mod negatives;
 pub(crate) mod pirl;
+pub(crate) mod sharded;
 pub(crate) mod supervised;
 
 use std::path::Path;
@@ -15,6 +17,7 @@ use pirl_data::Batch;
 use pirl_model::{Head, ModelError, Trainable};
 
 use crate::checkpoint::State;
+use crate::collective::{Collective, Ranks};
 use crate::error::Result;
 use crate::networks::Networks;
 use crate::training::Metric;
@@ -87,6 +90,26 @@ pub trait Objective: Send + Sized + 'static {
         outcomes: Vec<PartOutcome<Self::Outcome>>,
     ) -> Result<Vec<(&'static str, Metric)>>;
 
+    /// Is told the ranks of the run, before anything else: an objective that looks at a whole batch
+    /// ([`Objective::end_step`] and [`Objective::calibrate`] have the parts of this rank alone) gathers
+    /// it from them.
+    ///
+    /// # Errors
+    /// If the objective cannot be trained by several ranks.
+    fn join(&mut self, ranks: &Ranks) -> Result<()> {
+        let _ = ranks;
+        Ok(())
+    }
+
+    /// Takes over what rank 0 keeps beside the networks, before the first step; called once.
+    ///
+    /// # Errors
+    /// If a rank has ended.
+    fn begin_alike(&mut self, ranks: &dyn Collective) -> Result<()> {
+        let _ = ranks;
+        Ok(())
+    }
+
     /// Whether [`Objective::calibrate`] is to be called before the next step.
     fn needs_calibration(&self) -> bool {
         false
@@ -111,6 +134,15 @@ pub trait Objective: Send + Sized + 'static {
         Ok(())
     }
 
+    /// Called on the ranks that do not write while rank 0 does [`Objective::save`]: whatever is shared
+    /// out over ranks is written by its owners.
+    ///
+    /// # Errors
+    /// If a file cannot be written, or a rank has ended.
+    fn assist(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// Brings back what [`Objective::save`] wrote.
     ///
     /// # Errors
@@ -129,6 +161,8 @@ pub struct PartOutcome<T> {
     pub outcome: T,
     /// Its share of the batch's images.
     pub(crate) share: f64,
+    /// Broken images in it that others replaced.
+    pub(crate) skipped: usize,
     pub(crate) terms: Vec<Term>,
 }
 

@@ -7,6 +7,8 @@ use pirl_bank::{Drawn, MemoryBank, NegativeSampler};
 use pirl_loss::Negatives;
 use rand_chacha::ChaCha8Rng;
 
+use super::bank::Bank;
+use super::sharded::Owned;
 use crate::error::{Result, TrainError};
 use crate::networks::move_to;
 use crate::streams::Stream;
@@ -42,12 +44,43 @@ impl StepNegatives {
         self.shared = other.shared;
     }
 
+    /// Those of the same draw that are on this rank, which owns the rows `owned`, all of those that
+    /// `bank` has: with the columns of `images`, those of all ranks' next parts.
+    pub(super) fn of_shard(
+        &mut self,
+        images: &[u32],
+        count: usize,
+        bank: &Bank,
+        owned: &Owned,
+        sampler: &dyn NegativeSampler,
+        device: &Device,
+    ) -> Result<Negatives> {
+        let shared = match &mut self.shared {
+            Some(shared) => shared,
+            empty => match sampler.draw(owned.all, images, count, &mut self.generator)? {
+                Drawn::Shared { indices, .. } => {
+                    let (places, ats) = owned.places(&indices);
+                    let drawn = ats.into_iter().map(|at| indices[at]);
+                    empty.insert(Shared {
+                        columns: drawn.zip(0..).collect(),
+                        rows: vec![bank.gather(&places)?],
+                    })
+                }
+                Drawn::PerImage { .. } => return Err(TrainError::BankElsewhere),
+            },
+        };
+        let column = |image| shared.columns.get(image).copied();
+        let own = images.iter().map(column).collect();
+        let rows = shared.on(device)?;
+        Ok(Negatives::Shared { rows, own })
+    }
+
     /// The `count` negatives of `images`, the next part of the batch, on `device`.
     pub(super) fn of(
         &mut self,
         images: &[u32],
         count: usize,
-        bank: &MemoryBank,
+        bank: &Bank,
         sampler: &dyn NegativeSampler,
         device: &Device,
     ) -> Result<Negatives> {
@@ -59,10 +92,12 @@ impl StepNegatives {
                     columns: indices.into_iter().zip(0..).collect(),
                 }),
                 drawn @ Drawn::PerImage { .. } => {
-                    if !bank.rows().device().same_device(device) {
-                        return Err(TrainError::BankElsewhere);
-                    }
-                    return Ok(gather_negatives(drawn, bank)?);
+                    return match bank {
+                        Bank::Memory(bank) if bank.rows().device().same_device(device) => {
+                            Ok(gather_negatives(drawn, bank)?)
+                        }
+                        _ => Err(TrainError::BankElsewhere),
+                    };
                 }
             },
         };
@@ -132,7 +167,7 @@ mod tests {
     /// Whatever the parts, the negatives are those of one draw for the whole batch.
     #[test]
     fn parts_of_a_batch_have_the_negatives_of_the_whole() {
-        let bank = MemoryBank::random(96, 8, 0.5, 1, &Device::Cpu).unwrap();
+        let bank = Bank::Memory(MemoryBank::random(96, 8, 0.5, 1, &Device::Cpu).unwrap());
         let images: Vec<u32> = (0..16).map(|place| place * 5 % 96).collect();
         let samplers: [&dyn NegativeSampler; 2] = [&PerImageSampler, &SharedSampler];
         for sampler in samplers {

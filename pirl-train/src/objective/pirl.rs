@@ -1,24 +1,27 @@
 //! PIRL itself (arXiv:1912.01991, section 3): embeddings of an image and of its transformed copy are
 //! pulled towards the image's row of a memory bank, and away from rows of other images.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
-use pirl_bank::{MemoryBank, NegativeSampler, SharedSampler};
+use pirl_bank::{BankPrecision, MappedConfig, MemoryBank, NegativeSampler, SharedSampler};
 use pirl_core::{Ops, check};
 use pirl_data::{Batch, EvalView, Pack, eval_batches};
 use pirl_loss::{ContrastiveLoss, Negatives, Paper, ViewWeights};
 use pirl_model::{Head, HeadKind, JigsawHead, Mode, ModelConfig, ModelError, ProjectionHead};
 use serde::{Deserialize, Serialize};
 
+use super::bank::Bank;
 use super::embeddings::embedding_metrics;
 use super::estimated_nce::EstimatedNce;
 use super::negatives::StepNegatives;
+use super::sharded::{Owned, ShardedKind, ShardedLoss};
 use super::{HeadFactory, Module, Objective, PartOutcome, Terms, boxed};
 use crate::checkpoint::{BANK, State};
+use crate::collective::{Collective, Ranks, alone, from_bytes, to_bytes};
 use crate::error::{Result, TrainError};
-use crate::learner::Learner;
+use crate::learner::{Learner, broadcast};
 use crate::networks::{Networks, move_to};
 use crate::streams::Stream;
 use crate::training::Metric;
@@ -42,7 +45,7 @@ pub struct Pirl {
     image_head: HeadFactory,
     /// `None` for NPID.
     transformed_head: Option<HeadFactory>,
-    bank: MemoryBank,
+    bank: Bank,
     sampler: Box<dyn NegativeSampler>,
     /// N.
     negatives: usize,
@@ -51,6 +54,18 @@ pub struct Pirl {
     /// Those of the step that is under way.
     step: StepNegatives,
     positives: Positives,
+    ranks: Ranks,
+    sharded: Option<Sharded>,
+}
+
+/// What is needed where the bank's rows lie on several ranks.
+struct Sharded {
+    kind: ShardedKind,
+    temperature: f64,
+    /// The rows that `bank` has.
+    owned: Owned,
+    /// Where to take them from before the first step.
+    saved: Option<PathBuf>,
 }
 
 /// What stands on a backbone.
@@ -117,8 +132,8 @@ impl Pirl {
         PirlBuilder::new(images, views)
     }
 
-    /// The memory bank.
-    pub fn bank(&self) -> &MemoryBank {
+    /// The memory bank; a sharded one's rows on this rank.
+    pub fn bank(&self) -> &Bank {
         &self.bank
     }
 }
@@ -150,6 +165,9 @@ impl Objective for Pirl {
     }
 
     fn target(&mut self, part: &Batch, device: &Device) -> Result<Rows> {
+        if self.sharded.is_some() {
+            return self.sharded_target(&part.indices, device);
+        }
         let (bank, sampler) = (&self.bank, self.sampler.as_ref());
         let images = &part.indices;
         Ok(Rows {
@@ -201,13 +219,62 @@ impl Objective for Pirl {
     ) -> Result<Vec<(&'static str, Metric)>> {
         let (mut indices, mut embeddings) = (Vec::new(), Vec::new());
         for part in outcomes {
-            embeddings.push(move_to(&part.outcome, self.bank.rows().device())?);
+            embeddings.push(move_to(&part.outcome, self.bank.device())?);
             indices.extend(part.indices);
         }
         let embeddings = Tensor::cat(&embeddings, 0)?;
-        let metrics = embedding_metrics(&embeddings, &self.bank.gather(&indices)?)?;
-        self.bank.update(&indices, &embeddings)?;
+        let (indices, embeddings) = self.gather_batch(indices, embeddings)?;
+        let Some(Sharded { owned, .. }) = &self.sharded else {
+            let metrics = embedding_metrics(&embeddings, &self.bank.gather(&indices)?)?;
+            self.bank.update(&indices, &embeddings)?;
+            return Ok(metrics);
+        };
+        let rows = owned.gather(self.ranks.as_ref(), &self.bank, &indices)?;
+        let rows = Tensor::from_vec(rows, embeddings.shape(), embeddings.device())?;
+        let metrics = embedding_metrics(&embeddings, &rows)?;
+        let (places, ats) = owned.places(&indices);
+        let ats: Vec<u32> = ats.into_iter().map(|at| at as u32).collect();
+        let ats = Tensor::from_slice(&ats, ats.len(), embeddings.device())?;
+        self.bank
+            .update(&places, &embeddings.index_select(&ats, 0)?)?;
         Ok(metrics)
+    }
+
+    fn join(&mut self, ranks: &Ranks) -> Result<()> {
+        self.ranks = Arc::clone(ranks);
+        Ok(())
+    }
+
+    fn begin_alike(&mut self, ranks: &dyn Collective) -> Result<()> {
+        self.bank.begin(ranks)?;
+        if let Some(sharded) = &mut self.sharded {
+            let saved = sharded.saved.take().unwrap_or_default();
+            let saved = ranks.broadcast(0, saved.to_string_lossy().into_owned().into_bytes())?;
+            if !saved.is_empty() {
+                let folder = PathBuf::from(String::from_utf8_lossy(&saved).into_owned());
+                self.load_bank(&folder)?;
+            }
+            return Ok(());
+        }
+        if ranks.size() == 1 {
+            return Ok(());
+        }
+        if let Some(rows) = self.bank.rows() {
+            let rows = broadcast(ranks, rows.clone())?;
+            let bank = MemoryBank::from_rows(rows, self.bank.momentum())?;
+            self.bank = Bank::Memory(bank.with_ops(self.ops));
+        }
+        let Some(nce) = &self.nce else {
+            return Ok(());
+        };
+        let own = nce
+            .log_z()
+            .map_or_else(Vec::new, |log_z| log_z.to_le_bytes().to_vec());
+        let given = ranks.broadcast(0, own)?;
+        if let (None, Ok(log_z)) = (nce.log_z(), given.as_slice().try_into()) {
+            nce.restore(f64::from_le_bytes(log_z))?;
+        }
+        Ok(())
     }
 
     fn needs_calibration(&self) -> bool {
@@ -229,6 +296,7 @@ impl Objective for Pirl {
             indices.extend(&part.indices);
         }
         let views = Tensor::cat(&views, 0)?.detach();
+        let (indices, views) = self.gather_batch(indices, views)?;
         let own = move_to(&self.bank.gather(&indices)?, networks.device())?;
         // The step itself is to have the same.
         let (mut step, device) = (self.step.clone(), networks.device());
@@ -241,19 +309,175 @@ impl Objective for Pirl {
 
     fn save(&self, folder: &Path, state: &mut State) -> Result<()> {
         state.loss = self.nce.as_ref().and_then(|nce| nce.log_z());
-        Ok(self.bank.save(folder.join(BANK))?)
+        if self.sharded.is_none() || self.ranks.size() == 1 {
+            return self.save_bank(&folder.join(BANK), state.step);
+        }
+        let mut order = state.step.to_le_bytes().to_vec();
+        order.extend(folder.to_string_lossy().as_bytes());
+        self.ranks.broadcast(0, order)?;
+        self.save_shard(folder, state.step)
+    }
+
+    fn assist(&self) -> Result<()> {
+        if self.sharded.is_none() {
+            return Ok(());
+        }
+        let order = self.ranks.broadcast(0, Vec::new())?;
+        let Some((step, folder)) = order.split_first_chunk() else {
+            return Ok(());
+        };
+        let folder = PathBuf::from(String::from_utf8_lossy(folder).into_owned());
+        self.save_shard(&folder, u64::from_le_bytes(*step))
     }
 
     fn restore(&mut self, folder: &Path, state: &State) -> Result<()> {
-        let (rows, dim, momentum) = (self.bank.len(), self.bank.dim(), self.bank.momentum());
-        let bank = MemoryBank::load(folder.join(BANK), rows, dim, momentum)?;
-        let rows = bank.rows().to_device(self.bank.rows().device())?;
-        self.bank = MemoryBank::from_rows(rows, momentum)?.with_ops(self.ops);
+        self.bank.begin_at(state.step);
+        match &mut self.sharded {
+            // The other ranks learn of it before the first step.
+            Some(sharded) if self.ranks.size() > 1 => sharded.saved = Some(folder.to_owned()),
+            _ => self.load_bank(folder)?,
+        }
         if let (Some(nce), Some(log_z)) = (&self.nce, state.loss) {
             nce.restore(log_z)?;
         }
         Ok(())
     }
+}
+
+impl Pirl {
+    /// What the images of a part are compared with: their own rows, and those of the negatives that are
+    /// on this rank, for the images of all ranks' parts.
+    fn sharded_target(&mut self, images: &[u32], device: &Device) -> Result<Rows> {
+        let Some(sharded) = &self.sharded else {
+            return Err(TrainError::NoDevice);
+        };
+        let (ranks, owned) = (self.ranks.as_ref(), &sharded.owned);
+        let own = images
+            .iter()
+            .flat_map(|image| image.to_le_bytes())
+            .collect();
+        let gathered = ranks.all_gather(own)?;
+        let sizes: Vec<usize> = gathered.iter().map(|bytes| bytes.len() / 4).collect();
+        let all = gathered.concat();
+        let (all, _) = all.as_chunks();
+        let all: Vec<u32> = all.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect();
+        let dim = self.bank.dim();
+        let lengths: Vec<usize> = sizes.iter().map(|size| size * dim).collect();
+        let rows = ranks.reduce_scatter(owned.spread(&self.bank, &all)?, &lengths)?;
+        let own = Tensor::from_vec(rows, (images.len(), dim), device)?;
+        let (bank, sampler) = (&self.bank, self.sampler.as_ref());
+        let negatives = self
+            .step
+            .of_shard(&all, self.negatives, bank, owned, sampler, device)?;
+        Ok(Rows {
+            own,
+            negatives,
+            loss: Arc::new(ShardedLoss {
+                kind: sharded.kind,
+                temperature: sharded.temperature,
+                ranks: Arc::clone(&self.ranks),
+                sizes,
+            }),
+            weights: self.weights,
+            positives: self.positives,
+        })
+    }
+
+    /// The file of a rank's rows, of so many ranks.
+    fn shard_name(rank: usize, ranks: usize) -> String {
+        format!("bank-{rank:05}-of-{ranks:05}.safetensors")
+    }
+
+    /// Writes this rank's rows into the folder of a checkpoint that rank 0 makes; all ranks come back
+    /// when all are done.
+    fn save_shard(&self, folder: &Path, step: u64) -> Result<()> {
+        let name = Self::shard_name(self.ranks.rank(), self.ranks.size());
+        self.save_bank(&folder.join(name), step)?;
+        self.ranks.barrier()
+    }
+
+    /// Writes the rows; those that are in a file of their own stay there.
+    fn save_bank(&self, path: &Path, step: u64) -> Result<()> {
+        match &self.bank {
+            Bank::Memory(bank) => Ok(bank.save(path)?),
+            Bank::Mapped(_) => self.bank.mark(step),
+        }
+    }
+
+    /// Takes the rows that this rank has from a checkpoint, whatever files its bank is in.
+    fn load_bank(&mut self, folder: &Path) -> Result<()> {
+        if self.bank.rows().is_none() {
+            return Ok(()); // it goes back by itself
+        }
+        let (dim, momentum) = (self.bank.dim(), self.bank.momentum());
+        let owned = match &self.sharded {
+            Some(sharded) => sharded.owned.clone(),
+            None => Owned {
+                rows: 0..self.bank.len(),
+                all: self.bank.len(),
+            },
+        };
+        let whole = folder.join(BANK);
+        let mut files = vec![(whole.clone(), 0..owned.all)];
+        if !whole.is_file()
+            && let Some(shards) = shards(folder)?
+        {
+            let file = |rank| {
+                let rows = rank * owned.all / shards..(rank + 1) * owned.all / shards;
+                (folder.join(Self::shard_name(rank, shards)), rows)
+            };
+            files = (0..shards).map(file).collect();
+        }
+        let mut parts = Vec::new();
+        for (path, rows) in files {
+            let (start, end) = (
+                rows.start.max(owned.rows.start),
+                rows.end.min(owned.rows.end),
+            );
+            if start < end {
+                let bank = MemoryBank::load(path, rows.len(), dim, momentum)?;
+                parts.push(bank.rows().narrow(0, start - rows.start, end - start)?);
+            }
+        }
+        let rows = Tensor::cat(&parts, 0)?;
+        let rows = rows.to_device(self.bank.device())?;
+        self.bank = Bank::Memory(MemoryBank::from_rows(rows, momentum)?.with_ops(self.ops));
+        Ok(())
+    }
+
+    /// The images of the whole batch, and a vector of each, `(b, dim)`, from those of every rank.
+    fn gather_batch(&self, indices: Vec<u32>, vectors: Tensor) -> Result<(Vec<u32>, Tensor)> {
+        if self.ranks.size() == 1 {
+            return Ok((indices, vectors));
+        }
+        let (dim, device) = (vectors.dim(1)?, vectors.device());
+        let own = indices
+            .iter()
+            .flat_map(|index| index.to_le_bytes())
+            .collect();
+        let all = self.ranks.all_gather(own)?.concat();
+        let (all, _) = all.as_chunks();
+        let indices: Vec<u32> = all.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect();
+        let own = to_bytes(&vectors.flatten_all()?.to_vec1()?);
+        let all = from_bytes(&self.ranks.all_gather(own)?.concat());
+        let vectors = Tensor::from_vec(all, (indices.len(), dim), device)?;
+        Ok((indices, vectors))
+    }
+}
+
+/// How many files the bank of a checkpoint is in, if it is sharded.
+fn shards(folder: &Path) -> Result<Option<usize>> {
+    let list = std::fs::read_dir(folder).map_err(TrainError::io("list", folder))?;
+    for entry in list {
+        let name = entry.map_err(TrainError::io("list", folder))?.file_name();
+        let name = name.to_string_lossy();
+        let count = name.strip_prefix("bank-00000-of-");
+        let count = count.and_then(|rest| rest.strip_suffix(".safetensors"));
+        if let Some(count) = count.and_then(|count| count.parse().ok()) {
+            return Ok(Some(count));
+        }
+    }
+    Ok(None)
 }
 
 /// f of the images: `(b, dim)`.
@@ -311,7 +535,18 @@ impl Learner<Pirl> {
             let head = &networks.heads().image;
             let embeddings = head.forward(&features, Mode::Train)?.detach();
             let embeddings = embeddings.narrow(0, size - fresh, fresh)?;
-            rows.push(move_to(&embeddings, objective.bank.rows().device())?);
+            let embeddings = move_to(&embeddings, objective.bank.device())?;
+            let owned = objective
+                .sharded
+                .as_ref()
+                .map(|sharded| &sharded.owned.rows);
+            let (start, end) = owned.map_or((done, done + fresh), |owned| {
+                (done.max(owned.start), (done + fresh).min(owned.end))
+            });
+            if start < end {
+                // A copy: the rest of a batch is another rank's.
+                rows.push(embeddings.narrow(0, start - done, end - start)?.copy()?);
+            }
             done += fresh;
             if !progress(done, pack.len()) {
                 return Ok(false);
@@ -320,7 +555,7 @@ impl Learner<Pirl> {
         }
         let momentum = objective.bank.momentum();
         let bank = MemoryBank::from_rows(Tensor::cat(&rows, 0)?, momentum)?;
-        objective.bank = bank.with_ops(objective.ops);
+        objective.bank = Bank::Memory(bank.with_ops(objective.ops));
         Ok(true)
     }
 }
@@ -345,6 +580,8 @@ pub struct PirlBuilder {
     ops: Ops,
     seed: u64,
     positives: Positives,
+    sharded: Option<(ShardedKind, f64, Ranks)>,
+    mapped: Option<(PathBuf, BankPrecision)>,
 }
 
 impl PirlBuilder {
@@ -367,6 +604,29 @@ impl PirlBuilder {
             ops: Ops::Fast,
             seed: 0,
             positives: Positives::Bank,
+            sharded: None,
+            mapped: None,
+        }
+    }
+
+    /// Keeps the bank in a mapped file in `folder`, its numbers in `precision`, for more rows than
+    /// memory has room for. It begins with random rows, and stays where it is: checkpoints mark it, and
+    /// it can go back to the last two ([`MappedBank`](pirl_bank::MappedBank)).
+    pub fn mapped(self, folder: impl Into<PathBuf>, precision: BankPrecision) -> Self {
+        Self {
+            mapped: Some((folder.into(), precision)),
+            ..self
+        }
+    }
+
+    /// Spreads the bank's rows over `ranks`, which are those that the learner gets: each has its share
+    /// of the rows, and scores the queries of all ranks against the negatives among them, drawn as ever.
+    /// For the loss of this kind and temperature, in place of [`PirlBuilder::loss`]. The parts of a batch
+    /// must be as many on each rank.
+    pub fn sharded(self, kind: ShardedKind, temperature: f64, ranks: &Ranks) -> Self {
+        Self {
+            sharded: Some((kind, temperature, Arc::clone(ranks))),
+            ..self
         }
     }
 
@@ -493,15 +753,41 @@ impl PirlBuilder {
             views > 0 || positives == Positives::Bank,
             "must be bank where images have no transformed view",
         )?;
-        let bank = match self.bank {
-            Some(bank) => bank,
-            None => MemoryBank::random(
-                self.images,
-                dim,
-                self.momentum,
-                Stream::Bank.seed(seed),
-                &self.bank_device,
-            )?,
+        let fits = self.sharded.is_none() || positives == Positives::Bank;
+        check(
+            "positives",
+            "fresh or both",
+            fits,
+            "must be bank where the bank is sharded",
+        )?;
+        let sharded = self.sharded.map(|(kind, temperature, ranks)| Sharded {
+            kind,
+            temperature,
+            owned: Owned::of(ranks.as_ref(), self.images),
+            saved: None,
+        });
+        let rows = sharded
+            .as_ref()
+            .map_or(0..self.images, |sharded| sharded.owned.rows.clone());
+        let (momentum, bank_seed) = (self.momentum, Stream::Bank.seed(seed));
+        let bank = match (self.bank, self.mapped) {
+            (Some(bank), _) => Bank::Memory(bank.with_ops(ops)),
+            (None, Some((folder, precision))) => {
+                let config = MappedConfig {
+                    first: rows.start,
+                    rows: rows.len(),
+                    dim,
+                    momentum,
+                    precision,
+                    seed: bank_seed,
+                };
+                Bank::mapped(folder, config)
+            }
+            (None, None) => {
+                let device = &self.bank_device;
+                let bank = MemoryBank::random_rows(rows, dim, momentum, bank_seed, device)?;
+                Bank::Memory(bank.with_ops(ops))
+            }
         };
         let nce = match self.nce {
             Some(temperature) => Some(Arc::new(EstimatedNce::new(temperature, self.images, ops)?)),
@@ -541,13 +827,15 @@ impl PirlBuilder {
             weights: ViewWeights::new(self.lambda)?,
             image_head,
             transformed_head,
-            bank: bank.with_ops(ops),
+            bank,
             sampler: self.sampler,
             negatives: self.negatives,
             ops,
             seed,
             step: StepNegatives::new(seed, 0),
             positives: self.positives,
+            ranks: alone(),
+            sharded,
         })
     }
 }

@@ -127,3 +127,23 @@ pub(crate) fn batch(step: usize) -> Batch {
         normalize: Normalize::new([0.5; 3], [0.25; 3]).unwrap(),
     }
 }
+
+/// A batch in parts of so many images.
+pub(crate) fn cut(batch: &Batch, micro_batch: usize) -> Vec<Batch> {
+    let size = batch.indices.len();
+    let part = |start: usize| {
+        let len = micro_batch.min(size - start);
+        let views = |views: &Tensor| {
+            let each = views.dim(0).unwrap() / size;
+            views.narrow(0, start * each, len * each).unwrap()
+        };
+        Batch {
+            images: views(&batch.images),
+            transformed: batch.transformed.as_ref().map(views),
+            indices: batch.indices[start..start + len].to_vec(),
+            targets: batch.targets[start..start + len].to_vec(),
+            ..batch.clone()
+        }
+    };
+    (0..size).step_by(micro_batch).map(part).collect()
+}

@@ -9,6 +9,7 @@ use super::value::INPUT;
 use crate::engine::buffer::{Arena, Buffer};
 use crate::ops::Element;
 use crate::ops::element::add;
+use crate::params::GradientWatch;
 
 /// Numbers of a gradient that a task adds up.
 const CHUNK: usize = 1 << 14;
@@ -17,6 +18,11 @@ const CHUNK: usize = 1 << 14;
 pub(super) trait Recorded<T: Element>: Send {
     /// The id of its output.
     fn output(&self) -> usize;
+
+    /// Where the last of its parameters ends in the flat tensor; 0 without any.
+    fn parameters_end(&self) -> usize {
+        0
+    }
 
     /// Turns `dy`, the gradient of its output, into those of its inputs and parameters.
     fn backward(self: Box<Self>, dy: Buffer<T>, pass: &mut Backward<'_, T>);
@@ -35,13 +41,21 @@ pub(crate) struct Tape<T: Element> {
 
 impl<T: Element> Tape<T> {
     /// The gradients of the input (NHWC; none unless asked for) and of the flat parameters `flat`,
-    /// from `dy`, the gradient of the output.
+    /// from `dy`, the gradient of the output. `watch` is told how far back the latter is done.
     pub(crate) fn backward(
         self,
         flat: &[f32],
         dy: &[f32],
         input_gradient: bool,
+        watch: Option<&GradientWatch>,
     ) -> (Option<Buffer<T>>, Vec<f32>) {
+        // Before each operation of the forward pass: where the parameters of those before it end.
+        let ends = self.operations.iter().scan(0, |end, operation| {
+            let before = *end;
+            *end = before.max(operation.parameters_end());
+            Some(before)
+        });
+        let ends: Vec<usize> = ends.collect();
         let mut pass = Backward {
             flat,
             dflat: vec![0.0; flat.len()],
@@ -54,10 +68,13 @@ impl<T: Element> Tape<T> {
             *output = T::from_f32(dy);
         }
         pass.add(self.output, output);
-        for operation in self.operations.into_iter().rev() {
+        for (operation, end) in self.operations.into_iter().zip(ends).rev() {
             // A value that reached nothing that was differentiated has no gradient.
             if let Some(dy) = pass.gradients[operation.output()].take() {
                 operation.backward(dy, &mut pass);
+            }
+            if let Some(watch) = watch {
+                watch(end, &pass.dflat);
             }
         }
         (pass.gradients[INPUT].take(), pass.dflat)

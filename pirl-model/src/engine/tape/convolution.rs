@@ -81,6 +81,10 @@ impl<T: Element> Recorded<T> for Convolution<T> {
         self.out
     }
 
+    fn parameters_end(&self) -> usize {
+        self.weight.end
+    }
+
     fn backward(self: Box<Self>, dy: Buffer<T>, pass: &mut Backward<'_, T>) {
         let Self {
             shape, weight, x, ..

@@ -45,6 +45,10 @@ impl<T: Element> Recorded<T> for LinearRecord<T> {
         self.out
     }
 
+    fn parameters_end(&self) -> usize {
+        self.weight.end.max(self.bias.end)
+    }
+
     fn backward(self: Box<Self>, dy: Buffer<T>, pass: &mut Backward<'_, T>) {
         let Self {
             weight,

@@ -84,6 +84,10 @@ impl<T: Element> Recorded<T> for BatchNorm<T> {
         self.out.id
     }
 
+    fn parameters_end(&self) -> usize {
+        self.weight.end.max(self.bias.end)
+    }
+
     fn backward(self: Box<Self>, dy: Buffer<T>, pass: &mut Backward<'_, T>) {
         let Self {
             weight,

@@ -1,0 +1,235 @@
+//! Pre-training by several processes that MPI joins: `cargo test -p pirl-cli --features mpi`.
+#![cfg(feature = "mpi")]
+
+mod common;
+
+use std::fs;
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::Bench;
+
+/// 48 images, batches of 12, steps of 4 an epoch.
+fn bench() -> Bench {
+    let bench = Bench::new();
+    bench.pack("pack", 48);
+    bench
+}
+
+/// `pirl` on so many ranks of one thread.
+fn mpirun(bench: &Bench, ranks: usize, arguments: &[&str]) -> Command {
+    let mut command = Command::new("mpirun");
+    command
+        .args([
+            "--allow-run-as-root",
+            "--oversubscribe",
+            "--bind-to",
+            "none",
+        ])
+        .args(["-n", &ranks.to_string()])
+        .arg(assert_cmd::cargo::cargo_bin("pirl"))
+        .args(arguments)
+        .current_dir(bench.path("."))
+        .env("RAYON_NUM_THREADS", "1")
+        .env_remove("RUST_LOG");
+    command
+}
+
+/// A pretrain command's further arguments, with `--set` before each of `settings`.
+fn with<'a>(settings: &[&'a str]) -> Vec<&'a str> {
+    let set = settings.iter().flat_map(|&setting| ["--set", setting]);
+    ["--set", "train.batch_size=12"]
+        .into_iter()
+        .chain(set)
+        .collect()
+}
+
+/// A run that must succeed, and its losses.
+fn run(bench: &Bench, ranks: usize, out: &str, settings: &[&str]) -> Vec<f32> {
+    let arguments = bench.pretrain(out, &with(settings));
+    if ranks == 1 {
+        bench.pirl(&arguments).success();
+    } else {
+        let output = mpirun(bench, ranks, &arguments).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{said}");
+    }
+    losses(bench, out)
+}
+
+fn losses(bench: &Bench, out: &str) -> Vec<f32> {
+    let losses = bench.losses(out).into_iter();
+    losses.map(|(_, bits)| f32::from_bits(bits)).collect()
+}
+
+#[test]
+fn two_and_three_ranks_have_the_losses_of_one_process() {
+    let kinds: [&[&str]; 5] = [
+        &["loss.kind=paper"],
+        &["loss.kind=paper", "pretext.kind=none"],
+        &["loss.kind=covariant", "pretext.permutations=5"],
+        &["loss.kind=supervised", "pretext.kind=none"],
+        &["loss.kind=paper", "bank.sharded=true"],
+    ];
+    for kind in kinds {
+        let bench = bench();
+        // Rounding grows from step to step, the faster the larger the steps.
+        let steps = ["optim.lr=0.0001", "train.micro_batch=2", "train.epochs=5"];
+        let settings = [kind, &steps].concat();
+        let expected = run(&bench, 1, "one", &settings);
+        assert_eq!(expected.len(), 20);
+        for ranks in [2, 3] {
+            let out = format!("ranks-{ranks}");
+            let found = run(&bench, ranks, &out, &settings);
+            assert_eq!(found.len(), 20);
+            let error = |step: usize| (found[step] / expected[step] - 1.0).abs();
+            assert!(error(0) < 1e-6, "{kind:?}: {found:?}, alone {expected:?}");
+            let worst = (0..20).map(error).fold(0.0, f32::max);
+            assert!(worst < 1e-3, "{kind:?}: {found:?}, alone {expected:?}");
+            assert!(bench.path(&out).join("rank-1.log").is_file());
+        }
+    }
+}
+
+/// Sends a signal to one of the processes that `mpirun` started.
+fn signal_rank(child: &Child, rank: usize, signal: i32) {
+    let id = child.id();
+    let children = fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap_or_default();
+    if let Some(process) = children.split_whitespace().nth(rank) {
+        // SAFETY: kill has no memory to be unsafe with, and the process is a child of a child.
+        unsafe { libc::kill(process.parse().unwrap(), signal) };
+    }
+}
+
+#[test]
+fn a_run_whose_ranks_are_killed_resumes_to_the_bit() {
+    let bench = bench();
+    let settings = [
+        "train.epochs=10",
+        "checkpoint.every=3",
+        "train.micro_batch=3",
+    ];
+    run(&bench, 2, "whole", &settings);
+    let begin = bench.pretrain("killed", &with(&settings));
+    let resume = [begin.as_slice(), &["--resume"]].concat();
+    for round in 0..6_u64 {
+        let begun = bench.path("killed").join("config.toml").is_file();
+        let arguments = if begun { &resume } else { &begin };
+        let mut child = mpirun(&bench, 2, arguments)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let metrics = bench.path("killed").join("metrics.jsonl");
+        let started = Instant::now();
+        while !metrics.is_file() && started.elapsed() < Duration::from_secs(60) {
+            thread::sleep(Duration::from_millis(20));
+        }
+        thread::sleep(Duration::from_millis(150 + 330 * round));
+        signal_rank(&child, round as usize % 2, libc::SIGKILL);
+        let _ = child.wait().unwrap();
+    }
+    let output = mpirun(&bench, 2, &resume).output().unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    assert_eq!(bench.losses("whole"), bench.losses("killed"));
+    let model = "checkpoints/step-00000040/model.safetensors";
+    let weights = |out: &str| fs::read(bench.path(out).join(model)).unwrap();
+    assert!(weights("whole") == weights("killed"), "weights differ");
+}
+
+#[test]
+fn a_rank_that_stops_ends_the_run_by_the_time_out_and_is_named() {
+    let bench = bench();
+    let begin = bench.pretrain("run", &with(&["train.epochs=500", "train.micro_batch=4"]));
+    let begin = [begin.as_slice(), &["--rank-timeout", "3s"]].concat();
+    let child = mpirun(&bench, 3, &begin)
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let metrics = bench.path("run").join("metrics.jsonl");
+    let started = Instant::now();
+    while !metrics.is_file() && started.elapsed() < Duration::from_secs(60) {
+        thread::sleep(Duration::from_millis(50));
+    }
+    signal_rank(&child, 1, libc::SIGSTOP);
+    let output = child.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert_eq!(said.matches("error: rank").count(), 1, "{said}");
+    assert!(said.contains("did not come within 3 s"), "{said}");
+}
+
+#[test]
+fn an_error_of_one_rank_ends_all_with_one_message() {
+    let bench = bench();
+    let mut arguments = bench.pretrain("run", &with(&[]));
+    let data = arguments
+        .iter()
+        .position(|&argument| argument == "pack")
+        .unwrap();
+    arguments[data] = "pack-{rank}";
+    fs::copy(
+        bench.path("pack.safetensors"),
+        bench.path("pack-0.safetensors"),
+    )
+    .unwrap();
+    let output = mpirun(&bench, 2, &arguments).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert_eq!(said.matches("error:").count(), 1, "{said}");
+    assert!(
+        said.contains("error: rank 1: ") && said.contains("pack-1"),
+        "{said}"
+    );
+}
+
+#[test]
+fn sigterm_saves_and_another_number_of_ranks_goes_on() {
+    let bench = bench();
+    let settings = ["train.epochs=20", "optim.lr=0.0001", "train.micro_batch=2"];
+    let whole = run(&bench, 1, "whole", &settings);
+    for sharded in ["bank.sharded=false", "bank.sharded=true"] {
+        let out = if sharded.ends_with("true") {
+            "sharded"
+        } else {
+            "replicated"
+        };
+        let settings = [settings.as_slice(), &[sharded]].concat();
+        let begin = bench.pretrain(out, &with(&settings));
+        let mut child = mpirun(&bench, 2, &begin)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let metrics = bench.path(out).join("metrics.jsonl");
+        let started = Instant::now();
+        while !metrics.is_file() && started.elapsed() < Duration::from_secs(60) {
+            thread::sleep(Duration::from_millis(20));
+        }
+        signal_rank(&child, 1, libc::SIGTERM);
+        let _ = child.wait().unwrap();
+        let done = losses(&bench, out).len();
+        assert!(
+            !bench.checkpoints(out).is_empty(),
+            "nothing saved after {done} steps"
+        );
+        let resume = [begin.as_slice(), &["--resume"]].concat();
+        let output = mpirun(&bench, 3, &resume).output().unwrap();
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        let found = losses(&bench, out);
+        assert_eq!(found.len(), whole.len());
+        // Rounding grows from step to step.
+        let errors = found.iter().zip(&whole).map(|(a, b)| (a / b - 1.0).abs());
+        assert!(errors.take(20).fold(0.0, f32::max) < 1e-3);
+    }
+}

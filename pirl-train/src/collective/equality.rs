@@ -1,0 +1,71 @@
+//! Whether all ranks have the same numbers: they compute them on their own, from the same sums.
+
+use xxhash_rust::xxh3::Xxh3;
+
+use super::Collective;
+use crate::error::{Result, TrainError};
+
+/// A hash of numbers.
+#[derive(Default)]
+pub(crate) struct Digest(Xxh3);
+
+impl Digest {
+    pub(crate) fn add(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+}
+
+/// An error that names the ranks whose digest is not that of most; all ranks return the same.
+pub(crate) fn ensure_equal(
+    ranks: &dyn Collective,
+    step: u64,
+    what: &'static str,
+    digest: &Digest,
+) -> Result<()> {
+    let all = ranks.all_gather(digest.0.digest().to_le_bytes().to_vec())?;
+    let votes = |digest: &Vec<u8>| all.iter().filter(|other| *other == digest).count();
+    // Of equally many, those that agree with the lowest rank.
+    let most = all.iter().rev().max_by_key(|digest| votes(digest));
+    let differ = all.iter().enumerate();
+    let differ = differ.filter(|(_, digest)| Some(*digest) != most);
+    let differ: Vec<usize> = differ.map(|(rank, _)| rank).collect();
+    match differ.is_empty() {
+        true => Ok(()),
+        false => Err(TrainError::RanksDiffer {
+            ranks: differ,
+            step,
+            what,
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::collective::Threads;
+
+    #[test]
+    fn the_rank_that_differs_is_named() {
+        let group = Threads::group(3, Duration::from_secs(10));
+        let found = std::thread::scope(|scope| {
+            let ranks: Vec<_> = group
+                .into_iter()
+                .map(|rank| {
+                    scope.spawn(move || {
+                        let mut digest = Digest::default();
+                        digest.add(b"the same");
+                        ensure_equal(&rank, 1, "weights", &digest).unwrap();
+                        digest.add(&[u8::from(rank.rank() == 0)]);
+                        ensure_equal(&rank, 2, "weights", &digest).unwrap_err()
+                    })
+                })
+                .collect();
+            let errors = ranks.into_iter().map(|rank| rank.join().unwrap());
+            errors.map(|error| error.to_string()).collect::<Vec<_>>()
+        });
+        assert!(found[0].contains("weights of rank 0 differ") && found[0].contains("step 2"));
+        assert!(found.iter().all(|text| *text == found[0]));
+    }
+}

@@ -1,0 +1,83 @@
+#!/usr/bin/env bash
+# Times two ranks that a slow network joins: two network namespaces of this machine, and between them a
+# link of so many Mbit/s with so many ms of delay. Needs root, iproute2, Open MPI, and a kernel with
+# sch_netem; without it the link has sch_tbf's rate and no delay, which is said.
+#
+#   scripts/cluster-net.sh PACK [STEPS] [MBIT] [MS] [--set key=value ...]
+#
+# Prints milliseconds a step of one rank alone, and of two ranks on a fast link and on the slow one, for
+# the model of docs/CLUSTER.md. The network is ResNet-50 at 224 pixels unless --set says otherwise.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+pack=$(realpath "${1:?PACK}"); steps=${2:-6} mbit=${3:-1000} ms=${4:-1}
+shift $(($# < 4 ? $# : 4))
+pirl=$PWD/${CARGO_TARGET_DIR:-target}/release/pirl
+work=$(mktemp -d)
+a=pirl-a-$$ b=pirl-b-$$
+cleanup() { ip netns del $a 2>/dev/null || true; ip netns del $b 2>/dev/null || true; rm -rf "$work"; }
+trap cleanup EXIT
+
+ip netns add $a; ip netns add $b
+ip link add pirl-a type veth peer name pirl-b
+ip link set pirl-a netns $a; ip link set pirl-b netns $b
+for end in "$a pirl-a 1" "$b pirl-b 2"; do
+  read -r ns device host <<<"$end"
+  ip -n "$ns" addr add "10.77.0.$host/24" dev "$device"
+  ip -n "$ns" link set "$device" up
+  ip -n "$ns" link set lo up
+done
+
+# slow: the link as asked for, in both directions.
+slow() {
+  local end ns device
+  for end in "$a pirl-a" "$b pirl-b"; do
+    read -r ns device <<<"$end"
+    if ! ip netns exec "$ns" tc qdisc add dev "$device" root netem delay "${ms}ms" rate "${mbit}mbit" 2>/dev/null; then
+      ip netns exec "$ns" tc qdisc add dev "$device" root tbf rate "${mbit}mbit" burst 256kb latency 100ms
+      echo "this kernel has no netem: the link has $mbit Mbit/s and no added delay" >&2
+    fi
+  done
+}
+
+# What starts a rank in the other namespace, in place of ssh: HOST COMMAND...
+cat >"$work/agent" <<AGENT
+#!/bin/sh
+shift
+exec ip netns exec $b sh -c "\$*"
+AGENT
+chmod +x "$work/agent"
+
+recipe() {
+  printf '%s\n' pretrain --data "$pack" --set loss.kind=paper --set train.steps="$steps" \
+    --set checkpoint.every=0 --set log.every=1 --set eval.precise_batch_norm=0 --set bank.init=random \
+    --set loss.negatives=1024 "${settings[@]}"
+}
+batch=8
+settings=(--recipe imagenet-resnet50-jigsaw --set train.batch_size=$batch --set train.micro_batch=4
+  --set loader.workers=1 "$@")
+
+# Milliseconds of the median step of a run, the first two left out.
+step() {
+  python3 -c '
+import json, sys
+rows = [json.loads(line) for line in open(sys.argv[1])][2:]
+times = sorted(int(sys.argv[2]) / row["images_per_second"] for row in rows)
+print(round(1000 * times[len(times) // 2]))' "$1" "$batch"
+}
+
+two() {
+  mapfile -t arguments < <(recipe)
+  ip netns exec $a mpirun --allow-run-as-root --host 10.77.0.1,10.77.0.2 -n 2 --bind-to none \
+    --mca plm_rsh_agent "$work/agent" --mca btl tcp,self --mca btl_tcp_if_include 10.77.0.0/24 \
+    --mca oob_tcp_if_include 10.77.0.0/24 -x RAYON_NUM_THREADS=1 \
+    "$pirl" "${arguments[@]}" --out "$work/$1" >&2
+}
+
+mapfile -t arguments < <(recipe)
+RAYON_NUM_THREADS=1 "$pirl" "${arguments[@]}" --out "$work/one" >&2
+two fast
+slow
+two slow
+echo "one rank of one thread      $(step "$work/one/metrics.jsonl") ms a step"
+echo "two ranks, fast link        $(step "$work/fast/metrics.jsonl") ms"
+echo "two ranks, $mbit Mbit/s    $(step "$work/slow/metrics.jsonl") ms"
