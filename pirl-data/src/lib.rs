@@ -6,7 +6,7 @@
 //! returns samples without a copy.
 //!
 //! ```
-//! use pirl_data::{Image, ImageFolder, Pack, PackOptions, pack};
+//! use pirl_data::{Image, ImageFolder, Labels, Pack, PackOptions, pack};
 //!
 //! # let folder = tempfile::tempdir()?;
 //! # let (images, output) = (folder.path().join("images"), folder.path().join("pets"));
@@ -15,7 +15,7 @@
 //! #     image::RgbImage::from_pixel(8, 6, image::Rgb([9, 8, 7])).save(images.join(class).join("1.png"))?;
 //! # }
 //! let report = pack(
-//!     &ImageFolder::open(&images)?,
+//!     &ImageFolder::open(&images, Labels::Auto)?,
 //!     &output,
 //!     &PackOptions::default(),
 //!     &mut |done, total| eprintln!("{done} of {total}"),
@@ -94,14 +94,14 @@ pub use image::Image;
 pub use loader::{Batch, EpochIter, Loader, LoaderConfig, OnCorrupt};
 pub use objects::Objects;
 pub use pack::{
-    Counts, ImageStatistics, ObjectCounts, Pack, PackOptions, PackReport, PerClass, Skipped,
-    Verification, pack,
+    Counts, ImageStatistics, ObjectCounts, Pack, PackOptions, PackReport, PerClass, Reencode, Skipped,
+    Tally, Verification, pack,
 };
 pub use pretext::{Pretext, build_pretext, permutations};
 pub use random::sample_rng;
 pub use source::{
-    Cifar, Encoding, Idx, ImageFolder, List, RawSample, Source, Split, Voc, fetch_cifar10,
-    fetch_fashion_mnist,
+    Cifar, Columns, Encoding, Idx, ImageFolder, Labels, List, OtherFormat, RawSample, Source, Split, Voc,
+    fetch_cifar10, fetch_fashion_mnist,
 };
 pub use stages::Stages;
 pub use throughput::{Bottleneck, Throughput};

@@ -221,7 +221,8 @@ impl Pack {
     /// As [`Pack::decode`].
     pub fn decode_into(&self, index: usize, image: &mut Image) -> Result<(), DataError> {
         self.decoded(index, |bytes, encoding| {
-            crate::decode::decode_into(bytes, encoding, image)
+            let limit = crate::decode::MAX_PIXELS;
+            crate::decode::decode_into(bytes, encoding, limit, image).map(|_| ())
         })
     }
 

@@ -3,7 +3,8 @@ use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 
-use super::{RawSample, Source, read_class_names, read_image_file, voc_xml};
+use super::files::read_image_file;
+use super::{RawSample, Source, read_class_names, voc_xml};
 use crate::{DataError, Objects, Skipped};
 
 /// The classes of PASCAL VOC 2007 and 2012, in the order of their labels.
