@@ -1,7 +1,7 @@
 //! Images for PIRL: readers of public formats, the packed file they become, and the loader.
 //!
 //! A [`Source`] lists encoded images: an [`ImageFolder`], a [`List`], MNIST's [`Idx`] or [`Cifar`],
-//! or, with the objects in them, [`Voc`]. [`pack`] decodes each once, leaves out the broken ones, and
+//! or, with the objects in them, [`Annotated`]. [`pack`] decodes each once, leaves out the broken ones, and
 //! writes the rest to one safetensors file or several shards; a [`Pack`] maps those into memory and
 //! returns samples without a copy.
 //!
@@ -100,7 +100,7 @@ pub use pack::{
 pub use pretext::{Pretext, build_pretext, permutations};
 pub use random::sample_rng;
 pub use source::{
-    Cifar, Columns, Encoding, Idx, ImageFolder, Labels, List, OtherFormat, RawSample, Source, Split, Voc,
+    Annotated, Cifar, Columns, Encoding, Idx, ImageFolder, Labels, List, OtherFormat, RawSample, Source, Split,
     fetch_cifar10, fetch_fashion_mnist,
 };
 pub use stages::Stages;

@@ -5,14 +5,13 @@
 //! classes. Its download of Fashion-MNIST is used, behind the feature `hub`.
 
 mod cifar;
+mod detection;
 mod fetch;
 mod files;
 mod idx;
 mod image_folder;
 mod list;
 mod text;
-mod voc;
-mod voc_xml;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -31,7 +30,7 @@ pub use idx::Idx;
 pub use image_folder::ImageFolder;
 pub(crate) use files::shown_ending;
 pub use list::{Columns, List};
-pub use voc::Voc;
+pub use detection::Annotated;
 
 /// How the bytes of a sample become pixels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
