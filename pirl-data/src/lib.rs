@@ -100,8 +100,9 @@ pub use pack::{
 pub use pretext::{Pretext, build_pretext, permutations};
 pub use random::sample_rng;
 pub use source::{
-    Annotated, Cifar, Columns, Encoding, Idx, ImageFolder, Labels, List, OtherFormat, RawSample, Source, Split,
-    fetch_cifar10, fetch_fashion_mnist,
+    Annotated, Cifar, Columns, Encoding, Idx, ImageFolder, Joined, Labels, List, OtherFormat, Part,
+    RawSample, Source, SourceFormat, SourceOptions, Split, WebDataset, fetch_cifar10,
+    fetch_fashion_mnist, open_source,
 };
 pub use stages::Stages;
 pub use throughput::{Bottleneck, Throughput};

@@ -1,15 +1,11 @@
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 
 use super::files::{has_image_ending, read_image_file};
-use super::{RawSample, Source, stamp_file, text};
+use super::{RawSample, Source, labels, stamp_file, text};
 use crate::{DataError, Skipped};
 
-/// The largest label a list may use, so that a stray number is an error and not a class list of
-/// a thousand million names.
-const MAX_LABEL: u32 = 1_000_000;
 /// A list of ten million long paths.
 const MAX_BYTES: u64 = 2 << 30;
 /// What headers call the column of paths, and that of labels.
@@ -96,7 +92,9 @@ impl List {
                 expected: "lines of the form path, or path and label",
             });
         }
-        let (labels, class_names) = labels(&entries).map_err(|(line, reason)| error(line, reason))?;
+        let given: Vec<_> = entries.iter().map(|entry| entry.2.clone()).collect();
+        let (labels, class_names) =
+            labels::number(&given).map_err(|(place, reason)| error(entries[place].0, reason))?;
         let found: Vec<bool> = entries
             .par_iter()
             .map(|(_, file, _)| folder.join(file).is_file())
@@ -306,33 +304,6 @@ fn portable(file: &str, folder: &Path) -> String {
         return file.to_owned();
     }
     file.replace('\\', "/")
-}
-
-/// The label of each line, and the class names.
-#[allow(clippy::type_complexity)]
-fn labels(entries: &[Entry]) -> Result<(Vec<Option<u32>>, Vec<String>), (usize, String)> {
-    let given = || entries.iter().filter_map(|entry| entry.2.as_deref());
-    let is_integer =
-        |label: &str| label.parse::<i64>().is_ok() || label.bytes().all(|b| b.is_ascii_digit());
-    if !given().all(is_integer) {
-        let names: BTreeSet<&str> = given().collect();
-        let names: Vec<&str> = names.into_iter().collect();
-        let label = |name: &str| names.binary_search(&name).ok().and_then(|at| u32::try_from(at).ok());
-        let labels = entries.iter().map(|entry| entry.2.as_deref().and_then(label));
-        return Ok((labels.collect(), names.iter().map(|name| (*name).to_owned()).collect()));
-    }
-    let mut labels = Vec::with_capacity(entries.len());
-    for (line, _, label) in entries {
-        labels.push(match label {
-            None => None,
-            Some(label) => match label.parse::<u32>() {
-                Ok(value) if value <= MAX_LABEL => Some(value),
-                _ => return Err((*line, format!("label {label} is outside 0..={MAX_LABEL}"))),
-            },
-        });
-    }
-    let classes = labels.iter().flatten().max().map_or(0, |label| label + 1);
-    Ok((labels, (0..classes).map(|label| label.to_string()).collect()))
 }
 
 impl Source for List {

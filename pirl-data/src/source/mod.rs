@@ -10,8 +10,13 @@ mod fetch;
 mod files;
 mod idx;
 mod image_folder;
+mod joined;
+mod labels;
 mod list;
+mod open;
+mod part;
 mod text;
+mod webdataset;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -29,7 +34,11 @@ pub use fetch::{fetch_cifar10, fetch_fashion_mnist};
 pub use idx::Idx;
 pub use image_folder::ImageFolder;
 pub(crate) use files::shown_ending;
+pub use joined::Joined;
 pub use list::{Columns, List};
+pub use open::{SourceFormat, SourceOptions, open_source};
+pub use part::Part;
+pub use webdataset::WebDataset;
 pub use detection::Annotated;
 
 /// How the bytes of a sample become pixels.
