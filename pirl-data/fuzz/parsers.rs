@@ -11,7 +11,7 @@ use std::fs;
 use std::path::Path;
 use std::sync::LazyLock;
 
-use pirl_data::{Cifar, Idx, Image, List, Pack, Source, Split, Voc};
+use pirl_data::{Annotated, Cifar, Idx, Image, List, Pack, Source, Split};
 use tempfile::TempDir;
 
 /// A folder of this process, for parsers that open files.
@@ -57,7 +57,7 @@ pub(crate) fn voc(bytes: &[u8]) {
         ("voc/Annotations/1.xml", bytes),
     ];
     with_files(&files, |folder| {
-        if let Ok(voc) = Voc::open(&[folder.join("voc")], "all") {
+        if let Ok(voc) = Annotated::voc(&[folder.join("voc")], "all") {
             let _ = (voc.class_names(), voc.skipped());
             read_all(&voc);
         }

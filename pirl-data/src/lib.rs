@@ -6,7 +6,7 @@
 //! returns samples without a copy.
 //!
 //! ```
-//! use pirl_data::{Image, ImageFolder, Labels, Pack, PackOptions, pack};
+//! use pirl_data::{Image, ImageFolder, Pack, PackOptions, pack};
 //!
 //! # let folder = tempfile::tempdir()?;
 //! # let (images, output) = (folder.path().join("images"), folder.path().join("pets"));
@@ -15,7 +15,7 @@
 //! #     image::RgbImage::from_pixel(8, 6, image::Rgb([9, 8, 7])).save(images.join(class).join("1.png"))?;
 //! # }
 //! let report = pack(
-//!     &ImageFolder::open(&images, Labels::Auto)?,
+//!     &ImageFolder::open(&images)?,
 //!     &output,
 //!     &PackOptions::default(),
 //!     &mut |done, total| eprintln!("{done} of {total}"),

@@ -9,8 +9,6 @@ use std::ops::Range;
 
 /// Where the colour transform stands in an Adobe segment, from the first byte of its marker.
 const ADOBE_TRANSFORM: usize = 2 + 2 + 11;
-/// An Adobe segment that says RGB.
-const ADOBE_RGB: [u8; 16] = *b"\xFF\xEE\x00\x0EAdobe\x00\x64\x00\x00\x00\x00\x00";
 
 /// The bytes as the decoder needs them: as they are, or, where libjpeg reads what the decoder does not,
 /// a copy that both read alike.
@@ -21,7 +19,7 @@ const ADOBE_RGB: [u8; 16] = *b"\xFF\xEE\x00\x0EAdobe\x00\x64\x00\x00\x00\x00\x00
 pub(super) fn mended(bytes: &[u8]) -> Result<Cow<'_, [u8]>, String> {
     let header = Header::read(bytes)?;
     header.check_scans(bytes)?;
-    Ok(header.mended(bytes))
+    header.mended(bytes)
 }
 
 /// As [`mended`] for who reads the header alone: what follows it is not looked at.
@@ -29,7 +27,7 @@ pub(super) fn mended(bytes: &[u8]) -> Result<Cow<'_, [u8]>, String> {
 /// # Errors
 /// When the bytes end within the header.
 pub(super) fn mended_header(bytes: &[u8]) -> Result<Cow<'_, [u8]>, String> {
-    Ok(Header::read(bytes)?.mended(bytes))
+    Header::read(bytes)?.mended(bytes)
 }
 
 /// What stands before the first scan.
@@ -85,6 +83,9 @@ fn segment(bytes: &[u8], at: usize) -> Option<(&[u8], usize)> {
 impl Header {
     fn read(bytes: &[u8]) -> Result<Self, String> {
         let cut = || truncated(bytes);
+        if !bytes.starts_with(&[0xFF, 0xD8, 0xFF]) {
+            return Err("no start-of-image marker".to_owned());
+        }
         let mut header = Self::default();
         let mut at = 2;
         loop {
@@ -135,26 +136,37 @@ impl Header {
     }
 
     /// The colour transform that libjpeg takes where the decoder would take another.
-    fn transform(&self) -> Option<u8> {
-        let components = &self.frame.as_ref()?.components;
-        let [first, second, third] = components.as_slice() else {
-            return None;
+    ///
+    /// # Errors
+    /// When the decoder cannot be told.
+    fn transform(&self) -> Result<Option<u8>, String> {
+        let components = self.frame.as_ref().map_or(&[][..], |frame| &frame.components);
+        let [first, second, third] = components else {
+            return Ok(None);
         };
-        let letters = [first.0, second.0, third.0] == *b"RGB";
-        match self.adobe {
-            Some((_, 1)) => None,
-            Some((_, 0)) if !self.jfif => None,
+        let transform = match self.adobe {
+            Some((_, 0)) if !self.jfif => Some(0),
             Some(_) => Some(1),
-            None if letters && !self.jfif => Some(0),
-            None => None,
+            None => self.jfif.then_some(1),
+        };
+        // The decoder takes letters for the truth, whatever the segments say.
+        if [first.0, second.0, third.0] == *b"RGB" {
+            return match transform {
+                Some(1) => Err("its components are called R, G and B, its header says YCbCr".to_owned()),
+                _ => Ok(None),
+            };
         }
+        Ok(match self.adobe {
+            Some((_, written)) => transform.filter(|transform| *transform != written),
+            None => None,
+        })
     }
 
     /// A copy with what is missing, without what does not belong, if there is anything of this.
-    fn mended<'a>(&self, bytes: &'a [u8]) -> Cow<'a, [u8]> {
-        let transform = self.transform();
+    fn mended<'a>(&self, bytes: &'a [u8]) -> Result<Cow<'a, [u8]>, String> {
+        let transform = self.transform()?;
         if self.huffman && !self.junk && transform.is_none() {
-            return Cow::Borrowed(bytes);
+            return Ok(Cow::Borrowed(bytes));
         }
         let mut whole = vec![0xFF, 0xD8];
         for range in &self.segments {
@@ -167,14 +179,11 @@ impl Header {
                 *byte = transform;
             }
         }
-        if transform == Some(0) && self.adobe.is_none() {
-            whole.extend_from_slice(&ADOBE_RGB);
-        }
         if !self.huffman {
             standard_tables(&mut whole);
         }
         whole.extend_from_slice(&bytes[self.scan..]);
-        Cow::Owned(whole)
+        Ok(Cow::Owned(whole))
     }
 
     /// Walks the scans up to the end of the image.

@@ -117,33 +117,26 @@ impl PackReport {
         })
     }
 
-    /// The file that [`pack`](super::pack) writes [`to_json`](Self::to_json) to.
-    pub fn path(output: &Path) -> PathBuf {
+    /// Writes [`to_json`](Self::to_json) to `PACK.report.json`, beside the pack, whole or not at all.
+    ///
+    /// # Errors
+    /// [`DataError::Io`].
+    pub fn save(&self, output: &Path) -> Result<(), DataError> {
         let mut path = schema::stem_of(output).into_os_string();
         path.push(".report.json");
-        path.into()
+        let report = format!("{:#}\n", self.to_json(output));
+        pirl_core::file::write(path.as_ref(), report.as_bytes()).map_err(DataError::io("write", path))
     }
 
-    pub(super) fn save(&self, output: &Path) -> Result<(), DataError> {
-        save_json(output, &self.to_json(output))
+    /// The JSON of a packing that left out everything ([`DataError::Nothing`]).
+    pub fn nothing_json(output: &Path, skipped: &[Skipped]) -> serde_json::Value {
+        serde_json::json!({
+            "output": output,
+            "packed": 0,
+            "skipped": skipped,
+            "skipped_by_reason": by_reason(skipped),
+        })
     }
-}
-
-/// Writes the report of a packing that ended without a pack.
-pub(super) fn save_failure(output: &Path, skipped: &[Skipped]) -> Result<(), DataError> {
-    let report = serde_json::json!({
-        "output": output,
-        "packed": 0,
-        "skipped": skipped,
-        "skipped_by_reason": by_reason(skipped),
-    });
-    save_json(output, &report)
-}
-
-fn save_json(output: &Path, report: &serde_json::Value) -> Result<(), DataError> {
-    let path = PackReport::path(output);
-    pirl_core::file::write(&path, format!("{report:#}\n").as_bytes())
-        .map_err(DataError::io("write", path))
 }
 
 impl fmt::Display for PackReport {

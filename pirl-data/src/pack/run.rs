@@ -8,7 +8,6 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use pirl_core::SettingError;
 
 use super::prepare::{Prepared, Workspace, prepare};
-use super::report::save_failure;
 use super::writer::Writer;
 use super::{PackOptions, PackReport, Skipped};
 use crate::{DataError, Source};
@@ -30,8 +29,6 @@ const AHEAD: usize = 2;
 /// `OUTPUT.partial`, and the same call goes on after them; the files come out as if it had never
 /// stopped. It fails if the names, labels, objects or files dealt with so far, or the classes, have
 /// changed in the meantime, or with other options.
-///
-/// The report is written beside the pack, to [`PackReport::path`].
 ///
 /// # Errors
 /// [`DataError::Nothing`] when no image is left to pack; [`DataError::Decode`] and
@@ -80,7 +77,6 @@ pub fn pack(
         Ok(report) => report,
         Err(DataError::Nothing { path, skipped }) => {
             let skipped = [source.skipped(), &skipped].concat();
-            save_failure(output, &skipped)?;
             return Err(DataError::Nothing { path, skipped });
         }
         Err(error) => return Err(error),
@@ -90,7 +86,6 @@ pub fn pack(
     report.notes.splice(0..0, source.notes().iter().cloned());
     report.passed_over = source.passed_over();
     report.class_names = source.class_names().to_vec();
-    report.save(output)?;
     Ok(report)
 }
 

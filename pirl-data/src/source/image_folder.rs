@@ -32,12 +32,20 @@ pub struct ImageFolder {
 }
 
 impl ImageFolder {
-    /// Lists the images below `root`.
+    /// Lists the images below `root`, with [`Labels::Auto`].
     ///
     /// # Errors
     /// [`DataError::Io`] when `root` cannot be listed; [`DataError::Empty`] without any image;
-    /// [`DataError::Stray`] when [`Labels::Auto`] cannot tell whether sub-folders are classes.
-    pub fn open(root: impl AsRef<Path>, labels: Labels) -> Result<Self, DataError> {
+    /// [`DataError::Stray`] when it cannot be told whether sub-folders are classes.
+    pub fn open(root: impl AsRef<Path>) -> Result<Self, DataError> {
+        Self::labelled(root, Labels::Auto)
+    }
+
+    /// Lists the images below `root`, sub-folders being classes as `labels` says.
+    ///
+    /// # Errors
+    /// As [`ImageFolder::open`].
+    pub fn labelled(root: impl AsRef<Path>, labels: Labels) -> Result<Self, DataError> {
         let root = root.as_ref();
         let mut tree = Tree::below(root)?;
         let passed_over = tree.passed_over();
@@ -50,7 +58,7 @@ impl ImageFolder {
         }
         let at_top = |path: &PathBuf| path.components().count() < 2;
         let strays: Vec<_> = tree.images.iter().filter(|path| at_top(path)).collect();
-        let labelled = match labels {
+        let is_labelled = match labels {
             Labels::None => false,
             Labels::Folders => true,
             Labels::Auto if strays.is_empty() => true,
@@ -71,7 +79,7 @@ impl ImageFolder {
             notes: Vec::new(),
             passed_over,
         };
-        if !labelled {
+        if !is_labelled {
             folder.files = tree.images.into_iter().map(|path| (path, None)).collect();
             return Ok(folder);
         }

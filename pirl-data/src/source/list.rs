@@ -73,8 +73,16 @@ impl List {
     ///
     /// # Errors
     /// [`DataError::Io`] when the list cannot be read, [`DataError::List`] with the line that is
-    /// wrong, [`DataError::Empty`] when it names no image or none that is there.
-    pub fn open(path: impl AsRef<Path>, columns: &Columns) -> Result<Self, DataError> {
+    /// wrong, [`DataError::Empty`] when it names no image, [`DataError::Nothing`] when none is there.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, DataError> {
+        Self::with_columns(path, &Columns::default())
+    }
+
+    /// The same, of these columns.
+    ///
+    /// # Errors
+    /// As [`List::open`].
+    pub fn with_columns(path: impl AsRef<Path>, columns: &Columns) -> Result<Self, DataError> {
         let path = path.as_ref();
         let bytes = text::read_bytes(path, MAX_BYTES, "list")?;
         let error = |line: usize, reason: String| DataError::List {
@@ -84,6 +92,10 @@ impl List {
         };
         let text = text::decode(&bytes).map_err(|(line, reason)| error(line, reason))?;
         let folder = path.parent().unwrap_or(Path::new(""));
+        let text = match text.contains('\n') {
+            true => text,
+            false => text.replace('\r', "\n").into(),
+        };
         let (entries, comments) =
             entries(&text, columns, folder).map_err(|(line, reason)| error(line, reason))?;
         if entries.is_empty() {
@@ -139,7 +151,8 @@ fn entries(
     let is_comment = |line: &str| line.starts_with("# ") || line.trim_end() == "#";
     let comments = text.lines().filter(|line| is_comment(line)).count();
     let lines = || text.lines().filter(|line| !line.trim().is_empty() && !is_comment(line));
-    let delimiter = delimiter(lines(), folder);
+    let named = columns.path.is_some() || columns.label.is_some();
+    let delimiter = delimiter(lines(), named, folder);
     let mut reader = csv::ReaderBuilder::new()
         .has_headers(false)
         .flexible(true)
@@ -150,7 +163,9 @@ fn entries(
     let mut entries: Vec<Entry> = Vec::new();
     let mut places: Option<(usize, Option<usize>)> = None;
     // Whether a line may have no more columns than are read: of a list that names none.
-    let mut exact = columns.path.is_none() && columns.label.is_none();
+    let mut exact = !named;
+    // The line of the byte that the last record began at.
+    let (mut line, mut at) = (1, 0);
     let mut record = csv::StringRecord::new();
     loop {
         match reader.read_record(&mut record) {
@@ -158,7 +173,11 @@ fn entries(
             Ok(true) => {}
             Err(error) => return Err((reader.position().line() as usize, error.to_string())),
         }
-        let number = record.position().map_or(0, csv::Position::line) as usize;
+        let begin = record.position().map_or(0, csv::Position::byte) as usize;
+        let empty = text[begin..].len() - text[begin..].trim_start_matches(['\r', '\n']).len();
+        line += memchr::memchr_iter(b'\n', &text.as_bytes()[at..begin + empty]).count();
+        at = begin + empty;
+        let number = line;
         let fields: Vec<String> = fields(&record, delimiter);
         let whole = fields.join("\t");
         if whole.trim().is_empty() || is_comment(&whole) {
@@ -201,16 +220,18 @@ fn entries(
 }
 
 /// Tab, comma, semicolon or space: what stands between path and label. A path may have spaces and
-/// commas, so a line that is the path of a file as a whole has no label.
-fn delimiter<'a>(lines: impl Iterator<Item = &'a str>, folder: &Path) -> u8 {
+/// commas, so a line that is the path of a file as a whole has no label, unless there are `several`
+/// columns.
+fn delimiter<'a>(lines: impl Iterator<Item = &'a str>, several: bool, folder: &Path) -> u8 {
     let lines: Vec<&str> = lines.take(20).collect();
     if lines.iter().any(|line| line.contains('\t')) {
         return b'\t';
     }
     let whole = |line: &&str| {
-        has_image_ending(Path::new(line.trim()))
-            || folder.join(portable(line.trim(), folder)).is_file()
-            || !line.trim_end().contains([',', ';', ' '])
+        let path = line.trim();
+        let is_path =
+            has_image_ending(Path::new(path)) || folder.join(portable(path, folder)).is_file();
+        is_path && !several || !path.contains([',', ';', ' '])
     };
     let rest: Vec<&&str> = lines.iter().filter(|line| !whole(line)).collect();
     if rest.is_empty() {
@@ -273,7 +294,9 @@ fn header(
     }
     let (path_number, label_number) = numbers(columns, fields)?;
     let path = path.or_else(|| if columns.path.is_some() { None } else { at(&PATH_NAMES) });
-    let label = label.or_else(|| if columns.label.is_some() { None } else { at(&LABEL_NAMES) });
+    // Who names the path's column alone wants no labels.
+    let named_one = columns.path.is_some() || columns.label.is_some();
+    let label = label.or_else(|| if named_one { None } else { at(&LABEL_NAMES) });
     let label_number = columns.label.as_ref().and(label_number);
     Ok(Some((path.unwrap_or(path_number), label.or(label_number))))
 }

@@ -117,12 +117,12 @@ fn one(
     let images = options.images.as_deref();
     Ok(match format {
         SourceFormat::ImageFolder => match &options.split {
-            Some(name) => Box::new(ImageFolder::open(input.join(name), options.labels)?),
-            None => Box::new(ImageFolder::open(input, options.labels)?),
+            Some(name) => Box::new(ImageFolder::labelled(input.join(name), options.labels)?),
+            None => Box::new(ImageFolder::labelled(input, options.labels)?),
         },
         SourceFormat::List => {
             no_split()?;
-            Box::new(List::open(input, &options.columns)?)
+            Box::new(List::with_columns(input, &options.columns)?)
         }
         SourceFormat::Mnist => Box::new(Idx::open(input, two()?)?),
         SourceFormat::Cifar10 => Box::new(Cifar::ten(input, two()?)?),
