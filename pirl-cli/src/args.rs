@@ -281,6 +281,9 @@ pub(crate) struct RunArgs {
     /// Seed of everything random, instead of the recipe's
     #[arg(long, value_parser = clap::value_parser!(u64).range(0..=i64::MAX as u64))]
     pub(crate) seed: Option<u64>,
+    /// Of a file of weights with several networks, what the names of the one that is meant begin with
+    #[arg(long, value_name = "PREFIX")]
+    pub(crate) weights_prefix: Option<String>,
     /// Print one JSON object on standard output
     #[arg(long)]
     pub(crate) json: bool,
@@ -479,6 +482,9 @@ pub(crate) struct ExportArgs {
     /// A run, a file of weights, or `random` for the untrained network of the recipe
     #[arg(long, value_name = "RUN|FILE.safetensors|FILE.pth|random")]
     pub(crate) weights: String,
+    /// Of a file with several networks, what the names of the one that is meant begin with
+    #[arg(long, value_name = "PREFIX")]
+    pub(crate) weights_prefix: Option<String>,
     /// Whose names the tensors get
     #[arg(long, value_enum)]
     pub(crate) format: ExportFormat,

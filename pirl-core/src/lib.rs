@@ -4,6 +4,7 @@
 //!   table it stands in.
 //! - [`random`]: a generator for each purpose, from one seed.
 //! - [`file`](mod@file): files and folders that are whole or absent, whenever the process dies.
+//! - [`FolderLock`]: a folder that one process at a time writes to.
 //! - [`storage`]: the numbers of a tensor in the CPU's memory, as a slice.
 //! - [`explain`]: an error and its causes in one line.
 //! - [`Ops`]: whether something is computed by the crates' own kernels or by Candle's ops.
@@ -32,6 +33,7 @@
 pub mod allocator;
 mod explain;
 pub mod file;
+mod lock;
 mod ops;
 mod product;
 pub mod random;
@@ -39,6 +41,7 @@ mod setting;
 pub mod storage;
 mod vectorised;
 
+pub use lock::{FolderLock, LockError};
 pub use explain::explain;
 pub use ops::Ops;
 pub use product::{Matrix, product};

@@ -81,6 +81,21 @@ pub enum DataError {
         /// Labels allowed are `0..classes`.
         classes: usize,
     },
+    /// A pack has samples of classes that another one lacks.
+    #[error(
+        "{path}: the class{} {} {} not among the {known} of the other pack",
+        if .unknown.len() == 1 { "" } else { "es" },
+        .unknown.join(", "),
+        if .unknown.len() == 1 { "is" } else { "are" }
+    )]
+    UnknownClasses {
+        /// The pack.
+        path: PathBuf,
+        /// Their names.
+        unknown: Vec<String>,
+        /// How many classes the other pack has.
+        known: usize,
+    },
     /// A set of shards does not belong together.
     #[error("{path}: {reason}")]
     Shards {
