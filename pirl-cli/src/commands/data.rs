@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use pirl_data::{
     DataError, Labels, PackOptions, PackReport, Reencode, Source, SourceFormat, SourceOptions,
     fetch_cifar10, fetch_fashion_mnist,
@@ -119,7 +119,10 @@ fn open_source(args: &PackArgs) -> Result<Box<dyn Source>> {
         columns: args.columns.clone(),
         images: args.images.clone(),
     };
-    Ok(pirl_data::open_source(format, &args.input, &options)?)
+    pirl_data::open_source(format, &args.input, &options).map_err(|error| match error {
+        DataError::Setting(setting) => anyhow!("--{setting}"),
+        error => error.into(),
+    })
 }
 
 fn shown(paths: &[PathBuf]) -> String {
