@@ -56,12 +56,11 @@ impl FolderLock {
     }
 }
 
-/// The name of this machine.
+/// The name of this machine, as far as Linux or the environment tell it.
 fn host() -> String {
-    #[cfg(unix)]
-    return rustix::system::uname().nodename().to_string_lossy().into_owned();
-    #[cfg(not(unix))]
-    std::env::var("COMPUTERNAME").unwrap_or_else(|_| "this machine".to_owned())
+    let of_system = std::fs::read_to_string("/proc/sys/kernel/hostname").ok();
+    let name = of_system.or_else(|| std::env::var("HOSTNAME").or_else(|_| std::env::var("COMPUTERNAME")).ok());
+    name.map_or("an unknown host".to_owned(), |name| name.trim().to_owned())
 }
 
 #[cfg(test)]
