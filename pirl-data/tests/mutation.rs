@@ -101,14 +101,15 @@ fn survive(
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     for number in 0..count {
         let bytes = mutate(&mut rng, files);
+        let start = bytes.get(..16).unwrap_or(&bytes).escape_ascii().to_string();
         let before = USED.load(Ordering::Relaxed);
         PEAK.store(before, Ordering::Relaxed);
         let started = Instant::now();
         parse(&mut rng, bytes);
         let taken = PEAK.load(Ordering::Relaxed).saturating_sub(before);
         let time = started.elapsed();
-        assert!(taken < MEMORY, "{name} {number} took {taken} bytes");
-        assert!(time < TIME, "{name} {number} took {time:?}");
+        assert!(taken < MEMORY, "{name} {number} ({start}) took {taken} bytes");
+        assert!(time < TIME, "{name} {number} ({start}) took {time:?}");
     }
 }
 

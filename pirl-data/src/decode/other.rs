@@ -19,6 +19,10 @@ use crate::{Image, OtherFormat};
 const WORKING_BYTES: u64 = 64 << 20;
 
 fn open(bytes: &[u8], format: OtherFormat) -> Result<Box<dyn ImageDecoder + '_>, String> {
+    let bytes = match format {
+        OtherFormat::WebP => whole_webp(bytes)?,
+        _ => bytes,
+    };
     let bytes = Cursor::new(bytes);
     let opened: ImageResult<Box<dyn ImageDecoder + '_>> = match format {
         OtherFormat::WebP => WebPDecoder::new(bytes).map(|decoder| Box::new(decoder) as _),
@@ -29,6 +33,24 @@ fn open(bytes: &[u8], format: OtherFormat) -> Result<Box<dyn ImageDecoder + '_>,
         OtherFormat::Qoi => QoiDecoder::new(bytes).map(|decoder| Box::new(decoder) as _),
     };
     opened.map_err(|error| error.to_string())
+}
+
+/// A WebP without what follows it, once every chunk is known to end within: the decoder takes as much
+/// memory for one as its header says.
+fn whole_webp(bytes: &[u8]) -> Result<&[u8], String> {
+    let cut = || format!("truncated: its {} bytes end before the image does", bytes.len());
+    let length = |bytes: &[u8], at: usize| -> Option<usize> {
+        let length = u32::from_le_bytes(*bytes.get(at + 4..)?.first_chunk()?) as usize;
+        (at + 8).checked_add(length)
+    };
+    let end = length(bytes, 0).ok_or_else(cut)?;
+    let whole = bytes.get(..end).ok_or_else(cut)?;
+    let mut at = 12;
+    while at < end {
+        at = length(whole, at).filter(|next| *next <= end).ok_or_else(cut)?;
+        at += at % 2; // chunks are padded to even lengths
+    }
+    Ok(whole)
 }
 
 /// Decodes without turning; returns the turn that is still to do.
@@ -42,8 +64,13 @@ pub(super) fn decode(
     let (width, height) = decoder.dimensions();
     let (width, height) = (width as usize, height as usize);
     check_size(width, height, limit)?;
+    // Alpha at 8 bits is within the limit of pixels, 16 bits of as many are not.
+    let (pixels, most) = (decoder.total_bytes(), (limit as u64).saturating_mul(4));
+    if pixels > most {
+        return Err(format!("{pixels} bytes of pixels; {most} are allowed"));
+    }
     let mut limits = Limits::no_limits();
-    limits.max_alloc = Some(decoder.total_bytes().saturating_add(WORKING_BYTES));
+    limits.max_alloc = Some(pixels.saturating_add(WORKING_BYTES));
     decoder
         .set_limits(limits)
         .map_err(|error| error.to_string())?;
