@@ -85,7 +85,10 @@ pub(crate) fn load_for(
             };
             Recipe::load_adjusted(PAPER, network, settings)?
         }
-        (None, None) => bail!("--weights {} needs --recipe, to know the network", weights.name),
+        (None, None) => bail!(
+            "--weights {} needs --recipe, to know the network",
+            weights.name
+        ),
     };
     if let Some(seed) = seed {
         recipe.seed = seed;

@@ -107,16 +107,27 @@ fn detection_data_sets_are_packed_and_counted() {
         [&start, more].concat()
     };
     let both = ["voc", "--input", "VOC2007", "--input", "VOC2012"];
-    assert!(bench.fails(&pack(&both)).contains("--split = absent: must be an image set"));
+    assert!(
+        bench
+            .fails(&pack(&both))
+            .contains("--split = absent: must be an image set")
+    );
     let both = [&both[..], &["--split", "trainval"]].concat();
     let report = bench.json(&pack(&both));
     assert_eq!(report["packed"], 2);
     let noted = &report["notes"][0];
     let name = noted["name"].as_str().unwrap();
     assert!(name.contains("VOC2012/JPEGImages/1.jpg, dog"), "{name}");
-    assert!(noted["reason"].as_str().unwrap().contains("cut at the edge"), "{noted}");
+    assert!(
+        noted["reason"]
+            .as_str()
+            .unwrap()
+            .contains("cut at the edge"),
+        "{noted}"
+    );
     assert_eq!(report["objects_per_class"], serde_json::json!({ "dog": 4 }));
-    let written: serde_json::Value = serde_json::from_str(&bench.read("objects.report.json")).unwrap();
+    let written: serde_json::Value =
+        serde_json::from_str(&bench.read("objects.report.json")).unwrap();
     assert_eq!(written, report);
     let described = bench.json(&["data", "inspect", "objects"]);
     assert_eq!(described["objects"], 4);

@@ -41,8 +41,8 @@ mod setting;
 pub mod storage;
 mod vectorised;
 
-pub use lock::{FolderLock, LockError};
 pub use explain::explain;
+pub use lock::{FolderLock, LockError};
 pub use ops::Ops;
 pub use product::{Matrix, product};
 pub use setting::{SettingError, check};

@@ -34,7 +34,12 @@ impl FolderLock {
     pub fn acquire(folder: &Path) -> Result<Self, LockError> {
         let path = folder.join("lock");
         let mut options = File::options();
-        let mut file = options.read(true).write(true).create(true).truncate(false).open(path)?;
+        let mut file = options
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(path)?;
         match file.try_lock() {
             Ok(()) => {
                 file.set_len(0)?;
@@ -59,7 +64,11 @@ impl FolderLock {
 /// The name of this machine, as far as Linux or the environment tell it.
 fn host() -> String {
     let of_system = std::fs::read_to_string("/proc/sys/kernel/hostname").ok();
-    let name = of_system.or_else(|| std::env::var("HOSTNAME").or_else(|_| std::env::var("COMPUTERNAME")).ok());
+    let name = of_system.or_else(|| {
+        std::env::var("HOSTNAME")
+            .or_else(|_| std::env::var("COMPUTERNAME"))
+            .ok()
+    });
     name.map_or("an unknown host".to_owned(), |name| name.trim().to_owned())
 }
 
@@ -73,13 +82,23 @@ mod tests {
         let first = FolderLock::acquire(folder.path()).unwrap();
         let second = FolderLock::acquire(folder.path()).unwrap_err().to_string();
         let holder = format!("process {} on ", std::process::id());
-        assert!(second.starts_with(&holder) && second.contains("another folder"), "{second}");
+        assert!(
+            second.starts_with(&holder) && second.contains("another folder"),
+            "{second}"
+        );
         drop(first);
         // What a process that is no more has left.
-        std::fs::write(folder.path().join("lock"), "process 1 on a machine with a longer name").unwrap();
+        std::fs::write(
+            folder.path().join("lock"),
+            "process 1 on a machine with a longer name",
+        )
+        .unwrap();
         let third = FolderLock::acquire(folder.path()).unwrap();
         let left = std::fs::read_to_string(folder.path().join("lock")).unwrap();
-        assert!(left.starts_with(&holder) && !left.contains("longer"), "{left}");
+        assert!(
+            left.starts_with(&holder) && !left.contains("longer"),
+            "{left}"
+        );
         drop(third);
     }
 }

@@ -89,8 +89,14 @@ pub(crate) fn coco(bytes: &[u8]) {
 /// YOLO's text and its YAML.
 pub(crate) fn yolo(bytes: &[u8]) {
     for (text, names) in [(bytes, &b"names: [a, b]"[..]), (b"0 0.5 0.5 1 1", bytes)] {
-        let files = [("yolo/a.jpg", PHOTO), ("yolo/a.txt", text), ("yolo/data.yaml", names)];
-        with_files(&files, |folder| annotated(Annotated::yolo(&folder.join("yolo"), None)));
+        let files = [
+            ("yolo/a.jpg", PHOTO),
+            ("yolo/a.txt", text),
+            ("yolo/data.yaml", names),
+        ];
+        with_files(&files, |folder| {
+            annotated(Annotated::yolo(&folder.join("yolo"), None))
+        });
     }
 }
 

@@ -94,8 +94,8 @@ pub use image::Image;
 pub use loader::{Batch, EpochIter, Loader, LoaderConfig, OnCorrupt};
 pub use objects::Objects;
 pub use pack::{
-    Counts, ImageStatistics, ObjectCounts, Pack, PackOptions, PackReport, PerClass, Reencode, Skipped,
-    Tally, Verification, pack,
+    Counts, ImageStatistics, ObjectCounts, Pack, PackOptions, PackReport, PerClass, Reencode,
+    Skipped, Tally, Verification, pack,
 };
 pub use pretext::{Pretext, build_pretext, permutations};
 pub use random::sample_rng;

@@ -52,7 +52,10 @@ pub(crate) fn make_upright(image: &mut Image, orientation: Orientation) {
 }
 
 /// Width and height of an image of `size` once it is upright, and of an upright one as it is stored.
-pub(crate) fn upright_size((width, height): (usize, usize), orientation: Orientation) -> (usize, usize) {
+pub(crate) fn upright_size(
+    (width, height): (usize, usize),
+    orientation: Orientation,
+) -> (usize, usize) {
     match steps(orientation).0 {
         1 | 3 => (height, width),
         _ => (width, height),

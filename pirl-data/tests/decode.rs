@@ -242,13 +242,19 @@ fn missing_restart_markers_are_noticed() {
 #[test]
 fn what_the_decoder_gets_wrong_is_refused_by_name() {
     let said = refused("rgb-420.jpg", |bytes| {
-        let scan = bytes.windows(2).position(|pair| pair == [0xFF, 0xDA]).unwrap();
+        let scan = bytes
+            .windows(2)
+            .position(|pair| pair == [0xFF, 0xDA])
+            .unwrap();
         // One component of three.
         bytes[scan + 4] = 1;
     });
     assert!(said.contains("scans of their own"), "{said}");
     let said = refused("rgb-444.jpg", |bytes| {
-        let frame = bytes.windows(2).position(|pair| pair == [0xFF, 0xC0]).unwrap();
+        let frame = bytes
+            .windows(2)
+            .position(|pair| pair == [0xFF, 0xC0])
+            .unwrap();
         for (number, letter) in b"RGB".iter().enumerate() {
             bytes[frame + 10 + 3 * number] = *letter;
         }
@@ -298,7 +304,10 @@ fn other_formats_are_encoded_anew_as_the_user_chose() {
         };
         let report = pack(&source, &output, &options, &mut |_, _| {}).unwrap();
         assert_eq!(report.encoding, encoding);
-        assert_eq!((report.tally.reencoded, report.tally.formats["bmp"]), (1, 1));
+        assert_eq!(
+            (report.tally.reencoded, report.tally.formats["bmp"]),
+            (1, 1)
+        );
         let decoded = Pack::open(&output).unwrap().decode(0).unwrap();
         let pairs = decoded.pixels.iter().zip(&original.pixels);
         assert!(pairs.map(|(a, b)| a.abs_diff(*b)).max().unwrap() <= tolerance);
@@ -324,6 +333,9 @@ fn the_limit_of_pixels_can_be_raised_for_images_that_shrink() {
     assert!(try_with(60_000, None).is_ok() && try_with(60_000, Some(20)).is_ok());
     for shorter in [None, Some(20)] {
         let said = try_with(59_999, shorter).unwrap_err();
-        assert!(said.contains("300 x 200") && said.contains("59999"), "{said}");
+        assert!(
+            said.contains("300 x 200") && said.contains("59999"),
+            "{said}"
+        );
     }
 }

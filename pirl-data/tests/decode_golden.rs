@@ -15,11 +15,19 @@ const LOSSY: u8 = 3;
 #[test]
 fn every_kind_decodes_as_pillow_has_it() {
     for (folder, least) in [("decode", 30), ("formats", 60)] {
-        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(folder);
+        let golden = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("tests/golden")
+            .join(folder);
         let names = list_dir(&golden);
-        let files: Vec<&String> = names.iter().filter(|name| !name.ends_with(".rgb")).collect();
+        let files: Vec<&String> = names
+            .iter()
+            .filter(|name| !name.ends_with(".rgb"))
+            .collect();
         assert!(files.len() > least);
-        let wrong: Vec<String> = files.iter().filter_map(|name| compare(&golden, name).err()).collect();
+        let wrong: Vec<String> = files
+            .iter()
+            .filter_map(|name| compare(&golden, name).err())
+            .collect();
         assert!(wrong.is_empty(), "{wrong:#?}");
     }
 }

@@ -17,7 +17,11 @@ fn put(root: &Path, files: &[(&str, &str)]) {
         let path = root.join(name);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         let photo = jpeg(&picture(60, 40));
-        let bytes = if text.is_empty() { &photo[..] } else { text.as_bytes() };
+        let bytes = if text.is_empty() {
+            &photo[..]
+        } else {
+            text.as_bytes()
+        };
         fs::write(path, bytes).unwrap();
     }
 }
@@ -26,7 +30,12 @@ fn put(root: &Path, files: &[(&str, &str)]) {
 fn objects(source: &Annotated) -> Vec<(String, Objects)> {
     let of = |index| {
         let sample = source.read(index).unwrap();
-        let name = Path::new(&sample.name).file_name().unwrap().to_str().unwrap().to_owned();
+        let name = Path::new(&sample.name)
+            .file_name()
+            .unwrap()
+            .to_str()
+            .unwrap()
+            .to_owned();
         (name, sample.objects.unwrap())
     };
     (0..source.len()).map(of).collect()
@@ -66,17 +75,34 @@ fn coco_boxes_crowds_and_categories_with_gaps() {
     ] {
         let dir = TempDir::new().unwrap();
         let names = ["a.jpg", "b.jpg", "none.jpg"].map(|name| format!("{images}/{name}"));
-        put(dir.path(), &[(&names[0], ""), (&names[1], ""), (&names[2], "")]);
+        put(
+            dir.path(),
+            &[(&names[0], ""), (&names[1], ""), (&names[2], "")],
+        );
         put(dir.path(), &[(file, &coco().to_string())]);
         let source = Annotated::coco(&dir.path().join(file), None).unwrap();
-        assert_eq!(source.class_names(), ["train", "toothbrush"], "in order of their ids");
+        assert_eq!(
+            source.class_names(),
+            ["train", "toothbrush"],
+            "in order of their ids"
+        );
         let found = objects(&source);
         assert_eq!(found[0].0, "b.jpg", "in order of the file");
         assert_eq!(found[0].1.boxes, [[0.0, 0.0, 60.0, 40.0]]);
-        assert_eq!((&found[0].1.labels[..], &found[0].1.difficult[..]), (&[0][..], &[true][..]));
-        assert_eq!(found[1].1.boxes, [[1.0, 2.5, 11.0, 22.5], [5.0, 5.0, 10.0, 10.0]]);
+        assert_eq!(
+            (&found[0].1.labels[..], &found[0].1.difficult[..]),
+            (&[0][..], &[true][..])
+        );
+        assert_eq!(
+            found[1].1.boxes,
+            [[1.0, 2.5, 11.0, 22.5], [5.0, 5.0, 10.0, 10.0]]
+        );
         assert_eq!(found[1].1.labels, [1, 0]);
-        assert_eq!(found[2].1, Objects::default(), "an image without annotations is a sample");
+        assert_eq!(
+            found[2].1,
+            Objects::default(),
+            "an image without annotations is a sample"
+        );
         let report = write(&source, &dir.path().join("set"), &PackOptions::default());
         assert_eq!((report.packed, report.tally.objects_per_class[&0]), (3, 2));
     }
@@ -87,31 +113,95 @@ fn coco_boxes_crowds_and_categories_with_gaps() {
 fn coco_as_tools_write_it() {
     type Change = fn(&mut serde_json::Value);
     let cases: [(&str, Change, usize, &str); 9] = [
-        ("ids of text", |json| {
-            let text = json.to_string().replace("\"image_id\":3", "\"image_id\":\"3\"");
-            *json = serde_json::from_str(&text.replace("\"id\":3,\"width\"", "\"id\":\"3\",\"width\"")).unwrap();
-            json["images"][1]["id"] = json!("3");
-        }, 3, ""),
-        ("a crowd of true", |json| json["annotations"][1]["iscrowd"] = json!(true), 3, ""),
-        ("a path in the name", |json| json["images"][1]["file_name"] = json!("data/obj\\a.jpg"), 3, ""),
-        ("no sizes", |json| { json["images"][0].as_object_mut().unwrap().remove("width"); }, 3, ""),
-        ("an image that is not there", |json| json["images"][1]["file_name"] = json!("zz.jpg"), 2, "no such image"),
-        ("an unknown image", |json| json["annotations"][2]["image_id"] = json!(77), 3, "image 77 is not in the file"),
-        ("an unknown category", |json| json["annotations"][2]["category_id"] = json!(1), 2, "category 1"),
-        ("a box of three", |json| json["annotations"][2]["bbox"] = json!([1, 2, 3]), 2, "3 numbers, expected 4"),
-        ("an id twice", |json| json["images"][2]["id"] = json!(9), 2, "id 9 is another image's"),
+        (
+            "ids of text",
+            |json| {
+                let text = json
+                    .to_string()
+                    .replace("\"image_id\":3", "\"image_id\":\"3\"");
+                *json = serde_json::from_str(
+                    &text.replace("\"id\":3,\"width\"", "\"id\":\"3\",\"width\""),
+                )
+                .unwrap();
+                json["images"][1]["id"] = json!("3");
+            },
+            3,
+            "",
+        ),
+        (
+            "a crowd of true",
+            |json| json["annotations"][1]["iscrowd"] = json!(true),
+            3,
+            "",
+        ),
+        (
+            "a path in the name",
+            |json| json["images"][1]["file_name"] = json!("data/obj\\a.jpg"),
+            3,
+            "",
+        ),
+        (
+            "no sizes",
+            |json| {
+                json["images"][0].as_object_mut().unwrap().remove("width");
+            },
+            3,
+            "",
+        ),
+        (
+            "an image that is not there",
+            |json| json["images"][1]["file_name"] = json!("zz.jpg"),
+            2,
+            "no such image",
+        ),
+        (
+            "an unknown image",
+            |json| json["annotations"][2]["image_id"] = json!(77),
+            3,
+            "image 77 is not in the file",
+        ),
+        (
+            "an unknown category",
+            |json| json["annotations"][2]["category_id"] = json!(1),
+            2,
+            "category 1",
+        ),
+        (
+            "a box of three",
+            |json| json["annotations"][2]["bbox"] = json!([1, 2, 3]),
+            2,
+            "3 numbers, expected 4",
+        ),
+        (
+            "an id twice",
+            |json| json["images"][2]["id"] = json!(9),
+            2,
+            "id 9 is another image's",
+        ),
     ];
     for (what, change, images, said) in cases {
         let dir = TempDir::new().unwrap();
         let mut json = coco();
         change(&mut json);
         let text = format!("\u{feff}{json}");
-        put(dir.path(), &[("a.jpg", ""), ("b.jpg", ""), ("none.jpg", ""), ("c.json", &text)]);
+        put(
+            dir.path(),
+            &[
+                ("a.jpg", ""),
+                ("b.jpg", ""),
+                ("none.jpg", ""),
+                ("c.json", &text),
+            ],
+        );
         let source = Annotated::coco(&dir.path().join("c.json"), Some(dir.path())).unwrap();
         assert_eq!(source.len(), images, "{what}: {:?}", source.skipped());
         let skipped = format!("{:?}", source.skipped());
         assert!(skipped.contains(said), "{what}: {skipped}");
-        assert_eq!(source.skipped().is_empty(), said.is_empty(), "{what}: {skipped}");
+        assert_eq!(
+            source.skipped().is_empty(),
+            said.is_empty(),
+            "{what}: {skipped}"
+        );
     }
 }
 
@@ -120,14 +210,22 @@ fn coco_files_that_are_none() {
     for (text, said) in [
         ("[]", "expected"),
         ("{\"images\": [], \"categories\": []}", "annotations"),
-        ("{\"images\": [{\"id\": 1, \"file_name\": \"a.jpg\"}], \"annotations\": [], \"categories\": []}", "categories are none"),
+        (
+            "{\"images\": [{\"id\": 1, \"file_name\": \"a.jpg\"}], \"annotations\": [], \"categories\": []}",
+            "categories are none",
+        ),
         ("{\"images\": [NaN]}", "line 1"),
         ("{\"images\"", "EOF"),
-        ("{\"images\": [{\"id\": 1, \"file_name\": \"a.jpg\"}], \"annotations\": [], \"categories\": [{\"id\": 1, \"name\": \"x\"}]}", "no object is annotated"),
+        (
+            "{\"images\": [{\"id\": 1, \"file_name\": \"a.jpg\"}], \"annotations\": [], \"categories\": [{\"id\": 1, \"name\": \"x\"}]}",
+            "no object is annotated",
+        ),
     ] {
         let dir = TempDir::new().unwrap();
         put(dir.path(), &[("a.jpg", ""), ("c.json", text)]);
-        let error = Annotated::coco(&dir.path().join("c.json"), None).unwrap_err().to_string();
+        let error = Annotated::coco(&dir.path().join("c.json"), None)
+            .unwrap_err()
+            .to_string();
         assert!(error.contains(said), "{text}: {error}");
     }
 }
@@ -138,11 +236,23 @@ fn coco_images_are_compared_with_the_size_in_the_file() {
     let mut json = coco();
     json["images"][1]["width"] = json!(120);
     json["images"][1]["height"] = json!(80);
-    put(dir.path(), &[("a.jpg", ""), ("b.jpg", ""), ("none.jpg", ""), ("c.json", &json.to_string())]);
+    put(
+        dir.path(),
+        &[
+            ("a.jpg", ""),
+            ("b.jpg", ""),
+            ("none.jpg", ""),
+            ("c.json", &json.to_string()),
+        ],
+    );
     let source = Annotated::coco(&dir.path().join("c.json"), None).unwrap();
     let report = write(&source, &dir.path().join("set"), &PackOptions::default());
     assert_eq!(report.packed, 2);
-    assert!(report.skipped[0].reason.contains("120 x 80"), "{:?}", report.skipped);
+    assert!(
+        report.skipped[0].reason.contains("120 x 80"),
+        "{:?}",
+        report.skipped
+    );
 }
 
 #[test]
@@ -151,16 +261,50 @@ fn yolo_in_each_layout() {
     let yaml = "path: .\ntrain: images/train # the images\nnc: 2\nnames: ['cat', \"dog\"]\n";
     let numbered = "names:\n  0: cat\n  1: dog\nval: x\n";
     for (image, text, names_file, names, split) in [
-        ("images/train/a.jpg", "labels/train/a.txt", "data.yaml", yaml, Some("train")),
-        ("train/images/a.jpg", "train/labels/a.txt", "data.yaml", numbered, Some("train")),
-        ("images/a.jpg", "labels/a.txt", "classes.txt", "cat\r\ndog\r\n", None),
-        ("obj/a.jpg", "obj/a.txt", "obj.names", "\u{feff}cat\ndog\n", Some("obj")),
+        (
+            "images/train/a.jpg",
+            "labels/train/a.txt",
+            "data.yaml",
+            yaml,
+            Some("train"),
+        ),
+        (
+            "train/images/a.jpg",
+            "train/labels/a.txt",
+            "data.yaml",
+            numbered,
+            Some("train"),
+        ),
+        (
+            "images/a.jpg",
+            "labels/a.txt",
+            "classes.txt",
+            "cat\r\ndog\r\n",
+            None,
+        ),
+        (
+            "obj/a.jpg",
+            "obj/a.txt",
+            "obj.names",
+            "\u{feff}cat\ndog\n",
+            Some("obj"),
+        ),
         ("a.jpg", "a.txt", "my.yml", numbered, None),
-        ("images/train/deep/a.jpg", "labels/train/deep/a.txt", "labels/../data.yaml", yaml, Some("train")),
+        (
+            "images/train/deep/a.jpg",
+            "labels/train/deep/a.txt",
+            "labels/../data.yaml",
+            yaml,
+            Some("train"),
+        ),
     ] {
         let dir = TempDir::new().unwrap();
-        put(dir.path(), &[(image, ""), (text, label), (names_file, names)]);
-        let source = Annotated::yolo(dir.path(), split).unwrap_or_else(|error| panic!("{image}: {error}"));
+        put(
+            dir.path(),
+            &[(image, ""), (text, label), (names_file, names)],
+        );
+        let source =
+            Annotated::yolo(dir.path(), split).unwrap_or_else(|error| panic!("{image}: {error}"));
         assert_eq!(source.class_names(), ["cat", "dog"], "{image}");
         let found = objects(&source);
         assert_eq!(found[0].1.boxes[0], [15.0, 10.0, 45.0, 30.0], "{image}");
@@ -175,9 +319,15 @@ fn yolo_lines_of_every_kind() {
         ("  0\t0.5  0.5 1 1 \r\n\n", Ok(&[[0.0, 0.0, 60.0, 40.0]])),
         ("1.0 0.5 0.5 1 1", Ok(&[[0.0, 0.0, 60.0, 40.0]])),
         ("0 0.5 0.5 1 1 0.93", Ok(&[[0.0, 0.0, 60.0, 40.0]])),
-        ("0 0.1 0.1 0.5 0.1 0.5 0.75 0.2 0.5", Ok(&[[6.0, 4.0, 30.0, 30.0]])),
+        (
+            "0 0.1 0.1 0.5 0.1 0.5 0.75 0.2 0.5",
+            Ok(&[[6.0, 4.0, 30.0, 30.0]]),
+        ),
         ("0 0.5 0.5 1.01 1", Ok(&[[-0.3, 0.0, 60.3, 40.0]])),
-        ("2 0.5 0.5 1 1", Err("line 1: the class is 2, there are 2 classes")),
+        (
+            "2 0.5 0.5 1 1",
+            Err("line 1: the class is 2, there are 2 classes"),
+        ),
         ("-1 0.5 0.5 1 1", Err("the class is \"-1\"")),
         ("cat 0.5 0.5 1 1", Err("the class is \"cat\"")),
         ("0 0.5 0.5 1", Err("3 numbers behind the class")),
@@ -197,17 +347,34 @@ fn yolo_lines_of_every_kind() {
         ];
         put(dir.path(), &files);
         let source = Annotated::yolo(dir.path(), None).unwrap();
-        assert!(source.notes()[0].reason.starts_with("1 images have no text file"), "{text}");
+        assert!(
+            source.notes()[0]
+                .reason
+                .starts_with("1 images have no text file"),
+            "{text}"
+        );
         let found = objects(&source);
         match expected {
             Ok(boxes) => {
-                let pairs = found[0].1.boxes.iter().flatten().zip(boxes.iter().flatten());
-                assert!(pairs.clone().all(|(a, b)| (a - b).abs() < 1e-4), "{text}: {found:?}");
+                let pairs = found[0]
+                    .1
+                    .boxes
+                    .iter()
+                    .flatten()
+                    .zip(boxes.iter().flatten());
+                assert!(
+                    pairs.clone().all(|(a, b)| (a - b).abs() < 1e-4),
+                    "{text}: {found:?}"
+                );
                 assert_eq!(found[0].1.len(), boxes.len());
             }
             Err(said) => {
                 assert_eq!((found.len(), found[0].0.as_str()), (2, "b.jpg"), "{text}");
-                assert!(source.skipped()[0].reason.contains(said), "{:?}", source.skipped());
+                assert!(
+                    source.skipped()[0].reason.contains(said),
+                    "{:?}",
+                    source.skipped()
+                );
             }
         }
     }
@@ -216,17 +383,34 @@ fn yolo_lines_of_every_kind() {
 #[test]
 fn yolo_without_names_or_images_says_what_is_missing() {
     let dir = TempDir::new().unwrap();
-    put(dir.path(), &[("images/a.jpg", ""), ("labels/a.txt", "0 0.5 0.5 1 1")]);
+    put(
+        dir.path(),
+        &[("images/a.jpg", ""), ("labels/a.txt", "0 0.5 0.5 1 1")],
+    );
     let error = Annotated::yolo(dir.path(), None).unwrap_err().to_string();
-    assert!(error.contains("data.yaml") && error.contains("classes.txt"), "{error}");
-    assert!(Annotated::yolo(dir.path(), Some("val")).unwrap_err().to_string().contains("images/val"));
+    assert!(
+        error.contains("data.yaml") && error.contains("classes.txt"),
+        "{error}"
+    );
+    assert!(
+        Annotated::yolo(dir.path(), Some("val"))
+            .unwrap_err()
+            .to_string()
+            .contains("images/val")
+    );
     put(dir.path(), &[("data.yaml", "names: {0: a, 2: b}")]);
     let error = Annotated::yolo(dir.path(), None).unwrap_err().to_string();
     assert!(error.contains("names has no 1"), "{error}");
     put(dir.path(), &[("data.yaml", "names: [a\n")]);
-    assert!(matches!(Annotated::yolo(dir.path(), None), Err(DataError::Format { .. })));
+    assert!(matches!(
+        Annotated::yolo(dir.path(), None),
+        Err(DataError::Format { .. })
+    ));
     let empty = TempDir::new().unwrap();
-    assert!(matches!(Annotated::yolo(empty.path(), None), Err(DataError::Empty { .. })));
+    assert!(matches!(
+        Annotated::yolo(empty.path(), None),
+        Err(DataError::Empty { .. })
+    ));
 }
 
 const CVAT: &str = "<?xml version=\"1.0\" encoding=\"utf-8\"?><annotations><version>1.1</version><meta><task>\
@@ -242,13 +426,20 @@ fn cvat_boxes_polygons_and_what_is_neither() {
     for images in ["images", "."] {
         let dir = TempDir::new().unwrap();
         let names = [format!("{images}/a.jpg"), format!("{images}/sub/b.jpg")];
-        put(dir.path(), &[(&names[0], ""), (&names[1], ""), ("annotations.xml", CVAT)]);
+        put(
+            dir.path(),
+            &[(&names[0], ""), (&names[1], ""), ("annotations.xml", CVAT)],
+        );
         let source = Annotated::cvat(&dir.path().join("annotations.xml"), None).unwrap();
         assert_eq!(source.class_names(), ["car", "bus"]);
         let found = objects(&source);
         assert_eq!(
             found[0].1.boxes,
-            [[1.5, 2.0, 20.0, 30.25], [5.0, 6.0, 20.0, 30.0], [5.0, 8.0, 15.0, 12.0]]
+            [
+                [1.5, 2.0, 20.0, 30.25],
+                [5.0, 6.0, 20.0, 30.0],
+                [5.0, 8.0, 15.0, 12.0]
+            ]
         );
         assert_eq!(found[0].1.labels, [1, 0, 0]);
         assert!(found[1].1.is_empty());
@@ -259,7 +450,11 @@ fn cvat_boxes_polygons_and_what_is_neither() {
     for (from, to, said) in [
         ("xtl=\"1.5\"", "", "it has no xtl"),
         ("xtl=\"1.5\"", "xtl=\"left\"", "xtl is \"left\""),
-        ("label=\"bus\"", "label=\"tram\"", "label \"tram\" is unknown"),
+        (
+            "label=\"bus\"",
+            "label=\"tram\"",
+            "label \"tram\" is unknown",
+        ),
         ("5,6;20,8", "5;6", "points are"),
         ("name=\"a.jpg\"", "name=\"z.jpg\"", "no such image"),
     ] {
@@ -269,13 +464,26 @@ fn cvat_boxes_polygons_and_what_is_neither() {
             "height=\"40\"/></annotations>",
             "height=\"40\"><box label=\"car\" xtl=\"1\" ytl=\"1\" xbr=\"9\" ybr=\"9\"/></image></annotations>",
         );
-        put(dir.path(), &[("a.jpg", ""), ("sub/b.jpg", ""), ("annotations.xml", &text)]);
-        let source = Annotated::cvat(&dir.path().join("annotations.xml"), Some(dir.path())).unwrap();
+        put(
+            dir.path(),
+            &[("a.jpg", ""), ("sub/b.jpg", ""), ("annotations.xml", &text)],
+        );
+        let source =
+            Annotated::cvat(&dir.path().join("annotations.xml"), Some(dir.path())).unwrap();
         assert_eq!((source.len(), source.skipped().len()), (1, 1), "{to}");
-        assert!(source.skipped()[0].reason.contains(said), "{:?}", source.skipped());
+        assert!(
+            source.skipped()[0].reason.contains(said),
+            "{:?}",
+            source.skipped()
+        );
     }
     let dir = TempDir::new().unwrap();
-    put(dir.path(), &[("v.xml", "<annotations><track id=\"0\"/></annotations>")]);
-    let error = Annotated::cvat(&dir.path().join("v.xml"), None).unwrap_err().to_string();
+    put(
+        dir.path(),
+        &[("v.xml", "<annotations><track id=\"0\"/></annotations>")],
+    );
+    let error = Annotated::cvat(&dir.path().join("v.xml"), None)
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("CVAT for images"), "{error}");
 }

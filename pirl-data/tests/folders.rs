@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use common::{jpeg, picture, png, write};
 use image::ImageFormat;
 use pirl_data::{
-    DataError, ImageFolder, Labels, Pack, PackOptions, PackReport, Source, SourceFormat, SourceOptions,
-    WebDataset, open_source, pack,
+    DataError, ImageFolder, Labels, Pack, PackOptions, PackReport, Source, SourceFormat,
+    SourceOptions, WebDataset, open_source, pack,
 };
 use tempfile::TempDir;
 
@@ -29,7 +29,9 @@ fn encoded(format: ImageFormat) -> Vec<u8> {
 }
 
 fn names(source: &dyn Source) -> Vec<String> {
-    (0..source.len()).map(|index| source.read(index).unwrap().name).collect()
+    (0..source.len())
+        .map(|index| source.read(index).unwrap().name)
+        .collect()
 }
 
 /// What was left out, in one text.
@@ -64,18 +66,34 @@ fn every_format_is_read_and_every_other_file_is_counted() {
     assert!(left_out(&report).contains("photo.heic") && left_out(&report).contains("PNG"));
     assert_eq!(report.passed_over[".txt"], 2);
     assert_eq!(report.passed_over["no ending"], 1);
-    assert_eq!((report.tally.formats["webp"], report.tally.reencoded), (2, 7));
+    assert_eq!(
+        (report.tally.formats["webp"], report.tally.reencoded),
+        (2, 7)
+    );
     assert_eq!(report.tally.endings[".bmp"], 1);
     assert_eq!(report.tally.sizes, Some([8, 8, 6, 6]));
-    assert_eq!(report.tally.duplicates, 7, "encoded anew, they have the bytes of the PNG");
+    assert_eq!(
+        report.tally.duplicates, 7,
+        "encoded anew, they have the bytes of the PNG"
+    );
     let said = report.to_string();
-    for part in ["9 images packed", "no labels", "2 .txt", "photo.heic", "2 webp", "7 of them encoded anew"] {
+    for part in [
+        "9 images packed",
+        "no labels",
+        "2 .txt",
+        "photo.heic",
+        "2 webp",
+        "7 of them encoded anew",
+    ] {
         assert!(said.contains(part), "{part} is not in: {said}");
     }
     report.save(&out.path().join("set")).unwrap();
     let json = fs::read(out.path().join("set.report.json")).unwrap();
     let json: serde_json::Value = serde_json::from_slice(&json).unwrap();
-    assert_eq!((&json["packed"], &json["passed_over"][".txt"]), (&9.into(), &2.into()));
+    assert_eq!(
+        (&json["packed"], &json["passed_over"][".txt"]),
+        (&9.into(), &2.into())
+    );
     assert_eq!(json["skipped"][0]["name"], "photo.heic");
     let strict = PackOptions {
         strict: true,
@@ -94,9 +112,22 @@ fn when_nothing_can_be_packed_the_first_are_named_with_their_reasons() {
     put(dir.path(), "cut.png", &png(&picture(8, 8))[..40]);
     let folder = ImageFolder::open(dir.path()).unwrap();
     let out = TempDir::new().unwrap();
-    let error = pack(&folder, &out.path().join("set"), &PackOptions::default(), &mut |_, _| {}).unwrap_err();
+    let error = pack(
+        &folder,
+        &out.path().join("set"),
+        &PackOptions::default(),
+        &mut |_, _| {},
+    )
+    .unwrap_err();
     let said = error.to_string();
-    for part in ["26 in all", "25 times: SVG is not read", "00.jpg", "19.jpg", "and 5 more", "cut.png"] {
+    for part in [
+        "26 in all",
+        "25 times: SVG is not read",
+        "00.jpg",
+        "19.jpg",
+        "and 5 more",
+        "cut.png",
+    ] {
         assert!(said.contains(part), "{part} is not in: {said}");
     }
     assert!(!said.contains("20.jpg"));
@@ -129,8 +160,14 @@ fn system_folders_are_passed_over_and_wrappers_are_doubted() {
     let dir = TempDir::new().unwrap();
     let image = jpeg(&picture(8, 8));
     for name in [
-        "cat/1.jpg", "dog/2.jpg", "__MACOSX/cat/._1.jpg", "@eaDir/thumb.jpg", "lost+found/x.jpg",
-        ".cache/3.jpg", "cat/@eaDir/1.jpg", "cat/._1.jpg",
+        "cat/1.jpg",
+        "dog/2.jpg",
+        "__MACOSX/cat/._1.jpg",
+        "@eaDir/thumb.jpg",
+        "lost+found/x.jpg",
+        ".cache/3.jpg",
+        "cat/@eaDir/1.jpg",
+        "cat/._1.jpg",
     ] {
         put(dir.path(), name, &image);
     }
@@ -143,14 +180,24 @@ fn system_folders_are_passed_over_and_wrappers_are_doubted() {
     for name in ["train/cat/1.jpg", "val/cat/2.jpg"] {
         put(parts.path(), name, &image);
     }
-    let note = &ImageFolder::open(parts.path()).unwrap().notes()[0].reason.clone();
-    assert!(note.contains("train, val") && note.contains("--split train"), "{note}");
+    let note = &ImageFolder::open(parts.path()).unwrap().notes()[0]
+        .reason
+        .clone();
+    assert!(
+        note.contains("train, val") && note.contains("--split train"),
+        "{note}"
+    );
 
     let wrapper = TempDir::new().unwrap();
     put(wrapper.path(), "dataset/cat/1.jpg", &image);
     put(wrapper.path(), "dataset/dog/1.jpg", &image);
-    let note = &ImageFolder::open(wrapper.path()).unwrap().notes()[0].reason.clone();
-    assert!(note.contains("one class only") && note.contains("dataset"), "{note}");
+    let note = &ImageFolder::open(wrapper.path()).unwrap().notes()[0]
+        .reason
+        .clone();
+    assert!(
+        note.contains("one class only") && note.contains("dataset"),
+        "{note}"
+    );
 }
 
 #[cfg(unix)]
@@ -168,7 +215,9 @@ fn links_to_nothing_and_circles_are_reported_and_the_rest_is_packed() {
     assert_eq!(names(&folder), ["a.jpg", "real/b.jpg", "real/link.jpg"]);
     let said = format!("{:?}", folder.skipped());
     assert_eq!(folder.skipped().len(), 2, "{said}");
-    assert!(said.contains("gone.jpg") && said.contains("a link to nothing") && said.contains("circle"));
+    assert!(
+        said.contains("gone.jpg") && said.contains("a link to nothing") && said.contains("circle")
+    );
     // One that vanishes in the meantime is left out like a broken image.
     fs::remove_file(dir.path().join("real/b.jpg")).unwrap();
     let out = TempDir::new().unwrap();
@@ -181,7 +230,12 @@ fn links_to_nothing_and_circles_are_reported_and_the_rest_is_packed() {
 fn duplicates_are_counted_and_left_out_on_demand() {
     let dir = TempDir::new().unwrap();
     let (one, two) = (jpeg(&picture(8, 8)), jpeg(&picture(9, 9)));
-    for (name, bytes) in [("cat/1.jpg", &one), ("cat/2.jpg", &one), ("dog/3.jpg", &one), ("dog/4.jpg", &two)] {
+    for (name, bytes) in [
+        ("cat/1.jpg", &one),
+        ("cat/2.jpg", &one),
+        ("dog/3.jpg", &one),
+        ("dog/4.jpg", &two),
+    ] {
         put(dir.path(), name, bytes);
     }
     let folder = ImageFolder::open(dir.path()).unwrap();
@@ -196,7 +250,10 @@ fn duplicates_are_counted_and_left_out_on_demand() {
     let report = write(&folder, &out.path().join("once"), &dedupe);
     assert_eq!((report.packed, report.skipped.len()), (2, 2));
     let said = left_out(&report);
-    assert!(said.contains("those of \\\"cat/1.jpg\\\"") && said.contains("with another label"), "{said}");
+    assert!(
+        said.contains("those of \\\"cat/1.jpg\\\"") && said.contains("with another label"),
+        "{said}"
+    );
 }
 
 /// Labels mended between an interruption and its resumption would be kept wrong in what is done.
@@ -204,16 +261,32 @@ fn duplicates_are_counted_and_left_out_on_demand() {
 fn a_packing_is_not_resumed_when_labels_or_files_have_changed() {
     let dir = TempDir::new().unwrap();
     for number in 0..8 {
-        put(dir.path(), &format!("{number}.png"), &png(&picture(8, 8 + number)));
+        put(
+            dir.path(),
+            &format!("{number}.png"),
+            &png(&picture(8, 8 + number)),
+        );
     }
     let list = dir.path().join("list.csv");
     let out = TempDir::new().unwrap();
     let output = out.path().join("set");
     let write_list = |second: &str| {
-        let line = |number| format!("{number}.png,{}\n", if number == 1 { second } else { "cat" });
+        let line = |number| {
+            format!(
+                "{number}.png,{}\n",
+                if number == 1 { second } else { "cat" }
+            )
+        };
         fs::write(&list, (0..8).map(line).collect::<String>()).unwrap();
     };
-    let source = || open_source(SourceFormat::List, std::slice::from_ref(&list), &SourceOptions::default()).unwrap();
+    let source = || {
+        open_source(
+            SourceFormat::List,
+            std::slice::from_ref(&list),
+            &SourceOptions::default(),
+        )
+        .unwrap()
+    };
     let options = |stop: Option<Arc<AtomicBool>>| PackOptions {
         shard_bytes: 1,
         stop,
@@ -221,13 +294,23 @@ fn a_packing_is_not_resumed_when_labels_or_files_have_changed() {
     };
     write_list("dog");
     let stop = Arc::new(AtomicBool::new(false));
-    let interrupted = pack(&*source(), &output, &options(Some(stop.clone())), &mut |done, _| {
-        stop.store(done == 5, Ordering::Relaxed);
-    });
+    let interrupted = pack(
+        &*source(),
+        &output,
+        &options(Some(stop.clone())),
+        &mut |done, _| {
+            stop.store(done == 5, Ordering::Relaxed);
+        },
+    );
     assert!(matches!(interrupted, Err(DataError::Stopped { .. })));
     let refused = || {
-        let error = pack(&*source(), &output, &options(None), &mut |_, _| {}).unwrap_err().to_string();
-        assert!(error.contains("has changed") && error.contains(".partial"), "{error}");
+        let error = pack(&*source(), &output, &options(None), &mut |_, _| {})
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("has changed") && error.contains(".partial"),
+            "{error}"
+        );
     };
     // The same number of images and classes.
     write_list("eel");
@@ -239,7 +322,12 @@ fn a_packing_is_not_resumed_when_labels_or_files_have_changed() {
     fs::write(dir.path().join("2.png"), &old).unwrap();
     refused(); // the time is another
     fs::remove_dir_all(out.path().join("set.partial")).unwrap();
-    assert_eq!(pack(&*source(), &output, &options(None), &mut |_, _| {}).unwrap().packed, 8);
+    assert_eq!(
+        pack(&*source(), &output, &options(None), &mut |_, _| {})
+            .unwrap()
+            .packed,
+        8
+    );
 }
 
 /// A tar of these members.
@@ -265,17 +353,38 @@ fn the_same_images_make_the_same_pack_from_folder_list_and_tar() {
         csv += &format!("folder/{}/{n}.jpg,{}\n", class(n), class(n));
     }
     put(dir.path(), "list.csv", csv.as_bytes());
-    let keys: Vec<[String; 2]> = (0..6).map(|n| [format!("{n:04}.jpg"), format!("{n:04}.cls")]).collect();
-    let member = |n: usize| [(keys[n][0].as_str(), &photos[n][..]), (keys[n][1].as_str(), class(n).as_bytes())];
-    put(dir.path(), "tars/train-000.tar", &tar(&(0..4).flat_map(member).collect::<Vec<_>>()));
-    put(dir.path(), "tars/train-001.tar", &tar(&(4..6).flat_map(member).collect::<Vec<_>>()));
+    let keys: Vec<[String; 2]> = (0..6)
+        .map(|n| [format!("{n:04}.jpg"), format!("{n:04}.cls")])
+        .collect();
+    let member = |n: usize| {
+        [
+            (keys[n][0].as_str(), &photos[n][..]),
+            (keys[n][1].as_str(), class(n).as_bytes()),
+        ]
+    };
+    put(
+        dir.path(),
+        "tars/train-000.tar",
+        &tar(&(0..4).flat_map(member).collect::<Vec<_>>()),
+    );
+    put(
+        dir.path(),
+        "tars/train-001.tar",
+        &tar(&(4..6).flat_map(member).collect::<Vec<_>>()),
+    );
     let json = |n: usize| format!("{{\"label\": \"{}\", \"width\": 20}}", class(n));
-    let texts: Vec<(String, String, String)> =
-        (0..6).map(|n| (format!("./a/{n}.json"), json(n), format!("./a/{n}.jpg"))).collect();
+    let texts: Vec<(String, String, String)> = (0..6)
+        .map(|n| (format!("./a/{n}.json"), json(n), format!("./a/{n}.jpg")))
+        .collect();
     let with_json: Vec<(&str, &[u8])> = texts
         .iter()
         .zip(&photos)
-        .flat_map(|((json, text, image), photo)| [(json.as_str(), text.as_bytes()), (image.as_str(), &photo[..])])
+        .flat_map(|((json, text, image), photo)| {
+            [
+                (json.as_str(), text.as_bytes()),
+                (image.as_str(), &photo[..]),
+            ]
+        })
         .collect();
     put(dir.path(), "json.tar", &tar(&with_json));
     let fingerprint = |format, inputs: &[&str]| {
@@ -289,8 +398,17 @@ fn the_same_images_make_the_same_pack_from_folder_list_and_tar() {
     let expected = fingerprint(SourceFormat::ImageFolder, &["folder"]);
     assert_eq!(fingerprint(SourceFormat::List, &["list.csv"]), expected);
     assert_eq!(fingerprint(SourceFormat::WebDataset, &["tars"]), expected);
-    assert_eq!(fingerprint(SourceFormat::WebDataset, &["tars/train-000.tar", "tars/train-001.tar"]), expected);
-    assert_eq!(fingerprint(SourceFormat::WebDataset, &["json.tar"]), expected);
+    assert_eq!(
+        fingerprint(
+            SourceFormat::WebDataset,
+            &["tars/train-000.tar", "tars/train-001.tar"]
+        ),
+        expected
+    );
+    assert_eq!(
+        fingerprint(SourceFormat::WebDataset, &["json.tar"]),
+        expected
+    );
 }
 
 #[test]
@@ -302,18 +420,35 @@ fn tars_with_faults() {
         WebDataset::open(dir.path().join("x.tar"))
     };
     let members: [(&str, &[u8]); 7] = [
-        ("a.jpg", &image), ("a.cls", b"1"), ("b.cls", b"0"), ("c.png", &image), ("d.jpg", &image), ("d.cls", b"0\n"),
+        ("a.jpg", &image),
+        ("a.cls", b"1"),
+        ("b.cls", b"0"),
+        ("c.png", &image),
+        ("d.jpg", &image),
+        ("d.cls", b"0\n"),
         ("d.txt", b"a caption"),
     ];
     let source = open(&tar(&members)).unwrap();
     assert_eq!(names(&source), ["a.jpg", "d.jpg"]);
-    assert_eq!((source.read(0).unwrap().label, source.read(1).unwrap().label), (Some(1), Some(0)));
+    assert_eq!(
+        (source.read(0).unwrap().label, source.read(1).unwrap().label),
+        (Some(1), Some(0))
+    );
     let said = format!("{:?}", source.skipped());
-    assert!(said.contains("a label and no image") && said.contains("no label, but others have"), "{said}");
+    assert!(
+        said.contains("a label and no image") && said.contains("no label, but others have"),
+        "{said}"
+    );
     assert_eq!(source.passed_over()[".txt"], 1);
 
     let whole = tar(&members[..1]);
-    let cut = open(&[&tar(&[("z.jpg", &image[..])])[..1024 + 512 * image.len().div_ceil(512) - 512], &whole[..512 + image.len() / 2]].concat());
+    let cut = open(
+        &[
+            &tar(&[("z.jpg", &image[..])])[..1024 + 512 * image.len().div_ceil(512) - 512],
+            &whole[..512 + image.len() / 2],
+        ]
+        .concat(),
+    );
     assert_eq!(cut.unwrap().len(), 1, "what stands before the cut is read");
     let error = open(&[0x1F, 0x8B, 8, 0, 0, 0]).unwrap_err().to_string();
     assert!(error.contains("compressed"), "{error}");
@@ -322,7 +457,10 @@ fn tars_with_faults() {
     let garbage = open(&[7; 2048]).unwrap_err().to_string();
     assert!(garbage.contains("damaged"), "{garbage}");
     put(dir.path(), "class_names.txt", b"zero\n");
-    assert!(matches!(open(&tar(&members)), Err(DataError::Label { label: 1, .. })));
+    assert!(matches!(
+        open(&tar(&members)),
+        Err(DataError::Label { label: 1, .. })
+    ));
     put(dir.path(), "class_names.txt", b"zero\none\n");
     assert_eq!(open(&tar(&members)).unwrap().class_names(), ["zero", "one"]);
 }
@@ -331,7 +469,11 @@ fn tars_with_faults() {
 fn parts_by_shares_are_disjoint_and_whole() {
     let dir = TempDir::new().unwrap();
     for number in 0..20 {
-        put(dir.path(), &format!("{number:02}.png"), &png(&picture(4, 4)));
+        put(
+            dir.path(),
+            &format!("{number:02}.png"),
+            &png(&picture(4, 4)),
+        );
     }
     let part = |split: &str, seed| {
         let options = SourceOptions {
@@ -339,7 +481,12 @@ fn parts_by_shares_are_disjoint_and_whole() {
             seed,
             ..SourceOptions::default()
         };
-        open_source(SourceFormat::ImageFolder, &[dir.path().to_owned()], &options).map(|source| names(&*source))
+        open_source(
+            SourceFormat::ImageFolder,
+            &[dir.path().to_owned()],
+            &options,
+        )
+        .map(|source| names(&*source))
     };
     let (train, test) = (part("80/20", 1).unwrap(), part("80/20:test", 1).unwrap());
     assert_eq!((train.len(), test.len()), (16, 4));
@@ -347,25 +494,47 @@ fn parts_by_shares_are_disjoint_and_whole() {
     assert_eq!(part("80/20:train", 1).unwrap(), train);
     assert_ne!(part("4/1", 2).unwrap(), train);
     assert!(part("0/20", 1).unwrap_err().to_string().contains("above 0"));
-    assert!(part("80/20:val", 1).unwrap_err().to_string().contains(":test"));
+    assert!(
+        part("80/20:val", 1)
+            .unwrap_err()
+            .to_string()
+            .contains(":test")
+    );
 }
 
 #[test]
 fn inputs_put_together_share_classes_by_name() {
     let dir = TempDir::new().unwrap();
-    for (name, side) in [("one/cat/1.png", 4), ("one/dog/2.png", 5), ("two/ant/3.png", 6), ("two/dog/4.png", 7)] {
+    for (name, side) in [
+        ("one/cat/1.png", 4),
+        ("one/dog/2.png", 5),
+        ("two/ant/3.png", 6),
+        ("two/dog/4.png", 7),
+    ] {
         put(dir.path(), name, &png(&picture(side, 4)));
     }
     let inputs = ["one", "two"].map(|name| dir.path().join(name));
-    let source = open_source(SourceFormat::ImageFolder, &inputs, &SourceOptions::default()).unwrap();
+    let source = open_source(
+        SourceFormat::ImageFolder,
+        &inputs,
+        &SourceOptions::default(),
+    )
+    .unwrap();
     assert_eq!(source.class_names(), ["ant", "cat", "dog"]);
-    let labels: Vec<_> = (0..4).map(|index| source.read(index).unwrap().label.unwrap()).collect();
+    let labels: Vec<_> = (0..4)
+        .map(|index| source.read(index).unwrap().label.unwrap())
+        .collect();
     assert_eq!(labels, [1, 2, 0, 2]);
     let out = TempDir::new().unwrap();
     write(&*source, &out.path().join("set"), &PackOptions::default());
-    assert_eq!(Pack::open(out.path().join("set")).unwrap().label(3), Some(2));
+    assert_eq!(
+        Pack::open(out.path().join("set")).unwrap().label(3),
+        Some(2)
+    );
     put(dir.path(), "flat/5.png", &png(&picture(4, 4)));
     let mixed = [dir.path().join("one"), dir.path().join("flat")];
-    let error = open_source(SourceFormat::ImageFolder, &mixed, &SourceOptions::default()).err().unwrap();
+    let error = open_source(SourceFormat::ImageFolder, &mixed, &SourceOptions::default())
+        .err()
+        .unwrap();
     assert!(error.to_string().contains("no classes"), "{error}");
 }

@@ -108,7 +108,10 @@ fn survive(
         parse(&mut rng, bytes);
         let taken = PEAK.load(Ordering::Relaxed).saturating_sub(before);
         let time = started.elapsed();
-        assert!(taken < MEMORY, "{name} {number} ({start}) took {taken} bytes");
+        assert!(
+            taken < MEMORY,
+            "{name} {number} ({start}) took {taken} bytes"
+        );
         assert!(time < TIME, "{name} {number} ({start}) took {time:?}");
     }
 }
@@ -199,9 +202,14 @@ fn no_file_is_trusted() {
 
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/decode");
     let formats = golden.with_file_name("formats");
-    let endings = [".jpg", ".png", ".webp", ".bmp", ".tif", ".gif", ".ppm", ".pgm", ".pbm", ".pam", ".qoi"];
+    let endings = [
+        ".jpg", ".png", ".webp", ".bmp", ".tif", ".gif", ".ppm", ".pgm", ".pbm", ".pam", ".qoi",
+    ];
     let of = |folder: &Path| -> Vec<Vec<u8>> {
-        endings.iter().flat_map(|ending| files(folder, ending)).collect()
+        endings
+            .iter()
+            .flat_map(|ending| files(folder, ending))
+            .collect()
     };
     let images = [of(&golden), of(&formats)].concat();
     assert!(images.len() > 90);
@@ -223,14 +231,28 @@ fn no_file_is_trusted() {
     let coco = br#"{"images": [{"id": 1, "file_name": "a.jpg", "width": 21, "height": 13}], "annotations":
         [{"image_id": 1, "category_id": 3, "bbox": [1, 2.5, 3, 4], "iscrowd": 0, "segmentation": [[1, 2]]}],
         "categories": [{"id": 3, "name": "dog"}, {"id": 17, "name": "cat"}]}"#;
-    survive("coco", &[coco.to_vec()], few, 8, |_, bytes| parsers::coco(&bytes));
-    let yolo = [&b"1 0.5 0.5 0.25 0.75\n0 0.1 0.1 0.2 0.1 0.3 0.4\n"[..], b"nc: 2\nnames:\n  0: a\n  1: 'b'\n"];
-    survive("yolo", &yolo.map(<[u8]>::to_vec), few, 9, |_, bytes| parsers::yolo(&bytes));
+    survive("coco", &[coco.to_vec()], few, 8, |_, bytes| {
+        parsers::coco(&bytes)
+    });
+    let yolo = [
+        &b"1 0.5 0.5 0.25 0.75\n0 0.1 0.1 0.2 0.1 0.3 0.4\n"[..],
+        b"nc: 2\nnames:\n  0: a\n  1: 'b'\n",
+    ];
+    survive("yolo", &yolo.map(<[u8]>::to_vec), few, 9, |_, bytes| {
+        parsers::yolo(&bytes)
+    });
     let cvat = b"<annotations><image name='a.jpg' width='21' height='13'><box label='dog' xtl='1' ytl='2' \
         xbr='3.5' ybr='4'/><polygon label='cat' points='1,2;3,4;5,1'/></image></annotations>";
-    survive("cvat", &[cvat.to_vec()], few, 10, |_, bytes| parsers::cvat(&bytes));
+    survive("cvat", &[cvat.to_vec()], few, 10, |_, bytes| {
+        parsers::cvat(&bytes)
+    });
     let mut archive = tar::Builder::new(Vec::new());
-    for (name, bytes) in [("a.jpg", &images[0][..]), ("a.cls", b"3"), ("b.json", b"{\"label\": 1}"), ("b.png", &images[40])] {
+    for (name, bytes) in [
+        ("a.jpg", &images[0][..]),
+        ("a.cls", b"3"),
+        ("b.json", b"{\"label\": 1}"),
+        ("b.png", &images[40]),
+    ] {
         let mut header = tar::Header::new_ustar();
         header.set_size(bytes.len() as u64);
         archive.append_data(&mut header, name, bytes).unwrap();

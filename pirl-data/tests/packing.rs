@@ -63,7 +63,10 @@ fn failures_leave_nothing_behind() {
     let output = dir.path().join("set");
     let result = pack(&nothing, &output, &PackOptions::default(), &mut |_, _| {});
     let error = result.unwrap_err().to_string();
-    assert!(error.contains("a.jpg") && error.contains("no image"), "{error}");
+    assert!(
+        error.contains("a.jpg") && error.contains("no image"),
+        "{error}"
+    );
     assert!(list_dir(dir.path()).is_empty());
 
     let stop = Some(Arc::new(AtomicBool::new(true)));

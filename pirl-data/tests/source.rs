@@ -73,7 +73,10 @@ fn flat_and_nested_folders_are_unlabelled() {
     put(dir.path(), "top.png", &png(&picture(4, 4)));
     put(dir.path(), "a/b/below.png", &png(&picture(4, 4)));
     let stray = ImageFolder::open(dir.path()).unwrap_err().to_string();
-    assert!(stray.contains("top.png") && stray.contains("--labels none"), "{stray}");
+    assert!(
+        stray.contains("top.png") && stray.contains("--labels none"),
+        "{stray}"
+    );
     let folder = ImageFolder::labelled(dir.path(), Labels::None).unwrap();
     assert!(folder.class_names().is_empty());
     let expected = [("a/b/below.png", None), ("top.png", None)];

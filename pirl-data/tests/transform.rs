@@ -382,7 +382,9 @@ fn bad_arguments_are_errors() {
 #[test]
 fn the_view_of_a_ribbon_is_that_of_its_middle() {
     let ribbon = |length: usize, upright: bool| {
-        let pixels = (0..length).flat_map(|at| [(at % 251) as u8, (at / 251) as u8, 7]).collect();
+        let pixels = (0..length)
+            .flat_map(|at| [(at % 251) as u8, (at / 251) as u8, 7])
+            .collect();
         match upright {
             true => Image::new(1, length, pixels).unwrap(),
             false => Image::new(length, 1, pixels).unwrap(),
@@ -405,8 +407,13 @@ fn the_view_of_a_ribbon_is_that_of_its_middle() {
         long.pixels[shift..shift + small.pixels.len()].copy_from_slice(&small.pixels);
         let found = view(false).pixels(&long, &mut Scratch::default()).unwrap();
         let pairs = found.pixels.iter().zip(&middle.pixels);
-        assert!(pairs.map(|(a, b)| a.abs_diff(*b)).max().unwrap() <= 1, "{upright}");
-        let enormous = view(true).pixels(&ribbon(300_000, upright), &mut Scratch::default()).unwrap();
+        assert!(
+            pairs.map(|(a, b)| a.abs_diff(*b)).max().unwrap() <= 1,
+            "{upright}"
+        );
+        let enormous = view(true)
+            .pixels(&ribbon(300_000, upright), &mut Scratch::default())
+            .unwrap();
         assert_eq!((enormous.width, enormous.height), (48, 48));
     }
 }

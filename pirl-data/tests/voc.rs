@@ -157,7 +157,10 @@ fn other_data_sets_have_their_own_classes_whatever_the_image_set() {
     assert_eq!(source.skipped().len(), 1);
     let skipped = &source.skipped()[0];
     assert!(skipped.name.ends_with("b.xml, object 0"), "{skipped:?}");
-    assert!(skipped.reason.contains("\"dog\" is not in class_names.txt"), "{skipped:?}");
+    assert!(
+        skipped.reason.contains("\"dog\" is not in class_names.txt"),
+        "{skipped:?}"
+    );
     fs::write(dir.path().join("class_names.txt"), "mask\nmask\n").unwrap();
     assert!(matches!(
         Annotated::voc(&[dir.path()], "trainval"),
@@ -179,7 +182,10 @@ fn an_image_goes_with_an_object_that_cannot_be_read_and_is_named_or_fails_when_s
     ];
     for (broken, expected) in cases {
         let dir = TempDir::new().unwrap();
-        let images = [("img", annotation(&[*broken, good])), ("sound", annotation(&[good]))];
+        let images = [
+            ("img", annotation(&[*broken, good])),
+            ("sound", annotation(&[good])),
+        ];
         folder(dir.path(), &images);
         let source = Annotated::voc(&[dir.path()], "trainval").unwrap();
         let report = write(&source, &dir.path().join("set"), &PackOptions::default());
@@ -200,12 +206,32 @@ fn an_image_goes_with_an_object_that_cannot_be_read_and_is_named_or_fails_when_s
 #[test]
 fn boxes_are_cut_at_the_edge_and_left_out_when_nothing_is_left() {
     let cases: &[(Thing<'_>, Option<[f32; 4]>, &str)] = &[
-        (("dog", ["1", "1", "62", "9"], "0"), Some([0.0, 0.0, 60.0, 9.0]), "cut at the edge"),
-        (("dog", ["-5", "-9", "9", "400"], "0"), Some([0.0, 0.0, 9.0, 40.0]), "cut at the edge"),
+        (
+            ("dog", ["1", "1", "62", "9"], "0"),
+            Some([0.0, 0.0, 60.0, 9.0]),
+            "cut at the edge",
+        ),
+        (
+            ("dog", ["-5", "-9", "9", "400"], "0"),
+            Some([0.0, 0.0, 9.0, 40.0]),
+            "cut at the edge",
+        ),
         // One pixel outside is how tools that count from 0 write the edge: not worth a word.
-        (("dog", ["0", "0", "61", "41"], "0"), Some([0.0, 0.0, 60.0, 40.0]), ""),
-        (("dog", ["62", "1", "70", "9"], "0"), None, "nothing of its box lies in"),
-        (("dog", ["5", "5", "4", "9"], "0"), None, "nothing of its box lies in"),
+        (
+            ("dog", ["0", "0", "61", "41"], "0"),
+            Some([0.0, 0.0, 60.0, 40.0]),
+            "",
+        ),
+        (
+            ("dog", ["62", "1", "70", "9"], "0"),
+            None,
+            "nothing of its box lies in",
+        ),
+        (
+            ("dog", ["5", "5", "4", "9"], "0"),
+            None,
+            "nothing of its box lies in",
+        ),
     ];
     for (object, expected, said) in cases {
         let dir = TempDir::new().unwrap();
@@ -219,7 +245,10 @@ fn boxes_are_cut_at_the_edge_and_left_out_when_nothing_is_left() {
         assert_eq!(pack.objects(0).unwrap().boxes, boxes, "{object:?}");
         let words = [&report.notes[..], &report.skipped].concat();
         assert_eq!(words.len(), usize::from(!said.is_empty()), "{words:?}");
-        assert!(words.iter().all(|word| word.reason.contains(said)), "{words:?}");
+        assert!(
+            words.iter().all(|word| word.reason.contains(said)),
+            "{words:?}"
+        );
         assert_eq!(report.skipped.len(), usize::from(expected.is_none()));
     }
 }
@@ -237,7 +266,10 @@ fn difficult_is_a_number_and_else_not_difficult_with_a_note() {
         ("true", false, true),
     ] {
         let dir = TempDir::new().unwrap();
-        folder(dir.path(), &[("a", annotation(&[("dog", ["1", "1", "9", "9"], text)]))]);
+        folder(
+            dir.path(),
+            &[("a", annotation(&[("dog", ["1", "1", "9", "9"], text)]))],
+        );
         let source = Annotated::voc(&[dir.path()], "trainval").unwrap();
         let objects = source.read(0).unwrap().objects.unwrap();
         assert_eq!(objects.difficult, [difficult], "{text}");
@@ -284,7 +316,11 @@ fn boxes_are_turned_with_their_image_when_they_were_drawn_on_it_unturned() {
         let dir = TempDir::new().unwrap();
         let images = [("a", sized(size.0, size.1)), ("b", annotation(&object))];
         folder(dir.path(), &images);
-        fs::write(dir.path().join("JPEGImages/a.jpg"), turned_jpeg(orientation)).unwrap();
+        fs::write(
+            dir.path().join("JPEGImages/a.jpg"),
+            turned_jpeg(orientation),
+        )
+        .unwrap();
         let source = Annotated::voc(&[dir.path()], "trainval").unwrap();
         let report = write(&source, &dir.path().join("set"), &PackOptions::default());
         let case = format!("orientation {orientation}, {size:?}");
@@ -293,12 +329,20 @@ fn boxes_are_turned_with_their_image_when_they_were_drawn_on_it_unturned() {
                 let pack = Pack::open(dir.path().join("set")).unwrap();
                 assert_eq!(pack.objects(0).unwrap().boxes, [expected], "{case}");
                 let turned = expected != unturned;
-                assert_eq!(report.notes.len(), usize::from(turned), "{case}: {:?}", report.notes);
+                assert_eq!(
+                    report.notes.len(),
+                    usize::from(turned),
+                    "{case}: {:?}",
+                    report.notes
+                );
             }
             Err(named) => {
                 assert_eq!(report.packed, 1, "{case}");
                 let reason = &report.skipped[0].reason;
-                assert!(named.iter().all(|size| reason.contains(size)), "{case}: {reason}");
+                assert!(
+                    named.iter().all(|size| reason.contains(size)),
+                    "{case}: {reason}"
+                );
             }
         }
     }
@@ -325,17 +369,22 @@ fn what_is_missing_is_named() {
     rename("Annotations/a.xml", "z.xml");
     left_out(&["a.jpg", "no annotation"]);
     rename("z.xml", "Annotations/a.xml");
-    let error = Annotated::voc(&[dir.path()], "val").unwrap_err().to_string();
+    let error = Annotated::voc(&[dir.path()], "val")
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("ImageSets/Main/val.txt"), "{error}");
     fs::write(dir.path().join("ImageSets/Main/trainval.txt"), "\n\n").unwrap();
-    let error = Annotated::voc(&[dir.path()], "trainval").unwrap_err().to_string();
+    let error = Annotated::voc(&[dir.path()], "trainval")
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("ImageSets/Main/trainval.txt"), "{error}");
     assert!(Annotated::voc(&[] as &[&Path], "trainval").is_err());
 }
 
 #[test]
 fn annotations_that_are_none_are_named_with_their_line() {
-    let bomb = "<!DOCTYPE a [<!ENTITY b \"cc\"><!ENTITY d \"&b;&b;\">]><annotation>&d;</annotation>";
+    let bomb =
+        "<!DOCTYPE a [<!ENTITY b \"cc\"><!ENTITY d \"&b;&b;\">]><annotation>&d;</annotation>";
     for (text, expected) in [
         ("<annotation>\n<object>", "never closed"),
         ("<annotation>\n</object>", "2:1"),
@@ -343,8 +392,14 @@ fn annotations_that_are_none_are_named_with_their_line() {
         ("", "root"),
         (bomb, "entities"),
         ("<annotation/>\n\njunk", "3:1"),
-        ("<annotation><object><bndbox/></object></annotation>", "object 0: it has no <name>"),
-        ("<?xml version=\"1.0\" encoding=\"klingon\"?><annotation/>", "\"klingon\""),
+        (
+            "<annotation><object><bndbox/></object></annotation>",
+            "object 0: it has no <name>",
+        ),
+        (
+            "<?xml version=\"1.0\" encoding=\"klingon\"?><annotation/>",
+            "\"klingon\"",
+        ),
     ] {
         let dir = TempDir::new().unwrap();
         let good = annotation(&[("dog", ["1", "1", "9", "9"], "0")]);
@@ -357,14 +412,26 @@ fn annotations_that_are_none_are_named_with_their_line() {
     }
     // When all have the same fault the first are named.
     let dir = TempDir::new().unwrap();
-    let all: Vec<(String, String)> = (0..30).map(|n| (format!("i{n:02}"), "<a/>".to_owned())).collect();
-    let all: Vec<(&str, String)> = all.iter().map(|(name, text)| (&**name, text.clone())).collect();
+    let all: Vec<(String, String)> = (0..30)
+        .map(|n| (format!("i{n:02}"), "<a/>".to_owned()))
+        .collect();
+    let all: Vec<(&str, String)> = all
+        .iter()
+        .map(|(name, text)| (&**name, text.clone()))
+        .collect();
     folder(dir.path(), &all);
-    let error = Annotated::voc(&[dir.path()], "trainval").unwrap_err().to_string();
+    let error = Annotated::voc(&[dir.path()], "trainval")
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("i00.xml") && error.contains("i19.xml") && !error.contains("i20.xml"));
-    assert!(error.contains("30 in all") && error.contains("and 10 more"), "{error}");
+    assert!(
+        error.contains("30 in all") && error.contains("and 10 more"),
+        "{error}"
+    );
     folder(dir.path(), &[("a", annotation(&[]))]);
-    let error = Annotated::voc(&[dir.path()], "trainval").unwrap_err().to_string();
+    let error = Annotated::voc(&[dir.path()], "trainval")
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("no object is annotated"), "{error}");
 }
 
@@ -373,18 +440,39 @@ fn doctypes_and_declared_encodings_are_read() {
     let plain = annotation(&[("caf\u{e9}", ["1", "1", "9", "9"], "0")]);
     let utf16 = |text: &str, big: bool| -> Vec<u8> {
         let units = text.encode_utf16();
-        let pair = |unit: u16| if big { unit.to_be_bytes() } else { unit.to_le_bytes() };
+        let pair = |unit: u16| {
+            if big {
+                unit.to_be_bytes()
+            } else {
+                unit.to_le_bytes()
+            }
+        };
         units.flat_map(pair).collect()
     };
     let declared = |name: &str| format!("<?xml version='1.0' encoding='{name}'?>\r\n{plain}");
-    let latin: Vec<u8> = declared("ISO-8859-1").chars().map(|letter| letter as u8).collect();
+    let latin: Vec<u8> = declared("ISO-8859-1")
+        .chars()
+        .map(|letter| letter as u8)
+        .collect();
     let variants: [(&str, Vec<u8>); 8] = [
-        ("doctype", format!("<!DOCTYPE annotation SYSTEM \"voc.dtd\">{plain}").into_bytes()),
-        ("inner doctype", format!("<!DOCTYPE annotation [<!ELEMENT name (#PCDATA)>]>{plain}").into_bytes()),
+        (
+            "doctype",
+            format!("<!DOCTYPE annotation SYSTEM \"voc.dtd\">{plain}").into_bytes(),
+        ),
+        (
+            "inner doctype",
+            format!("<!DOCTYPE annotation [<!ELEMENT name (#PCDATA)>]>{plain}").into_bytes(),
+        ),
         ("byte-order mark", format!("\u{feff}{plain}").into_bytes()),
         ("ISO-8859-1", latin),
-        ("UTF-16 little-endian", utf16(&format!("\u{feff}{}", declared("UTF-16")), false)),
-        ("UTF-16 big-endian", utf16(&format!("\u{feff}{}", declared("UTF-16")), true)),
+        (
+            "UTF-16 little-endian",
+            utf16(&format!("\u{feff}{}", declared("UTF-16")), false),
+        ),
+        (
+            "UTF-16 big-endian",
+            utf16(&format!("\u{feff}{}", declared("UTF-16")), true),
+        ),
         ("UTF-16 without a mark", utf16(&declared("utf-16"), false)),
         ("empty lines before", format!("\n\n{plain}\n").into_bytes()),
     ];
@@ -392,7 +480,8 @@ fn doctypes_and_declared_encodings_are_read() {
         let dir = TempDir::new().unwrap();
         folder(dir.path(), &[("a", String::new())]);
         fs::write(dir.path().join("Annotations/a.xml"), bytes).unwrap();
-        let source = Annotated::voc(&[dir.path()], "trainval").unwrap_or_else(|error| panic!("{what}: {error}"));
+        let source = Annotated::voc(&[dir.path()], "trainval")
+            .unwrap_or_else(|error| panic!("{what}: {error}"));
         assert_eq!(source.class_names(), ["caf\u{e9}"], "{what}");
     }
 }
@@ -423,7 +512,12 @@ fn image_sets_as_public_data_sets_have_them() {
     // A list elsewhere.
     let list = dir.path().join("mine.list");
     fs::write(&list, "e\n").unwrap();
-    assert_eq!(Annotated::voc(&[dir.path()], list.to_str().unwrap()).unwrap().len(), 1);
+    assert_eq!(
+        Annotated::voc(&[dir.path()], list.to_str().unwrap())
+            .unwrap()
+            .len(),
+        1
+    );
 }
 
 #[test]
@@ -434,7 +528,9 @@ fn folders_without_image_sets() {
     let webp = {
         let mut bytes = std::io::Cursor::new(Vec::new());
         let pixels = image::RgbImage::from_raw(60, 40, picture(60, 40).pixels).unwrap();
-        pixels.write_to(&mut bytes, image::ImageFormat::WebP).unwrap();
+        pixels
+            .write_to(&mut bytes, image::ImageFormat::WebP)
+            .unwrap();
         bytes.into_inner()
     };
     for (images, annotations) in [
@@ -461,9 +557,15 @@ fn folders_without_image_sets() {
         assert_eq!(source.class_names(), ["hat", "mask"], "{images}");
         let report = write(&source, &dir.path().join("set"), &PackOptions::default());
         assert_eq!(report.packed, 2, "{images}: {:?}", report.skipped);
-        assert_eq!((report.tally.formats["webp"], report.tally.reencoded), (1, 1));
+        assert_eq!(
+            (report.tally.formats["webp"], report.tally.reencoded),
+            (1, 1)
+        );
         let skipped = format!("{:?}", report.skipped);
-        assert!(skipped.contains("bare.jpg") && skipped.contains("lonely.xml"), "{skipped}");
+        assert!(
+            skipped.contains("bare.jpg") && skipped.contains("lonely.xml"),
+            "{skipped}"
+        );
     }
 }
 

@@ -109,9 +109,7 @@ pub(crate) struct Labels {
 pub fn check_packs(train: &Pack, test: &Pack) -> Result<()> {
     same_classes(train.class_names(), test.class_names())?;
     if let [only] = train.class_names() {
-        return Err(EvalError::OneClass {
-            name: only.clone(),
-        });
+        return Err(EvalError::OneClass { name: only.clone() });
     }
     for (set, pack) in [("training", train), ("test", test)] {
         if let Some(index) = (0..pack.len()).find(|index| pack.label(*index).is_none()) {

@@ -23,11 +23,20 @@ fn coco_numbers_of_a_set_read_from_its_json_are_those_of_pycocotools() {
     }
     let source = Annotated::coco(&file, None).unwrap();
     assert_eq!(source.class_names(), ["bus", "pen", "cup", "fox"]);
-    let objects: Vec<Objects> =
-        (0..source.len()).map(|index| source.read(index).unwrap().objects.unwrap()).collect();
-    let place: HashMap<u64, usize> =
-        images.iter().enumerate().map(|(place, image)| (image["id"].as_u64().unwrap(), place)).collect();
-    let label = |id: &Value| [2, 17, 44, 90].iter().position(|known| id == known).unwrap();
+    let objects: Vec<Objects> = (0..source.len())
+        .map(|index| source.read(index).unwrap().objects.unwrap())
+        .collect();
+    let place: HashMap<u64, usize> = images
+        .iter()
+        .enumerate()
+        .map(|(place, image)| (image["id"].as_u64().unwrap(), place))
+        .collect();
+    let label = |id: &Value| {
+        [2, 17, 44, 90]
+            .iter()
+            .position(|known| id == known)
+            .unwrap()
+    };
     let mut detections = vec![Vec::new(); objects.len()];
     for found in golden["detections"].as_array().unwrap() {
         let side = |at: usize| found["bbox"][at].as_f64().unwrap() as f32;
@@ -39,12 +48,32 @@ fn coco_numbers_of_a_set_read_from_its_json_are_those_of_pycocotools() {
     }
     let report = coco_metrics(&detections, &objects, source.class_names()).unwrap();
     let found = [
-        report.ap, report.ap50, report.ap75, report.ap_small, report.ap_medium, report.ap_large, report.ar1,
-        report.ar10, report.ar100, report.ar_small, report.ar_medium, report.ar_large,
+        report.ap,
+        report.ap50,
+        report.ap75,
+        report.ap_small,
+        report.ap_medium,
+        report.ap_large,
+        report.ar1,
+        report.ar10,
+        report.ar100,
+        report.ar_small,
+        report.ar_medium,
+        report.ar_large,
     ];
-    for (number, (found, expected)) in found.iter().zip(golden["stats"].as_array().unwrap()).enumerate() {
+    for (number, (found, expected)) in found
+        .iter()
+        .zip(golden["stats"].as_array().unwrap())
+        .enumerate()
+    {
         let (found, expected) = (found.unwrap(), expected.as_f64().unwrap());
-        assert!((found - expected).abs() < 1e-6, "{number}: {found}, pycocotools {expected}");
+        assert!(
+            (found - expected).abs() < 1e-6,
+            "{number}: {found}, pycocotools {expected}"
+        );
     }
-    assert!(report.to_string().contains("COCO precision: AP "), "{report}");
+    assert!(
+        report.to_string().contains("COCO precision: AP "),
+        "{report}"
+    );
 }

@@ -159,18 +159,34 @@ fn of_two_networks_one_can_be_chosen() {
     let path = folder.path().join("both.safetensors");
     let (student, teacher) = (state(&small(1)), state(&small(2)));
     let under = |prefix: &str, state: &HashMap<String, Tensor>| -> Vec<(String, Tensor)> {
-        state.iter().map(|(name, tensor)| (format!("{prefix}{name}"), tensor.clone())).collect()
+        state
+            .iter()
+            .map(|(name, tensor)| (format!("{prefix}{name}"), tensor.clone()))
+            .collect()
     };
-    let both = under("student.", &student).into_iter().chain(under("teacher.", &teacher));
+    let both = under("student.", &student)
+        .into_iter()
+        .chain(under("teacher.", &teacher));
     save_tensors(&path, &both.collect()).unwrap();
     let found = read_backbone(&path).unwrap();
-    assert_eq!((found.prefix.as_str(), &found.others[..]), ("student.", &["teacher.".to_owned()][..]));
+    assert_eq!(
+        (found.prefix.as_str(), &found.others[..]),
+        ("student.", &["teacher.".to_owned()][..])
+    );
     let said = found.fill(&network(&found)).unwrap().to_string();
-    assert!(said.contains("WARNING") && said.contains("teacher.") && said.contains("--weights-prefix"), "{said}");
+    assert!(
+        said.contains("WARNING") && said.contains("teacher.") && said.contains("--weights-prefix"),
+        "{said}"
+    );
     let chosen = read_backbone_under(&path, Some("teacher")).unwrap();
     assert_eq!(bits(&chosen.state), bits(&teacher));
-    let neither = read_backbone_under(&path, Some("pupil")).unwrap_err().to_string();
-    assert!(neither.contains("pupil") && neither.contains("student., teacher."), "{neither}");
+    let neither = read_backbone_under(&path, Some("pupil"))
+        .unwrap_err()
+        .to_string();
+    assert!(
+        neither.contains("pupil") && neither.contains("student., teacher."),
+        "{neither}"
+    );
 }
 
 #[test]
@@ -186,7 +202,10 @@ fn weights_that_are_no_numbers_are_refused_by_name() {
         own.insert("layer3.1.bn2.running_var".to_owned(), tensor);
         save_tensors(&path, &own).unwrap();
         let said = reason(&path);
-        assert!(said.contains("diverged") && said.contains("layer3.1.bn2.running_var"), "{said}");
+        assert!(
+            said.contains("diverged") && said.contains("layer3.1.bn2.running_var"),
+            "{said}"
+        );
     }
 }
 

@@ -99,7 +99,10 @@ fn settings(args: &PretrainArgs, pack: &Pack, devices: &[Device]) -> Result<Reci
         }
         (None, false) => {
             let prefix = args.run.weights_prefix.as_deref();
-            let file = args.init_weights.as_deref().map(|name| Weights { name, prefix });
+            let file = args
+                .init_weights
+                .as_deref()
+                .map(|name| Weights { name, prefix });
             let network = file.map(weights::network);
             let network = network.transpose()?;
             let (recipe, choices) = choose(pack, &devices[0], network.as_ref(), typed)?;

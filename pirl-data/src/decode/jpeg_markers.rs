@@ -66,11 +66,10 @@ fn truncated(bytes: &[u8]) -> String {
 /// The next marker from `at` on, and where it is; escaped bytes, fill bytes and restarts are none.
 fn next_marker(bytes: &[u8], at: usize) -> Option<(u8, usize)> {
     let rest = bytes.get(at..)?;
-    memchr::memchr_iter(0xFF, rest)
-        .find_map(|place| match rest.get(place + 1)? {
-            0x00 | 0xFF | 0xD0..=0xD7 => None,
-            marker => Some((*marker, at + place)),
-        })
+    memchr::memchr_iter(0xFF, rest).find_map(|place| match rest.get(place + 1)? {
+        0x00 | 0xFF | 0xD0..=0xD7 => None,
+        marker => Some((*marker, at + place)),
+    })
 }
 
 /// The bytes of the segment whose marker is at `at`, without marker and length, and where it ends.
@@ -114,7 +113,24 @@ impl Header {
     fn note(&mut self, marker: u8, body: &[u8], place: usize) {
         match (marker, body) {
             (0xE0, [b'J', b'F', b'I', b'F', 0, ..]) => self.jfif = true,
-            (0xEE, [b'A', b'd', b'o', b'b', b'e', _, _, _, _, _, _, transform, ..]) => {
+            (
+                0xEE,
+                [
+                    b'A',
+                    b'd',
+                    b'o',
+                    b'b',
+                    b'e',
+                    _,
+                    _,
+                    _,
+                    _,
+                    _,
+                    _,
+                    transform,
+                    ..,
+                ],
+            ) => {
                 self.adobe = Some((place + ADOBE_TRANSFORM, *transform));
             }
             (0xC4, _) => self.huffman = true,
@@ -123,7 +139,13 @@ impl Header {
             }
             (0xC0..=0xC2, [_, h0, h1, w0, w1, _, components @ ..]) => {
                 let number = |bytes: [u8; 2]| usize::from(u16::from_be_bytes(bytes));
-                let of = |part: &[u8; 3]| (part[0], usize::from(part[1] >> 4), usize::from(part[1] & 15));
+                let of = |part: &[u8; 3]| {
+                    (
+                        part[0],
+                        usize::from(part[1] >> 4),
+                        usize::from(part[1] & 15),
+                    )
+                };
                 self.frame = Some(Frame {
                     kind: marker & 15,
                     width: number([*w0, *w1]),
@@ -140,7 +162,10 @@ impl Header {
     /// # Errors
     /// When the decoder cannot be told.
     fn transform(&self) -> Result<Option<u8>, String> {
-        let components = self.frame.as_ref().map_or(&[][..], |frame| &frame.components);
+        let components = self
+            .frame
+            .as_ref()
+            .map_or(&[][..], |frame| &frame.components);
         let [first, second, third] = components else {
             return Ok(None);
         };
@@ -152,7 +177,9 @@ impl Header {
         // The decoder takes letters for the truth, whatever the segments say.
         if [first.0, second.0, third.0] == *b"RGB" {
             return match transform {
-                Some(1) => Err("its components are called R, G and B, its header says YCbCr".to_owned()),
+                Some(1) => {
+                    Err("its components are called R, G and B, its header says YCbCr".to_owned())
+                }
                 _ => Ok(None),
             };
         }
@@ -257,7 +284,9 @@ impl Header {
                 restarts += 1;
             }
         }
-        let due = frame.units(&of_scan).map(|units| units.div_ceil(interval).saturating_sub(1));
+        let due = frame
+            .units(&of_scan)
+            .map(|units| units.div_ceil(interval).saturating_sub(1));
         match due {
             Some(due) if restarts < due => Err(format!(
                 "damaged: {restarts} restart markers in a scan that has {due}"
@@ -280,9 +309,7 @@ impl Frame {
                 let columns = (self.width * wide).div_ceil(across).div_ceil(8);
                 Some(columns * (self.height * high).div_ceil(down).div_ceil(8))
             }
-            [_, _, ..] => {
-                Some(self.width.div_ceil(8 * across) * self.height.div_ceil(8 * down))
-            }
+            [_, _, ..] => Some(self.width.div_ceil(8 * across) * self.height.div_ceil(8 * down)),
             [] => None,
         }
     }
@@ -293,9 +320,17 @@ fn standard_tables(out: &mut Vec<u8>) {
     let (dc, ac) = ([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11], [AC_LUMA, AC_CHROMA]);
     let counts: [(u8, [u8; 16], &[u8]); 4] = [
         (0x00, [0, 1, 5, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0], &dc),
-        (0x10, [0, 2, 1, 3, 3, 2, 4, 3, 5, 5, 4, 4, 0, 0, 1, 0x7D], &ac[0]),
+        (
+            0x10,
+            [0, 2, 1, 3, 3, 2, 4, 3, 5, 5, 4, 4, 0, 0, 1, 0x7D],
+            &ac[0],
+        ),
         (0x01, [0, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0], &dc),
-        (0x11, [0, 2, 1, 2, 4, 4, 3, 4, 7, 5, 4, 4, 0, 1, 2, 0x77], &ac[1]),
+        (
+            0x11,
+            [0, 2, 1, 2, 4, 4, 3, 4, 7, 5, 4, 4, 0, 1, 2, 0x77],
+            &ac[1],
+        ),
     ];
     let length: usize = counts.iter().map(|(_, _, values)| 17 + values.len()).sum();
     out.extend_from_slice(&[0xFF, 0xC4]);

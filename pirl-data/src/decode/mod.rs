@@ -22,14 +22,46 @@ pub(crate) fn sniff(bytes: &[u8]) -> Option<Encoding> {
     match bytes {
         [0xFF, 0xD8, 0xFF, ..] => Some(Encoding::Jpeg),
         [0x89, b'P', b'N', b'G', b'\r', b'\n', 0x1A, b'\n', ..] => Some(Encoding::Png),
-        [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => other(OtherFormat::WebP),
+        [
+            b'R',
+            b'I',
+            b'F',
+            b'F',
+            _,
+            _,
+            _,
+            _,
+            b'W',
+            b'E',
+            b'B',
+            b'P',
+            ..,
+        ] => other(OtherFormat::WebP),
         [b'G', b'I', b'F', b'8', b'7' | b'9', b'a', ..] => other(OtherFormat::Gif),
         [b'I', b'I', 42, 0, ..] | [b'M', b'M', 0, 42, ..] => other(OtherFormat::Tiff),
         [b'q', b'o', b'i', b'f', ..] => other(OtherFormat::Qoi),
         // Two letters alone would be found in text: the reserved words and the header's size, too.
-        [b'B', b'M', _, _, _, _, _, _, _, _, _, _, _, _, 12..=124, 0, 0, 0, ..] => {
-            other(OtherFormat::Bmp)
-        }
+        [
+            b'B',
+            b'M',
+            _,
+            _,
+            _,
+            _,
+            _,
+            _,
+            _,
+            _,
+            _,
+            _,
+            _,
+            _,
+            12..=124,
+            0,
+            0,
+            0,
+            ..,
+        ] => other(OtherFormat::Bmp),
         [b'P', b'1'..=b'7', b' ' | b'\t' | b'\r' | b'\n' | b'#', ..] => other(OtherFormat::Pnm),
         _ => None,
     }
@@ -110,7 +142,13 @@ pub(crate) fn decode_into(
             width,
             channels,
         } => {
-            decode_raw(bytes, (width as usize, height as usize), channels, limit, out)?;
+            decode_raw(
+                bytes,
+                (width as usize, height as usize),
+                channels,
+                limit,
+                out,
+            )?;
             Orientation::NoTransforms
         }
     };

@@ -38,7 +38,12 @@ fn open(bytes: &[u8], format: OtherFormat) -> Result<Box<dyn ImageDecoder + '_>,
 /// A WebP without what follows it, once every chunk is known to end within: the decoder takes as much
 /// memory for one as its header says.
 fn whole_webp(bytes: &[u8]) -> Result<&[u8], String> {
-    let cut = || format!("truncated: its {} bytes end before the image does", bytes.len());
+    let cut = || {
+        format!(
+            "truncated: its {} bytes end before the image does",
+            bytes.len()
+        )
+    };
     let length = |bytes: &[u8], at: usize| -> Option<usize> {
         let length = u32::from_le_bytes(*bytes.get(at + 4..)?.first_chunk()?) as usize;
         (at + 8).checked_add(length)
@@ -47,7 +52,9 @@ fn whole_webp(bytes: &[u8]) -> Result<&[u8], String> {
     let whole = bytes.get(..end).ok_or_else(cut)?;
     let mut at = 12;
     while at < end {
-        at = length(whole, at).filter(|next| *next <= end).ok_or_else(cut)?;
+        at = length(whole, at)
+            .filter(|next| *next <= end)
+            .ok_or_else(cut)?;
         at += at % 2; // chunks are padded to even lengths
     }
     Ok(whole)
@@ -91,7 +98,10 @@ pub(super) fn decode(
 pub(super) fn size(bytes: &[u8], format: OtherFormat) -> Result<(usize, usize), String> {
     let mut decoder = open(bytes, format)?;
     let (width, height) = decoder.dimensions();
-    Ok(upright_size((width as usize, height as usize), turned(&mut decoder)))
+    Ok(upright_size(
+        (width as usize, height as usize),
+        turned(&mut decoder),
+    ))
 }
 
 /// The orientation that the file asks for; data that cannot be read asks for none.

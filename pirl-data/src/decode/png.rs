@@ -43,7 +43,10 @@ pub(super) fn decode(bytes: &[u8], limit: usize, out: &mut Image) -> Result<Orie
 /// Width and height of the upright image, from the header.
 pub(super) fn size(bytes: &[u8]) -> Result<(usize, usize), String> {
     let (width, height) = open(bytes)?.dimensions();
-    Ok(upright_size((width as usize, height as usize), turned(bytes)))
+    Ok(upright_size(
+        (width as usize, height as usize),
+        turned(bytes),
+    ))
 }
 
 /// The orientation in an `eXIf` or XMP chunk, before the pixels or behind them.

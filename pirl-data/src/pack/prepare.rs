@@ -134,7 +134,8 @@ fn turn(
     annotated: Option<(usize, usize)>,
     image: Looked,
 ) -> Result<bool, String> {
-    let Some((width, height)) = annotated.filter(|(width, height)| *width > 0 && *height > 0) else {
+    let Some((width, height)) = annotated.filter(|(width, height)| *width > 0 && *height > 0)
+    else {
         return Ok(false);
     };
     let stored = upright_size(image.size, image.orientation);
@@ -280,18 +281,24 @@ fn fit(
         let inside = match found {
             Cut::Whole(inside) => inside,
             Cut::Part(inside) => {
-                fitted.cut.push(entry(format!("its box is cut at the edge of {pixels}")));
+                fitted
+                    .cut
+                    .push(entry(format!("its box is cut at the edge of {pixels}")));
                 inside
             }
             Cut::Nothing => {
-                fitted.left_out.push(entry(format!("nothing of its box lies in {pixels}")));
+                fitted
+                    .left_out
+                    .push(entry(format!("nothing of its box lies in {pixels}")));
                 continue;
             }
         };
         let [xmin, ymin, xmax, ymax] = inside;
         match cut([xmin * x, ymin * y, xmax * x, ymax * y], size.0, size.1)? {
             Cut::Whole(scaled) | Cut::Part(scaled) => fitted.kept.push(scaled, label, difficult),
-            Cut::Nothing => fitted.left_out.push(entry("nothing is left of its box".to_owned())),
+            Cut::Nothing => fitted
+                .left_out
+                .push(entry("nothing is left of its box".to_owned())),
         }
     }
     Ok(fitted)

@@ -219,7 +219,10 @@ impl Pack {
             used.extend(self.objects(index).unwrap_or_default().labels);
         }
         let unknown = used.iter().filter_map(|label| own.get(*label as usize));
-        let unknown: Vec<String> = unknown.filter(|name| number(name).is_none()).cloned().collect();
+        let unknown: Vec<String> = unknown
+            .filter(|name| number(name).is_none())
+            .cloned()
+            .collect();
         if !unknown.is_empty() {
             return Err(DataError::UnknownClasses {
                 path: self.name().to_owned(),

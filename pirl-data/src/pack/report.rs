@@ -87,11 +87,15 @@ impl PackReport {
             None => label.to_string(),
         };
         let by_name = |counts: &BTreeMap<u32, usize>| -> BTreeMap<String, usize> {
-            counts.iter().map(|(label, count)| (name(label), *count)).collect()
+            counts
+                .iter()
+                .map(|(label, count)| (name(label), *count))
+                .collect()
         };
-        let sizes = self.tally.sizes.map(|[w0, w1, h0, h1]| {
-            serde_json::json!({ "width": [w0, w1], "height": [h0, h1] })
-        });
+        let sizes = self
+            .tally
+            .sizes
+            .map(|[w0, w1, h0, h1]| serde_json::json!({ "width": [w0, w1], "height": [h0, h1] }));
         serde_json::json!({
             "output": output,
             "packed": self.packed,
@@ -125,7 +129,8 @@ impl PackReport {
         let mut path = schema::stem_of(output).into_os_string();
         path.push(".report.json");
         let report = format!("{:#}\n", self.to_json(output));
-        pirl_core::file::write(path.as_ref(), report.as_bytes()).map_err(DataError::io("write", path))
+        pirl_core::file::write(path.as_ref(), report.as_bytes())
+            .map_err(DataError::io("write", path))
     }
 
     /// The JSON of a packing that left out everything ([`DataError::Nothing`]).
@@ -145,7 +150,11 @@ impl fmt::Display for PackReport {
         let tally = &self.tally;
         write!(f, "{} images packed", self.packed)?;
         if self.resumed > 0 {
-            write!(f, ", {} of them dealt with before an interruption", self.resumed)?;
+            write!(
+                f,
+                ", {} of them dealt with before an interruption",
+                self.resumed
+            )?;
         }
         match self.class_names.len() {
             0 => write!(f, ", no labels")?,
@@ -168,9 +177,17 @@ impl fmt::Display for PackReport {
             }
         }
         if tally.duplicates > 0 {
-            write!(f, "\nduplicates: {} images have the bytes of an earlier one", tally.duplicates)?;
+            write!(
+                f,
+                "\nduplicates: {} images have the bytes of an earlier one",
+                tally.duplicates
+            )?;
             if tally.duplicates_labelled_otherwise > 0 {
-                write!(f, ", {} of them another label", tally.duplicates_labelled_otherwise)?;
+                write!(
+                    f,
+                    ", {} of them another label",
+                    tally.duplicates_labelled_otherwise
+                )?;
             }
         }
         if !self.passed_over.is_empty() {
@@ -182,12 +199,17 @@ impl fmt::Display for PackReport {
         if !self.skipped.is_empty() {
             write!(f, "\nleft out: {}", listed(&self.skipped))?;
         }
-        self.shards.iter().try_for_each(|path| write!(f, "\n  {}", path.display()))
+        self.shards
+            .iter()
+            .try_for_each(|path| write!(f, "\n  {}", path.display()))
     }
 }
 
 fn counts(counts: &BTreeMap<String, usize>) -> String {
-    let parts: Vec<_> = counts.iter().map(|(name, count)| format!("{count} {name}")).collect();
+    let parts: Vec<_> = counts
+        .iter()
+        .map(|(name, count)| format!("{count} {name}"))
+        .collect();
     parts.join(", ")
 }
 
@@ -270,6 +292,9 @@ mod tests {
         assert_eq!(counts["its class \"...\" is unknown"], 2);
         assert_eq!(counts["N x N pixels"], 1);
         let text = listed(&list);
-        assert!(text.contains("2 times: its class") && text.contains("a: its class \"dog\""), "{text}");
+        assert!(
+            text.contains("2 times: its class") && text.contains("a: its class \"dog\""),
+            "{text}"
+        );
     }
 }

@@ -82,7 +82,9 @@ pub fn pack(
         Err(error) => return Err(error),
     };
     report.resumed = resumed;
-    report.skipped.splice(0..0, source.skipped().iter().cloned());
+    report
+        .skipped
+        .splice(0..0, source.skipped().iter().cloned());
     report.notes.splice(0..0, source.notes().iter().cloned());
     report.passed_over = source.passed_over();
     report.class_names = source.class_names().to_vec();

@@ -6,8 +6,8 @@ use xxhash_rust::xxh3::{Xxh3, xxh3_128};
 
 use super::open_shard::{OpenShard, write_header};
 use super::partial::{Partial, State};
-use super::schema::{self, Description, Extent, Fingerprint};
 use super::prepare::Prepared;
+use super::schema::{self, Description, Extent, Fingerprint};
 use super::shard::Shard;
 use super::{PackOptions, PackReport, Skipped, Tally};
 use crate::source::shown_ending;
@@ -171,7 +171,11 @@ impl Writer {
             let otherwise = first.label != sample.label;
             tally.duplicates_labelled_otherwise += usize::from(otherwise);
             if self.dedupe {
-                let label = if otherwise { ", with another label" } else { "" };
+                let label = if otherwise {
+                    ", with another label"
+                } else {
+                    ""
+                };
                 let reason = format!("its bytes are those of {:?}{label}", first.name);
                 let name = sample.name;
                 self.skip(stamp, Skipped { name, reason });

@@ -84,7 +84,10 @@ impl Idx {
             labels.iter_mut().for_each(|label| *label -= 1);
             notes.push(Skipped {
                 name: labels_path.display().to_string(),
-                reason: format!("its labels count from 1: {most} is {:?}", class_names[usize::from(most) - 1]),
+                reason: format!(
+                    "its labels count from 1: {most} is {:?}",
+                    class_names[usize::from(most) - 1]
+                ),
             });
         }
         if let Some(index) = labels
@@ -168,7 +171,11 @@ fn find(folder: &Path, prefixes: &[&str], what: &str, rank: usize) -> Result<Pat
     });
     let names: Vec<String> = names.collect();
     for name in &names {
-        for path in [folder.join(name), folder.join(name).join(name), folder.join(format!("{name}.gz"))] {
+        for path in [
+            folder.join(name),
+            folder.join(name).join(name),
+            folder.join(format!("{name}.gz")),
+        ] {
             if path.is_file() {
                 return Ok(path);
             }
@@ -176,12 +183,21 @@ fn find(folder: &Path, prefixes: &[&str], what: &str, rank: usize) -> Result<Pat
     }
     // EMNIST has the name of the set before: emnist-letters-train-images-idx3-ubyte.
     let ends = |path: &PathBuf| {
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let name = path
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
         let name = name.strip_suffix(".gz").unwrap_or(&name);
-        names.iter().any(|known| name.ends_with(&format!("-{known}")))
+        names
+            .iter()
+            .any(|known| name.ends_with(&format!("-{known}")))
     };
     let listed = std::fs::read_dir(folder).map_err(DataError::io("list", folder))?;
-    let mut found: Vec<PathBuf> = listed.filter_map(|entry| Some(entry.ok()?.path())).filter(ends).collect();
+    let mut found: Vec<PathBuf> = listed
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(ends)
+        .collect();
     found.sort();
     match found.as_slice() {
         [only] => Ok(only.clone()),
@@ -194,8 +210,17 @@ fn find(folder: &Path, prefixes: &[&str], what: &str, rank: usize) -> Result<Pat
             ),
         }),
         several => {
-            let several: Vec<_> = several.iter().map(|path| path.display().to_string()).collect();
-            Err(bad(folder, format!("it has several sets, put each into a folder: {}", several.join(", "))))
+            let several: Vec<_> = several
+                .iter()
+                .map(|path| path.display().to_string())
+                .collect();
+            Err(bad(
+                folder,
+                format!(
+                    "it has several sets, put each into a folder: {}",
+                    several.join(", ")
+                ),
+            ))
         }
     }
 }

@@ -7,7 +7,14 @@ use crate::{DataError, Skipped};
 
 /// Names that the parts of a data set have, by which a folder of them is told from one of classes.
 const PARTS: [&str; 8] = [
-    "train", "training", "val", "valid", "validation", "test", "testing", "eval",
+    "train",
+    "training",
+    "val",
+    "valid",
+    "validation",
+    "test",
+    "testing",
+    "eval",
 ];
 
 /// A folder of image files.
@@ -67,7 +74,10 @@ impl ImageFolder {
                 return Err(DataError::Stray {
                     path: root.to_owned(),
                     count: strays.len(),
-                    first: strays.first().map(|path| path.display().to_string()).unwrap_or_default(),
+                    first: strays
+                        .first()
+                        .map(|path| path.display().to_string())
+                        .unwrap_or_default(),
                 });
             }
         };
@@ -85,7 +95,10 @@ impl ImageFolder {
         }
         let classes: Vec<PathBuf> = classes(root, &tree)?.into_iter().collect();
         for path in tree.images {
-            let class = path.components().next().map(|c| PathBuf::from(c.as_os_str()));
+            let class = path
+                .components()
+                .next()
+                .map(|c| PathBuf::from(c.as_os_str()));
             let label = class
                 .filter(|_| !at_top(&path))
                 .and_then(|class| classes.binary_search(&class).ok())

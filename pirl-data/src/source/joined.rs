@@ -25,9 +25,16 @@ impl Joined {
         let lists: Vec<&[String]> = sources.iter().map(|source| source.class_names()).collect();
         let same = lists.windows(2).all(|pair| pair[0] == pair[1]);
         if !same && lists.iter().any(|names| names.is_empty()) {
-            let named: Vec<_> = sources.iter().filter(|s| s.class_names().is_empty()).collect();
+            let named: Vec<_> = sources
+                .iter()
+                .filter(|s| s.class_names().is_empty())
+                .collect();
             return Err(DataError::Shards {
-                path: named.first().map(|source| source.describe()).unwrap_or_default().into(),
+                path: named
+                    .first()
+                    .map(|source| source.describe())
+                    .unwrap_or_default()
+                    .into(),
                 reason: "it has no classes, but other inputs have".to_owned(),
             });
         }
@@ -41,9 +48,14 @@ impl Joined {
         }
         let number = |name: &String| {
             let place = class_names.iter().position(|known| known == name);
-            place.and_then(|place| u32::try_from(place).ok()).unwrap_or(u32::MAX)
+            place
+                .and_then(|place| u32::try_from(place).ok())
+                .unwrap_or(u32::MAX)
         };
-        let labels = lists.iter().map(|names| names.iter().map(number).collect()).collect();
+        let labels = lists
+            .iter()
+            .map(|names| names.iter().map(number).collect())
+            .collect();
         let mut starts = Vec::with_capacity(sources.len());
         let mut len = 0;
         for source in &sources {
@@ -51,8 +63,16 @@ impl Joined {
             len += source.len();
         }
         Ok(Self {
-            skipped: sources.iter().flat_map(|source| source.skipped()).cloned().collect(),
-            notes: sources.iter().flat_map(|source| source.notes()).cloned().collect(),
+            skipped: sources
+                .iter()
+                .flat_map(|source| source.skipped())
+                .cloned()
+                .collect(),
+            notes: sources
+                .iter()
+                .flat_map(|source| source.notes())
+                .cloned()
+                .collect(),
             sources,
             starts,
             len,
@@ -63,7 +83,10 @@ impl Joined {
 
     /// The source of a sample, its number among the sources, and the sample's number there.
     fn locate(&self, index: usize) -> Option<(usize, &dyn Source, usize)> {
-        let number = self.starts.partition_point(|start| *start <= index).checked_sub(1)?;
+        let number = self
+            .starts
+            .partition_point(|start| *start <= index)
+            .checked_sub(1)?;
         let source = self.sources.get(number)?;
         Some((number, &**source, index - self.starts.get(number)?))
     }
@@ -84,14 +107,22 @@ impl Source for Joined {
         let mut sample = source.read(inside)?;
         let joined = |label: u32| self.labels.get(number)?.get(label as usize).copied();
         sample.label = sample.label.map(|label| joined(label).unwrap_or(u32::MAX));
-        for label in sample.objects.iter_mut().flat_map(|objects| &mut objects.labels) {
+        for label in sample
+            .objects
+            .iter_mut()
+            .flat_map(|objects| &mut objects.labels)
+        {
             *label = joined(*label).unwrap_or(u32::MAX);
         }
         Ok(sample)
     }
 
     fn describe(&self) -> String {
-        let parts: Vec<String> = self.sources.iter().map(|source| source.describe()).collect();
+        let parts: Vec<String> = self
+            .sources
+            .iter()
+            .map(|source| source.describe())
+            .collect();
         parts.join(" and ")
     }
 
@@ -117,6 +148,7 @@ impl Source for Joined {
     }
 
     fn stamp(&self, index: usize) -> u128 {
-        self.locate(index).map_or(0, |(_, source, inside)| source.stamp(inside))
+        self.locate(index)
+            .map_or(0, |(_, source, inside)| source.stamp(inside))
     }
 }

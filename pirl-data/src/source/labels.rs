@@ -25,7 +25,10 @@ pub(super) fn number(given: &[Option<String>]) -> Result<Numbered, (usize, Strin
             let place = names.binary_search(&name.as_str()).ok();
             place.and_then(|place| u32::try_from(place).ok())
         };
-        let numbered = given.iter().map(|label| label.as_ref().and_then(place)).collect();
+        let numbered = given
+            .iter()
+            .map(|label| label.as_ref().and_then(place))
+            .collect();
         return Ok((numbered, names.into_iter().map(str::to_owned).collect()));
     }
     let mut numbered = Vec::with_capacity(given.len());
@@ -39,5 +42,8 @@ pub(super) fn number(given: &[Option<String>]) -> Result<Numbered, (usize, Strin
         });
     }
     let classes = numbered.iter().flatten().max().map_or(0, |label| label + 1);
-    Ok((numbered, (0..classes).map(|label| label.to_string()).collect()))
+    Ok((
+        numbered,
+        (0..classes).map(|label| label.to_string()).collect(),
+    ))
 }

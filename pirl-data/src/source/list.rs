@@ -10,11 +10,25 @@ use crate::{DataError, Skipped};
 const MAX_BYTES: u64 = 2 << 30;
 /// What headers call the column of paths, and that of labels.
 const PATH_NAMES: [&str; 10] = [
-    "path", "file", "filename", "file_name", "filepath", "file_path", "image", "image_path", "img",
+    "path",
+    "file",
+    "filename",
+    "file_name",
+    "filepath",
+    "file_path",
+    "image",
+    "image_path",
+    "img",
     "image_id",
 ];
 const LABEL_NAMES: [&str; 7] = [
-    "label", "class", "class_name", "target", "category", "label_name", "labels",
+    "label",
+    "class",
+    "class_name",
+    "target",
+    "category",
+    "label_name",
+    "labels",
 ];
 const FORM: &str = "expected path, or path and label with a tab, a comma or spaces between them";
 
@@ -150,7 +164,10 @@ fn entries(
 ) -> Result<(Vec<Entry>, usize), (usize, String)> {
     let is_comment = |line: &str| line.starts_with("# ") || line.trim_end() == "#";
     let comments = text.lines().filter(|line| is_comment(line)).count();
-    let lines = || text.lines().filter(|line| !line.trim().is_empty() && !is_comment(line));
+    let lines = || {
+        text.lines()
+            .filter(|line| !line.trim().is_empty() && !is_comment(line))
+    };
     let named = columns.path.is_some() || columns.label.is_some();
     let delimiter = delimiter(lines(), named, folder);
     let mut reader = csv::ReaderBuilder::new()
@@ -196,7 +213,12 @@ fn entries(
                 *places.insert(found)
             }
         };
-        let field = |at: usize| fields.get(at).map(|field| field.trim()).filter(|field| !field.is_empty());
+        let field = |at: usize| {
+            fields
+                .get(at)
+                .map(|field| field.trim())
+                .filter(|field| !field.is_empty())
+        };
         let wrong = |what: &str| {
             let shown: String = whole.chars().take(80).collect();
             (number, format!("{what} in {shown:?}; {FORM}"))
@@ -236,14 +258,21 @@ fn delimiter<'a>(lines: impl Iterator<Item = &'a str>, several: bool, folder: &P
     let rest: Vec<&&str> = lines.iter().filter(|line| !whole(line)).collect();
     if rest.is_empty() {
         // Paths alone: nothing in them separates anything, except quotes around them.
-        return if lines.iter().any(|line| line.starts_with('"')) { b',' } else { b'\t' };
+        return if lines.iter().any(|line| line.starts_with('"')) {
+            b','
+        } else {
+            b'\t'
+        };
     }
     for delimiter in [',', ';'] {
         if rest.iter().all(|line| line.contains(delimiter)) {
             return delimiter as u8;
         }
     }
-    if rest.iter().any(|line| line.contains(',') || line.starts_with('"')) {
+    if rest
+        .iter()
+        .any(|line| line.contains(',') || line.starts_with('"'))
+    {
         b','
     } else {
         b' '
@@ -273,27 +302,46 @@ fn header(
     columns: &Columns,
     folder: &Path,
 ) -> Result<Option<(usize, Option<usize>)>, String> {
-    let names: Vec<String> = fields.iter().map(|name| name.trim().to_ascii_lowercase()).collect();
-    let at = |known: &[&str]| known.iter().find_map(|known| names.iter().position(|name| name == known));
+    let names: Vec<String> = fields
+        .iter()
+        .map(|name| name.trim().to_ascii_lowercase())
+        .collect();
+    let at = |known: &[&str]| {
+        known
+            .iter()
+            .find_map(|known| names.iter().position(|name| name == known))
+    };
     let named = |column: &Option<String>| match column {
         Some(name) if name.parse::<usize>().is_err() => {
-            match names.iter().position(|found| *found == name.to_ascii_lowercase()) {
+            match names
+                .iter()
+                .position(|found| *found == name.to_ascii_lowercase())
+            {
                 Some(at) => Ok(Some(at)),
-                None => Err(format!("no column {name:?}; the header has {}", fields.join(", "))),
+                None => Err(format!(
+                    "no column {name:?}; the header has {}",
+                    fields.join(", ")
+                )),
             }
         }
         _ => Ok(None),
     };
     let (path, label) = (named(&columns.path)?, named(&columns.label)?);
-    let is_file = fields
-        .iter()
-        .any(|field| has_image_ending(Path::new(field.trim())) || folder.join(field.trim()).is_file());
+    let is_file = fields.iter().any(|field| {
+        has_image_ending(Path::new(field.trim())) || folder.join(field.trim()).is_file()
+    });
     let known = at(&PATH_NAMES).is_some() && !is_file;
     if path.is_none() && label.is_none() && !known {
         return Ok(None);
     }
     let (path_number, label_number) = numbers(columns, fields)?;
-    let path = path.or_else(|| if columns.path.is_some() { None } else { at(&PATH_NAMES) });
+    let path = path.or_else(|| {
+        if columns.path.is_some() {
+            None
+        } else {
+            at(&PATH_NAMES)
+        }
+    });
     // Who names the path's column alone wants no labels.
     let named_one = columns.path.is_some() || columns.label.is_some();
     let label = label.or_else(|| if named_one { None } else { at(&LABEL_NAMES) });

@@ -30,16 +30,16 @@ use xxhash_rust::xxh3::Xxh3;
 use crate::{DataError, Objects, Skipped};
 
 pub use cifar::Cifar;
+pub use detection::Annotated;
 pub use fetch::{fetch_cifar10, fetch_fashion_mnist};
+pub(crate) use files::shown_ending;
 pub use idx::Idx;
 pub use image_folder::ImageFolder;
-pub(crate) use files::shown_ending;
 pub use joined::Joined;
 pub use list::{Columns, List};
 pub use open::{SourceFormat, SourceOptions, open_source};
 pub use part::Part;
 pub use webdataset::WebDataset;
-pub use detection::Annotated;
 
 /// How the bytes of a sample become pixels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

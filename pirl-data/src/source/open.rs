@@ -6,7 +6,8 @@ use pirl_core::SettingError;
 
 use super::part::Shares;
 use super::{
-    Annotated, Cifar, Columns, Idx, ImageFolder, Joined, Labels, List, Part, Source, Split, WebDataset,
+    Annotated, Cifar, Columns, Idx, ImageFolder, Joined, Labels, List, Part, Source, Split,
+    WebDataset,
 };
 use crate::DataError;
 

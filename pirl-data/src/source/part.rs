@@ -51,7 +51,11 @@ impl Shares {
             }
         };
         if !(train > 0.0 && test > 0.0 && (train + test).is_finite()) {
-            return Err(SettingError::new("split", text, "must be two shares above 0"));
+            return Err(SettingError::new(
+                "split",
+                text,
+                "must be two shares above 0",
+            ));
         }
         let train = train / (train + test);
         Ok(Some(Self { train, which }))
@@ -63,7 +67,12 @@ impl Part {
     ///
     /// # Errors
     /// [`DataError::Setting`] unless `train` lies in (0, 1).
-    pub fn new(inner: Box<dyn Source>, train: f64, which: Split, seed: u64) -> Result<Self, DataError> {
+    pub fn new(
+        inner: Box<dyn Source>,
+        train: f64,
+        which: Split,
+        seed: u64,
+    ) -> Result<Self, DataError> {
         let fits = train > 0.0 && train < 1.0;
         pirl_core::check("train", train, fits, "must lie between 0 and 1")?;
         let mut order: Vec<usize> = (0..inner.len()).collect();

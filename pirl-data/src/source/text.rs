@@ -14,7 +14,11 @@ use crate::DataError;
 ///
 /// # Errors
 /// [`DataError::Io`]; [`DataError::Format`] of a larger file.
-pub(super) fn read_bytes(path: &Path, limit: u64, format: &'static str) -> Result<Vec<u8>, DataError> {
+pub(super) fn read_bytes(
+    path: &Path,
+    limit: u64,
+    format: &'static str,
+) -> Result<Vec<u8>, DataError> {
     let file = File::open(path).map_err(DataError::io("read", path))?;
     let mut bytes = Vec::new();
     file.take(limit + 1)
@@ -54,7 +58,11 @@ pub(super) fn decode_xml(bytes: &[u8]) -> Result<Cow<'_, str>, String> {
     let decoded = match declared {
         Some(name) => match Encoding::for_label(name.as_bytes()) {
             Some(encoding) => decode_as(bytes, encoding),
-            None => return Err(format!("it declares the encoding {name:?}, which is unknown")),
+            None => {
+                return Err(format!(
+                    "it declares the encoding {name:?}, which is unknown"
+                ));
+            }
         },
         None => decode(bytes),
     };
@@ -69,7 +77,10 @@ fn declared(bytes: &[u8]) -> Option<String> {
     let declaration = String::from_utf8_lossy(declaration).into_owned();
     let (_, value) = declaration.split_once("encoding")?;
     let value = value.trim_start().strip_prefix('=')?.trim_start();
-    let quote = value.chars().next().filter(|quote| matches!(quote, '"' | '\''))?;
+    let quote = value
+        .chars()
+        .next()
+        .filter(|quote| matches!(quote, '"' | '\''))?;
     Some(value[1..].split(quote).next()?.to_owned())
 }
 
@@ -80,7 +91,8 @@ fn decode_as<'a>(
     match encoding.decode_without_bom_handling_and_without_replacement(bytes) {
         Some(text) => Ok(text),
         None if encoding == UTF_8 => {
-            let upto = std::str::from_utf8(bytes).map_or_else(|error| error.valid_up_to(), str::len);
+            let upto =
+                std::str::from_utf8(bytes).map_or_else(|error| error.valid_up_to(), str::len);
             let line = 1 + memchr::memchr_iter(b'\n', &bytes[..upto]).count();
             Err((line, "not UTF-8 text; save the file as UTF-8".to_owned()))
         }

@@ -79,12 +79,17 @@ impl WebDataset {
             }
             return Err(DataError::nothing(path, &source.skipped));
         }
-        let (numbered, names) = labels::number(&given).map_err(|(place, reason)| DataError::Format {
-            path: path.to_owned(),
-            format: FORMAT,
-            reason: format!("{}: {reason}", source.samples[place].name),
-        })?;
-        let folder = if path.is_dir() { Some(path) } else { path.parent() };
+        let (numbered, names) =
+            labels::number(&given).map_err(|(place, reason)| DataError::Format {
+                path: path.to_owned(),
+                format: FORMAT,
+                reason: format!("{}: {reason}", source.samples[place].name),
+            })?;
+        let folder = if path.is_dir() {
+            Some(path)
+        } else {
+            path.parent()
+        };
         source.class_names = source.named(folder, &numbered, names)?;
         let labelled = numbered.iter().any(Option::is_some);
         let mut kept = Vec::with_capacity(source.samples.len());
@@ -110,7 +115,10 @@ impl WebDataset {
         labels: &[Option<u32>],
         found: Vec<String>,
     ) -> Result<Vec<String>, DataError> {
-        let numbers = found.iter().zip(0..).all(|(name, number): (_, u32)| *name == number.to_string());
+        let numbers = found
+            .iter()
+            .zip(0..)
+            .all(|(name, number): (_, u32)| *name == number.to_string());
         let Some(folder) = folder.filter(|_| numbers && !found.is_empty()) else {
             return Ok(found);
         };
@@ -118,7 +126,8 @@ impl WebDataset {
             let Some(names) = read_class_names(&folder.join(file))? else {
                 continue;
             };
-            let beyond = |label: &Option<u32>| label.is_some_and(|label| label as usize >= names.len());
+            let beyond =
+                |label: &Option<u32>| label.is_some_and(|label| label as usize >= names.len());
             if let Some(index) = labels.iter().position(beyond) {
                 return Err(DataError::Label {
                     path: self.path.clone(),
@@ -138,17 +147,25 @@ impl WebDataset {
         let mut file = File::open(&path).map_err(DataError::io("read", &path))?;
         let length = file.metadata().map_err(DataError::io("read", &path))?.len();
         let mut magic = [0; 4];
-        let count = file.read(&mut magic).map_err(DataError::io("read", &path))?;
-        if matches!(magic[..count], [0x1F, 0x8B, ..] | [0x28, 0xB5, 0x2F, 0xFD] | [b'B', b'Z', b'h', _]) {
+        let count = file
+            .read(&mut magic)
+            .map_err(DataError::io("read", &path))?;
+        if matches!(
+            magic[..count],
+            [0x1F, 0x8B, ..] | [0x28, 0xB5, 0x2F, 0xFD] | [b'B', b'Z', b'h', _]
+        ) {
             return Err(DataError::Format {
                 path,
                 format: FORMAT,
-                reason: "it is compressed, so samples cannot be found in it; unpack it to .tar".to_owned(),
+                reason: "it is compressed, so samples cannot be found in it; unpack it to .tar"
+                    .to_owned(),
             });
         }
         file.rewind().map_err(DataError::io("read", &path))?;
         let mut archive = tar::Archive::new(file);
-        let entries = archive.entries_with_seek().map_err(DataError::io("read", &path))?;
+        let entries = archive
+            .entries_with_seek()
+            .map_err(DataError::io("read", &path))?;
         let mut open = Gathered::default();
         let mut members = 0_usize;
         for entry in entries {
@@ -183,7 +200,12 @@ impl WebDataset {
                             name,
                         });
                     }
-                    _ => *self.passed_over.entry(shown_ending(Path::new(&name))).or_default() += 1,
+                    _ => {
+                        *self
+                            .passed_over
+                            .entry(shown_ending(Path::new(&name)))
+                            .or_default() += 1
+                    }
                 }
                 Ok(())
             });
@@ -197,9 +219,17 @@ impl WebDataset {
         }
         self.close(open, given);
         let cut = |member: &Member| {
-            member.shard == shard && member.offset.checked_add(member.size).is_none_or(|end| end > length)
+            member.shard == shard
+                && member
+                    .offset
+                    .checked_add(member.size)
+                    .is_none_or(|end| end > length)
         };
-        let kept = self.samples.iter().rposition(|member| !cut(member)).map_or(0, |last| last + 1);
+        let kept = self
+            .samples
+            .iter()
+            .rposition(|member| !cut(member))
+            .map_or(0, |last| last + 1);
         given.truncate(kept);
         for member in self.samples.drain(kept..) {
             self.skipped.push(Skipped {
@@ -211,7 +241,12 @@ impl WebDataset {
     }
 
     fn close(&mut self, gathered: Gathered, given: &mut Vec<Option<String>>) {
-        let Gathered { key, image, class, json } = gathered;
+        let Gathered {
+            key,
+            image,
+            class,
+            json,
+        } = gathered;
         match image {
             Some(image) => {
                 self.samples.push(image);
@@ -277,8 +312,14 @@ impl Source for WebDataset {
 
     fn read(&self, index: usize) -> Result<RawSample<'_>, DataError> {
         let len = self.samples.len();
-        let member = self.samples.get(index).ok_or(DataError::Index { index, len })?;
-        let path = self.shards.get(member.shard).ok_or(DataError::Index { index, len })?;
+        let member = self
+            .samples
+            .get(index)
+            .ok_or(DataError::Index { index, len })?;
+        let path = self
+            .shards
+            .get(member.shard)
+            .ok_or(DataError::Index { index, len })?;
         let mut bytes = Vec::new();
         let read = File::open(path).and_then(|mut file| {
             file.seek(SeekFrom::Start(member.offset))?;

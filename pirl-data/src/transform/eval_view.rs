@@ -5,8 +5,8 @@ use pirl_core::{SettingError, check};
 use rayon::prelude::*;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
-use super::view::{Scratch, check_output};
 use super::resize::resize_part;
+use super::view::{Scratch, check_output};
 use super::{Crop, Normalize, resize, write_planes};
 use crate::config::{check_normalization, check_side};
 use crate::{DataError, Image, Pack};
@@ -86,7 +86,11 @@ impl EvalView {
                 false => (margins(resized, self.crop).0, resized.min(self.crop)),
             };
             let scale = length as f64 / resized as f64;
-            (start as f64 * scale, seen as f64 * scale, seen.min(self.crop))
+            (
+                start as f64 * scale,
+                seen as f64 * scale,
+                seen.min(self.crop),
+            )
         };
         let (left, wide, columns) = side(image.width, width);
         let (top, high, rows) = side(image.height, height);
@@ -104,7 +108,14 @@ impl EvalView {
             let size = (longer(image.width), longer(image.height));
             if size.0.saturating_mul(size.1) <= LARGEST_RESIZED {
                 let whole = Crop::whole(image);
-                resize(&mut scratch.resizer, image, whole, size.0, size.1, &mut scratch.crop)?;
+                resize(
+                    &mut scratch.resizer,
+                    image,
+                    whole,
+                    size.0,
+                    size.1,
+                    &mut scratch.crop,
+                )?;
             } else {
                 let (part, size) = self.seen(image, size);
                 resize_part(&mut scratch.resizer, image, part, size, &mut scratch.crop)?;

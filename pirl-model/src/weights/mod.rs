@@ -240,7 +240,10 @@ fn is_finite(tensor: &Tensor) -> Result<bool> {
     if !tensor.dtype().is_float() {
         return Ok(true);
     }
-    let numbers = tensor.flatten_all()?.to_dtype(DType::F32)?.to_vec1::<f32>()?;
+    let numbers = tensor
+        .flatten_all()?
+        .to_dtype(DType::F32)?
+        .to_vec1::<f32>()?;
     Ok(numbers.iter().all(|number| number.is_finite()))
 }
 

@@ -305,14 +305,20 @@ mod tests {
         assert_eq!(alone.unwrap().prefix, "module.encoder_k.");
         let two = found(&["a.", "b."]).unwrap_err();
         assert!(two.contains("a., b."), "{two}");
-        let both: Shapes = ["student.", "teacher."].iter().flat_map(|prefix| under(&own, prefix)).collect();
+        let both: Shapes = ["student.", "teacher."]
+            .iter()
+            .flat_map(|prefix| under(&own, prefix))
+            .collect();
         for (wanted, prefix, other) in [
             (None, "student.", "teacher."),
             (Some("teacher"), "teacher.", "student."),
             (Some("teacher."), "teacher.", "student."),
         ] {
             let (place, others) = find(&both, wanted).unwrap();
-            assert_eq!((place.prefix.as_str(), others), (prefix, vec![other.to_owned()]));
+            assert_eq!(
+                (place.prefix.as_str(), others),
+                (prefix, vec![other.to_owned()])
+            );
         }
         let neither = find(&both, Some("pupil")).unwrap_err();
         assert!(neither.contains("student., teacher."), "{neither}");

@@ -89,14 +89,23 @@ pub(super) fn open(file: &Path, images: Option<&Path>) -> Result<Annotated, Data
     categories.sort_by(|a, b| a.id.cmp(&b.id));
     let distinct: BTreeSet<&String> = categories.iter().map(|category| &category.name).collect();
     if distinct.len() != categories.len() || categories.is_empty() {
-        return Err(bad("its categories are none, or have a name twice".to_owned()));
+        return Err(bad(
+            "its categories are none, or have a name twice".to_owned()
+        ));
     }
-    let labels: HashMap<&Id, u32> = categories.iter().map(|category| &category.id).zip(0..).collect();
+    let labels: HashMap<&Id, u32> = categories
+        .iter()
+        .map(|category| &category.id)
+        .zip(0..)
+        .collect();
 
     let mut source = Annotated {
         describe: format!("COCO file {}", file.display()),
         images: Vec::new(),
-        class_names: categories.iter().map(|category| category.name.clone()).collect(),
+        class_names: categories
+            .iter()
+            .map(|category| category.name.clone())
+            .collect(),
         skipped: Vec::new(),
         notes: Vec::new(),
         passed_over: BTreeMap::new(),
@@ -132,11 +141,17 @@ pub(super) fn open(file: &Path, images: Option<&Path>) -> Result<Annotated, Data
             }
             (None, _) => {
                 let category = &instance.category_id;
-                *fault = Some(format!("annotation {number}: its category {category} is not in the file"));
+                *fault = Some(format!(
+                    "annotation {number}: its category {category} is not in the file"
+                ));
             }
             (_, found) => {
-                let found = found.map_or("none".to_owned(), |found| format!("{} numbers", found.len()));
-                *fault = Some(format!("annotation {number}: its bbox is {found}, expected 4"));
+                let found = found.map_or("none".to_owned(), |found| {
+                    format!("{} numbers", found.len())
+                });
+                *fault = Some(format!(
+                    "annotation {number}: its bbox is {found}, expected 4"
+                ));
             }
         }
     }
@@ -156,7 +171,9 @@ pub(super) fn open(file: &Path, images: Option<&Path>) -> Result<Annotated, Data
             continue;
         }
         if let Some(fault) = fault {
-            left_out(format!("its image is left out, since this cannot be read: {fault}"));
+            left_out(format!(
+                "its image is left out, since this cannot be read: {fault}"
+            ));
             continue;
         }
         let Some(path) = index.find(&image.file_name) else {
@@ -196,15 +213,29 @@ fn read(file: &Path) -> Result<Instances, Failure> {
 fn usual_folders(file: &Path) -> Vec<PathBuf> {
     let folder = file.parent().unwrap_or(Path::new(""));
     let above = folder.parent().unwrap_or(Path::new(".."));
-    let stem = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    let stem = file
+        .file_stem()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned();
     let set = stem.rsplit('_').next().unwrap_or_default().to_owned();
     let mut usual = Vec::new();
     for root in [folder, above] {
-        usual.extend([root.join(&set), root.join("images").join(&set), root.join("images")]);
+        usual.extend([
+            root.join(&set),
+            root.join("images").join(&set),
+            root.join("images"),
+        ]);
     }
     usual.extend([folder.to_owned(), above.to_owned()]);
     usual
         .into_iter()
-        .map(|path| if path.as_os_str().is_empty() { PathBuf::from(".") } else { path })
+        .map(|path| {
+            if path.as_os_str().is_empty() {
+                PathBuf::from(".")
+            } else {
+                path
+            }
+        })
         .collect()
 }

@@ -24,14 +24,20 @@ pub(super) fn open(file: &Path, images: Option<&Path>) -> Result<Annotated, Data
     let root = document.root_element();
     if !root.has_tag_name("annotations") {
         let found = root.tag_name().name();
-        return Err(bad(format!("its root is <{found}>, expected <annotations>")));
+        return Err(bad(format!(
+            "its root is <{found}>, expected <annotations>"
+        )));
     }
     if root.children().any(|child| child.has_tag_name("track")) {
         return Err(bad(
-            "it has <track>, of `CVAT for video`; export the task as `CVAT for images 1.1`".to_owned(),
+            "it has <track>, of `CVAT for video`; export the task as `CVAT for images 1.1`"
+                .to_owned(),
         ));
     }
-    let listed: Vec<Node> = root.children().filter(|child| child.has_tag_name("image")).collect();
+    let listed: Vec<Node> = root
+        .children()
+        .filter(|child| child.has_tag_name("image"))
+        .collect();
     let mut source = Annotated {
         describe: format!("CVAT file {}", file.display()),
         images: Vec::new(),
@@ -57,7 +63,9 @@ pub(super) fn open(file: &Path, images: Option<&Path>) -> Result<Annotated, Data
         let objects = match objects(image, &source.class_names, &mut source.notes) {
             Ok(objects) => objects,
             Err(reason) => {
-                left_out(format!("its image is left out, since this cannot be read: {reason}"));
+                left_out(format!(
+                    "its image is left out, since this cannot be read: {reason}"
+                ));
                 continue;
             }
         };
@@ -80,7 +88,10 @@ pub(super) fn open(file: &Path, images: Option<&Path>) -> Result<Annotated, Data
 fn class_names(root: Node<'_, '_>) -> Vec<String> {
     let mut names = Vec::new();
     let in_meta = root.descendants().filter(|node| {
-        node.has_tag_name("name") && node.parent().is_some_and(|parent| parent.has_tag_name("label"))
+        node.has_tag_name("name")
+            && node
+                .parent()
+                .is_some_and(|parent| parent.has_tag_name("label"))
     });
     for name in in_meta.filter_map(|node| node.text()) {
         if !names.iter().any(|known| known == name) {
@@ -88,8 +99,10 @@ fn class_names(root: Node<'_, '_>) -> Vec<String> {
         }
     }
     if names.is_empty() {
-        let of_shapes: BTreeSet<&str> =
-            root.descendants().filter_map(|node| node.attribute("label")).collect();
+        let of_shapes: BTreeSet<&str> = root
+            .descendants()
+            .filter_map(|node| node.attribute("label"))
+            .collect();
         names.extend(of_shapes.into_iter().map(str::to_owned));
     }
     names
@@ -103,7 +116,9 @@ fn objects(
     let mut objects = Objects::default();
     for (number, shape) in image.children().filter(Node::is_element).enumerate() {
         let number_of = |name: &str| -> Result<f32, String> {
-            let text = shape.attribute(name).ok_or_else(|| format!("it has no {name}"))?;
+            let text = shape
+                .attribute(name)
+                .ok_or_else(|| format!("it has no {name}"))?;
             match text.trim().parse::<f32>() {
                 Ok(value) if value.is_finite() => Ok(value),
                 _ => Err(format!("{name} is {text:?}, not a number")),
@@ -145,11 +160,15 @@ fn corners(points: &str) -> Result<[f32; 4], String> {
     let corner = |pair: &str| -> Option<[f32; 2]> {
         let (x, y) = pair.split_once(',')?;
         let pair = [x.trim().parse().ok()?, y.trim().parse().ok()?];
-        pair.iter().all(|side: &f32| side.is_finite()).then_some(pair)
+        pair.iter()
+            .all(|side: &f32| side.is_finite())
+            .then_some(pair)
     };
     let corners: Option<Vec<[f32; 2]>> = points.split(';').map(corner).collect();
     match corners {
         Some(corners) if corners.len() > 2 => Ok(around(corners.into_iter())),
-        _ => Err(format!("its points are {points:?}, expected three pairs or more")),
+        _ => Err(format!(
+            "its points are {points:?}, expected three pairs or more"
+        )),
     }
 }

@@ -25,7 +25,9 @@ impl Index {
             let whole = key(&file.to_string_lossy());
             if let Some((_, last)) = whole.rsplit_once('/') {
                 let alone = index.places.entry(last.to_owned());
-                alone.and_modify(|known| *known = None).or_insert(Some(place));
+                alone
+                    .and_modify(|known| *known = None)
+                    .or_insert(Some(place));
             }
             // A whole path is never taken for another's last part.
             index.places.insert(whole, Some(place));
@@ -59,7 +61,9 @@ fn key(name: &str) -> String {
     let path = Path::new(&name);
     let known = has_image_ending(path)
         || path.extension().is_some_and(|ending| {
-            ["xml", "txt"].iter().any(|known| ending.eq_ignore_ascii_case(known))
+            ["xml", "txt"]
+                .iter()
+                .any(|known| ending.eq_ignore_ascii_case(known))
         });
     match name.rsplit_once('.') {
         Some((stem, _)) if known => stem.to_owned(),
@@ -69,7 +73,10 @@ fn key(name: &str) -> String {
 
 /// The first of these sub-folders that is there, or the folder itself.
 pub(super) fn sub_folder(folder: &Path, names: &[&str]) -> PathBuf {
-    let found = names.iter().map(|name| folder.join(name)).find(|path| path.is_dir());
+    let found = names
+        .iter()
+        .map(|name| folder.join(name))
+        .find(|path| path.is_dir());
     found.unwrap_or_else(|| folder.to_owned())
 }
 
@@ -93,13 +100,19 @@ pub(super) fn images(
             return Ok(found);
         }
     }
-    let looked: Vec<_> = usual.iter().map(|root| root.display().to_string()).collect();
+    let looked: Vec<_> = usual
+        .iter()
+        .map(|root| root.display().to_string())
+        .collect();
     Err(DataError::Io {
         action: "find",
         path: some_name.unwrap_or_default().into(),
         source: std::io::Error::new(
             std::io::ErrorKind::NotFound,
-            format!("it is in none of {}; name the folder of the images", looked.join(", ")),
+            format!(
+                "it is in none of {}; name the folder of the images",
+                looked.join(", ")
+            ),
         ),
     })
 }

@@ -192,7 +192,12 @@ fn label(class_names: &[String], name: &str) -> Option<u32> {
 
 /// The box around points.
 fn around(points: impl Iterator<Item = [f32; 2]>) -> [f32; 4] {
-    let start = [f32::INFINITY, f32::INFINITY, f32::NEG_INFINITY, f32::NEG_INFINITY];
+    let start = [
+        f32::INFINITY,
+        f32::INFINITY,
+        f32::NEG_INFINITY,
+        f32::NEG_INFINITY,
+    ];
     points.fold(start, |[x0, y0, x1, y1], [x, y]| {
         [x0.min(x), y0.min(y), x1.max(x), y1.max(y)]
     })

@@ -14,13 +14,37 @@ use crate::{DataError, Objects, Skipped};
 
 /// The classes of PASCAL VOC 2007 and 2012, in the order of their labels.
 const CLASSES: [&str; 20] = [
-    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
-    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train",
+    "aeroplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "diningtable",
+    "dog",
+    "horse",
+    "motorbike",
+    "person",
+    "pottedplant",
+    "sheep",
+    "sofa",
+    "train",
     "tvmonitor",
 ];
 const IMAGES: [&str; 6] = ["JPEGImages", "images", "Images", "imgs", "img", "image"];
 const ANNOTATIONS: [&str; 8] = [
-    "Annotations", "annotations", "annots", "Annots", "annotation", "xmls", "xml", "labels",
+    "Annotations",
+    "annotations",
+    "annots",
+    "Annots",
+    "annotation",
+    "xmls",
+    "xml",
+    "labels",
 ];
 /// The image set of everything that is annotated.
 const ALL: &str = "all";
@@ -38,7 +62,10 @@ struct Folder {
 type Listed = Result<(PathBuf, PathBuf), Skipped>;
 
 pub(super) fn open(folders: &[PathBuf], split: &str) -> Result<Annotated, DataError> {
-    let opened: Vec<Folder> = folders.iter().map(|path| Folder::open(path)).collect::<Result<_, _>>()?;
+    let opened: Vec<Folder> = folders
+        .iter()
+        .map(|path| Folder::open(path))
+        .collect::<Result<_, _>>()?;
     let Some(first) = folders.first() else {
         return Err(DataError::Empty {
             path: PathBuf::new(),
@@ -91,7 +118,10 @@ pub(super) fn open(folders: &[PathBuf], split: &str) -> Result<Annotated, DataEr
             }),
         }
     }
-    let shown: Vec<String> = folders.iter().map(|folder| folder.display().to_string()).collect();
+    let shown: Vec<String> = folders
+        .iter()
+        .map(|folder| folder.display().to_string())
+        .collect();
     source.describe = format!("VOC folder {}, {split} set", shown.join(", "));
     Ok(source)
 }
@@ -108,10 +138,11 @@ impl Annotated {
                 }),
             }
         }
-        self.notes.extend(annotation.notes.into_iter().map(|reason| Skipped {
-            name: file.display().to_string(),
-            reason,
-        }));
+        self.notes
+            .extend(annotation.notes.into_iter().map(|reason| Skipped {
+                name: file.display().to_string(),
+                reason,
+            }));
         self.images.push(AnnotatedImage {
             path,
             objects,
@@ -126,7 +157,8 @@ impl Folder {
         let (images, annotations) = (sub_folder(path, &IMAGES), sub_folder(path, &ANNOTATIONS));
         let tree = Tree::below(&images)?;
         let is_xml = |path: &&PathBuf| {
-            path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("xml"))
+            path.extension()
+                .is_some_and(|ending| ending.eq_ignore_ascii_case("xml"))
         };
         let annotations = if annotations == images {
             Index::new(&annotations, tree.others.iter().filter(is_xml))
@@ -149,7 +181,11 @@ impl Folder {
         for file in self.annotations.files() {
             // The same sub-folders, or the same name, or the name that the file says.
             let inside = file.strip_prefix(&self.path).unwrap_or(file);
-            let named = || voc_xml::read(file).ok().and_then(|annotation| annotation.file);
+            let named = || {
+                voc_xml::read(file)
+                    .ok()
+                    .and_then(|annotation| annotation.file)
+            };
             let image = self.images.find(&inside.to_string_lossy());
             let image = match image {
                 Some(image) => Some(image),
@@ -160,12 +196,22 @@ impl Folder {
                     used.insert(image.to_owned());
                     Ok((image.to_owned(), file.clone()))
                 }
-                None => Err(missing(&file.display().to_string(), "there is no image of this annotation")),
+                None => Err(missing(
+                    &file.display().to_string(),
+                    "there is no image of this annotation",
+                )),
             });
         }
-        let unused = self.images.files().iter().filter(|image| !used.contains(*image));
+        let unused = self
+            .images
+            .files()
+            .iter()
+            .filter(|image| !used.contains(*image));
         listed.extend(unused.map(|image| {
-            Err(missing(&image.display().to_string(), "there is no annotation of this image"))
+            Err(missing(
+                &image.display().to_string(),
+                "there is no annotation of this image",
+            ))
         }));
         listed
     }
@@ -228,11 +274,17 @@ impl Folder {
             }
         }
         let Some(image) = self.images.find(name) else {
-            return Some(Err(missing(name, "the image set names it, but there is no such image")));
+            return Some(Err(missing(
+                name,
+                "the image set names it, but there is no such image",
+            )));
         };
         Some(match self.annotations.find(name) {
             Some(file) => Ok((image.to_owned(), file.to_owned())),
-            None => Err(missing(&image.display().to_string(), "there is no annotation of this image")),
+            None => Err(missing(
+                &image.display().to_string(),
+                "there is no annotation of this image",
+            )),
         })
     }
 }
@@ -266,7 +318,13 @@ fn class_names(first: &Path, folders: &[Folder]) -> Result<Vec<String>, DataErro
             .par_iter()
             // A file that cannot be read names nothing; if it is of the image set, it is reported.
             .filter_map(|path| voc_xml::read(path).ok())
-            .map(|annotation| annotation.objects.into_iter().map(|object| object.name).collect())
+            .map(|annotation| {
+                annotation
+                    .objects
+                    .into_iter()
+                    .map(|object| object.name)
+                    .collect()
+            })
             .collect();
         found.extend(names.into_iter().flatten());
     }

@@ -71,14 +71,19 @@ fn parse(bytes: &[u8]) -> Result<Annotation, String> {
         ));
     }
     let mut annotation = Annotation {
-        file: child_text(root, "filename").ok().filter(|name| !name.is_empty()).map(str::to_owned),
+        file: child_text(root, "filename")
+            .ok()
+            .filter(|name| !name.is_empty())
+            .map(str::to_owned),
         size: child(root, "size").ok().and_then(size),
         ..Annotation::default()
     };
     let objects = root.children().filter(|child| child.has_tag_name("object"));
     for (number, node) in objects.enumerate() {
         let object = object(node, &mut annotation.notes);
-        annotation.objects.push(object.map_err(|reason| format!("object {number}: {reason}"))?);
+        annotation
+            .objects
+            .push(object.map_err(|reason| format!("object {number}: {reason}"))?);
     }
     Ok(annotation)
 }

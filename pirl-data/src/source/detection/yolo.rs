@@ -91,7 +91,11 @@ pub(super) fn open(folder: &Path, split: Option<&str>) -> Result<Annotated, Data
 fn images_folder(folder: &Path, split: Option<&str>) -> Result<PathBuf, DataError> {
     let images = folder.join("images");
     let Some(split) = split else {
-        return Ok(if images.is_dir() { images } else { folder.to_owned() });
+        return Ok(if images.is_dir() {
+            images
+        } else {
+            folder.to_owned()
+        });
     };
     let places = [
         images.join(split),
@@ -127,7 +131,10 @@ fn label_file(image: &Path) -> Option<PathBuf> {
         }
         path
     });
-    labels.into_iter().chain([beside]).find(|path| path.is_file())
+    labels
+        .into_iter()
+        .chain([beside])
+        .find(|path| path.is_file())
 }
 
 /// The names in a YAML file, or one a line in a text file, of the folder or of those above the images.
@@ -168,7 +175,8 @@ fn names_in(path: &Path) -> Result<Option<Vec<String>>, DataError> {
         reason,
     };
     let bytes = text::read_bytes(path, MAX_BYTES, "YAML")?;
-    let text = text::decode(&bytes).map_err(|(line, reason)| bad(format!("line {line}: {reason}")))?;
+    let text =
+        text::decode(&bytes).map_err(|(line, reason)| bad(format!("line {line}: {reason}")))?;
     let yaml: Yaml = serde_saphyr::from_str(&text).map_err(|error| bad(error.to_string()))?;
     match yaml.names {
         None => Ok(None),
@@ -189,7 +197,8 @@ fn objects(path: &Path, classes: usize) -> Result<Objects, String> {
     let text = text::decode(&bytes).map_err(|(line, reason)| format!("line {line}: {reason}"))?;
     let mut objects = Objects::default();
     for (number, line) in text.lines().enumerate() {
-        let parsed = object(line, classes).map_err(|reason| format!("line {}: {reason}", number + 1))?;
+        let parsed =
+            object(line, classes).map_err(|reason| format!("line {}: {reason}", number + 1))?;
         if let Some((label, bounds)) = parsed {
             objects.push(bounds, label, false);
         }
@@ -204,7 +213,10 @@ fn object(line: &str, classes: usize) -> Result<Option<(u32, [f32; 4])>, String>
         return Ok(None);
     };
     // Some programs write classes as they write all numbers: "3.0".
-    let label = class.parse::<f64>().ok().filter(|class| class.fract() == 0.0 && *class >= 0.0);
+    let label = class
+        .parse::<f64>()
+        .ok()
+        .filter(|class| class.fract() == 0.0 && *class >= 0.0);
     let label = label.ok_or_else(|| format!("the class is {class:?}, not a number from 0"))?;
     if label >= classes as f64 {
         return Err(format!("the class is {label}, there are {classes} classes"));
@@ -217,9 +229,12 @@ fn object(line: &str, classes: usize) -> Result<Option<(u32, [f32; 4])>, String>
         .collect::<Result<_, _>>()?;
     let bounds = match numbers.as_slice() {
         // A fifth number is the confidence of a detection.
-        [x, y, width, height] | [x, y, width, height, _] => {
-            [x - width / 2.0, y - height / 2.0, x + width / 2.0, y + height / 2.0]
-        }
+        [x, y, width, height] | [x, y, width, height, _] => [
+            x - width / 2.0,
+            y - height / 2.0,
+            x + width / 2.0,
+            y + height / 2.0,
+        ],
         corners if corners.len() >= 6 && corners.len() % 2 == 0 => {
             let (pairs, _) = corners.as_chunks::<2>();
             super::around(pairs.iter().copied())
