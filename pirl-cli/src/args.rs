@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use pirl_data::Columns;
 use pirl_eval::Dataset;
 use pirl_model::Layer;
 use pirl_recipes::Setting;
@@ -91,27 +92,49 @@ pub(crate) struct PackArgs {
     /// How the images are stored
     #[arg(long, value_enum)]
     pub(crate) format: Format,
-    /// Folder of the images, or the list file; of voc, may be repeated to put folders together
+    /// Folder of the images, the list, the file of annotations or the archive; repeated, all are put
+    /// together
     #[arg(long, value_name = "PATH", required = true)]
     pub(crate) input: Vec<PathBuf>,
-    /// train or test, of data sets published in two; of an image folder, the sub-folder to pack; of
-    /// voc, the image set (trainval, test, ...)
+    /// train or test, of data sets published in two; of an image folder or yolo, the sub-folder to pack; of
+    /// voc, the image set (trainval, test, ...), the path of a list, or all. Of any: shares such as 80/20,
+    /// the first of which is packed, and with 80/20:test the second
     #[arg(long, value_name = "NAME")]
     pub(crate) split: Option<String>,
+    /// Seed of a split by shares
+    #[arg(long, default_value_t = 0)]
+    pub(crate) seed: u64,
+    /// Whether the sub-folders of an image folder are classes
+    #[arg(long, value_enum, default_value_t = LabelsArg::Auto)]
+    pub(crate) labels: LabelsArg,
+    /// Columns of a list, by the names in its header or by number from 1
+    #[arg(long, value_name = "path=COLUMN,label=COLUMN", default_value = "", value_parser = columns)]
+    pub(crate) columns: Columns,
+    /// Folder of the images that a file of coco or cvat names, unless it lies beside the file
+    #[arg(long, value_name = "DIR")]
+    pub(crate) images: Option<PathBuf>,
     /// Shrink images whose shorter side is longer than this many pixels
     #[arg(long, value_name = "PIXELS", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) resize_shorter: Option<u32>,
     /// Encode every JPEG again with this quality; without it, only those that shrink are, with 95
     #[arg(long, value_name = "1..100", value_parser = clap::value_parser!(u8).range(1..=100))]
     pub(crate) quality: Option<u8>,
+    /// What WebP, BMP, TIFF, GIF, PNM and QOI become
+    #[arg(long, value_enum, default_value_t = ReencodeArg::Png)]
+    pub(crate) reencode: ReencodeArg,
+    /// Leave out images of more pixels; above 100 million, they must shrink
+    #[arg(long, value_name = "PIXELS", default_value_t = 100_000_000, value_parser = clap::value_parser!(u64).range(1..=1 << 33))]
+    pub(crate) max_pixels: u64,
+    /// Leave out images whose bytes are those of an earlier one
+    #[arg(long)]
+    pub(crate) dedupe: bool,
     /// Begin a new shard before this many MiB
     #[arg(long, value_name = "MIB", default_value_t = 1024, value_parser = clap::value_parser!(u64).range(1..=1 << 40))]
     pub(crate) shard_mib: u64,
-    /// Fail at the first image that cannot be decoded, or object whose annotation is broken, rather
-    /// than skip and name it
+    /// Fail at the first image or object that would be left out, rather than leave it out and name it
     #[arg(long)]
     pub(crate) strict: bool,
-    /// The pack, with or without .safetensors
+    /// The pack, with or without .safetensors; what was done is written to PACK.report.json
     #[arg(long, value_name = "PACK")]
     pub(crate) output: PathBuf,
     /// Print one JSON object on standard output
@@ -119,12 +142,39 @@ pub(crate) struct PackArgs {
     pub(crate) json: bool,
 }
 
+fn columns(text: &str) -> Result<Columns, String> {
+    match text {
+        "" => Ok(Columns::default()),
+        text => text.parse(),
+    }
+}
+
+/// Whether sub-folders are classes.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum LabelsArg {
+    /// They are when images lie in sub-folders alone; images beside them are refused
+    Auto,
+    /// They are; images outside of them are left out
+    Folders,
+    /// No image has a label
+    None,
+}
+
+/// What images become that are not packed as they are.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum ReencodeArg {
+    /// Lossless
+    Png,
+    /// Of --quality, a fraction of the size
+    Jpeg,
+}
+
 /// What `data pack` reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Format {
-    /// JPEG and PNG files, in a sub-folder for each class or in none
+    /// Image files, in a sub-folder for each class or in none
     ImageFolder,
-    /// A text file: a path a line, with a tab and a label if labelled
+    /// A text file or CSV: a path a line, with a label or none
     List,
     /// IDX files, as of MNIST and Fashion-MNIST, zipped or not
     Mnist,
@@ -132,8 +182,16 @@ pub(crate) enum Format {
     Cifar10,
     /// The binary version
     Cifar100,
-    /// PASCAL VOC 2007 and 2012, and data sets in their layout: JPEGImages, Annotations, ImageSets
+    /// PASCAL VOC 2007 and 2012, and all sets of an XML file an image, as LabelImg writes them
     Voc,
+    /// The JSON file of COCO's instances
+    Coco,
+    /// A text file an image, as YOLO's programs have them
+    Yolo,
+    /// The XML file of CVAT for images 1.1
+    Cvat,
+    /// Tar archives in WebDataset's layout, or a folder of them
+    Webdataset,
 }
 
 #[derive(Debug, Args)]
@@ -229,6 +287,9 @@ pub(crate) struct RunArgs {
     /// Seed of everything random, instead of the recipe's
     #[arg(long, value_parser = clap::value_parser!(u64).range(0..=i64::MAX as u64))]
     pub(crate) seed: Option<u64>,
+    /// Of a file of weights with several networks, what the names of the one that is meant begin with
+    #[arg(long, value_name = "PREFIX")]
+    pub(crate) weights_prefix: Option<String>,
     /// Print one JSON object on standard output
     #[arg(long)]
     pub(crate) json: bool,
@@ -483,6 +544,9 @@ pub(crate) struct ExportArgs {
     /// A run, a file of weights, or `random` for the untrained network of the recipe
     #[arg(long, value_name = "RUN|FILE.safetensors|FILE.pth|random")]
     pub(crate) weights: String,
+    /// Of a file with several networks, what the names of the one that is meant begin with
+    #[arg(long, value_name = "PREFIX")]
+    pub(crate) weights_prefix: Option<String>,
     /// Whose names the tensors get
     #[arg(long, value_enum)]
     pub(crate) format: ExportFormat,

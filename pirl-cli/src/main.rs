@@ -50,7 +50,10 @@ fn main() -> ExitCode {
 }
 
 fn run(command: Command) -> Result<()> {
-    if matches!(command, Command::Eval(_) | Command::Analyze(_) | Command::Study(_)) {
+    if matches!(
+        command,
+        Command::Eval(_) | Command::Analyze(_) | Command::Study(_)
+    ) {
         ranks::ensure_alone()?;
     }
     match command {

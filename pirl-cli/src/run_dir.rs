@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
+use pirl_core::FolderLock;
 use pirl_recipes::Recipe;
 use pirl_train::InitialWeights;
 
@@ -65,10 +66,23 @@ impl RunDir {
         Ok(run)
     }
 
-    /// Makes the folder, if need be, and writes the settings into it.
-    pub(crate) fn begin(&self, recipe: &Recipe) -> Result<()> {
+    /// Keeps other processes from the folder, which is made if need be: two would mix their metrics and
+    /// delete each other's checkpoints.
+    pub(crate) fn lock(&self, resumes: bool) -> Result<FolderLock> {
+        let shown = self.path.display();
         fs::create_dir_all(&self.path)
-            .with_context(|| format!("cannot make the run's folder {}", self.path.display()))?;
+            .with_context(|| format!("cannot make the run's folder {shown}"))?;
+        let lock = FolderLock::acquire(&self.path).with_context(|| shown.to_string())?;
+        // One that has ended since the folder was looked at.
+        ensure!(
+            resumes || !self.config().exists(),
+            "{shown}: another run began here; go on with it by --resume, or choose another --out"
+        );
+        Ok(lock)
+    }
+
+    /// Writes the settings into the folder.
+    pub(crate) fn begin(&self, recipe: &Recipe) -> Result<()> {
         if let Some(initial) = &self.initial {
             initial.write(&self.path)?;
         }

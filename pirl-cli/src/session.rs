@@ -4,6 +4,7 @@
 //! [`pirl_train::run`], so they behave alike.
 
 use anyhow::{Result, bail};
+use pirl_core::FolderLock;
 use pirl_recipes::Recipe;
 use pirl_report::EventFile;
 use pirl_train::{
@@ -30,6 +31,7 @@ pub(crate) struct Session<'a> {
 struct Kept {
     folder: RunDir,
     checkpoints: Checkpoints,
+    _lock: FolderLock,
 }
 
 /// Evaluates a training after a step, and returns what to log with it.
@@ -62,6 +64,7 @@ impl<'a> Session<'a> {
             Some(folder) => {
                 let keep = recipe.checkpoint.keep;
                 let checkpoints = Checkpoints::new(folder.checkpoints(), keep, identity);
+                let lock = folder.lock(resumes)?;
                 if resumes {
                     restore(training, &checkpoints, &folder)?;
                 }
@@ -69,6 +72,7 @@ impl<'a> Session<'a> {
                 Some(Kept {
                     folder,
                     checkpoints,
+                    _lock: lock,
                 })
             }
         };

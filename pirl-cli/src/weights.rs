@@ -5,11 +5,24 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Error, Result, bail};
 use candle_core::Device;
 use pirl_eval::weights_fingerprint;
-use pirl_model::{BackboneWeights, Filled, ModelConfig, ModelError, ResNet, read_backbone};
+use pirl_model::{BackboneWeights, Filled, ModelConfig, ModelError, ResNet, read_backbone_under};
 use pirl_recipes::{Recipe, Setting, backbone_seed};
 use pirl_train::{BACKBONE, Checkpoints, InitialWeights, MODEL};
 
 use crate::run_dir::RunDir;
+
+/// `--weights` and `--weights-prefix`.
+#[derive(Clone, Copy)]
+pub(crate) struct Weights<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) prefix: Option<&'a str>,
+}
+
+impl Weights<'_> {
+    fn read(&self, file: &Path) -> Result<BackboneWeights> {
+        Ok(read_backbone_under(file, self.prefix)?)
+    }
+}
 
 /// A backbone and where it is from.
 pub(crate) struct Loaded {
@@ -26,7 +39,7 @@ pub(crate) struct Loaded {
 }
 
 /// Loads `--weights`: the folder of a run, which has its own recipe and whose newest checkpoint is
-/// taken; a file of weights that [`read_backbone`] knows; or `random`, the untrained network.
+/// taken; a file of weights that [`read_backbone_under`] knows; or `random`, the untrained network.
 ///
 /// Of a checkpoint with precise batch-norm statistics these are taken ([`BACKBONE`]), unless `settings`
 /// have `eval.precise_batch_norm`, and so say what is to become of the raw ones.
@@ -34,7 +47,7 @@ pub(crate) struct Loaded {
 /// Without `--recipe` a file that lies in no run is taken with the paper's recipe, whose network is
 /// told from the file.
 pub(crate) fn load(
-    weights: &str,
+    weights: Weights<'_>,
     recipe: Option<&str>,
     settings: &[Setting],
     seed: Option<u64>,
@@ -45,7 +58,7 @@ pub(crate) fn load(
 
 /// As [`load`], with the changes of `adjust` to the recipe below those of `settings`.
 pub(crate) fn load_for(
-    weights: &str,
+    weights: Weights<'_>,
     recipe: Option<&str>,
     adjust: impl FnOnce(&mut Recipe) -> Result<()>,
     settings: &[Setting],
@@ -56,8 +69,8 @@ pub(crate) fn load_for(
     let as_saved = !settings
         .iter()
         .any(|set| set.sets("eval.precise_batch_norm"));
-    let (file, own_recipe) = find(weights, as_saved)?;
-    let found = file.as_deref().map(read_backbone).transpose()?;
+    let (file, own_recipe) = find(weights.name, as_saved)?;
+    let found = file.as_deref().map(|file| weights.read(file)).transpose()?;
     let own_recipe = own_recipe.map(|path| path.to_string_lossy().into_owned());
     let mut recipe = match (recipe.map(str::to_owned).or(own_recipe), &found) {
         (Some(name), _) => Recipe::load_adjusted(&name, adjust, settings)?,
@@ -72,7 +85,10 @@ pub(crate) fn load_for(
             };
             Recipe::load_adjusted(PAPER, network, settings)?
         }
-        (None, None) => bail!("--weights {weights} needs --recipe, to know the network"),
+        (None, None) => bail!(
+            "--weights {} needs --recipe, to know the network",
+            weights.name
+        ),
     };
     if let Some(seed) = seed {
         recipe.seed = seed;
@@ -90,10 +106,10 @@ pub(crate) fn load_for(
 }
 
 /// The backbone that a pre-training of `recipe` begins with, from what `--weights` takes.
-pub(crate) fn initial(weights: &str, recipe: &Recipe) -> Result<(ResNet, InitialWeights)> {
-    let file = initial_file(weights)?;
+pub(crate) fn initial(weights: Weights<'_>, recipe: &Recipe) -> Result<(ResNet, InitialWeights)> {
+    let file = initial_file(weights.name)?;
     let backbone = ResNet::new(&recipe.model, backbone_seed(recipe), &Device::Cpu)?;
-    fill(&backbone, &file, &read_backbone(&file)?)?;
+    fill(&backbone, &file, &weights.read(&file)?)?;
     let initial = InitialWeights {
         fingerprint: weights_fingerprint(&backbone)?,
         path: std::path::absolute(&file).unwrap_or(file),
@@ -102,8 +118,8 @@ pub(crate) fn initial(weights: &str, recipe: &Recipe) -> Result<(ResNet, Initial
 }
 
 /// The network of the weights that a pre-training begins with.
-pub(crate) fn network(weights: &str) -> Result<ModelConfig> {
-    Ok(read_backbone(&initial_file(weights)?)?.config)
+pub(crate) fn network(weights: Weights<'_>) -> Result<ModelConfig> {
+    Ok(weights.read(&initial_file(weights.name)?)?.config)
 }
 
 fn initial_file(weights: &str) -> Result<PathBuf> {

@@ -288,3 +288,110 @@ fn a_loss_that_is_no_number_stops_the_run() {
             .contains(&format!("step-{done:08}"))
     );
 }
+
+#[test]
+fn a_pack_of_nothing_says_what_was_left_out_also_as_json() {
+    let bench = Bench::new();
+    fs::create_dir(bench.path("photos")).unwrap();
+    fs::write(bench.path("photos/a.jpg"), "text").unwrap();
+    let arguments = [
+        "data",
+        "pack",
+        "--format",
+        "image-folder",
+        "--input",
+        "photos",
+        "--output",
+        "out",
+        "--json",
+    ];
+    let assert = bench.pirl(&arguments).code(1);
+    let output = assert.get_output();
+    says(
+        &String::from_utf8_lossy(&output.stderr),
+        &["a.jpg", "no image"],
+    );
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(
+        (&report["packed"], &report["skipped"][0]["name"]),
+        (&0.into(), &"a.jpg".into())
+    );
+    absent(&bench, "out.safetensors");
+}
+
+#[test]
+fn a_stray_picture_and_a_single_class_are_questioned() {
+    let bench = Bench::new();
+    bench.images("photos", 8);
+    fs::copy(
+        bench.path("photos/bars/0000.png"),
+        bench.path("photos/stray.png"),
+    )
+    .unwrap();
+    let pack = |input: &'static str, more: &[&'static str]| {
+        let start = [
+            "data",
+            "pack",
+            "--format",
+            "image-folder",
+            "--input",
+            input,
+            "--output",
+            "pack",
+        ];
+        [&start, more].concat()
+    };
+    says(
+        &bench.fails(&pack("photos", &[])),
+        &["stray.png", "--labels folders", "--labels none"],
+    );
+    let report = bench.json(&pack("photos", &["--labels", "folders"]));
+    assert_eq!(
+        (
+            &report["packed"],
+            report["classes"].as_array().unwrap().len()
+        ),
+        (&8.into(), 2)
+    );
+    fs::remove_file(bench.path("photos/stray.png")).unwrap();
+    fs::create_dir(bench.path("around")).unwrap();
+    fs::rename(bench.path("photos"), bench.path("around/photos")).unwrap();
+    let said = bench.pirl(&pack("around", &[])).success();
+    says(
+        &String::from_utf8_lossy(&said.get_output().stdout),
+        &["1 class", "one class only"],
+    );
+    let probe = [
+        "eval",
+        "knn",
+        "--weights",
+        "random",
+        "--recipe",
+        "tiny.toml",
+        "--train",
+        "pack",
+        "--test",
+        "pack",
+    ];
+    says(&bench.fails(&probe), &["one class, \"photos\""]);
+}
+
+#[test]
+fn a_folder_that_another_process_works_in_is_left_alone() {
+    let bench = Bench::new();
+    bench.pack("pack", 16);
+    bench
+        .pirl(&bench.pretrain("run", &["--set", "train.epochs=1"]))
+        .success();
+    let metrics = bench.read("run/metrics.jsonl");
+    let held = pirl_core::FolderLock::acquire(&bench.path("run")).unwrap();
+    let resume = bench.pretrain("run", &["--resume"]);
+    let holder = format!("process {} on ", std::process::id());
+    says(
+        &bench.fails(&resume),
+        &["run", &holder, "works in this folder"],
+    );
+    assert_eq!(bench.read("run/metrics.jsonl"), metrics);
+    drop(held);
+    bench.pirl(&resume).success();
+}

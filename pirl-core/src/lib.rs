@@ -5,6 +5,7 @@
 //! - [`random`]: a generator for each purpose, from one seed.
 //! - [`file`](mod@file): files and folders that are whole or absent, whenever the process dies.
 //! - [`memory`]: how much there is, and how much some work takes.
+//! - [`FolderLock`]: a folder that one process at a time writes to.
 //! - [`storage`]: the numbers of a tensor in the CPU's memory, as a slice.
 //! - [`explain`]: an error and its causes in one line.
 //! - [`Ops`]: whether something is computed by the crates' own kernels or by Candle's ops.
@@ -33,6 +34,7 @@
 pub mod allocator;
 mod explain;
 pub mod file;
+mod lock;
 pub mod memory;
 mod ops;
 mod product;
@@ -42,6 +44,7 @@ pub mod storage;
 mod vectorised;
 
 pub use explain::explain;
+pub use lock::{FolderLock, LockError};
 pub use ops::Ops;
 pub use product::{Matrix, product};
 pub use setting::{SettingError, check};

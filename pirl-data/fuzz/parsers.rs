@@ -11,7 +11,7 @@ use std::fs;
 use std::path::Path;
 use std::sync::LazyLock;
 
-use pirl_data::{Cifar, Idx, Image, List, Pack, Source, Split, Voc};
+use pirl_data::{Annotated, Cifar, Idx, Image, List, Pack, Source, Split, WebDataset};
 use tempfile::TempDir;
 
 /// A folder of this process, for parsers that open files.
@@ -57,9 +57,63 @@ pub(crate) fn voc(bytes: &[u8]) {
         ("voc/Annotations/1.xml", bytes),
     ];
     with_files(&files, |folder| {
-        if let Ok(voc) = Voc::open(&[folder.join("voc")], "all") {
+        if let Ok(voc) = Annotated::voc(&[folder.join("voc")], "all") {
             let _ = (voc.class_names(), voc.skipped());
             read_all(&voc);
+        }
+    });
+}
+
+/// What a detection source was made of.
+fn annotated(opened: Result<Annotated, pirl_data::DataError>) {
+    match opened {
+        Ok(source) => {
+            let _ = (source.class_names(), source.skipped(), source.notes());
+            read_all(&source);
+        }
+        Err(error) => drop(error.to_string()),
+    }
+}
+
+/// An image for annotations that name an image.
+const PHOTO: &[u8] = include_bytes!("../tests/golden/decode/grey.jpg");
+
+/// COCO's JSON.
+pub(crate) fn coco(bytes: &[u8]) {
+    with_files(&[("coco/a.jpg", PHOTO), ("coco/c.json", bytes)], |folder| {
+        let folder = folder.join("coco");
+        annotated(Annotated::coco(&folder.join("c.json"), Some(&folder)));
+    });
+}
+
+/// YOLO's text and its YAML.
+pub(crate) fn yolo(bytes: &[u8]) {
+    for (text, names) in [(bytes, &b"names: [a, b]"[..]), (b"0 0.5 0.5 1 1", bytes)] {
+        let files = [
+            ("yolo/a.jpg", PHOTO),
+            ("yolo/a.txt", text),
+            ("yolo/data.yaml", names),
+        ];
+        with_files(&files, |folder| {
+            annotated(Annotated::yolo(&folder.join("yolo"), None))
+        });
+    }
+}
+
+/// CVAT's XML.
+pub(crate) fn cvat(bytes: &[u8]) {
+    with_files(&[("cvat/a.jpg", PHOTO), ("cvat/c.xml", bytes)], |folder| {
+        let folder = folder.join("cvat");
+        annotated(Annotated::cvat(&folder.join("c.xml"), Some(&folder)));
+    });
+}
+
+/// A tar archive.
+pub(crate) fn tar(bytes: &[u8]) {
+    with_files(&[("x.tar", bytes)], |folder| {
+        if let Ok(source) = WebDataset::open(folder.join("x.tar")) {
+            let _ = (source.class_names(), source.skipped());
+            read_all(&source);
         }
     });
 }

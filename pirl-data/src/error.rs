@@ -27,6 +27,28 @@ pub enum DataError {
         /// What was looked for.
         expected: &'static str,
     },
+    /// Everything a source holds was left out.
+    #[error("{path}: nothing to pack; {}", crate::pack::listed(.skipped))]
+    Nothing {
+        /// The source, or the pack that was to be.
+        path: PathBuf,
+        /// What was left out, and why.
+        skipped: Vec<crate::Skipped>,
+    },
+    /// Images lie beside sub-folders of images, so that these may be classes or not.
+    #[error(
+        "{path}: {count} images, {first} the first, lie beside sub-folders of images; move them, or say \
+         --labels folders (the sub-folders are classes, these images are left out) or --labels none \
+         (no image has a label)"
+    )]
+    Stray {
+        /// The folder.
+        path: PathBuf,
+        /// Images beside the sub-folders.
+        count: usize,
+        /// One of them.
+        first: String,
+    },
     /// A line of a list file is wrong.
     #[error("{path}, line {line}: {reason}")]
     List {
@@ -58,6 +80,21 @@ pub enum DataError {
         label: i64,
         /// Labels allowed are `0..classes`.
         classes: usize,
+    },
+    /// A pack has samples of classes that another one lacks.
+    #[error(
+        "{path}: the class{} {} {} not among the {known} of the other pack",
+        if .unknown.len() == 1 { "" } else { "es" },
+        .unknown.join(", "),
+        if .unknown.len() == 1 { "is" } else { "are" }
+    )]
+    UnknownClasses {
+        /// The pack.
+        path: PathBuf,
+        /// Their names.
+        unknown: Vec<String>,
+        /// How many classes the other pack has.
+        known: usize,
     },
     /// A set of shards does not belong together.
     #[error("{path}: {reason}")]
@@ -156,6 +193,13 @@ pub enum DataError {
 }
 
 impl DataError {
+    pub(crate) fn nothing(path: impl Into<PathBuf>, skipped: &[crate::Skipped]) -> Self {
+        Self::Nothing {
+            path: path.into(),
+            skipped: skipped.to_vec(),
+        }
+    }
+
     pub(crate) fn io(
         action: &'static str,
         path: impl Into<PathBuf>,

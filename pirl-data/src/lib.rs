@@ -1,7 +1,7 @@
 //! Images for PIRL: readers of public formats, the packed file they become, and the loader.
 //!
 //! A [`Source`] lists encoded images: an [`ImageFolder`], a [`List`], MNIST's [`Idx`] or [`Cifar`],
-//! or, with the objects in them, [`Voc`]. [`pack`] decodes each once, leaves out the broken ones, and
+//! or, with the objects in them, [`Annotated`]. [`pack`] decodes each once, leaves out the broken ones, and
 //! writes the rest to one safetensors file or several shards; a [`Pack`] maps those into memory and
 //! returns samples without a copy.
 //!
@@ -94,14 +94,15 @@ pub use image::Image;
 pub use loader::{Batch, EpochIter, Loader, LoaderConfig, OnCorrupt, Share};
 pub use objects::Objects;
 pub use pack::{
-    Counts, ImageStatistics, ObjectCounts, Pack, PackOptions, PackReport, PerClass, Skipped,
-    Verification, pack,
+    Counts, ImageStatistics, ObjectCounts, Pack, PackOptions, PackReport, PerClass, Reencode,
+    Skipped, Tally, Verification, pack,
 };
 pub use pretext::{Pretext, build_pretext, permutations};
 pub use random::sample_rng;
 pub use source::{
-    Cifar, Encoding, Idx, ImageFolder, List, RawSample, Source, Split, Voc, fetch_cifar10,
-    fetch_fashion_mnist,
+    Annotated, Cifar, Columns, Encoding, Idx, ImageFolder, Joined, Labels, List, OtherFormat, Part,
+    RawSample, Source, SourceFormat, SourceOptions, Split, WebDataset, fetch_cifar10,
+    fetch_fashion_mnist, open_source,
 };
 pub use stages::Stages;
 pub use throughput::{Bottleneck, Throughput};

@@ -1,7 +1,9 @@
 //! The annotated objects of an image: boxes, their classes, and which are hard to see.
 
-/// How far a box may reach beyond the image before it is taken for broken: annotation tools that
-/// count pixels from 0 write a box one pixel outside of those that count from 1.
+use xxhash_rust::xxh3::Xxh3;
+
+/// How far a box may reach beyond the image without a word of it: annotation tools that count pixels
+/// from 0 write a box one pixel outside of those that count from 1.
 const SLACK: f32 = 1.0;
 
 /// The annotated objects of one image; the three lists are equally long.
@@ -41,6 +43,17 @@ impl Objects {
             .zip(&self.difficult)
             .map(|((bounds, label), difficult)| (*bounds, *label, *difficult))
     }
+
+    pub(crate) fn hash(&self, hash: &mut Xxh3) {
+        hash.update(&(self.len() as u64).to_le_bytes());
+        for (bounds, label, difficult) in self.iter() {
+            for side in bounds {
+                hash.update(&side.to_le_bytes());
+            }
+            hash.update(&label.to_le_bytes());
+            hash.update(&[u8::from(difficult)]);
+        }
+    }
 }
 
 /// A box with finite corners in the right order.
@@ -49,19 +62,32 @@ pub(crate) fn is_box([xmin, ymin, xmax, ymax]: [f32; 4]) -> bool {
     xmin >= 0.0 && ymin >= 0.0 && xmin < xmax && ymin < ymax && xmax.is_finite() && ymax.is_finite()
 }
 
-/// The box cut at the edges of its image, which it may leave by a pixel; the reason otherwise.
-pub(crate) fn within(bounds: [f32; 4], width: usize, height: usize) -> Result<[f32; 4], String> {
+/// A box once it has been cut at the edges of its image.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Cut {
+    /// It lay within, but for a pixel.
+    Whole([f32; 4]),
+    /// What is left of one that reached further.
+    Part([f32; 4]),
+    /// Nothing is left: it lay outside, or has no area.
+    Nothing,
+}
+
+/// Cuts a box at the edges of its image.
+///
+/// # Errors
+/// The reason when it is no box: inverted, or not of numbers.
+pub(crate) fn cut(bounds: [f32; 4], width: usize, height: usize) -> Result<Cut, String> {
     let (wide, high) = (width as f32, height as f32);
     let [xmin, ymin, xmax, ymax] = bounds;
+    if xmin > xmax || ymin > ymax || bounds.iter().any(|side| !side.is_finite()) {
+        return Err("its box is inverted or not of numbers".to_owned());
+    }
     let cut = [xmin.max(0.0), ymin.max(0.0), xmax.min(wide), ymax.min(high)];
     let inside = xmin >= -SLACK && ymin >= -SLACK && xmax <= wide + SLACK && ymax <= high + SLACK;
-    if xmin >= xmax || ymin >= ymax || bounds.iter().any(|side| !side.is_finite()) {
-        Err("its box is empty or inverted".to_owned())
-    } else if !inside || !is_box(cut) {
-        Err(format!(
-            "its box leaves the image of {width} x {height} pixels"
-        ))
-    } else {
-        Ok(cut)
-    }
+    Ok(match is_box(cut) {
+        false => Cut::Nothing,
+        true if inside => Cut::Whole(cut),
+        true => Cut::Part(cut),
+    })
 }

@@ -101,14 +101,18 @@ fn survive(
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     for number in 0..count {
         let bytes = mutate(&mut rng, files);
+        let start = bytes.get(..16).unwrap_or(&bytes).escape_ascii().to_string();
         let before = USED.load(Ordering::Relaxed);
         PEAK.store(before, Ordering::Relaxed);
         let started = Instant::now();
         parse(&mut rng, bytes);
         let taken = PEAK.load(Ordering::Relaxed).saturating_sub(before);
         let time = started.elapsed();
-        assert!(taken < MEMORY, "{name} {number} took {taken} bytes");
-        assert!(time < TIME, "{name} {number} took {time:?}");
+        assert!(
+            taken < MEMORY,
+            "{name} {number} ({start}) took {taken} bytes"
+        );
+        assert!(time < TIME, "{name} {number} ({start}) took {time:?}");
     }
 }
 
@@ -197,8 +201,18 @@ fn no_file_is_trusted() {
     survive("pack", &packs(), many, 1, |_, bytes| parsers::pack(&bytes));
 
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/decode");
-    let images = [files(&golden, ".jpg"), files(&golden, ".png")].concat();
-    assert!(images.len() > 30);
+    let formats = golden.with_file_name("formats");
+    let endings = [
+        ".jpg", ".png", ".webp", ".bmp", ".tif", ".gif", ".ppm", ".pgm", ".pbm", ".pam", ".qoi",
+    ];
+    let of = |folder: &Path| -> Vec<Vec<u8>> {
+        endings
+            .iter()
+            .flat_map(|ending| files(folder, ending))
+            .collect()
+    };
+    let images = [of(&golden), of(&formats)].concat();
+    assert!(images.len() > 90);
     survive("image", &images, many, 2, |rng, mut bytes| {
         if bytes.starts_with(b"\x89PNG") && rng.random() {
             mend(&mut bytes);
@@ -214,9 +228,41 @@ fn no_file_is_trusted() {
         <xmax>3</xmax><ymax>4</ymax></bndbox></object></annotation>";
     let text = vec![annotation.as_bytes().to_vec()];
     survive("voc", &text, few, 3, |_, bytes| parsers::voc(&bytes));
+    let coco = br#"{"images": [{"id": 1, "file_name": "a.jpg", "width": 21, "height": 13}], "annotations":
+        [{"image_id": 1, "category_id": 3, "bbox": [1, 2.5, 3, 4], "iscrowd": 0, "segmentation": [[1, 2]]}],
+        "categories": [{"id": 3, "name": "dog"}, {"id": 17, "name": "cat"}]}"#;
+    survive("coco", &[coco.to_vec()], few, 8, |_, bytes| {
+        parsers::coco(&bytes)
+    });
+    let yolo = [
+        &b"1 0.5 0.5 0.25 0.75\n0 0.1 0.1 0.2 0.1 0.3 0.4\n"[..],
+        b"nc: 2\nnames:\n  0: a\n  1: 'b'\n",
+    ];
+    survive("yolo", &yolo.map(<[u8]>::to_vec), few, 9, |_, bytes| {
+        parsers::yolo(&bytes)
+    });
+    let cvat = b"<annotations><image name='a.jpg' width='21' height='13'><box label='dog' xtl='1' ytl='2' \
+        xbr='3.5' ybr='4'/><polygon label='cat' points='1,2;3,4;5,1'/></image></annotations>";
+    survive("cvat", &[cvat.to_vec()], few, 10, |_, bytes| {
+        parsers::cvat(&bytes)
+    });
+    let mut archive = tar::Builder::new(Vec::new());
+    for (name, bytes) in [
+        ("a.jpg", &images[0][..]),
+        ("a.cls", b"3"),
+        ("b.json", b"{\"label\": 1}"),
+        ("b.png", &images[40]),
+    ] {
+        let mut header = tar::Header::new_ustar();
+        header.set_size(bytes.len() as u64);
+        archive.append_data(&mut header, name, bytes).unwrap();
+    }
+    let archive = archive.into_inner().unwrap();
+    survive("tar", &[archive], few, 11, |_, bytes| parsers::tar(&bytes));
     let list = b"a/1.jpg\t3\nb/2.jpg\t0\n# more\na b.jpg\t11\n".to_vec();
     let names = b"a/1.jpg\tdog\nb/2.jpg\tcat\n".to_vec();
-    survive("list", &[list, names], few, 4, |_, bytes| {
+    let csv = b"\xEF\xBB\xBFid,path,label\n1,\"a, 1.jpg\",dog\n2,b.jpg,\"c\"\"t\"\n".to_vec();
+    survive("list", &[list, names, csv], few, 4, |_, bytes| {
         parsers::list(&bytes)
     });
     let idx = [&b"\0\0\x08\x03\0\0\0\x01\0\0\0\x02\0\0\0\x03"[..], &[7; 6]].concat();

@@ -62,7 +62,11 @@ fn failures_leave_nothing_behind() {
     let dir = TempDir::new().unwrap();
     let output = dir.path().join("set");
     let result = pack(&nothing, &output, &PackOptions::default(), &mut |_, _| {});
-    assert!(matches!(result, Err(DataError::Empty { .. })));
+    let error = result.unwrap_err().to_string();
+    assert!(
+        error.contains("a.jpg") && error.contains("no image"),
+        "{error}"
+    );
     assert!(list_dir(dir.path()).is_empty());
 
     let stop = Some(Arc::new(AtomicBool::new(true)));

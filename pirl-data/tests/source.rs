@@ -8,7 +8,7 @@ use std::path::Path;
 
 use common::{jpeg, picture, png};
 use pirl_data::{
-    Cifar, DataError, Encoding, Idx, ImageFolder, List, Source, Split, fetch_fashion_mnist,
+    Cifar, DataError, Encoding, Idx, ImageFolder, Labels, Source, Split, fetch_fashion_mnist,
 };
 use tempfile::TempDir;
 
@@ -72,13 +72,18 @@ fn flat_and_nested_folders_are_unlabelled() {
     let dir = TempDir::new().unwrap();
     put(dir.path(), "top.png", &png(&picture(4, 4)));
     put(dir.path(), "a/b/below.png", &png(&picture(4, 4)));
-    let folder = ImageFolder::open(dir.path()).unwrap();
+    let stray = ImageFolder::open(dir.path()).unwrap_err().to_string();
+    assert!(
+        stray.contains("top.png") && stray.contains("--labels none"),
+        "{stray}"
+    );
+    let folder = ImageFolder::labelled(dir.path(), Labels::None).unwrap();
     assert!(folder.class_names().is_empty());
     let expected = [("a/b/below.png", None), ("top.png", None)];
     assert_eq!(names_and_labels(&folder), pairs(&expected));
 
     fs::remove_file(dir.path().join("top.png")).unwrap();
-    let folder = ImageFolder::unlabelled(dir.path()).unwrap();
+    let folder = ImageFolder::labelled(dir.path(), Labels::None).unwrap();
     assert_eq!(names_and_labels(&folder), pairs(&expected[..1]));
 }
 
@@ -92,59 +97,6 @@ fn empty_and_missing_folders_are_errors() {
     ));
     let missing = ImageFolder::open(dir.path().join("absent")).unwrap_err();
     assert!(missing.to_string().contains("absent"), "{missing}");
-}
-
-#[test]
-fn lists_take_names_or_integers() {
-    let dir = TempDir::new().unwrap();
-    put(dir.path(), "images/a b.png", &png(&picture(4, 4)));
-    let path = dir.path().join("list.txt");
-    let read = |text: &str| {
-        fs::write(&path, text).unwrap();
-        List::open(&path)
-    };
-
-    let list = read("# made up\nimages/a b.png\tzebra\r\n\nimages/a b.png\tant\n").unwrap();
-    assert_eq!(list.class_names(), ["ant", "zebra"]);
-    let expected = [("images/a b.png", Some(1)), ("images/a b.png", Some(0))];
-    assert_eq!(names_and_labels(&list), pairs(&expected));
-
-    let list = read("images/a b.png\t2\nimages/a b.png\t0").unwrap();
-    assert_eq!(list.class_names(), ["0", "1", "2"]);
-    assert_eq!(list.read(0).unwrap().label, Some(2));
-
-    let list = read("images/a b.png\n").unwrap();
-    assert!(list.class_names().is_empty());
-    assert_eq!(list.read(0).unwrap().label, None);
-
-    for (text, line, expected) in [
-        ("a.png\t1\n\nb.png\n", 3, "line 1 has one"),
-        ("a.png\nb.png\t1\n", 2, "line 1 has none"),
-        ("a.png\t\n", 1, "one label"),
-        ("a.png\t1\t2\n", 1, "one label"),
-        ("\t1\n", 1, "no path"),
-        ("a.png\t1\nb.png\t-1\n", 2, "outside 0"),
-        ("a.png\t99999999999\n", 1, "outside 0"),
-    ] {
-        let error = read(text).unwrap_err().to_string();
-        assert!(
-            error.contains(&format!("line {line}:")) && error.contains(expected),
-            "{error}"
-        );
-    }
-    assert!(matches!(
-        read("# only this\n"),
-        Err(DataError::Empty { .. })
-    ));
-    fs::write(&path, b"a.png\n\xFF\xFE\n").unwrap();
-    assert!(
-        List::open(&path)
-            .unwrap_err()
-            .to_string()
-            .contains("line 2: not UTF-8")
-    );
-    let missing = read("absent.png\n").unwrap();
-    assert!(matches!(missing.read(0), Err(DataError::Io { .. })));
 }
 
 /// An IDX file with the given magic number, dimensions and data.
@@ -255,8 +207,8 @@ fn bad_idx_files_say_what_is_wrong() {
         ),
         (
             images.clone(),
-            idx(0x801, &[2], &[1, 10]),
-            "sample 1 has label 10",
+            idx(0x801, &[1], &[1, 2]),
+            "need 1 bytes, at least 2",
         ),
     ] {
         let dir = TempDir::new().unwrap();

@@ -376,3 +376,44 @@ fn bad_arguments_are_errors() {
     let error = view.apply(&hollow, &mut rng, &mut scratch, &mut vec![0; 150_528]);
     assert!(matches!(error, Err(DataError::ImageSize { .. })));
 }
+
+/// Of an image far longer than wide the part that is seen is made alone, in a memory that its length does
+/// not decide, and is what is seen of the whole.
+#[test]
+fn the_view_of_a_ribbon_is_that_of_its_middle() {
+    let ribbon = |length: usize, upright: bool| {
+        let pixels = (0..length)
+            .flat_map(|at| [(at % 251) as u8, (at / 251) as u8, 7])
+            .collect();
+        match upright {
+            true => Image::new(1, length, pixels).unwrap(),
+            false => Image::new(length, 1, pixels).unwrap(),
+        }
+    };
+    let view = |stretch| EvalView {
+        resize: 64,
+        crop: 48,
+        stretch,
+        mean: [0.5; 3],
+        std: [0.5; 3],
+    };
+    for upright in [true, false] {
+        // 16,001 pixels make an image of 65 million pixels, which is made as a whole; 16,801 are more.
+        let small = ribbon(16_001, upright);
+        let middle = view(false).pixels(&small, &mut Scratch::default()).unwrap();
+        let mut long = ribbon(16_801, upright);
+        // The same colours in the middle.
+        let shift = 3 * 400;
+        long.pixels[shift..shift + small.pixels.len()].copy_from_slice(&small.pixels);
+        let found = view(false).pixels(&long, &mut Scratch::default()).unwrap();
+        let pairs = found.pixels.iter().zip(&middle.pixels);
+        assert!(
+            pairs.map(|(a, b)| a.abs_diff(*b)).max().unwrap() <= 1,
+            "{upright}"
+        );
+        let enormous = view(true)
+            .pixels(&ribbon(300_000, upright), &mut Scratch::default())
+            .unwrap();
+        assert_eq!((enormous.width, enormous.height), (48, 48));
+    }
+}

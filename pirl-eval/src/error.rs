@@ -37,6 +37,15 @@ pub enum EvalError {
         /// The first such sample.
         index: usize,
     },
+    /// The packs have one class, which any answer gets right.
+    #[error(
+        "the packs have one class, {name:?}, and every answer would be right: were they packed from a \
+         folder around the folders of classes?"
+    )]
+    OneClass {
+        /// Its name.
+        name: String,
+    },
     /// A label outside the list of classes.
     #[error("sample {index} has label {label}, but there are {classes} classes")]
     Label {

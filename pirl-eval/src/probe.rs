@@ -105,9 +105,12 @@ pub(crate) struct Labels {
 /// Checks, before features are read, that both packs are labelled with the same classes.
 ///
 /// # Errors
-/// [`EvalError::Classes`], [`EvalError::Unlabelled`].
+/// [`EvalError::Classes`], [`EvalError::Unlabelled`], [`EvalError::OneClass`].
 pub fn check_packs(train: &Pack, test: &Pack) -> Result<()> {
     same_classes(train.class_names(), test.class_names())?;
+    if let [only] = train.class_names() {
+        return Err(EvalError::OneClass { name: only.clone() });
+    }
     for (set, pack) in [("training", train), ("test", test)] {
         if let Some(index) = (0..pack.len()).find(|index| pack.label(*index).is_none()) {
             return Err(EvalError::Unlabelled { set, index });

@@ -124,6 +124,17 @@ pub enum ModelError {
         /// What it holds instead.
         reason: String,
     },
+    /// A weight is NaN or infinite: the training that saved it had failed.
+    #[error(
+        "{path}: {name} holds numbers that are NaN or infinite; take a checkpoint from before its \
+         training failed"
+    )]
+    NotFinite {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+    },
     /// An error of Candle.
     #[error(transparent)]
     Candle(#[from] candle_core::Error),

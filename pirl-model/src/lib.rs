@@ -73,6 +73,6 @@ pub use trainable::Trainable;
 pub use upload::Upload;
 pub use weights::load::LoadReport;
 pub use weights::{
-    BackboneWeights, Filled, detectron2_names, load_state_dict, read_backbone, save_backbone,
-    save_state_dict, save_tensors, state_dict, strip_prefix,
+    BackboneWeights, Filled, detectron2_names, load_state_dict, read_backbone, read_backbone_under,
+    save_backbone, save_state_dict, save_tensors, state_dict, strip_prefix,
 };

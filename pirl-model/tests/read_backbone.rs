@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Device, Tensor};
 use pirl_model::{
     Arch, Backbone, BackboneWeights, Mode, ModelConfig, ModelError, ResNet, Stem, Trainable,
-    detectron2_names, read_backbone, save_backbone, save_tensors,
+    detectron2_names, read_backbone, read_backbone_under, save_backbone, save_tensors,
 };
 
 const CPU: Device = Device::Cpu;
@@ -150,6 +150,62 @@ fn both_exports_come_back_bit_for_bit_under_any_prefix() {
             assert_eq!(bits(&found.state), expected, "{name} {prefix}");
             assert_eq!(features(&network(&found)), features(&small(1)));
         }
+    }
+}
+
+#[test]
+fn of_two_networks_one_can_be_chosen() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("both.safetensors");
+    let (student, teacher) = (state(&small(1)), state(&small(2)));
+    let under = |prefix: &str, state: &HashMap<String, Tensor>| -> Vec<(String, Tensor)> {
+        state
+            .iter()
+            .map(|(name, tensor)| (format!("{prefix}{name}"), tensor.clone()))
+            .collect()
+    };
+    let both = under("student.", &student)
+        .into_iter()
+        .chain(under("teacher.", &teacher));
+    save_tensors(&path, &both.collect()).unwrap();
+    let found = read_backbone(&path).unwrap();
+    assert_eq!(
+        (found.prefix.as_str(), &found.others[..]),
+        ("student.", &["teacher.".to_owned()][..])
+    );
+    let said = found.fill(&network(&found)).unwrap().to_string();
+    assert!(
+        said.contains("WARNING") && said.contains("teacher.") && said.contains("--weights-prefix"),
+        "{said}"
+    );
+    let chosen = read_backbone_under(&path, Some("teacher")).unwrap();
+    assert_eq!(bits(&chosen.state), bits(&teacher));
+    let neither = read_backbone_under(&path, Some("pupil"))
+        .unwrap_err()
+        .to_string();
+    assert!(
+        neither.contains("pupil") && neither.contains("student., teacher."),
+        "{neither}"
+    );
+}
+
+#[test]
+fn weights_that_are_no_numbers_are_refused_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("diverged.safetensors");
+    for broken in [f32::NAN, f32::INFINITY] {
+        let mut own = state(&small(1));
+        let shape = own["layer3.1.bn2.running_var"].dims().to_vec();
+        let mut numbers = vec![1.0; shape[0]];
+        numbers[shape[0] - 1] = broken;
+        let tensor = Tensor::from_vec(numbers, shape, &CPU).unwrap();
+        own.insert("layer3.1.bn2.running_var".to_owned(), tensor);
+        save_tensors(&path, &own).unwrap();
+        let said = reason(&path);
+        assert!(
+            said.contains("diverged") && said.contains("layer3.1.bn2.running_var"),
+            "{said}"
+        );
     }
 }
 

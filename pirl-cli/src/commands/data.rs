@@ -2,14 +2,14 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use pirl_data::{
-    Cifar, DataError, Idx, ImageFolder, List, PackOptions, PackReport, Source, Split, Voc,
+    DataError, Labels, PackOptions, PackReport, Reencode, Source, SourceFormat, SourceOptions,
     fetch_cifar10, fetch_fashion_mnist,
 };
 use serde_json::json;
 
-use crate::args::{DataSet, FetchArgs, Format, PackArgs};
+use crate::args::{DataSet, FetchArgs, Format, LabelsArg, PackArgs, ReencodeArg};
 use crate::interrupt::{Interrupt, Interrupted};
 use crate::output::{print, print_json};
 use crate::progress::Progress;
@@ -42,12 +42,29 @@ pub(crate) fn fetch(args: &FetchArgs) -> Result<()> {
 }
 
 pub(crate) fn pack(args: &PackArgs) -> Result<()> {
+    let done = pack_whole(args);
+    if let Err(error) = &done
+        && let Some(DataError::Nothing { skipped, .. }) = error.downcast_ref()
+        && args.json
+    {
+        print_json(&PackReport::nothing_json(&args.output, skipped))?;
+    }
+    done
+}
+
+fn pack_whole(args: &PackArgs) -> Result<()> {
     let source = open_source(args)?;
     let interrupt = Interrupt::install()?;
     let options = PackOptions {
         shard_bytes: args.shard_mib << 20,
         resize_shorter: args.resize_shorter,
         quality: args.quality,
+        reencode: match args.reencode {
+            ReencodeArg::Png => Reencode::Png,
+            ReencodeArg::Jpeg => Reencode::Jpeg,
+        },
+        dedupe: args.dedupe,
+        max_pixels: usize::try_from(args.max_pixels).unwrap_or(usize::MAX),
         strict: args.strict,
         stop: Some(interrupt.flag()),
     };
@@ -71,83 +88,40 @@ pub(crate) fn pack(args: &PackArgs) -> Result<()> {
         }
         packed => packed.with_context(|| format!("packing {}", shown(&args.input)))?,
     };
-    for skipped in &report.skipped {
-        eprintln!("skipped {}: {}", skipped.name, skipped.reason);
-    }
+    report.save(&args.output)?;
     if args.json {
-        return print_json(&json!({
-            "output": args.output,
-            "packed": report.packed,
-            "resumed": report.resumed,
-            "skipped": report.skipped.iter()
-                .map(|skipped| json!({ "name": skipped.name, "reason": skipped.reason }))
-                .collect::<Vec<_>>(),
-            "shards": report.shards,
-            "bytes": report.bytes,
-            "encoding": report.encoding.to_string(),
-            "fingerprint": report.fingerprint,
-        }));
+        return print_json(&report.to_json(&args.output));
     }
-    print(&summary(&report))
-}
-
-fn summary(report: &PackReport) -> String {
-    let skipped = match report.skipped.len() {
-        0 => String::new(),
-        count => format!(", {count} broken ones skipped (named above)"),
-    };
-    let resumed = match report.resumed {
-        0 => String::new(),
-        count => format!(", {count} of them dealt with before an interruption"),
-    };
-    let shards: Vec<String> = report
-        .shards
-        .iter()
-        .map(|path| format!("  {}", path.display()))
-        .collect();
-    format!(
-        "{} images packed{resumed}{skipped}, {}, {}\n{}",
-        report.packed,
-        report.encoding,
-        mebibytes(report.bytes),
-        shards.join("\n")
-    )
+    print(&report.to_string())
 }
 
 fn open_source(args: &PackArgs) -> Result<Box<dyn Source>> {
-    let name = || match &args.split {
-        Some(name) => Ok(name.as_str()),
-        None => bail!(
-            "--split is needed: {}",
-            match args.format {
-                Format::Voc => "the image set, such as trainval or test",
-                _ => "train or test",
-            }
-        ),
+    let format = match args.format {
+        Format::ImageFolder => SourceFormat::ImageFolder,
+        Format::List => SourceFormat::List,
+        Format::Mnist => SourceFormat::Mnist,
+        Format::Cifar10 => SourceFormat::Cifar10,
+        Format::Cifar100 => SourceFormat::Cifar100,
+        Format::Voc => SourceFormat::Voc,
+        Format::Coco => SourceFormat::Coco,
+        Format::Yolo => SourceFormat::Yolo,
+        Format::Cvat => SourceFormat::Cvat,
+        Format::Webdataset => SourceFormat::WebDataset,
     };
-    let split = || -> Result<Split> { Ok(name()?.parse()?) };
-    let input = match args.input.as_slice() {
-        [input] => input,
-        inputs if args.format == Format::Voc => return Ok(Box::new(Voc::open(inputs, name()?)?)),
-        inputs => bail!(
-            "{} inputs ({}): only folders in the layout of VOC can be put together",
-            inputs.len(),
-            shown(inputs)
-        ),
+    let options = SourceOptions {
+        split: args.split.clone(),
+        seed: args.seed,
+        labels: match args.labels {
+            LabelsArg::Auto => Labels::Auto,
+            LabelsArg::Folders => Labels::Folders,
+            LabelsArg::None => Labels::None,
+        },
+        columns: args.columns.clone(),
+        images: args.images.clone(),
     };
-    Ok(match args.format {
-        Format::ImageFolder => match &args.split {
-            Some(name) => Box::new(ImageFolder::open(input.join(name))?),
-            None => Box::new(ImageFolder::open(input)?),
-        },
-        Format::List => match &args.split {
-            Some(name) => bail!("--split {name}: a list has no splits; leave it out"),
-            None => Box::new(List::open(input)?),
-        },
-        Format::Mnist => Box::new(Idx::open(input, split()?)?),
-        Format::Cifar10 => Box::new(Cifar::ten(input, split()?)?),
-        Format::Cifar100 => Box::new(Cifar::hundred(input, split()?)?),
-        Format::Voc => Box::new(Voc::open(&[input], name()?)?),
+    pirl_data::open_source(format, &args.input, &options).map_err(|error| match error {
+        DataError::Setting(setting) => anyhow!("--{setting}"),
+        error => error.into(),
     })
 }
 

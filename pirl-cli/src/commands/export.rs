@@ -8,11 +8,15 @@ use serde_json::json;
 
 use crate::args::{ExportArgs, ExportFormat};
 use crate::output::{print, print_json};
-use crate::weights;
+use crate::weights::{self, Weights};
 
 pub(crate) fn run(args: &ExportArgs) -> Result<()> {
     let recipe = args.recipe.as_deref();
-    let loaded = weights::load(&args.weights, recipe, &args.settings, None, &Device::Cpu)?;
+    let file = Weights {
+        name: &args.weights,
+        prefix: args.weights_prefix.as_deref(),
+    };
+    let loaded = weights::load(file, recipe, &args.settings, None, &Device::Cpu)?;
     let (backbone, recipe) = (&loaded.backbone, &loaded.recipe);
     let mut state = backbone.state()?;
     if args.format == ExportFormat::Detectron2 {

@@ -27,6 +27,7 @@ use crate::progress::Progress;
 use crate::ranks::Company;
 use crate::run_dir::{RunDir, matters_to_pretraining};
 use crate::session::Session;
+use crate::weights::Weights;
 use crate::{device, weights};
 
 pub(crate) fn run(args: &PretrainArgs) -> Result<()> {
@@ -113,7 +114,12 @@ fn settings(args: &PretrainArgs, pack: &Pack, devices: &[Device]) -> Result<Reci
             config.to_string_lossy().into_owned()
         }
         (None, false) => {
-            let network = args.init_weights.as_deref().map(weights::network);
+            let prefix = args.run.weights_prefix.as_deref();
+            let file = args
+                .init_weights
+                .as_deref()
+                .map(|name| Weights { name, prefix });
+            let network = file.map(weights::network);
             let network = network.transpose()?;
             let (recipe, choices) = choose(pack, &devices[0], network.as_ref(), typed)?;
             eprintln!("settings chosen for these images, all of which --set changes:");
@@ -152,7 +158,11 @@ fn initial_weights(
     if typed.is_none() && Checkpoints::newest_in(&args.out.join("checkpoints"))?.is_some() {
         return Ok((None, recorded));
     }
-    let (backbone, initial) = weights::initial(weights, recipe)?;
+    let file = Weights {
+        name: weights,
+        prefix: args.run.weights_prefix.as_deref(),
+    };
+    let (backbone, initial) = weights::initial(file, recipe)?;
     if args.resume {
         initial.ensure_of(&args.out)?;
     }
@@ -333,7 +343,8 @@ impl Command<'_> {
         }
         let (images, seed) = (recipe.eval.precise_batch_norm, batch_norm_seed(recipe));
         let knn = Knn::new(recipe.eval.knn.clone(), recipe.seed)?;
-        let (train, test) = (Pack::open(train)?, Pack::open(test)?);
+        let train = Pack::open(train)?;
+        let test = Pack::open(test)?.with_class_names(train.class_names())?;
         let monitor = Monitor::new(train, test, extraction(recipe), images, seed, knn);
         Ok(Some(monitor.context("--probe-train and --probe-test")?))
     }

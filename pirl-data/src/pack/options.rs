@@ -1,11 +1,11 @@
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use pirl_core::{SettingError, check};
-use serde::{Deserialize, Serialize};
 
-use crate::{DataError, Encoding};
+use super::Skipped;
+use crate::DataError;
+use crate::decode::MAX_PIXELS;
 
 /// How [`pack`](super::pack) writes.
 #[derive(Clone, Debug)]
@@ -20,11 +20,29 @@ pub struct PackOptions {
     /// as Pillow does; default `None`: only those that shrink are, with quality 95, and the bytes of
     /// all others are kept as they are.
     pub quality: Option<u8>,
-    /// Fail at the first image that does not decode, or object whose annotation is broken, rather
-    /// than skip it; default false.
+    /// What images become whose format is not packed ([`OtherFormat`](crate::OtherFormat)); default
+    /// PNG, which keeps every pixel.
+    pub reencode: Reencode,
+    /// Leave out images whose bytes are those of an earlier one; default false: they are counted.
+    pub dedupe: bool,
+    /// Images with more pixels than this are left out; default 100 million, the most that a pack can
+    /// hold: larger ones must shrink.
+    pub max_pixels: usize,
+    /// Fail at the first image or object that would be left out, rather than leave it out; default
+    /// false.
     pub strict: bool,
     /// Stop soon after this becomes true, keeping the shards that are complete; default `None`.
     pub stop: Option<Arc<AtomicBool>>,
+}
+
+/// A format that images are encoded in anew.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Reencode {
+    /// PNG, lossless.
+    #[default]
+    Png,
+    /// JPEG of [`PackOptions::quality`], 95 without one: a fraction of the size, and quicker to load.
+    Jpeg,
 }
 
 impl Default for PackOptions {
@@ -33,6 +51,9 @@ impl Default for PackOptions {
             shard_bytes: 1 << 30,
             resize_shorter: None,
             quality: None,
+            reencode: Reencode::default(),
+            dedupe: false,
+            max_pixels: MAX_PIXELS,
             strict: false,
             stop: None,
         }
@@ -52,6 +73,8 @@ impl PackOptions {
             let fits = (1..=100).contains(&quality);
             check("quality", quality, fits, "must lie between 1 and 100")?;
         }
+        let pixels = self.max_pixels;
+        check("max_pixels", pixels, pixels > 0, "must be at least 1")?;
         Ok(())
     }
 
@@ -70,33 +93,4 @@ impl PackOptions {
             _ => Ok(()),
         }
     }
-}
-
-/// What [`pack`](super::pack) wrote and what it left out.
-#[derive(Clone, Debug)]
-pub struct PackReport {
-    /// Images packed.
-    pub packed: usize,
-    /// Images of the source that an interrupted packing had already packed or skipped.
-    pub resumed: usize,
-    /// What was left out: first what the source had skipped ([`Source::skipped`](crate::Source::skipped)),
-    /// then images that do not decode and objects whose boxes do not fit their image, in its order.
-    pub skipped: Vec<Skipped>,
-    /// The files written, in order.
-    pub shards: Vec<PathBuf>,
-    /// Bytes of all files together.
-    pub bytes: u64,
-    /// How samples are encoded.
-    pub encoding: Encoding,
-    /// The content fingerprint, 32 hexadecimal digits.
-    pub fingerprint: String,
-}
-
-/// An image, or an object in one, that was left out.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Skipped {
-    /// Its name in the source.
-    pub name: String,
-    /// What is wrong with it.
-    pub reason: String,
 }

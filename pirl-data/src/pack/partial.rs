@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::Skipped;
+use super::{Skipped, Tally};
 use crate::DataError;
 
 const STATE: &str = "state.json";
@@ -29,10 +29,14 @@ pub(super) struct State {
     pub(super) shards: u64,
     /// Samples of the source that they deal with, packed or skipped.
     pub(super) done: usize,
-    /// The name of the last of those, to notice that the source has changed.
-    pub(super) last: String,
-    /// Those skipped.
+    /// What those samples and the classes were, to notice that the source has changed.
+    pub(super) stamp: String,
+    /// What was left out of them.
     pub(super) skipped: Vec<Skipped>,
+    /// What was changed in them.
+    pub(super) notes: Vec<Skipped>,
+    /// What was counted.
+    pub(super) tally: Tally,
 }
 
 impl Partial {

@@ -8,18 +8,27 @@ use jpeg_encoder::{ChromaSubsamplingMethod, ColorType, Encoder, SamplingFactor};
 use pirl_core::SettingError;
 
 use super::recode::{Planes, jpeg_sides};
-use super::{PackOptions, Skipped};
-use crate::objects::within;
+use super::{PackOptions, Reencode, Skipped};
+use crate::decode::{Looked, MAX_PIXELS};
+use crate::objects::{Cut, cut};
+use crate::orientation::{upright_box, upright_size};
 use crate::transform::{Crop, Resizer, resize};
 use crate::{DataError, Encoding, Image, Objects, RawSample, Source};
 
 /// Quality of re-encoded JPEGs unless the options name one; that of common 256-pixel copies of ImageNet.
 const JPEG_QUALITY: u8 = 95;
 
-/// A sample as it will be packed, and those of its objects that are left out.
+/// A sample as it will be packed, and what happened to it.
 pub(super) struct Prepared<'a> {
     pub(super) sample: RawSample<'a>,
+    /// The encoding that it came in.
+    pub(super) came: Encoding,
+    /// Width and height as packed.
+    pub(super) size: (usize, usize),
+    /// Those of its objects that are left out.
     pub(super) left_out: Vec<Skipped>,
+    /// What was changed in its objects.
+    pub(super) notes: Vec<Skipped>,
 }
 
 /// Buffers for preparing samples; one for each thread, so that pixels are allocated once.
@@ -61,66 +70,135 @@ pub(super) fn prepare<'a>(
             return Err(SettingError::new("quality", quality, expected).into());
         }
     }
-    let changed = change(&sample, options, workspace).map_err(|reason| DataError::Decode {
-        name: sample.name.clone(),
+    let left_out = |name: &str, reason: String| DataError::Decode {
+        name: name.to_owned(),
         reason,
-    })?;
-    let Changed { from, size, bytes } = changed;
+    };
+    let changed = change(&sample, options, workspace);
+    let Changed { from, size, bytes } = changed.map_err(|reason| left_out(&sample.name, reason))?;
+    let came = sample.encoding;
     if let Some(bytes) = bytes {
         sample.bytes = Cow::Owned(bytes);
+        sample.encoding = packed_as(came, options);
     }
-    let mut left_out = Vec::new();
-    if let Some(objects) = &mut sample.objects {
+    let mut prepared = Prepared {
+        sample,
+        came,
+        size,
+        left_out: Vec::new(),
+        notes: Vec::new(),
+    };
+    if let Some(mut objects) = prepared.sample.objects.take() {
+        let name = &prepared.sample.name;
         if objects.labels.len() != objects.len() || objects.difficult.len() != objects.len() {
             return Err(DataError::Annotation {
-                name: sample.name,
+                name: name.clone(),
                 reason: "its objects are not as many boxes, labels and flags".to_owned(),
             });
         }
-        (*objects, left_out) = fit(objects, from, size, |bounds, label| {
+        let annotated = source.annotated_size(index);
+        if turn(&mut objects, annotated, from).map_err(|reason| left_out(name, reason))? {
+            prepared.notes.push(Skipped {
+                name: name.clone(),
+                reason: "its boxes are turned as its Exif data turn the image".to_owned(),
+            });
+        }
+        let fitted = fit(&objects, from.size, size, |bounds, label| {
             let class = source.class_names().get(label as usize);
             let class = class.map_or("object", String::as_str);
-            format!("{}, {class} at {bounds:?}", sample.name)
+            format!("{name}, {class} at {bounds:?}")
         });
+        let fitted = fitted.map_err(|reason| left_out(name, reason))?;
+        prepared.sample.objects = Some(fitted.kept);
+        prepared.left_out = fitted.left_out;
+        prepared.notes.extend(fitted.cut);
     }
-    Ok(Prepared { sample, left_out })
+    Ok(prepared)
+}
+
+/// What a sample is encoded in once it is packed.
+fn packed_as(came: Encoding, options: &PackOptions) -> Encoding {
+    match (came, options.reencode) {
+        (Encoding::Other(_), Reencode::Png) => Encoding::Png,
+        (Encoding::Other(_), Reencode::Jpeg) => Encoding::Jpeg,
+        (came, _) => came,
+    }
+}
+
+/// Turns boxes that were drawn on the image as it is stored. Returns whether they had to be turned.
+///
+/// # Errors
+/// When the annotation is of an image of another size.
+fn turn(
+    objects: &mut Objects,
+    annotated: Option<(usize, usize)>,
+    image: Looked,
+) -> Result<bool, String> {
+    let Some((width, height)) = annotated.filter(|(width, height)| *width > 0 && *height > 0)
+    else {
+        return Ok(false);
+    };
+    let stored = upright_size(image.size, image.orientation);
+    if (width, height) == image.size {
+        return Ok(false);
+    }
+    if (width, height) != stored {
+        return Err(format!(
+            "its boxes are of an image of {width} x {height} pixels, it has {} x {}",
+            image.size.0, image.size.1
+        ));
+    }
+    for bounds in &mut objects.boxes {
+        *bounds = upright_box(*bounds, stored, image.orientation);
+    }
+    Ok(true)
 }
 
 /// An image after [`change`].
 struct Changed {
-    /// Width and height before.
-    from: (usize, usize),
+    /// What it was before.
+    from: Looked,
     /// Width and height after.
     size: (usize, usize),
     /// The new bytes; `None` if the sample is packed as it is.
     bytes: Option<Vec<u8>>,
 }
 
-/// Shrinks an image and encodes it again, where the options say so; otherwise only checks that it
-/// decodes.
+/// Shrinks an image and encodes it again, where the options or its format ask for it; otherwise only
+/// checks that it decodes.
 fn change(
     sample: &RawSample,
     options: &PackOptions,
     workspace: &mut Workspace,
 ) -> Result<Changed, String> {
     let (bytes, encoding) = (&sample.bytes, sample.encoding);
-    let again = options.quality.is_some() && encoding == Encoding::Jpeg;
+    let limit = options.max_pixels;
+    let again = matches!(encoding, Encoding::Other(_))
+        || options.quality.is_some() && encoding == Encoding::Jpeg;
     if options.resize_shorter.is_none() && !again {
-        let size = crate::decode::check(bytes, encoding, &mut workspace.decoded)?;
+        let limit = limit.min(MAX_PIXELS);
+        let from = crate::decode::check(bytes, encoding, limit, &mut workspace.decoded)?;
         return Ok(Changed {
-            from: size,
-            size,
+            from,
+            size: from.size,
             bytes: None,
         });
     }
-    let own_colors = crate::decode::decode_ycbcr_into(bytes, encoding, &mut workspace.decoded)?;
-    if !own_colors {
-        crate::decode::decode_into(bytes, encoding, &mut workspace.decoded)?;
+    let own_colors =
+        crate::decode::decode_ycbcr_into(bytes, encoding, limit, &mut workspace.decoded)?;
+    let from = match own_colors {
+        Some(looked) => looked,
+        None => crate::decode::decode_into(bytes, encoding, limit, &mut workspace.decoded)?,
+    };
+    let size = shrunk(from.size, options.resize_shorter);
+    if size.0.saturating_mul(size.1) > MAX_PIXELS {
+        return Err(format!(
+            "{} x {} pixels; a pack holds images of up to {MAX_PIXELS}: shrink it",
+            size.0, size.1
+        ));
     }
-    let from = (workspace.decoded.width, workspace.decoded.height);
-    let size = shrunk(from, options.resize_shorter);
     let quality = options.quality.unwrap_or(JPEG_QUALITY);
-    let changed = again || size != from;
+    let changed = again || size != from.size;
     let bytes = changed.then(|| {
         let Workspace {
             decoded,
@@ -129,11 +207,11 @@ fn change(
             resizer,
         } = workspace;
         let image = resized(decoded, size, resizer, small)?;
-        if own_colors {
+        if own_colors.is_some() {
             planes.fill(image);
             planes.encode(quality)
         } else {
-            encode(image, encoding, quality)
+            encode(image, packed_as(encoding, options), quality)
         }
     });
     let bytes = bytes.transpose()?;
@@ -165,31 +243,65 @@ fn resized<'a>(
     Ok(small)
 }
 
-/// The objects whose boxes fit an image of the size `from`, scaled to `size`, and the others by
-/// `name`.
+/// The objects of an image after [`fit`].
+struct Fitted {
+    kept: Objects,
+    /// Those of which nothing lies in the image.
+    left_out: Vec<Skipped>,
+    /// Those of `kept` that were cut at its edges.
+    cut: Vec<Skipped>,
+}
+
+/// Cuts boxes at the edges of an image of the size `from` and scales them to `size`; `name` names an
+/// object.
+///
+/// # Errors
+/// When something is no box.
 fn fit(
     objects: &Objects,
     from: (usize, usize),
     size: (usize, usize),
     name: impl Fn([f32; 4], u32) -> String,
-) -> (Objects, Vec<Skipped>) {
+) -> Result<Fitted, String> {
     let x = size.0 as f32 / from.0 as f32;
     let y = size.1 as f32 / from.1 as f32;
-    let mut kept = Objects::default();
-    let mut left_out = Vec::new();
+    let mut fitted = Fitted {
+        kept: Objects::default(),
+        left_out: Vec::new(),
+        cut: Vec::new(),
+    };
+    let pixels = format!("the image of {} x {} pixels", from.0, from.1);
     for (bounds, label, difficult) in objects.iter() {
-        let scaled = within(bounds, from.0, from.1)
-            .map(|[xmin, ymin, xmax, ymax]| [xmin * x, ymin * y, xmax * x, ymax * y])
-            .and_then(|scaled| within(scaled, size.0, size.1));
-        match scaled {
-            Ok(scaled) => kept.push(scaled, label, difficult),
-            Err(reason) => left_out.push(Skipped {
-                name: name(bounds, label),
-                reason,
-            }),
+        let entry = |reason: String| Skipped {
+            name: name(bounds, label),
+            reason,
+        };
+        let found = cut(bounds, from.0, from.1)
+            .map_err(|reason| format!("{}: {reason}", name(bounds, label)))?;
+        let inside = match found {
+            Cut::Whole(inside) => inside,
+            Cut::Part(inside) => {
+                fitted
+                    .cut
+                    .push(entry(format!("its box is cut at the edge of {pixels}")));
+                inside
+            }
+            Cut::Nothing => {
+                fitted
+                    .left_out
+                    .push(entry(format!("nothing of its box lies in {pixels}")));
+                continue;
+            }
+        };
+        let [xmin, ymin, xmax, ymax] = inside;
+        match cut([xmin * x, ymin * y, xmax * x, ymax * y], size.0, size.1)? {
+            Cut::Whole(scaled) | Cut::Part(scaled) => fitted.kept.push(scaled, label, difficult),
+            Cut::Nothing => fitted
+                .left_out
+                .push(entry("nothing is left of its box".to_owned())),
         }
     }
-    (kept, left_out)
+    Ok(fitted)
 }
 
 /// PNG as PNG, all else as JPEG of this quality, its colours at half the resolution as Pillow's and

@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -22,7 +22,16 @@ pub struct Pack {
     shards: Arc<Shards>,
     /// The samples of a subset, by their number in the whole pack.
     chosen: Option<Arc<[u32]>>,
+    /// Other numbers for the classes.
+    classes: Option<Arc<Classes>>,
     fingerprint: String,
+}
+
+#[derive(Debug)]
+struct Classes {
+    names: Vec<String>,
+    /// By the label in the shards; a label that no sample has may have none.
+    labels: Vec<Option<u32>>,
 }
 
 #[derive(Debug)]
@@ -115,6 +124,7 @@ impl Pack {
                 len,
             }),
             chosen: None,
+            classes: None,
         })
     }
 
@@ -134,7 +144,14 @@ impl Pack {
     /// The class of sample `index`; `None` when the pack is not labelled or has no such sample.
     pub fn label(&self, index: usize) -> Option<u32> {
         let (shard, sample) = self.locate(index)?;
-        shard.label(sample)
+        self.renumbered(shard.label(sample)?)
+    }
+
+    fn renumbered(&self, label: u32) -> Option<u32> {
+        match &self.classes {
+            Some(classes) => *classes.labels.get(label as usize)?,
+            None => Some(label),
+        }
     }
 
     /// The classes of all samples in order; `None` when the pack is not labelled.
@@ -154,7 +171,11 @@ impl Pack {
     /// that they are not inverted and that labels have a class.
     pub fn objects(&self, index: usize) -> Option<Objects> {
         let (shard, sample) = self.locate(index)?;
-        shard.objects(sample)
+        let mut objects = shard.objects(sample)?;
+        for label in &mut objects.labels {
+            *label = self.renumbered(*label)?;
+        }
+        Some(objects)
     }
 
     /// How many samples and objects of each class there are, and how large the files.
@@ -172,7 +193,51 @@ impl Pack {
 
     /// Class names by label, of images or of objects; empty when neither are labelled.
     pub fn class_names(&self) -> &[String] {
-        &self.shards.description.class_names
+        match &self.classes {
+            Some(classes) => &classes.names,
+            None => &self.shards.description.class_names,
+        }
+    }
+
+    /// The same samples with their classes numbered as in `names`, those of another pack: a test set that
+    /// lacks a class of the training set, or has them in another order, is made comparable with it.
+    ///
+    /// # Errors
+    /// [`DataError::UnknownClasses`] when samples or objects have a class that is not in `names`.
+    pub fn with_class_names(&self, names: &[String]) -> Result<Self, DataError> {
+        let own = self.class_names();
+        if own == names || own.is_empty() {
+            return Ok(self.clone());
+        }
+        let number = |name: &String| {
+            let place = names.iter().position(|known| known == name);
+            place.and_then(|place| u32::try_from(place).ok())
+        };
+        let mut used = BTreeSet::new();
+        for index in 0..self.len() {
+            used.extend(self.label(index));
+            used.extend(self.objects(index).unwrap_or_default().labels);
+        }
+        let unknown = used.iter().filter_map(|label| own.get(*label as usize));
+        let unknown: Vec<String> = unknown
+            .filter(|name| number(name).is_none())
+            .cloned()
+            .collect();
+        if !unknown.is_empty() {
+            return Err(DataError::UnknownClasses {
+                path: self.name().to_owned(),
+                unknown,
+                known: names.len(),
+            });
+        }
+        let in_shards = self.shards.description.class_names.iter();
+        Ok(Self {
+            classes: Some(Arc::new(Classes {
+                names: names.to_vec(),
+                labels: in_shards.map(number).collect(),
+            })),
+            ..self.clone()
+        })
     }
 
     /// How samples are encoded.
@@ -221,7 +286,8 @@ impl Pack {
     /// As [`Pack::decode`].
     pub fn decode_into(&self, index: usize, image: &mut Image) -> Result<(), DataError> {
         self.decoded(index, |bytes, encoding| {
-            crate::decode::decode_into(bytes, encoding, image)
+            let limit = crate::decode::MAX_PIXELS;
+            crate::decode::decode_into(bytes, encoding, limit, image).map(|_| ())
         })
     }
 
@@ -333,12 +399,13 @@ impl Pack {
         Ok(Self {
             shards: self.shards.clone(),
             chosen: Some(chosen.into()),
+            classes: self.classes.clone(),
             fingerprint: format!("{:032x}", xxh3_128(&identity)),
         })
     }
 
     pub(super) fn is_subset(&self) -> bool {
-        self.chosen.is_some()
+        self.chosen.is_some() || self.classes.is_some()
     }
 
     fn name(&self) -> &Path {

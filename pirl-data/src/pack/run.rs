@@ -27,10 +27,11 @@ const AHEAD: usize = 2;
 ///
 /// When it stops before the end, for whatever reason, complete shards stay in the folder
 /// `OUTPUT.partial`, and the same call goes on after them; the files come out as if it had never
-/// stopped. It fails if the source has changed in the meantime, or with other options.
+/// stopped. It fails if the names, labels, objects or files dealt with so far, or the classes, have
+/// changed in the meantime, or with other options.
 ///
 /// # Errors
-/// [`DataError::Empty`] when no image is left to pack; [`DataError::Decode`] and
+/// [`DataError::Nothing`] when no image is left to pack; [`DataError::Decode`] and
 /// [`DataError::Annotation`] with `strict`, the latter also when the lists of
 /// [`Objects`](crate::Objects) differ in length; [`DataError::Io`] when reading or writing fails;
 /// [`DataError::Shards`] when samples cannot be in one pack, or `OUTPUT.partial` is of another
@@ -51,14 +52,14 @@ pub fn pack(
     let total = source.len();
     let resumed = writer.done();
     progress(resumed, total);
-    in_order(source, resumed, options, &mut |result| {
+    in_order(source, resumed, options, &mut |(stamp, result)| {
         match result {
             Ok(prepared) => {
                 options.allow(&prepared.left_out)?;
-                writer.add(&prepared.sample, prepared.left_out)?;
+                writer.add(stamp, prepared)?;
             }
             Err(DataError::Decode { name, reason }) if !options.strict => {
-                writer.skip(Skipped { name, reason });
+                writer.skip(stamp, Skipped { name, reason });
             }
             Err(error) => return Err(error),
         }
@@ -72,15 +73,26 @@ pub fn pack(
         }
         Ok(())
     })?;
-    let mut report = writer.finish()?;
+    let mut report = match writer.finish() {
+        Ok(report) => report,
+        Err(DataError::Nothing { path, skipped }) => {
+            let skipped = [source.skipped(), &skipped].concat();
+            return Err(DataError::Nothing { path, skipped });
+        }
+        Err(error) => return Err(error),
+    };
     report.resumed = resumed;
     report
         .skipped
         .splice(0..0, source.skipped().iter().cloned());
+    report.notes.splice(0..0, source.notes().iter().cloned());
+    report.passed_over = source.passed_over();
+    report.class_names = source.class_names().to_vec();
     Ok(report)
 }
 
-type Outcome<'a> = Result<Prepared<'a>, DataError>;
+/// The stamp of a sample, and the sample.
+type Outcome<'a> = (u128, Result<Prepared<'a>, DataError>);
 
 /// Prepares the samples from `first` on, on all threads, and hands them over in their order.
 fn in_order<'a>(
@@ -97,8 +109,10 @@ fn in_order<'a>(
             scope.spawn(move || {
                 let mut workspace = Workspace::default();
                 for (chunk, reply) in tasks {
-                    let prepared =
-                        chunk.map(|index| prepare(source, index, options, &mut workspace));
+                    let prepared = chunk.map(|index| {
+                        let stamp = source.stamp(index);
+                        (stamp, prepare(source, index, options, &mut workspace))
+                    });
                     // The receiver is gone if an earlier sample was an error.
                     let _ = reply.send(prepared.collect());
                 }

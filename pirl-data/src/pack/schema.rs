@@ -55,6 +55,8 @@ impl Description {
         let name = match self.encoding {
             Encoding::Jpeg => "jpeg",
             Encoding::Png => "png",
+            // Never packed, so no reader knows these names.
+            Encoding::Other(_) => "other",
             Encoding::Mixed => "mixed",
             Encoding::Raw {
                 height,
@@ -289,7 +291,7 @@ impl Fingerprint {
         let words = match encoding {
             Encoding::Jpeg => [1, 0, 0, 0],
             Encoding::Png => [2, 0, 0, 0],
-            Encoding::Mixed => [3, 0, 0, 0],
+            Encoding::Mixed | Encoding::Other(_) => [3, 0, 0, 0],
             Encoding::Raw {
                 height,
                 width,
@@ -301,14 +303,7 @@ impl Fingerprint {
         }
         self.0.update(&label.map_or(-1, i64::from).to_le_bytes());
         if let Some(objects) = objects {
-            self.0.update(&(objects.len() as u64).to_le_bytes());
-            for (bounds, label, difficult) in objects.iter() {
-                for side in bounds {
-                    self.0.update(&side.to_le_bytes());
-                }
-                self.0.update(&label.to_le_bytes());
-                self.0.update(&[u8::from(difficult)]);
-            }
+            objects.hash(&mut self.0);
         }
         self.0.update(&(bytes.len() as u64).to_le_bytes());
         self.0.update(bytes);

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use super::schema::Fingerprint;
 use super::{Pack, Skipped};
-use crate::objects::within;
+use crate::objects::{Cut, cut};
 use crate::{DataError, Encoding};
 
 /// Samples between two calls of the progress.
@@ -103,7 +103,7 @@ impl Pack {
         let image = crate::decode::decode(bytes, self.encoding())?;
         let objects = self.objects(index).unwrap_or_default();
         for (number, (bounds, _, _)) in objects.iter().enumerate() {
-            if within(bounds, image.width, image.height) != Ok(bounds) {
+            if cut(bounds, image.width, image.height) != Ok(Cut::Whole(bounds)) {
                 return Err(format!(
                     "object {number} at {bounds:?} leaves the image of {} x {} pixels",
                     image.width, image.height

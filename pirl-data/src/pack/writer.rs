@@ -1,12 +1,23 @@
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use xxhash_rust::xxh3::{Xxh3, xxh3_128};
+
 use super::open_shard::{OpenShard, write_header};
 use super::partial::{Partial, State};
+use super::prepare::Prepared;
 use super::schema::{self, Description, Extent, Fingerprint};
 use super::shard::Shard;
-use super::{PackOptions, PackReport, Skipped};
+use super::{PackOptions, PackReport, Skipped, Tally};
+use crate::source::shown_ending;
 use crate::{DataError, Encoding, RawSample, Source};
+
+/// A sample that others may repeat.
+struct Seen {
+    name: String,
+    label: Option<u32>,
+}
 
 /// Writes samples in order, shard after shard, into a [`Partial`] folder until all are there.
 pub(super) struct Writer {
@@ -23,8 +34,14 @@ pub(super) struct Writer {
     samples: u64,
     closed: Vec<Extent>,
     open: Option<OpenShard>,
-    /// `done`, `last` and `skipped` are of all samples so far, `shards` is set on saving.
+    /// Of all samples so far; `shards` and `stamp` are set on saving.
     state: State,
+    /// Of the classes and of all samples so far.
+    stamp: Xxh3,
+    /// The samples so far by the hash of their bytes.
+    seen: HashMap<u128, Seen>,
+    /// Whether those that were seen before are left out.
+    dedupe: bool,
     partial: Partial,
 }
 
@@ -39,13 +56,16 @@ impl Writer {
         let class_names = source.class_names().to_vec();
         let description = source.describe();
         let work = format!(
-            "{} images and {} classes of {description}, shorter side {:?}, quality {:?}, shards of \
-             {} bytes, strict {}",
+            "{} images and {} classes of {description}, shorter side {:?}, quality {:?}, other formats \
+             as {:?}, at most {} pixels, shards of {} bytes, dedupe {}, strict {}",
             source.len(),
             class_names.len(),
             options.resize_shorter,
             options.quality,
+            options.reencode,
+            options.max_pixels,
             options.shard_bytes,
+            options.dedupe,
             options.strict
         );
         let (partial, state) = Partial::open(&stem, &work)?;
@@ -65,11 +85,20 @@ impl Writer {
                 work,
                 shards: 0,
                 done: 0,
-                last: String::new(),
+                stamp: String::new(),
                 skipped: Vec::new(),
+                notes: Vec::new(),
+                tally: Tally::default(),
             },
+            stamp: Xxh3::new(),
+            seen: HashMap::new(),
+            dedupe: options.dedupe,
             partial,
         };
+        for name in &writer.class_names {
+            writer.stamp.update(name.as_bytes());
+            writer.stamp.update(&[0]);
+        }
         if let Some(state) = state {
             writer.go_on(source, state)?;
         }
@@ -80,18 +109,13 @@ impl Writer {
 
     /// Takes over complete shards; their samples are read once for the fingerprint.
     fn go_on(&mut self, source: &dyn Source, state: State) -> Result<(), DataError> {
-        let changed = match state.done.checked_sub(1).map(|last| source.read(last)) {
-            None => false,
-            Some(Ok(RawSample { name, .. }) | Err(DataError::Decode { name, .. })) => {
-                name != state.last
-            }
-            Some(Err(error)) => return Err(error),
-        };
-        if changed {
+        (0..state.done).for_each(|index| self.stamp.update(&source.stamp(index).to_le_bytes()));
+        if self.stamp_digits() != state.stamp {
             return Err(self.shards_error(format!(
-                "the source has changed since this packing was interrupted: image {} was {}; remove \
-                 the folder .partial of this name to begin anew",
-                state.done, state.last
+                "the source has changed since this packing was interrupted: the names, labels, objects \
+                 or files of its first {} images, or the classes, are others; remove the folder \
+                 .partial of this name to begin anew",
+                state.done
             )));
         }
         for number in 0..state.shards {
@@ -101,6 +125,11 @@ impl Writer {
                 let bytes = shard.sample(index).unwrap_or_default();
                 let encoding = crate::decode::of_sample(bytes, description.encoding);
                 let (label, objects) = (shard.label(index), shard.objects(index));
+                let seen = Seen {
+                    name: format!("image {} of the pack", self.samples + index as u64),
+                    label,
+                };
+                self.seen.entry(xxh3_128(bytes)).or_insert(seen);
                 self.fingerprint
                     .sample(encoding, label, objects.as_ref(), bytes);
             }
@@ -120,18 +149,72 @@ impl Writer {
     }
 
     /// Notes that the next sample of the source is left out.
-    pub(super) fn skip(&mut self, skipped: Skipped) {
-        self.state.last.clone_from(&skipped.name);
+    pub(super) fn skip(&mut self, stamp: u128, skipped: Skipped) {
+        self.stamp.update(&stamp.to_le_bytes());
         self.state.done += 1;
         self.state.skipped.push(skipped);
     }
 
-    /// Adds the next sample of the source.
-    pub(super) fn add(
-        &mut self,
-        sample: &RawSample<'_>,
-        left_out: Vec<Skipped>,
-    ) -> Result<(), DataError> {
+    /// Adds the next sample of the source, unless it is to be left out as a duplicate.
+    pub(super) fn add(&mut self, stamp: u128, prepared: Prepared<'_>) -> Result<(), DataError> {
+        let Prepared {
+            sample,
+            came,
+            size,
+            left_out,
+            notes,
+        } = prepared;
+        let hash = xxh3_128(&sample.bytes);
+        if let Some(first) = self.seen.get(&hash) {
+            let tally = &mut self.state.tally;
+            tally.duplicates += 1;
+            let otherwise = first.label != sample.label;
+            tally.duplicates_labelled_otherwise += usize::from(otherwise);
+            if self.dedupe {
+                let label = if otherwise {
+                    ", with another label"
+                } else {
+                    ""
+                };
+                let reason = format!("its bytes are those of {:?}{label}", first.name);
+                let name = sample.name;
+                self.skip(stamp, Skipped { name, reason });
+                return Ok(());
+            }
+        }
+        self.write(&sample)?;
+        self.stamp.update(&stamp.to_le_bytes());
+        let name = match self.dedupe {
+            true => sample.name.clone(),
+            false => String::new(), // never shown
+        };
+        let label = sample.label;
+        self.seen.entry(hash).or_insert(Seen { name, label });
+        let tally = &mut self.state.tally;
+        *tally.formats.entry(came.to_string()).or_default() += 1;
+        if !matches!(came, Encoding::Raw { .. }) {
+            let ending = shown_ending(Path::new(&sample.name));
+            *tally.endings.entry(ending).or_default() += 1;
+        }
+        tally.reencoded += usize::from(matches!(came, Encoding::Other(_)));
+        tally.size(size);
+        if let Some(label) = sample.label {
+            *tally.per_class.entry(label).or_default() += 1;
+        }
+        for label in sample.objects.iter().flat_map(|objects| &objects.labels) {
+            *tally.objects_per_class.entry(*label).or_default() += 1;
+        }
+        self.state.done += 1;
+        self.state.skipped.extend(left_out);
+        self.state.notes.extend(notes);
+        Ok(())
+    }
+
+    fn stamp_digits(&self) -> String {
+        format!("{:032x}", self.stamp.digest128())
+    }
+
+    fn write(&mut self, sample: &RawSample<'_>) -> Result<(), DataError> {
         let size = sample.bytes.len() as u64;
         if let Some(open) = &self.open
             && open.bytes() > 0
@@ -163,9 +246,6 @@ impl Writer {
         open.add(sample).map_err(self.write_error())?;
         self.open = Some(open);
         self.samples += 1;
-        self.state.done += 1;
-        self.state.last.clone_from(&sample.name);
-        self.state.skipped.extend(left_out);
         Ok(())
     }
 
@@ -254,6 +334,7 @@ impl Writer {
             .map_err(self.write_error())?;
         self.closed.push(extent);
         self.state.shards = self.closed.len() as u64;
+        self.state.stamp = self.stamp_digits();
         self.partial.save(&self.state)
     }
 
@@ -272,10 +353,7 @@ impl Writer {
     /// names.
     pub(super) fn finish(mut self) -> Result<PackReport, DataError> {
         let Some(encoding) = self.encoding else {
-            return Err(DataError::Empty {
-                path: self.stem,
-                expected: "the source has no image that decodes, nothing was written",
-            });
+            return Err(DataError::nothing(&self.stem, &self.state.skipped));
         };
         self.close_shard()?;
         let description = self.description(encoding, self.closed.len() as u64);
@@ -291,6 +369,10 @@ impl Writer {
             packed: description.samples as usize,
             resumed: 0,
             skipped: self.state.skipped,
+            notes: self.state.notes,
+            tally: self.state.tally,
+            passed_over: BTreeMap::new(),
+            class_names: Vec::new(),
             shards,
             bytes,
             encoding,

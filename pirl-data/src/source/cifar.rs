@@ -96,6 +96,17 @@ impl Cifar {
         let mut records = Vec::new();
         for file in files {
             let path = folder.join(file);
+            let pickle = path.with_extension("");
+            if !path.exists() && pickle.is_file() {
+                return Err(DataError::Format {
+                    path: pickle,
+                    format: name,
+                    reason: "it is of the version for Python, pickled; the binary version is read \
+                             (https://www.cs.toronto.edu/~kriz/cifar.html), which `pirl data fetch \
+                             cifar10` also fetches"
+                        .to_owned(),
+                });
+            }
             let bytes = std::fs::read(&path).map_err(DataError::io("read", &path))?;
             if bytes.is_empty() || bytes.len() % record != 0 {
                 return Err(DataError::Format {

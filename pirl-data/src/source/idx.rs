@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use flate2::read::MultiGzDecoder;
 
 use super::{Encoding, RawSample, Source, Split, read_class_names};
-use crate::DataError;
+use crate::{DataError, Skipped};
 
 const FORMAT: &str = "IDX";
 /// Third byte 8: unsigned bytes; fourth: the number of dimensions (<http://yann.lecun.com/exdb/mnist/>).
@@ -19,15 +19,18 @@ const MAX_BYTES: usize = 1 << 32;
 
 /// MNIST, Fashion-MNIST and others in their format: a folder of IDX files, gzipped or not.
 ///
-/// Looks for `train-images-idx3-ubyte` and `train-labels-idx1-ubyte` (`t10k-...` for the test
-/// split), with or without `.gz`. Class names come from `class_names.txt` in the folder, one a
-/// line, and are "0" to "9" without it.
+/// Looks for `train-images-idx3-ubyte` and `train-labels-idx1-ubyte` (`t10k-...` or `test-...` for the
+/// test split), with or without `.gz`, with a dot before `idx`, with a name such as `emnist-letters-`
+/// before, or in a folder of that name. Class names come from `class_names.txt` in the folder, one a
+/// line; without it they are "0" to "9", or to the largest label. Where the names are as many as the
+/// largest label and no label is 0, labels count from 1, as EMNIST's letters do.
 #[derive(Clone, Debug)]
 pub struct Idx {
     path: PathBuf,
     split: Split,
     pixels: Vec<u8>,
     labels: Vec<u8>,
+    notes: Vec<Skipped>,
     height: u32,
     width: u32,
     class_names: Vec<String>,
@@ -41,14 +44,14 @@ impl Idx {
     /// number, dimensions or length is wrong, [`DataError::Label`] for a label without a class.
     pub fn open(folder: impl AsRef<Path>, split: Split) -> Result<Self, DataError> {
         let folder = folder.as_ref();
-        let prefix = match split {
-            Split::Train => "train",
-            Split::Test => "t10k",
+        let prefixes: &[&str] = match split {
+            Split::Train => &["train"],
+            Split::Test => &["t10k", "test"],
         };
-        let images = find(folder, &format!("{prefix}-images-idx3-ubyte"))?;
+        let images = find(folder, prefixes, "images", 3)?;
         let (dimensions, pixels) = read_idx(&images, IMAGES_MAGIC, 3)?;
-        let labels_path = find(folder, &format!("{prefix}-labels-idx1-ubyte"))?;
-        let (label_dimensions, labels) = read_idx(&labels_path, LABELS_MAGIC, 1)?;
+        let labels_path = find(folder, prefixes, "labels", 1)?;
+        let (label_dimensions, mut labels) = read_idx(&labels_path, LABELS_MAGIC, 1)?;
         let (Some(&[count, height, width]), Some(&label_count)) =
             (dimensions.first_chunk::<3>(), label_dimensions.first())
         else {
@@ -69,8 +72,24 @@ impl Idx {
                 ),
             ));
         }
-        let class_names = read_class_names(&folder.join("class_names.txt"))?
-            .unwrap_or_else(|| (0..CLASSES).map(|class| class.to_string()).collect());
+        let (least, most) = labels.iter().fold((u8::MAX, 0), |(least, most), label| {
+            (least.min(*label), most.max(*label))
+        });
+        let class_names = read_class_names(&folder.join("class_names.txt"))?.unwrap_or_else(|| {
+            let classes = CLASSES.max(usize::from(most) + 1);
+            (0..classes).map(|class| class.to_string()).collect()
+        });
+        let mut notes = Vec::new();
+        if least > 0 && usize::from(most) == class_names.len() {
+            labels.iter_mut().for_each(|label| *label -= 1);
+            notes.push(Skipped {
+                name: labels_path.display().to_string(),
+                reason: format!(
+                    "its labels count from 1: {most} is {:?}",
+                    class_names[usize::from(most) - 1]
+                ),
+            });
+        }
         if let Some(index) = labels
             .iter()
             .position(|&l| usize::from(l) >= class_names.len())
@@ -87,6 +106,7 @@ impl Idx {
             split,
             pixels,
             labels,
+            notes,
             height,
             width,
             class_names,
@@ -127,6 +147,10 @@ impl Source for Idx {
         })
     }
 
+    fn notes(&self) -> &[Skipped] {
+        &self.notes
+    }
+
     fn describe(&self) -> String {
         format!("IDX folder {}, {} split", self.path.display(), self.split)
     }
@@ -141,23 +165,64 @@ fn bad(path: &Path, reason: String) -> DataError {
 }
 
 /// The plain file if there is one, otherwise the gzipped one.
-fn find(folder: &Path, name: &str) -> Result<PathBuf, DataError> {
-    let plain = folder.join(name);
-    if plain.is_file() {
-        return Ok(plain);
+fn find(folder: &Path, prefixes: &[&str], what: &str, rank: usize) -> Result<PathBuf, DataError> {
+    let names = prefixes.iter().flat_map(|prefix| {
+        ["-", "."].map(|before| format!("{prefix}-{what}{before}idx{rank}-ubyte"))
+    });
+    let names: Vec<String> = names.collect();
+    for name in &names {
+        for path in [
+            folder.join(name),
+            folder.join(name).join(name),
+            folder.join(format!("{name}.gz")),
+        ] {
+            if path.is_file() {
+                return Ok(path);
+            }
+        }
     }
-    let zipped = folder.join(format!("{name}.gz"));
-    if zipped.is_file() {
-        return Ok(zipped);
+    // EMNIST has the name of the set before: emnist-letters-train-images-idx3-ubyte.
+    let ends = |path: &PathBuf| {
+        let name = path
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
+        let name = name.strip_suffix(".gz").unwrap_or(&name);
+        names
+            .iter()
+            .any(|known| name.ends_with(&format!("-{known}")))
+    };
+    let listed = std::fs::read_dir(folder).map_err(DataError::io("list", folder))?;
+    let mut found: Vec<PathBuf> = listed
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(ends)
+        .collect();
+    found.sort();
+    match found.as_slice() {
+        [only] => Ok(only.clone()),
+        [] => Err(DataError::Io {
+            action: "find",
+            path: folder.join(&names[0]),
+            source: std::io::Error::new(
+                std::io::ErrorKind::NotFound,
+                "neither it nor its .gz is there, nor with a dot before idx",
+            ),
+        }),
+        several => {
+            let several: Vec<_> = several
+                .iter()
+                .map(|path| path.display().to_string())
+                .collect();
+            Err(bad(
+                folder,
+                format!(
+                    "it has several sets, put each into a folder: {}",
+                    several.join(", ")
+                ),
+            ))
+        }
     }
-    Err(DataError::Io {
-        action: "find",
-        path: plain,
-        source: std::io::Error::new(
-            std::io::ErrorKind::NotFound,
-            "neither it nor its .gz is there",
-        ),
-    })
 }
 
 /// The dimensions and the bytes of one IDX file, whose length must be exactly their product.

@@ -5,26 +5,41 @@
 //! classes. Its download of Fashion-MNIST is used, behind the feature `hub`.
 
 mod cifar;
+mod detection;
 mod fetch;
+mod files;
 mod idx;
 mod image_folder;
+mod joined;
+mod labels;
 mod list;
-mod voc;
-mod voc_xml;
+mod open;
+mod part;
+mod text;
+mod webdataset;
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::fmt;
+use std::path::Path;
+use std::time::UNIX_EPOCH;
 
 use pirl_core::SettingError;
+use xxhash_rust::xxh3::Xxh3;
 
 use crate::{DataError, Objects, Skipped};
 
 pub use cifar::Cifar;
+pub use detection::Annotated;
 pub use fetch::{fetch_cifar10, fetch_fashion_mnist};
+pub(crate) use files::shown_ending;
 pub use idx::Idx;
 pub use image_folder::ImageFolder;
-pub use list::List;
-pub use voc::Voc;
+pub use joined::Joined;
+pub use list::{Columns, List};
+pub use open::{SourceFormat, SourceOptions, open_source};
+pub use part::Part;
+pub use webdataset::WebDataset;
 
 /// How the bytes of a sample become pixels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +48,8 @@ pub enum Encoding {
     Jpeg,
     /// A PNG file.
     Png,
+    /// A file of another format, which packing turns into a PNG or a JPEG.
+    Other(OtherFormat),
     /// Of a whole pack: JPEG and PNG files mixed; the first bytes of each sample say which it is.
     Mixed,
     /// `height * width * channels` bytes, row by row, channels interleaved.
@@ -46,11 +63,54 @@ pub enum Encoding {
     },
 }
 
+/// A format that is read and not packed: loading images in it again and again would be slow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OtherFormat {
+    /// WebP, lossy or lossless; the first frame of an animation.
+    WebP,
+    /// Windows' bitmap.
+    Bmp,
+    /// TIFF, its first page.
+    Tiff,
+    /// GIF, its first frame.
+    Gif,
+    /// PBM, PGM, PPM and PAM.
+    Pnm,
+    /// The Quite OK Image format.
+    Qoi,
+}
+
+impl fmt::Display for OtherFormat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::WebP => "webp",
+            Self::Bmp => "bmp",
+            Self::Tiff => "tiff",
+            Self::Gif => "gif",
+            Self::Pnm => "pnm",
+            Self::Qoi => "qoi",
+        })
+    }
+}
+
+/// Whether the sub-folders of an image folder are classes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Labels {
+    /// They are when images lie in sub-folders alone.
+    #[default]
+    Auto,
+    /// They are; images outside of them are left out.
+    Folders,
+    /// They are not: no image has a label.
+    None,
+}
+
 impl fmt::Display for Encoding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Jpeg => f.write_str("jpeg"),
             Self::Png => f.write_str("png"),
+            Self::Other(format) => format.fmt(f),
             Self::Mixed => f.write_str("mixed"),
             Self::Raw {
                 height,
@@ -107,6 +167,58 @@ pub trait Source: Sync {
     fn skipped(&self) -> &[Skipped] {
         &[]
     }
+
+    /// What was read, but not as it stands, or may not be what was meant; packing adds it to its report.
+    fn notes(&self) -> &[Skipped] {
+        &[]
+    }
+
+    /// How many files that are no images lie among them, by their endings.
+    fn passed_over(&self) -> BTreeMap<String, usize> {
+        BTreeMap::new()
+    }
+
+    /// Width and height that the annotation of sample `index` says its image has, if it says so. Boxes of
+    /// an image that is turned by its Exif data are turned with it when they are those of the unturned
+    /// image.
+    fn annotated_size(&self, _index: usize) -> Option<(usize, usize)> {
+        None
+    }
+
+    /// A number that is another once sample `index` has changed: its name, label, objects or file. A
+    /// packing that resumes compares it; the default reads the sample.
+    fn stamp(&self, index: usize) -> u128 {
+        match self.read(index) {
+            Ok(sample) => {
+                let mut hash = Xxh3::new();
+                hash.update(sample.name.as_bytes());
+                hash.update(&sample.label.map_or(-1, i64::from).to_le_bytes());
+                if let Some(objects) = &sample.objects {
+                    objects.hash(&mut hash);
+                }
+                hash.update(&sample.bytes);
+                hash.digest128()
+            }
+            Err(_) => 0,
+        }
+    }
+}
+
+/// The stamp of a sample that is a file: of its path, size and time, and of what is known of it besides.
+fn stamp_file(path: &Path, label: Option<u32>, objects: Option<&Objects>) -> u128 {
+    let mut hash = Xxh3::new();
+    hash.update(path.as_os_str().as_encoded_bytes());
+    if let Ok(metadata) = path.metadata() {
+        hash.update(&metadata.len().to_le_bytes());
+        let time = metadata.modified().ok();
+        let time = time.and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+        hash.update(&time.map_or(0, |time| time.as_nanos()).to_le_bytes());
+    }
+    hash.update(&label.map_or(-1, i64::from).to_le_bytes());
+    if let Some(objects) = objects {
+        objects.hash(&mut hash);
+    }
+    hash.digest128()
 }
 
 /// Which part of a data set that is published in two.
@@ -142,42 +254,18 @@ impl fmt::Display for Split {
     }
 }
 
-/// Reads an image file. Its encoding is found from its first bytes, not from its name.
-fn read_image_file(
-    path: &std::path::Path,
-    name: String,
-    label: Option<u32>,
-) -> Result<RawSample<'static>, DataError> {
-    let bytes = std::fs::read(path).map_err(DataError::io("read", path))?;
-    match crate::decode::sniff(&bytes) {
-        Some(encoding) => Ok(RawSample {
-            name,
-            bytes: Cow::Owned(bytes),
-            encoding,
-            label,
-            objects: None,
-        }),
-        None => Err(DataError::Decode {
-            name,
-            reason: format!(
-                "neither JPEG nor PNG: {} bytes that begin with \"{}\"",
-                bytes.len(),
-                bytes.get(..12).unwrap_or(&bytes).escape_ascii()
-            ),
-        }),
+/// One class name a line, in any encoding that [`text::decode`] reads; `None` when there is no such file.
+fn read_class_names(path: &Path) -> Result<Option<Vec<String>>, DataError> {
+    if !path.exists() {
+        return Ok(None);
     }
-}
-
-/// One class name a line; `None` when there is no such file.
-fn read_class_names(path: &std::path::Path) -> Result<Option<Vec<String>>, DataError> {
-    match std::fs::read_to_string(path) {
-        Ok(text) => Ok(Some(
-            text.lines()
-                .map(|line| line.trim().to_owned())
-                .filter(|line| !line.is_empty())
-                .collect(),
-        )),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(DataError::io("read", path)(error)),
-    }
+    const FORMAT: &str = "class names";
+    let bytes = text::read_bytes(path, 64 << 20, FORMAT)?;
+    let text = text::decode(&bytes).map_err(|(line, reason)| DataError::Format {
+        path: path.to_owned(),
+        format: FORMAT,
+        reason: format!("line {line}: {reason}"),
+    })?;
+    let lines = text.lines().map(|line| line.trim().to_owned());
+    Ok(Some(lines.filter(|line| !line.is_empty()).collect()))
 }

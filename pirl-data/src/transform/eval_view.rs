@@ -5,6 +5,7 @@ use pirl_core::{SettingError, check};
 use rayon::prelude::*;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
+use super::resize::resize_part;
 use super::view::{Scratch, check_output};
 use super::{Crop, Normalize, resize, write_planes};
 use crate::config::{check_normalization, check_side};
@@ -76,6 +77,26 @@ impl EvalView {
         Ok(())
     }
 
+    /// The part of `image` that is seen once it is resized to `size`: left, top, width and height, and what
+    /// that part alone is to be resized to.
+    fn seen(&self, image: &Image, (width, height): (usize, usize)) -> ([f64; 4], (usize, usize)) {
+        let side = |length: usize, resized: usize| {
+            let (start, seen) = match self.stretch {
+                true => (0, resized),
+                false => (margins(resized, self.crop).0, resized.min(self.crop)),
+            };
+            let scale = length as f64 / resized as f64;
+            (
+                start as f64 * scale,
+                seen as f64 * scale,
+                seen.min(self.crop),
+            )
+        };
+        let (left, wide, columns) = side(image.width, width);
+        let (top, high, rows) = side(image.height, height);
+        ([left, top, wide, high], (columns, rows))
+    }
+
     fn cut<'a>(&self, image: &'a Image, scratch: &'a mut Scratch) -> Result<&'a Image, DataError> {
         image.check()?;
         let shorter = image.width.min(image.height);
@@ -84,15 +105,21 @@ impl EvalView {
         } else {
             // torchvision's `int(size * long / short)`.
             let longer = |length: usize| length * self.resize / shorter;
-            let (width, height) = (longer(image.width), longer(image.height));
-            resize(
-                &mut scratch.resizer,
-                image,
-                Crop::whole(image),
-                width,
-                height,
-                &mut scratch.crop,
-            )?;
+            let size = (longer(image.width), longer(image.height));
+            if size.0.saturating_mul(size.1) <= LARGEST_RESIZED {
+                let whole = Crop::whole(image);
+                resize(
+                    &mut scratch.resizer,
+                    image,
+                    whole,
+                    size.0,
+                    size.1,
+                    &mut scratch.crop,
+                )?;
+            } else {
+                let (part, size) = self.seen(image, size);
+                resize_part(&mut scratch.resizer, image, part, size, &mut scratch.crop)?;
+            }
             &scratch.crop
         };
         if (image.width, image.height) == (self.crop, self.crop) {
@@ -113,6 +140,10 @@ impl EvalView {
         Ok(&scratch.part)
     }
 }
+
+/// Pixels of a resized image that is made as a whole: of one far longer than wide, which a shorter side of
+/// 256 makes enormous, only what is seen of it is made.
+const LARGEST_RESIZED: usize = 1 << 26;
 
 /// torchvision's `center_crop` to a square of `size`, with black where the image is smaller.
 fn centre(image: &Image, size: usize, out: &mut Image) {

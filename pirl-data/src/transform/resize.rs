@@ -82,11 +82,47 @@ pub fn resize(
     .map_err(|error| failed(error.to_string()))?;
     let mut target = TypedImage::<U8x3>::from_buffer(out_width, out_height, &mut out.pixels)
         .map_err(|error| failed(error.to_string()))?;
-    let options = ResizeOptions::new()
-        .resize_alg(ResizeAlg::Convolution(FilterType::Bilinear))
-        .use_alpha(false);
     resizer
         .0
-        .resize_typed(&source, &mut target, &options)
+        .resize_typed(&source, &mut target, &options())
         .map_err(|error| failed(error.to_string()))
+}
+
+/// As [`resize`] of a part of `image` whose sides need not be whole pixels: left, top, width, height. Where
+/// the part ends within the image, pixels beside it have an influence, as if more had been resized.
+///
+/// # Errors
+/// [`DataError::Crop`] when the part or the result is empty, or the part leaves the image.
+pub(super) fn resize_part(
+    resizer: &mut Resizer,
+    image: &Image,
+    [left, top, wide, high]: [f64; 4],
+    (width, height): (usize, usize),
+    out: &mut Image,
+) -> Result<(), DataError> {
+    let failed = |reason: String| DataError::Crop {
+        crop: Crop::whole(image),
+        image: (image.width, image.height),
+        size: (width, height),
+        reason,
+    };
+    out.width = width;
+    out.height = height;
+    out.pixels.resize(width * height * 3, 0);
+    let side = |side: usize| u32::try_from(side).unwrap_or(u32::MAX);
+    let (image_width, image_height) = (side(image.width), side(image.height));
+    let source = TypedImageRef::<U8x3>::from_buffer(image_width, image_height, &image.pixels)
+        .map_err(|error| failed(error.to_string()))?;
+    let mut target = TypedImage::<U8x3>::from_buffer(side(width), side(height), &mut out.pixels)
+        .map_err(|error| failed(error.to_string()))?;
+    resizer
+        .0
+        .resize_typed(&source, &mut target, &options().crop(left, top, wide, high))
+        .map_err(|error| failed(error.to_string()))
+}
+
+fn options() -> ResizeOptions {
+    ResizeOptions::new()
+        .resize_alg(ResizeAlg::Convolution(FilterType::Bilinear))
+        .use_alpha(false)
 }

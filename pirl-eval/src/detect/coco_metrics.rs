@@ -5,6 +5,7 @@
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
+use std::fmt;
 use std::ops::RangeInclusive;
 
 use pirl_data::Objects;
@@ -56,6 +57,38 @@ pub struct CocoReport {
     pub ar_large: Option<f64>,
     /// `ap` of each class by name.
     pub per_class: BTreeMap<String, Option<f64>>,
+}
+
+impl fmt::Display for CocoReport {
+    /// COCO's twelve numbers in two lines; `-` where no object counts.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let row = |name: &str, columns: &[(&str, Option<f64>)]| {
+            let column = |(name, value): &(&str, Option<f64>)| match value {
+                Some(value) => format!("{name} {value:.2}"),
+                None => format!("{name} -"),
+            };
+            let columns: Vec<String> = columns.iter().map(column).collect();
+            format!("COCO {name}: {}", columns.join(", "))
+        };
+        let precision = [
+            ("AP", self.ap),
+            ("AP50", self.ap50),
+            ("AP75", self.ap75),
+            ("small", self.ap_small),
+            ("medium", self.ap_medium),
+            ("large", self.ap_large),
+        ];
+        let recall = [
+            ("of the best", self.ar1),
+            ("of 10", self.ar10),
+            ("of 100", self.ar100),
+            ("small", self.ar_small),
+            ("medium", self.ar_medium),
+            ("large", self.ar_large),
+        ];
+        writeln!(f, "{}", row("precision", &precision))?;
+        f.write_str(&row("recall", &recall))
+    }
 }
 
 /// The average precisions and recalls of the detections in each image against the annotated objects.

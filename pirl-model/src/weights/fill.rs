@@ -16,6 +16,8 @@ use crate::trainable::Trainable;
 pub struct Filled {
     /// What the backbone's names begin with in the file; empty, or ending in a dot.
     pub prefix: String,
+    /// What those of other backbones in the file begin with, which are passed over.
+    pub others: Vec<String>,
     /// Torchvision's names of those loaded.
     pub matched: Vec<String>,
     /// Names the network has and the file lacks: counts of batches.
@@ -42,6 +44,7 @@ impl BackboneWeights {
         report.ensure_whole()?;
         Ok(Filled {
             prefix: self.prefix.clone(),
+            others: self.others.clone(),
             matched: report.matched,
             missing: report.missing,
             left_over: self.left_over.clone(),
@@ -54,6 +57,13 @@ impl fmt::Display for Filled {
         write!(f, "{} tensors of the backbone", self.matched.len())?;
         if !self.prefix.is_empty() {
             write!(f, " under {}", self.prefix)?;
+        }
+        if !self.others.is_empty() {
+            let others = self.others.join(", ");
+            write!(
+                f,
+                "; WARNING: the file has another backbone, under {others}; --weights-prefix chooses it"
+            )?;
         }
         if !self.missing.is_empty() {
             write!(f, "; {} counts of batches missing", self.missing.len())?;

@@ -159,6 +159,8 @@ pub struct BackboneWeights {
     pub config: ModelConfig,
     /// What their names begin with in the file; empty, or ending in a dot.
     pub prefix: String,
+    /// What the names of other ResNets in the file begin with: a teacher, a key encoder.
+    pub others: Vec<String>,
     /// The file's other tensors: heads, a classifier, a memory bank, an optimiser's state.
     pub left_over: Vec<String>,
     /// On how many plain images its batch-norm statistics were computed, if [`save_backbone`] noted so.
@@ -180,15 +182,25 @@ pub struct BackboneWeights {
 ///
 /// # Errors
 /// [`ModelError::Io`], [`ModelError::Format`] or [`ModelError::Pth`] for a file that cannot be read;
-/// [`ModelError::NoBackbone`] if it holds none, several, or a network that this crate does not have.
+/// [`ModelError::NoBackbone`] if it holds none, several, or a network that this crate does not have;
+/// [`ModelError::NotFinite`] if a weight is no finite number.
 pub fn read_backbone(path: &Path) -> Result<BackboneWeights> {
+    read_backbone_under(path, None)
+}
+
+/// As [`read_backbone`], of a file with several: the one whose names begin with `prefix`, with or without
+/// the dot at its end.
+///
+/// # Errors
+/// As [`read_backbone`].
+pub fn read_backbone_under(path: &Path, prefix: Option<&str>) -> Result<BackboneWeights> {
     let no_backbone = |reason: String| ModelError::NoBackbone {
         path: path.to_owned(),
         reason,
     };
     let file = WeightsFile::open(path)?;
     let all = file.shapes();
-    let place = names::find(&all).map_err(no_backbone)?;
+    let (place, others) = names::find(&all, prefix).map_err(no_backbone)?;
     let (mut own, mut left_over) = (BTreeMap::new(), Vec::new());
     for (name, shape) in all {
         match place.torchvision_name(&name) {
@@ -201,6 +213,14 @@ pub fn read_backbone(path: &Path) -> Result<BackboneWeights> {
         .map(|(name, (_, shape))| (name.clone(), shape.clone()));
     let config = names::infer(&shapes.collect()).map_err(no_backbone)?;
     let mut tensors = file.read(own.values().map(|(name, _)| name.as_str()))?;
+    for (name, tensor) in &tensors {
+        if !is_finite(tensor)? {
+            return Err(ModelError::NotFinite {
+                path: path.to_owned(),
+                name: name.clone(),
+            });
+        }
+    }
     let state = own
         .into_iter()
         .filter_map(|(torchvision, (name, _))| Some((torchvision, tensors.remove(&name)?)))
@@ -209,9 +229,22 @@ pub fn read_backbone(path: &Path) -> Result<BackboneWeights> {
         state,
         config,
         prefix: place.prefix,
+        others,
         left_over,
         precise_batch_norm: file.precise_batch_norm(),
     })
+}
+
+/// Whether every number is finite.
+fn is_finite(tensor: &Tensor) -> Result<bool> {
+    if !tensor.dtype().is_float() {
+        return Ok(true);
+    }
+    let numbers = tensor
+        .flatten_all()?
+        .to_dtype(DType::F32)?
+        .to_vec1::<f32>()?;
+    Ok(numbers.iter().all(|number| number.is_finite()))
 }
 
 /// The tensors of a backbone under detectron2's names, as its `R-50.pkl` has them (`stem.conv1.weight`,

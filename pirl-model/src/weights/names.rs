@@ -33,9 +33,10 @@ impl Place {
 /// PyContrast's key encoders, and others' teachers.
 const FOLLOWERS: [&str; 5] = ["encoder_k", "model_ema", "momentum", "teacher", "target"];
 
-/// Finds the one backbone in a file, whatever its names begin with. An error says, as the end of a
-/// message, what was found instead.
-pub(super) fn find(names: &Shapes) -> Result<Place, String> {
+/// Finds the one backbone in a file, whatever its names begin with, or the one that they begin with
+/// `wanted`; returns it and what the names of others in the file begin with. An error says, as the end of
+/// a message, what was found instead.
+pub(super) fn find(names: &Shapes, wanted: Option<&str>) -> Result<(Place, Vec<String>), String> {
     let ending = |end: &str| -> BTreeSet<String> {
         let prefix = |name: &String| name.strip_suffix(end).map(str::to_owned);
         let prefixes = names.keys().filter_map(prefix);
@@ -52,6 +53,26 @@ pub(super) fn find(names: &Shapes) -> Result<Place, String> {
     let mut places: Vec<_> = all
         .map(|(prefix, detectron2)| Place { prefix, detectron2 })
         .collect();
+    let mut others: Vec<String> = places.iter().map(|place| place.prefix.clone()).collect();
+    let mut without = |place: &Place| {
+        others.retain(|prefix| *prefix != place.prefix);
+        std::mem::take(&mut others)
+    };
+    if let Some(wanted) = wanted {
+        let dotted = format!("{}.", wanted.trim_end_matches('.'));
+        let is_wanted = |place: &Place| place.prefix == wanted || place.prefix == dotted;
+        return match places.iter().position(is_wanted) {
+            Some(at) => {
+                let place = places.swap_remove(at);
+                let others = without(&place);
+                Ok((place, others))
+            }
+            None => Err(format!(
+                "no ResNet is in it under {wanted}, only under {}",
+                others.join(", ")
+            )),
+        };
+    }
     if places.len() > 1 {
         let leads = |place: &Place| !FOLLOWERS.iter().any(|part| place.prefix.contains(part));
         if places.iter().any(leads) {
@@ -59,7 +80,10 @@ pub(super) fn find(names: &Shapes) -> Result<Place, String> {
         }
     }
     match places.pop() {
-        Some(place) if places.is_empty() => Ok(place),
+        Some(place) if places.is_empty() => {
+            let others = without(&place);
+            Ok((place, others))
+        }
         None => {
             let some: Vec<&str> = names.keys().take(3).map(String::as_str).collect();
             Err(format!(
@@ -73,8 +97,7 @@ pub(super) fn find(names: &Shapes) -> Result<Place, String> {
             places.push(last);
             let prefixes: Vec<_> = places.iter().map(|place| place.prefix.as_str()).collect();
             Err(format!(
-                "several ResNets are in it, under {}; save the one that is meant in a file of its \
-                 own",
+                "several ResNets are in it, under {}; say which is meant (--weights-prefix)",
                 prefixes.join(", ")
             ))
         }
@@ -263,7 +286,7 @@ mod tests {
         });
         let found = |prefixes: &[&str]| {
             let all = prefixes.iter().flat_map(|prefix| under(&own, prefix));
-            find(&all.collect())
+            find(&all.collect(), None).map(|(place, _)| place)
         };
         for prefix in [
             "",
@@ -282,7 +305,24 @@ mod tests {
         assert_eq!(alone.unwrap().prefix, "module.encoder_k.");
         let two = found(&["a.", "b."]).unwrap_err();
         assert!(two.contains("a., b."), "{two}");
-        let none = find(&Shapes::from([("x.weight".to_owned(), vec![1])])).unwrap_err();
+        let both: Shapes = ["student.", "teacher."]
+            .iter()
+            .flat_map(|prefix| under(&own, prefix))
+            .collect();
+        for (wanted, prefix, other) in [
+            (None, "student.", "teacher."),
+            (Some("teacher"), "teacher.", "student."),
+            (Some("teacher."), "teacher.", "student."),
+        ] {
+            let (place, others) = find(&both, wanted).unwrap();
+            assert_eq!(
+                (place.prefix.as_str(), others),
+                (prefix, vec![other.to_owned()])
+            );
+        }
+        let neither = find(&both, Some("pupil")).unwrap_err();
+        assert!(neither.contains("student., teacher."), "{neither}");
+        let none = find(&Shapes::from([("x.weight".to_owned(), vec![1])]), None).unwrap_err();
         assert!(none.contains("x.weight"), "{none}");
     }
 

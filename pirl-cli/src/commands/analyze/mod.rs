@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 use super::eval::{extraction, recompute_batch_norm};
 use crate::args::AnalyzeArgs;
 use crate::output::{print, print_json, write_result};
+use crate::weights::Weights;
 use crate::{device, weights};
 
 pub(crate) use invariance::invariance;
@@ -36,7 +37,9 @@ impl Network {
         let run = &args.run;
         let device = device::parse(&run.device)?;
         let recipe = args.recipe.as_deref();
-        let loaded = weights::load(name, recipe, &run.settings, run.seed, &device)?;
+        let prefix = run.weights_prefix.as_deref();
+        let file = Weights { name, prefix };
+        let loaded = weights::load(file, recipe, &run.settings, run.seed, &device)?;
         let fingerprint = weights_fingerprint(&loaded.backbone)?;
         let (backbone, recipe) = (loaded.backbone, loaded.recipe);
         let (saved, extraction) = (loaded.precise_batch_norm, extraction(&recipe));

@@ -20,7 +20,7 @@ use crate::output::{print, print_json, write_file, write_png, write_result};
 use crate::progress::Progress;
 use crate::run_dir::RunDir;
 use crate::session::Session;
-use crate::weights::{self, Loaded};
+use crate::weights::{self, Loaded, Weights};
 
 /// Nothing is written before everything that can be checked has been.
 pub(crate) fn detect(args: &DetectArgs) -> Result<()> {
@@ -30,7 +30,11 @@ pub(crate) fn detect(args: &DetectArgs) -> Result<()> {
     let run = &args.run;
     let device = device::parse(&run.device)?;
     let recipe = args.recipe.as_deref();
-    let loaded = weights::load(&args.weights, recipe, &run.settings, run.seed, &device)?;
+    let file = Weights {
+        name: &args.weights,
+        prefix: run.weights_prefix.as_deref(),
+    };
+    let loaded = weights::load(file, recipe, &run.settings, run.seed, &device)?;
     let Loaded {
         backbone,
         recipe,
@@ -231,9 +235,10 @@ impl Report {
             );
         }
         let VocReport { ap, ap50, ap75, .. } = &self.voc;
-        text + &format!(
-            "{:width$}  {:>7}  {ap:>6.2}  {ap50:>6.2}  {ap75:>6.2}",
+        text += &format!(
+            "{:width$}  {:>7}  {ap:>6.2}  {ap50:>6.2}  {ap75:>6.2}\n",
             "all", ""
-        )
+        );
+        text + &self.coco.to_string()
     }
 }

@@ -23,6 +23,7 @@ use crate::args::EvalArgs;
 use crate::output::{print, print_json, write_result};
 use crate::run_dir::RunDir;
 use crate::session::{Session, nothing};
+use crate::weights::Weights;
 use crate::{device, weights};
 
 pub(crate) use detect::detect;
@@ -64,7 +65,10 @@ impl Task {
                 .context("--dataset (leave it out and choose settings with --set)"),
             None => Ok(()),
         };
-        let weights = &args.weights;
+        let weights = Weights {
+            name: &args.weights,
+            prefix: run.weights_prefix.as_deref(),
+        };
         let loaded =
             weights::load_for(weights, recipe, published, &run.settings, run.seed, &device)?;
         Ok(Self {
@@ -193,7 +197,11 @@ impl Task {
 fn open_packs(args: &EvalArgs) -> Result<(Pack, Pack)> {
     let train = Pack::open(&args.train)?;
     match &args.test {
-        Some(test) => Ok((train, Pack::open(test)?)),
+        // Classes are matched by name: a test set may lack some, or have them in another order.
+        Some(test) => {
+            let test = Pack::open(test)?.with_class_names(train.class_names())?;
+            Ok((train, test))
+        }
         None => train
             .split(TEST_SHARE, TEST_SEED)
             .with_context(|| format!("keeping images of {} for the test", args.train.display())),

@@ -1,0 +1,140 @@
+//! The formats that are read, but turned into PNG or JPEG to be packed.
+
+use std::io::Cursor;
+
+use image::codecs::bmp::BmpDecoder;
+use image::codecs::gif::GifDecoder;
+use image::codecs::pnm::PnmDecoder;
+use image::codecs::qoi::QoiDecoder;
+use image::codecs::tiff::TiffDecoder;
+use image::codecs::webp::WebPDecoder;
+use image::metadata::Orientation;
+use image::{ColorType, DynamicImage, ImageDecoder, ImageResult, Limits};
+
+use super::{check_size, make_room};
+use crate::orientation::{orientation, upright_size};
+use crate::{Image, OtherFormat};
+
+/// What a decoder may allocate beside the pixels.
+const WORKING_BYTES: u64 = 64 << 20;
+
+fn open(bytes: &[u8], format: OtherFormat) -> Result<Box<dyn ImageDecoder + '_>, String> {
+    let bytes = match format {
+        OtherFormat::WebP => whole_webp(bytes)?,
+        _ => bytes,
+    };
+    let bytes = Cursor::new(bytes);
+    let opened: ImageResult<Box<dyn ImageDecoder + '_>> = match format {
+        OtherFormat::WebP => WebPDecoder::new(bytes).map(|decoder| Box::new(decoder) as _),
+        OtherFormat::Bmp => BmpDecoder::new(bytes).map(|decoder| Box::new(decoder) as _),
+        OtherFormat::Tiff => TiffDecoder::new(bytes).map(|decoder| Box::new(decoder) as _),
+        OtherFormat::Gif => GifDecoder::new(bytes).map(|decoder| Box::new(decoder) as _),
+        OtherFormat::Pnm => PnmDecoder::new(bytes).map(|decoder| Box::new(decoder) as _),
+        OtherFormat::Qoi => QoiDecoder::new(bytes).map(|decoder| Box::new(decoder) as _),
+    };
+    opened.map_err(|error| error.to_string())
+}
+
+/// A WebP without what follows it, once every chunk is known to end within: the decoder takes as much
+/// memory for one as its header says.
+fn whole_webp(bytes: &[u8]) -> Result<&[u8], String> {
+    let cut = || {
+        format!(
+            "truncated: its {} bytes end before the image does",
+            bytes.len()
+        )
+    };
+    let length = |bytes: &[u8], at: usize| -> Option<usize> {
+        let length = u32::from_le_bytes(*bytes.get(at + 4..)?.first_chunk()?) as usize;
+        (at + 8).checked_add(length)
+    };
+    let end = length(bytes, 0).ok_or_else(cut)?;
+    let whole = bytes.get(..end).ok_or_else(cut)?;
+    let mut at = 12;
+    while at < end {
+        at = length(whole, at)
+            .filter(|next| *next <= end)
+            .ok_or_else(cut)?;
+        at += at % 2; // chunks are padded to even lengths
+    }
+    Ok(whole)
+}
+
+/// Decodes without turning; returns the turn that is still to do.
+pub(super) fn decode(
+    bytes: &[u8],
+    format: OtherFormat,
+    limit: usize,
+    out: &mut Image,
+) -> Result<Orientation, String> {
+    let mut decoder = open(bytes, format)?;
+    let (width, height) = decoder.dimensions();
+    let (width, height) = (width as usize, height as usize);
+    check_size(width, height, limit)?;
+    // Alpha at 8 bits is within the limit of pixels, 16 bits of as many are not.
+    let (pixels, most) = (decoder.total_bytes(), (limit as u64).saturating_mul(4));
+    if pixels > most {
+        return Err(format!("{pixels} bytes of pixels; {most} are allowed"));
+    }
+    let mut limits = Limits::no_limits();
+    limits.max_alloc = Some(pixels.saturating_add(WORKING_BYTES));
+    decoder
+        .set_limits(limits)
+        .map_err(|error| error.to_string())?;
+    let turned = turned(&mut decoder);
+    if decoder.color_type() == ColorType::Rgb8 {
+        make_room(out, width, height);
+        decoder
+            .read_image(&mut out.pixels)
+            .map_err(|error| error.to_string())?;
+    } else {
+        let image = DynamicImage::from_decoder(decoder).map_err(|error| error.to_string())?;
+        to_rgb(image, out)?;
+    }
+    Ok(turned)
+}
+
+/// Width and height of the upright image, from the header.
+pub(super) fn size(bytes: &[u8], format: OtherFormat) -> Result<(usize, usize), String> {
+    let mut decoder = open(bytes, format)?;
+    let (width, height) = decoder.dimensions();
+    Ok(upright_size(
+        (width as usize, height as usize),
+        turned(&mut decoder),
+    ))
+}
+
+/// The orientation that the file asks for; data that cannot be read asks for none.
+fn turned(decoder: &mut dyn ImageDecoder) -> Orientation {
+    match decoder.orientation() {
+        Ok(Orientation::NoTransforms) | Err(_) => {
+            let exif = decoder.exif_metadata().unwrap_or_default();
+            let xmp = decoder.xmp_metadata().unwrap_or_default();
+            orientation(exif.as_deref(), xmp.as_deref())
+        }
+        Ok(orientation) => orientation,
+    }
+}
+
+/// 8-bit RGB: grey repeated, alpha dropped, of 16 bits the upper 8.
+pub(super) fn to_rgb(image: DynamicImage, out: &mut Image) -> Result<(), String> {
+    (out.width, out.height) = (image.width() as usize, image.height() as usize);
+    out.pixels = match image {
+        DynamicImage::ImageLuma16(_)
+        | DynamicImage::ImageLumaA16(_)
+        | DynamicImage::ImageRgb16(_)
+        | DynamicImage::ImageRgba16(_) => {
+            let deep = image.into_rgb16().into_raw();
+            deep.into_iter().map(|value| (value >> 8) as u8).collect()
+        }
+        DynamicImage::ImageRgb32F(_) | DynamicImage::ImageRgba32F(_) => {
+            return Err(
+                "its values are floating-point numbers of a range that it does not say; scale them \
+                 to 8 or 16 bits"
+                    .to_owned(),
+            );
+        }
+        _ => image.into_rgb8().into_raw(),
+    };
+    out.check().map_err(|error| error.to_string())
+}
