@@ -314,7 +314,9 @@ fn yolo_in_each_layout() {
 
 #[test]
 fn yolo_lines_of_every_kind() {
-    let cases: [(&str, Result<&[[f32; 4]], &str>); 13] = [
+    /// The boxes of a text file, or why its image is left out.
+    type Case<'a> = (&'a str, Result<&'a [[f32; 4]], &'a str>);
+    let cases: [Case<'_>; 13] = [
         ("0 0.5 0.5 1 1", Ok(&[[0.0, 0.0, 60.0, 40.0]])),
         ("  0\t0.5  0.5 1 1 \r\n\n", Ok(&[[0.0, 0.0, 60.0, 40.0]])),
         ("1.0 0.5 0.5 1 1", Ok(&[[0.0, 0.0, 60.0, 40.0]])),

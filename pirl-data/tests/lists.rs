@@ -58,7 +58,9 @@ fn every_form_that_is_met_with() {
     };
     let two = &[("a.png", "cat"), ("b c.png", "dog")][..];
     let alone = &[("a.png", "-"), ("b c.png", "-")][..];
-    let cases: Vec<(&str, Vec<u8>, &str, &[(&str, &str)])> = vec![
+    /// What it is, the file, the columns asked for, and the paths and labels found.
+    type Case<'a> = (&'a str, Vec<u8>, &'a str, &'a [(&'a str, &'a str)]);
+    let cases: Vec<Case<'_>> = vec![
         ("tab", b"a.png\tcat\nb c.png\tdog\n".to_vec(), "", two),
         ("comma", b"a.png,cat\nb c.png,dog".to_vec(), "", two),
         ("semicolon", b"a.png;cat\nb c.png;dog".to_vec(), "", two),

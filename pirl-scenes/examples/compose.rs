@@ -6,7 +6,7 @@
 use std::error::Error;
 use std::path::{Path, PathBuf};
 
-use pirl_data::{ImageFolder, Pack, PackOptions, Voc, pack};
+use pirl_data::{Annotated, ImageFolder, Pack, PackOptions, pack};
 use pirl_scenes::{SceneConfig, compose_scenes};
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -33,7 +33,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     // The layout is VOC's, and so is the way back.
     let set = folder.path().join("set");
     pack(
-        &Voc::open(&[scenes], "train")?,
+        &Annotated::voc(&[scenes], "train")?,
         &set,
         &PackOptions::default(),
         &mut |_, _| {},

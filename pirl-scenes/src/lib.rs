@@ -6,7 +6,7 @@
 //! in the folder layout of PASCAL VOC, so they are read as a real set is.
 //!
 //! ```
-//! use pirl_data::{ImageFolder, Pack, PackOptions, Voc, pack};
+//! use pirl_data::{Annotated, ImageFolder, Pack, PackOptions, pack};
 //! use pirl_scenes::{SceneConfig, compose_scenes};
 //!
 //! # let folder = tempfile::tempdir()?;
@@ -28,7 +28,7 @@
 //! assert!(report.objects >= 3);
 //!
 //! let set = folder.path().join("set");
-//! pack(&Voc::open(&[scenes], "train")?, &set, &PackOptions::default(), &mut |_, _| {})?;
+//! pack(&Annotated::voc(&[scenes], "train")?, &set, &PackOptions::default(), &mut |_, _| {})?;
 //! assert_eq!(Pack::open(&set)?.class_names(), ["disc", "square"]);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
