@@ -91,7 +91,7 @@ impl Default for Join {
     }
 }
 
-/// Joins the processes that were launched with this one; [`Alone`] if there are none. Once a process.
+/// Joins the processes that were launched with this one; [`Alone`](super::Alone) if there are none. Once a process.
 ///
 /// # Errors
 /// [`TrainError::Launch`] if this program was built without MPI, or MPI does not find the ranks that
