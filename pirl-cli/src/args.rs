@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use pirl_data::Columns;
+use pirl_data::{Columns, SourceFormat};
 use pirl_eval::Dataset;
 use pirl_model::Layer;
 use pirl_recipes::Setting;
@@ -90,8 +90,8 @@ pub(crate) enum DataSet {
 #[derive(Debug, Args)]
 pub(crate) struct PackArgs {
     /// How the images are stored
-    #[arg(long, value_enum)]
-    pub(crate) format: Format,
+    #[arg(long, value_name = "FORMAT", value_parser = source_format())]
+    pub(crate) format: SourceFormat,
     /// Folder of the images, the list, the file of annotations or the archive; repeated, all are put
     /// together
     #[arg(long, value_name = "PATH", required = true)]
@@ -169,29 +169,10 @@ pub(crate) enum ReencodeArg {
     Jpeg,
 }
 
-/// What `data pack` reads.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Format {
-    /// Image files, in a sub-folder for each class or in none
-    ImageFolder,
-    /// A text file or CSV: a path a line, with a label or none
-    List,
-    /// IDX files, as of MNIST and Fashion-MNIST, zipped or not
-    Mnist,
-    /// The binary version
-    Cifar10,
-    /// The binary version
-    Cifar100,
-    /// PASCAL VOC 2007 and 2012, and all sets of an XML file an image, as LabelImg writes them
-    Voc,
-    /// The JSON file of COCO's instances
-    Coco,
-    /// A text file an image, as YOLO's programs have them
-    Yolo,
-    /// The XML file of CVAT for images 1.1
-    Cvat,
-    /// Tar archives in WebDataset's layout, or a folder of them
-    Webdataset,
+/// `--format` of `data pack`
+fn source_format() -> impl TypedValueParser<Value = SourceFormat> {
+    let value = |format: SourceFormat| PossibleValue::new(format.name()).help(format.title());
+    PossibleValuesParser::new(SourceFormat::ALL.map(value)).try_map(|name| name.parse())
 }
 
 #[derive(Debug, Args)]

@@ -181,11 +181,9 @@ fn a_killed_study_goes_on_to_the_same_results_and_makes_no_run_twice() {
 #[test]
 fn an_interrupted_study_ends_its_runs_and_goes_on() {
     let bench = bench();
+    let longer = ["--set", "train.epochs=20", "--seeds", "1"];
     let mut child = Command::new(assert_cmd::cargo::cargo_bin!("pirl"))
-        .args(study(
-            "study",
-            &["--set", "train.epochs=40", "--seeds", "1"],
-        ))
+        .args(study("study", &longer))
         .current_dir(bench.path(""))
         .stderr(Stdio::piped())
         .spawn()
@@ -206,6 +204,11 @@ fn an_interrupted_study_ends_its_runs_and_goes_on() {
         "{said}"
     );
     assert!(!said.contains("failed"), "{said}");
+    let found = bench.json(&study("study", &longer));
+    let series = &found["figures"][0]["measures"][0]["series"];
+    for cell in [0, 1, 2].map(|x| &series[0]["cells"][x]) {
+        assert!(cell["mean"].is_number(), "{cell}");
+    }
 }
 
 #[test]

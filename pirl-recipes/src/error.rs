@@ -30,6 +30,12 @@ pub enum RecipeError {
         /// The file.
         path: PathBuf,
     },
+    /// A trial has no room for its files.
+    #[error("cannot make a temporary folder for a trial: {source}")]
+    TrialFolder {
+        /// The system's reason.
+        source: std::io::Error,
+    },
     /// A recipe's file cannot be read.
     #[error("cannot read recipe {path}: {source}")]
     Read {

@@ -40,8 +40,9 @@ impl Inputs {
     /// [`tracing`] where a batch has fewer parts than there are devices.
     ///
     /// # Errors
-    /// [`RecipeError`] if there are fewer images than `data.limit`, `train.batch_size` or
-    /// `loss.negatives` ask for, or the settings of the data side do not fit together.
+    /// [`RecipeError`] if the pack or the recipe lacks what is to be predicted, if there are fewer images
+    /// than `data.limit`, `train.batch_size` or `loss.negatives` ask for, or the settings of the data side do
+    /// not fit together.
     pub fn new(recipe: Recipe, pack: Pack, devices: usize, ranks: &Ranks) -> Result<Self> {
         let pack = if recipe.data.limit > 0 {
             pack.subset(recipe.data.limit, Stream::Subset.seed(recipe.seed))
@@ -102,14 +103,21 @@ impl Inputs {
                 loader.parts()
             );
         }
-        Ok(Self {
+        let inputs = Self {
             recipe,
             pack,
             pretext,
             loader,
             ranks: Arc::clone(ranks),
             bank_folder: PathBuf::from("bank"),
-        })
+        };
+        // What is to be predicted must be there.
+        match kind {
+            LossKind::Covariant => drop(inputs.covariant()?),
+            LossKind::Supervised => drop(inputs.supervised()?),
+            LossKind::Paper | LossKind::Nce | LossKind::InfoNce => {}
+        }
+        Ok(inputs)
     }
 
     /// What tells this run's checkpoints from another's.

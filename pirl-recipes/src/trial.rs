@@ -2,12 +2,14 @@
 
 use std::time::{Duration, Instant};
 
+use candle_core::Device;
 use pirl_core::memory;
-use pirl_train::{Learner, Objective, Training};
+use pirl_data::Pack;
+use pirl_train::{Objective, TrainError, Training, alone};
 
-use crate::error::Result;
+use crate::error::{RecipeError, Result};
 use crate::inputs::Inputs;
-use crate::recipe::Recipe;
+use crate::recipe::{LossKind, Recipe};
 
 /// Most epochs where there is time for more: the paper's, whose last doubling gained little.
 const MOST_EPOCHS: usize = 800;
@@ -25,21 +27,43 @@ pub struct Trial {
     pub steps_per_epoch: u64,
 }
 
-/// Does a few steps of the pre-training that `inputs` describes, and forgets them: 13 at most, for about
-/// 8 seconds.
+/// Does a few steps of the pre-training that `inputs` describes on `devices`, and forgets them: 13 at most,
+/// for about 8 seconds.
 ///
 /// # Errors
-/// [`RecipeError::Train`](crate::RecipeError::Train) if the training cannot begin, or a step fails.
-pub fn try_steps<O: Objective>(mut inputs: Inputs, learner: Learner<O>) -> Result<Trial> {
+/// [`RecipeError::Train`] if the training cannot begin, or a step fails; [`RecipeError::TrialFolder`].
+pub fn try_steps(mut inputs: Inputs, devices: &[Device]) -> Result<Trial> {
     // However short the recipe's run is, there are steps to measure.
     let train = &mut inputs.recipe.train;
     (train.steps, train.epochs) = (0, MOST_EPOCHS);
+    // A mapped bank of the trial is no bank of the run.
+    let folder = tempfile::tempdir().map_err(|source| RecipeError::TrialFolder { source })?;
+    inputs.bank_folder = folder.path().to_owned();
+    match inputs.recipe.loss.kind {
+        LossKind::Covariant => {
+            let objective = inputs.covariant()?;
+            measure(inputs, objective, devices)
+        }
+        LossKind::Supervised => {
+            let objective = inputs.supervised()?;
+            measure(inputs, objective, devices)
+        }
+        LossKind::Paper | LossKind::Nce | LossKind::InfoNce => {
+            let objective = devices.first().map(|device| inputs.pirl(device));
+            let objective = objective.ok_or(TrainError::NoDevice)??;
+            measure(inputs, objective, devices)
+        }
+    }
+}
+
+fn measure<O: Objective>(inputs: Inputs, objective: O, devices: &[Device]) -> Result<Trial> {
+    let learner = inputs.learner(objective, devices)?;
     let mut training = inputs.pretraining(learner)?;
     let steps_per_epoch = training.steps_per_epoch();
     // The first one allocates the buffers.
     training.step()?;
     let (started, before) = (Instant::now(), training.done());
-    while training.done() - before < TRIAL_STEPS && !training.any(started.elapsed() > TRIAL_TIME)? {
+    while training.done() - before < TRIAL_STEPS && started.elapsed() < TRIAL_TIME {
         training.step()?;
     }
     Ok(Trial {
@@ -49,29 +73,26 @@ pub fn try_steps<O: Objective>(mut inputs: Inputs, learner: Learner<O>) -> Resul
 }
 
 /// The most images of a batch that may be in the network at once (`train.micro_batch`) within `free` bytes
-/// of memory: all of the batch, or half of it, a quarter, ... It is told from what one step takes with 16.
-/// `None` if all of the batch fits, or what is taken is not known.
-///
-/// `step` makes the learner of such a step.
+/// of memory: half of the batch, a quarter, ... It is told from what steps with 16 take. `None` if all of
+/// the batch fits, or what is taken is not known.
 ///
 /// # Errors
-/// As [`try_steps`].
-pub fn micro_batch_for<O: Objective>(
+/// As [`try_steps`], and those of [`Inputs::new`].
+pub fn micro_batch_for(
     recipe: &Recipe,
+    pack: Pack,
+    devices: &[Device],
     free: u64,
-    step: impl FnOnce(Recipe) -> Result<(Inputs, Learner<O>)>,
 ) -> Result<Option<MicroBatch>> {
     let batch = recipe.train.batch_size;
     let tried = batch.min(16);
     let mut small = recipe.clone();
     (small.train.batch_size, small.train.micro_batch) = (tried, tried);
-    (small.train.steps, small.train.epochs) = (0, MOST_EPOCHS);
-    let (done, taken) = memory::taken(|| -> Result<()> {
-        let (inputs, learner) = step(small)?;
-        inputs.pretraining(learner)?.step()?;
-        Ok(())
+    let (trial, taken) = memory::taken(|| {
+        let inputs = Inputs::new(small, pack, devices.len(), &alone())?;
+        try_steps(inputs, devices)
     });
-    done?;
+    trial?;
     Ok(taken.and_then(|taken| largest(batch, taken / tried as u64, free)))
 }
 

@@ -9,23 +9,20 @@ use pirl_data::Image;
 use plotters::chart::{ChartBuilder, LabelAreaPosition};
 use plotters::coord::Shift;
 use plotters::drawing::{DrawingArea, DrawingAreaErrorKind, IntoDrawingArea};
-use plotters::element::{Circle, Rectangle, Text};
+use plotters::element::Circle;
 use plotters::series::{AreaSeries, DashedLineSeries, LineSeries};
-use plotters::style::text_anchor::{HPos, Pos, VPos};
-use plotters::style::{
-    Color as _, FontDesc, FontFamily, FontStyle, IntoTextStyle, RGBColor, ShapeStyle, TextStyle,
-};
+use plotters::style::{Color as _, ShapeStyle};
 use plotters_backend::DrawingBackend;
 
 use crate::canvas::{COLORS, Canvas, Color, FAINT, INK, WHITE, color};
 use crate::error::{ReportError, Result};
-use crate::font::{Face, Weight};
-use crate::raster::{EM, Raster};
+use crate::font::Face;
+use crate::pen::{Drawn, Entry, LABEL, Pen, UNITS, rgb, style};
+use crate::raster::Raster;
+use crate::series::{Series, thinned};
 use crate::sheet::resize_to;
 use crate::ticks::{Ticks, spread};
 
-/// Units of a pixel.
-const UNITS: usize = 4;
 /// Pixels of an image for one of the chart: images are made for screens of high density.
 const DENSITY: usize = 2;
 /// Sides of a chart, pixels.
@@ -37,82 +34,14 @@ pub(crate) const GRID: Color = [0xe3, 0xe6, 0xea];
 pub(crate) const AXIS: Color = [0x9a, 0xa1, 0xac];
 
 const TITLE: Face = Face::bold(15.0);
-const LABEL: Face = Face::regular(12.0);
 /// Pixels around a chart.
 const MARGIN: usize = 14;
 /// Height of a line of the legend, pixels.
 const LINE: usize = 19;
 /// Lines that a legend above the curves takes, at most.
 const LINES: usize = 5;
-/// Width of the stroke that shows a series' colour in the legend, and its distance to the name, pixels.
-const STROKE: usize = 18;
 /// Pixels between entries of a legend.
 const BETWEEN: usize = 16;
-
-/// A curve of a [`Chart`].
-#[derive(Clone, Debug, PartialEq)]
-pub struct Series {
-    name: String,
-    points: Vec<(f64, f64)>,
-    /// Half the length of the bar at each point; none without bars.
-    deviations: Vec<f64>,
-    filled: bool,
-}
-
-impl Series {
-    /// The curve through `points` in their order, each at the right and up; what is infinite or not a number
-    /// is left out.
-    pub fn new(name: impl Into<String>, points: impl IntoIterator<Item = (f64, f64)>) -> Self {
-        // A coordinate that an `f32` cannot hold is taken for infinite, so that no range overflows.
-        let finite = |x: f64| (x as f32).is_finite();
-        let points = points.into_iter().filter(|(x, y)| finite(*x) && finite(*y));
-        Self {
-            name: name.into(),
-            points: points.collect(),
-            deviations: Vec::new(),
-            filled: false,
-        }
-    }
-
-    /// The curve through points with a bar of a deviation up and down, each at the right, up, and the
-    /// deviation; 0 for none. What is not finite is left out.
-    pub fn with_deviations(
-        name: impl Into<String>,
-        points: impl IntoIterator<Item = (f64, f64, f64)>,
-    ) -> Self {
-        let mut series = Self::new(name, []);
-        for (x, y, deviation) in points {
-            if [x, y, deviation]
-                .iter()
-                .all(|value| (*value as f32).is_finite())
-            {
-                series.points.push((x, y));
-                series.deviations.push(deviation.abs());
-            }
-        }
-        series
-    }
-
-    /// The lower and upper ends of the bars.
-    fn bars(&self) -> impl Iterator<Item = [(f64, f64); 2]> {
-        let bars = self.points.iter().zip(&self.deviations);
-        bars.map(|(&(x, y), deviation)| [(x, y - deviation), (x, y + deviation)])
-    }
-
-    /// The same, with a light ground between the curve and the lower end of the axis.
-    #[must_use]
-    pub fn filled(self) -> Self {
-        Self {
-            filled: true,
-            ..self
-        }
-    }
-
-    /// Whether there is anything to draw.
-    pub fn is_empty(&self) -> bool {
-        self.points.is_empty()
-    }
-}
 
 /// Curves between two axes, with a title and a legend.
 ///
@@ -500,82 +429,7 @@ impl Chart {
     }
 }
 
-/// What drawing with the backend `D` returns.
-type Drawn<T, D> = std::result::Result<T, DrawingAreaErrorKind<<D as DrawingBackend>::ErrorType>>;
-
 const NOTE: Face = Face::bold(12.0);
-
-/// A line of a legend.
-struct Entry {
-    text: String,
-    color: Option<Color>,
-    dashed: bool,
-}
-
-impl Entry {
-    /// Pixels of its line.
-    fn width(&self) -> usize {
-        let stroke = if self.color.is_some() { STROKE + 6 } else { 0 };
-        LABEL.width(&self.text).ceil() as usize + stroke
-    }
-}
-
-/// Draws in pixels of the chart.
-struct Pen<'a, D: DrawingBackend>(&'a DrawingArea<D, Shift>);
-
-impl<D: DrawingBackend> Pen<'_, D> {
-    /// Words whose upper left corner is at `(x, y)`, cut to `most` pixels.
-    fn text(
-        &self,
-        (x, y): (usize, usize),
-        most: usize,
-        text: &str,
-        face: Face,
-        color: Color,
-    ) -> Drawn<(), D> {
-        let text = face.shorten(text, most as f32);
-        if text.is_empty() {
-            return Ok(());
-        }
-        let style = style(face, color).pos(Pos::new(HPos::Left, VPos::Top));
-        self.0.draw(&Text::new(text, units((x, y)), style))
-    }
-
-    /// Words around `middle`.
-    fn centred(
-        &self,
-        middle: (usize, usize),
-        text: &str,
-        face: Face,
-        color: Color,
-    ) -> Drawn<(), D> {
-        let style = style(face, color).pos(Pos::new(HPos::Center, VPos::Center));
-        self.0.draw(&Text::new(text, units(middle), style))
-    }
-
-    /// A line of a legend, over `most` pixels.
-    fn entry(&self, (x, y): (usize, usize), most: usize, entry: &Entry) -> Drawn<(), D> {
-        let Some(color) = entry.color else {
-            return self.text((x, y), most, &entry.text, LABEL, FAINT);
-        };
-        let middle = y + (LABEL.capital() / 2.0) as usize;
-        let parts = if entry.dashed { 2 } else { 1 };
-        let length = STROKE / parts - (parts - 1) * 2;
-        for part in 0..parts {
-            let left = x + part * (STROKE - length);
-            let from = units((left, middle - 1));
-            let to = units((left + length, middle + 2));
-            self.0
-                .draw(&Rectangle::new([from, to], rgb(color).filled()))?;
-        }
-        let room = most.saturating_sub(STROKE + 6);
-        self.text((x + STROKE + 6, y), room, &entry.text, LABEL, INK)
-    }
-}
-
-fn units((x, y): (usize, usize)) -> (i32, i32) {
-    ((x * UNITS) as i32, (y * UNITS) as i32)
-}
 
 fn bounded((width, height): (usize, usize)) -> (usize, usize) {
     let side = |side: usize| side.clamp(SIDES.start, SIDES.end - 1);
@@ -585,47 +439,6 @@ fn bounded((width, height): (usize, usize)) -> (usize, usize) {
 /// Whether series `place` has the colour of one before it.
 fn dashed(place: usize) -> bool {
     place / COLORS.len() % 2 == 1
-}
-
-fn rgb([red, green, blue]: Color) -> RGBColor {
-    RGBColor(red, green, blue)
-}
-
-/// Words of a size in pixels, drawn in units.
-fn style(face: Face, color: Color) -> TextStyle<'static> {
-    let weight = match face.weight {
-        Weight::Regular => FontStyle::Normal,
-        Weight::Bold => FontStyle::Bold,
-    };
-    let size = f64::from(face.size) * UNITS as f64 * EM;
-    let font = FontDesc::new(FontFamily::SansSerif, size, weight);
-    font.color(&rgb(color)).into_text_style(&(0, 0))
-}
-
-/// Of the points in each of `columns` of the axis, the first, the lowest, the highest and the last: what can
-/// be seen of a long curve.
-fn thinned(points: &[(f64, f64)], [low, high]: [f64; 2], columns: usize) -> Vec<(f64, f64)> {
-    if points.len() <= 4 * columns.max(1) {
-        return points.to_vec();
-    }
-    let column = |x: f64| ((x - low) / (high - low) * columns as f64) as usize;
-    let mut kept = Vec::new();
-    for part in points.chunk_by(|a, b| column(a.0) == column(b.0)) {
-        let by_height = |a: &&usize, b: &&usize| part[**a].1.total_cmp(&part[**b].1);
-        let places: Vec<usize> = (0..part.len()).collect();
-        let ends = [0, part.len() - 1].into_iter();
-        let extremes = [
-            places.iter().min_by(by_height),
-            places.iter().max_by(by_height),
-        ];
-        let mut places: Vec<usize> = ends
-            .chain(extremes.into_iter().flatten().copied())
-            .collect();
-        places.sort_unstable();
-        places.dedup();
-        kept.extend(places.into_iter().map(|place| part[place]));
-    }
-    kept
 }
 
 #[cfg(test)]

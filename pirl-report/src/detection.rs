@@ -4,9 +4,10 @@ use pirl_data::{Image, Objects};
 use pirl_eval::detect::{Detection, VocReport};
 
 use crate::canvas::{Canvas, FAINT, INK, WHITE, color, tag_height};
-use crate::chart::{Chart, Series};
+use crate::chart::Chart;
 use crate::error::{ReportError, Result};
 use crate::font::Face;
+use crate::series::Series;
 use crate::sheet::{caption, contact_sheet, framed, panel};
 
 /// Longer side of an image on a sheet, pixels, at most.

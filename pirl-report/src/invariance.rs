@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use pirl_data::Image;
 use pirl_eval::Distances;
 
-use crate::chart::{Chart, Series};
+use crate::chart::Chart;
 use crate::error::{ReportError, Result};
+use crate::series::Series;
 use crate::sheet::{contact_sheet, framed};
 
 /// Bars of a histogram.

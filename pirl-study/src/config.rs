@@ -37,7 +37,7 @@ use crate::error::{Result, StudyError, at};
 pub struct Study {
     /// What it is about.
     pub title: String,
-    /// The recipe of every run, a name or a file.
+    /// The recipe of every run: a name, or a file, which may be beside the study's.
     pub recipe: String,
     /// Seeds; every run is made with each.
     pub seeds: Vec<u64>,
@@ -259,7 +259,12 @@ impl Study {
                 name: name.to_owned(),
             });
         }
-        Self::parse(name, &fs::read_to_string(path).map_err(at(path))?)
+        let mut study = Self::parse(name, &fs::read_to_string(path).map_err(at(path))?)?;
+        let beside = path.with_file_name(&study.recipe);
+        if beside.is_file() {
+            study.recipe = beside.to_string_lossy().into_owned();
+        }
+        Ok(study)
     }
 
     /// The study that `text` describes; `name` is for messages. The figures of those it includes are in

@@ -8,7 +8,7 @@ use candle_core::Device;
 use pirl_data::Pack;
 use pirl_eval::{Extraction, Knn, LinearProbe, Probe, extract_features, pixel_features};
 use pirl_model::ResNet;
-use pirl_recipes::{BankInit, Inputs, LossKind, Recipe, RecipeError, backbone_seed, try_steps};
+use pirl_recipes::{BankInit, Inputs, Recipe, backbone_seed, try_steps};
 use pirl_train::alone;
 use rayon::ThreadPoolBuilder;
 use serde::Serialize;
@@ -250,7 +250,7 @@ fn attempt(
     let mut tried = Tried::default();
     if run.trained {
         let inputs = Inputs::new(recipe.clone(), images.data.pack.clone(), 1, &alone())?;
-        let trial = steps(inputs)?;
+        let trial = try_steps(inputs, &[Device::Cpu])?;
         (tried.step, tried.steps_per_epoch) = (trial.seconds, trial.steps_per_epoch);
     }
     let backbone = ResNet::new(&recipe.model, backbone_seed(recipe), &Device::Cpu)?;
@@ -306,25 +306,6 @@ fn attempt(
         }
     }
     Ok(tried)
-}
-
-/// A few steps of the training that `inputs` describes.
-fn steps(inputs: Inputs) -> std::result::Result<pirl_recipes::Trial, RecipeError> {
-    let device = &[Device::Cpu];
-    match inputs.recipe.loss.kind {
-        LossKind::Covariant => {
-            let learner = inputs.learner(inputs.covariant()?, device)?;
-            try_steps(inputs, learner)
-        }
-        LossKind::Supervised => {
-            let learner = inputs.learner(inputs.supervised()?, device)?;
-            try_steps(inputs, learner)
-        }
-        LossKind::Paper | LossKind::Nce | LossKind::InfoNce => {
-            let learner = inputs.learner(inputs.pirl(&device[0])?, device)?;
-            try_steps(inputs, learner)
-        }
-    }
 }
 
 /// Pairs of images that nearest neighbours compare, with those of the choice on held-out images.

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use pirl_data::Pack;
-use pirl_recipes::{Inputs, LossKind, Recipe, RecipeError, Setting, fit};
+use pirl_recipes::{Inputs, Recipe, RecipeError, Setting, fit};
 use pirl_train::alone;
 use toml::Value;
 use xxhash_rust::xxh3::xxh3_128;
@@ -140,7 +140,6 @@ impl Plan {
             images,
             typed,
             study: &study,
-            base: String::new(),
         };
         let (runs, points) = planner.plan()?;
         Ok(Self {
@@ -199,12 +198,10 @@ struct Planner<'a> {
     images: &'a Images,
     typed: &'a [Setting],
     study: &'a Study,
-    base: String,
 }
 
 impl Planner<'_> {
-    fn plan(mut self) -> Result<(Vec<Run>, Vec<Point>)> {
-        self.base.clone_from(&self.study.recipe);
+    fn plan(self) -> Result<(Vec<Run>, Vec<Point>)> {
         let (mut runs, mut points) = (Vec::<Run>::new(), Vec::new());
         let mut places = BTreeMap::new();
         for &seed in &self.study.seeds {
@@ -216,7 +213,10 @@ impl Planner<'_> {
                     &mut |run: Run| {
                         let place = *places.entry(run.key.clone()).or_insert(runs.len());
                         if place == runs.len() {
-                            runs.push(run.clone());
+                            runs.push(Run {
+                                tasks: Vec::new(), // each once, below
+                                ..run.clone()
+                            });
                         }
                         let known = &mut runs[place].tasks;
                         let tasks = run.tasks.into_iter().map(|task| {
@@ -306,7 +306,7 @@ impl Planner<'_> {
                 fit(recipe, images);
                 Ok::<_, RecipeError>(())
             };
-            Recipe::load_adjusted(&self.base, adjust, settings).map_err(of_run)
+            Recipe::load_adjusted(&self.study.recipe, adjust, settings).map_err(of_run)
         };
         let Some((key, value)) = axis else {
             return load(&settings);
@@ -340,11 +340,6 @@ impl Planner<'_> {
         let trained = weights == Weights::Trained;
         if trained {
             let checked = Inputs::new(recipe.clone(), self.images.data.pack.clone(), 1, &alone());
-            let checked = checked.and_then(|inputs| match recipe.loss.kind {
-                LossKind::Covariant => inputs.covariant().map(|_| ()),
-                LossKind::Supervised => inputs.supervised().map(|_| ()),
-                LossKind::Paper | LossKind::Nce | LossKind::InfoNce => Ok(()),
-            });
             checked.map_err(|source| StudyError::Run {
                 study: self.name.to_owned(),
                 run: name.to_owned(),

@@ -7,6 +7,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use pirl_core::file;
 use rustix::process::{Pid, Signal, kill_process};
@@ -25,6 +26,7 @@ pub struct Processes<'a> {
     devices: Vec<String>,
     threads: usize,
     running: Mutex<Vec<Pid>>,
+    stopped: AtomicBool,
 }
 
 impl<'a> Processes<'a> {
@@ -37,6 +39,7 @@ impl<'a> Processes<'a> {
             devices,
             threads,
             running: Mutex::default(),
+            stopped: AtomicBool::new(false),
         }
     }
 
@@ -139,6 +142,9 @@ impl<'a> Processes<'a> {
         let mut child: Child = started.map_err(words("cannot start"))?;
         let pid = Pid::from_child(&child);
         self.with_running(|running| running.push(pid));
+        if self.stopped.load(Ordering::SeqCst) {
+            end(pid); // `stop` may have come before it was known
+        }
         let stdin = child.stdin.take();
         let mut text = String::new();
         let read = match &mut child.stdout {
@@ -174,6 +180,9 @@ impl Launcher for Processes<'_> {
         job: usize,
     ) -> std::result::Result<(), String> {
         let line = self.command(folder, run, stage, recipe)?;
+        if self.stopped.load(Ordering::SeqCst) {
+            return Err("the study was asked to end".to_owned());
+        }
         let device = self.devices.get(job % self.devices.len().max(1));
         let device = device.map_or("cpu", String::as_str);
         let log = recipe.with_extension("log");
@@ -187,13 +196,14 @@ impl Launcher for Processes<'_> {
     }
 
     fn stop(&self) {
-        self.with_running(|running| {
-            for pid in running {
-                // One that has just ended is no trouble.
-                let _ = kill_process(*pid, Signal::TERM);
-            }
-        });
+        self.stopped.store(true, Ordering::SeqCst);
+        self.with_running(|running| running.iter().for_each(|pid| end(*pid)));
     }
+}
+
+/// Asks a process to end; one that has just ended is no trouble.
+fn end(pid: Pid) {
+    let _ = kill_process(pid, Signal::TERM);
 }
 
 /// What a process said last: its error, if it gave one.

@@ -4,12 +4,12 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use pirl_data::{
-    DataError, Labels, PackOptions, PackReport, Reencode, Source, SourceFormat, SourceOptions,
-    fetch_cifar10, fetch_fashion_mnist,
+    DataError, Labels, PackOptions, PackReport, Reencode, Source, SourceOptions, fetch_cifar10,
+    fetch_fashion_mnist,
 };
 use serde_json::json;
 
-use crate::args::{DataSet, FetchArgs, Format, LabelsArg, PackArgs, ReencodeArg};
+use crate::args::{DataSet, FetchArgs, LabelsArg, PackArgs, ReencodeArg};
 use crate::interrupt::{Interrupt, Interrupted};
 use crate::output::{print, print_json};
 use crate::progress::Progress;
@@ -96,18 +96,6 @@ fn pack_whole(args: &PackArgs) -> Result<()> {
 }
 
 fn open_source(args: &PackArgs) -> Result<Box<dyn Source>> {
-    let format = match args.format {
-        Format::ImageFolder => SourceFormat::ImageFolder,
-        Format::List => SourceFormat::List,
-        Format::Mnist => SourceFormat::Mnist,
-        Format::Cifar10 => SourceFormat::Cifar10,
-        Format::Cifar100 => SourceFormat::Cifar100,
-        Format::Voc => SourceFormat::Voc,
-        Format::Coco => SourceFormat::Coco,
-        Format::Yolo => SourceFormat::Yolo,
-        Format::Cvat => SourceFormat::Cvat,
-        Format::Webdataset => SourceFormat::WebDataset,
-    };
     let options = SourceOptions {
         split: args.split.clone(),
         seed: args.seed,
@@ -119,7 +107,7 @@ fn open_source(args: &PackArgs) -> Result<Box<dyn Source>> {
         columns: args.columns.clone(),
         images: args.images.clone(),
     };
-    pirl_data::open_source(format, &args.input, &options).map_err(|error| match error {
+    pirl_data::open_source(args.format, &args.input, &options).map_err(|error| match error {
         DataError::Setting(setting) => anyhow!("--{setting}"),
         error => error.into(),
     })

@@ -189,7 +189,7 @@ impl Command<'_> {
         prepare: impl FnOnce(&mut Pretraining<O>, &Session<'_>) -> Result<()>,
     ) -> Result<()> {
         let started = Instant::now();
-        self.plan(&mut inputs, &objective)?;
+        self.plan(&mut inputs)?;
         let recipe = inputs.recipe.clone();
         let monitor = self.monitor(&recipe)?;
         let pack = inputs.pack.clone();
@@ -255,23 +255,16 @@ impl Command<'_> {
 
     /// Sets the number of epochs by `--time`, and says how long the run takes where its length was not
     /// typed.
-    fn plan<O: Objective>(
-        &self,
-        inputs: &mut Inputs,
-        objective: impl Fn(&Inputs) -> Result<O, RecipeError>,
-    ) -> Result<()> {
+    fn plan(&self, inputs: &mut Inputs) -> Result<()> {
         let started = Instant::now();
         if self.args.resume || (self.args.time.is_none() && self.args.recipe.is_some()) {
             return Ok(());
         }
         eprintln!("measuring a few steps");
-        self.fit_memory(inputs, &objective)?;
+        self.fit_memory(inputs)?;
         let (recipe, pack) = (inputs.recipe.clone(), inputs.pack.as_ref().clone());
-        let mut again = Inputs::new(recipe, pack, self.devices.len(), &self.company.ranks)?;
-        let folder = tempfile::tempdir().context("for a mapped bank")?;
-        again.bank_folder = folder.path().to_owned();
-        let learner = again.learner(objective(&again)?, &self.devices)?;
-        let trial = try_steps(again, learner)?;
+        let again = Inputs::new(recipe, pack, self.devices.len(), &self.company.ranks)?;
+        let trial = try_steps(again, &self.devices)?;
         let recipe = &mut inputs.recipe;
         if let Some(time) = self.args.time {
             recipe.train.epochs = trial.epochs(time.saturating_sub(started.elapsed()));
@@ -291,11 +284,7 @@ impl Command<'_> {
     }
 
     /// Without a recipe, has no more of a batch in the network at once than fits into memory.
-    fn fit_memory<O: Objective>(
-        &self,
-        inputs: &mut Inputs,
-        objective: impl Fn(&Inputs) -> Result<O, RecipeError>,
-    ) -> Result<()> {
+    fn fit_memory(&self, inputs: &mut Inputs) -> Result<()> {
         const KEY: &str = "train.micro_batch";
         let typed = self.args.run.settings.iter().any(|set| set.sets(KEY));
         // Ranks would each measure something else.
@@ -306,12 +295,8 @@ impl Command<'_> {
             return Ok(());
         };
         let (mut recipe, devices) = (inputs.recipe.clone(), self.devices.len());
-        let pack = || inputs.pack.as_ref().clone();
-        let found = micro_batch_for(&recipe, free, |small| {
-            let tried = Inputs::new(small, pack(), devices, &alone())?;
-            let learner = tried.learner(objective(&tried)?, &self.devices)?;
-            Ok((tried, learner))
-        })?;
+        let pack = inputs.pack.as_ref().clone();
+        let found = micro_batch_for(&recipe, pack.clone(), &self.devices, free)?;
         let at_once = match recipe.train.micro_batch {
             0 => recipe.train.batch_size,
             some => some,
@@ -327,7 +312,7 @@ impl Command<'_> {
             );
             recipe.train.micro_batch = images;
             let bank_folder = std::mem::take(&mut inputs.bank_folder);
-            *inputs = Inputs::new(recipe, pack(), devices, &alone())?;
+            *inputs = Inputs::new(recipe, pack, devices, &alone())?;
             inputs.bank_folder = bank_folder;
         }
         Ok(())

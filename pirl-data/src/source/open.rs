@@ -1,6 +1,7 @@
 //! Which reader a format has, and what its parts are called.
 
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use pirl_core::SettingError;
 
@@ -34,6 +35,67 @@ pub enum SourceFormat {
     Cvat,
     /// [`WebDataset`]
     WebDataset,
+}
+
+impl SourceFormat {
+    /// All of them.
+    pub const ALL: [Self; 10] = [
+        Self::ImageFolder,
+        Self::List,
+        Self::Mnist,
+        Self::Cifar10,
+        Self::Cifar100,
+        Self::Voc,
+        Self::Coco,
+        Self::Yolo,
+        Self::Cvat,
+        Self::WebDataset,
+    ];
+
+    /// Its name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::ImageFolder => "image-folder",
+            Self::List => "list",
+            Self::Mnist => "mnist",
+            Self::Cifar10 => "cifar10",
+            Self::Cifar100 => "cifar100",
+            Self::Voc => "voc",
+            Self::Coco => "coco",
+            Self::Yolo => "yolo",
+            Self::Cvat => "cvat",
+            Self::WebDataset => "webdataset",
+        }
+    }
+
+    /// What it is, in a few words.
+    pub fn title(self) -> &'static str {
+        match self {
+            Self::ImageFolder => "Image files, in a sub-folder for each class or in none",
+            Self::List => "A text file or CSV: a path a line, with a label or none",
+            Self::Mnist => "IDX files, as of MNIST and Fashion-MNIST, zipped or not",
+            Self::Cifar10 | Self::Cifar100 => "The binary version",
+            Self::Voc => {
+                "PASCAL VOC 2007 and 2012, and all sets of an XML file an image, as LabelImg writes them"
+            }
+            Self::Coco => "The JSON file of COCO's instances",
+            Self::Yolo => "A text file an image, as YOLO's programs have them",
+            Self::Cvat => "The XML file of CVAT for images 1.1",
+            Self::WebDataset => "Tar archives in WebDataset's layout, or a folder of them",
+        }
+    }
+}
+
+impl FromStr for SourceFormat {
+    type Err = SettingError;
+
+    fn from_str(name: &str) -> Result<Self, SettingError> {
+        let mut all = Self::ALL.into_iter();
+        all.find(|format| format.name() == name).ok_or_else(|| {
+            let known = format!("must be one of {}", Self::ALL.map(Self::name).join(", "));
+            SettingError::new("format", name, known)
+        })
+    }
 }
 
 /// What else decides what [`open_source`] reads.

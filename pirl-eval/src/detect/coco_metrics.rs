@@ -59,35 +59,43 @@ pub struct CocoReport {
     pub per_class: BTreeMap<String, Option<f64>>,
 }
 
+impl CocoReport {
+    /// The twelve numbers in pycocotools' order.
+    pub fn statistics(&self) -> [Option<f64>; 12] {
+        [
+            self.ap,
+            self.ap50,
+            self.ap75,
+            self.ap_small,
+            self.ap_medium,
+            self.ap_large,
+            self.ar1,
+            self.ar10,
+            self.ar100,
+            self.ar_small,
+            self.ar_medium,
+            self.ar_large,
+        ]
+    }
+}
+
 impl fmt::Display for CocoReport {
     /// COCO's twelve numbers in two lines; `-` where no object counts.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let row = |name: &str, columns: &[(&str, Option<f64>)]| {
-            let column = |(name, value): &(&str, Option<f64>)| match value {
+        const PRECISION: [&str; 6] = ["AP", "AP50", "AP75", "small", "medium", "large"];
+        const RECALL: [&str; 6] = ["of the best", "of 10", "of 100", "small", "medium", "large"];
+        let row = |names: [&str; 6], values: &[Option<f64>]| {
+            let column = |(name, value): (&str, &Option<f64>)| match value {
                 Some(value) => format!("{name} {value:.2}"),
                 None => format!("{name} -"),
             };
-            let columns: Vec<String> = columns.iter().map(column).collect();
-            format!("COCO {name}: {}", columns.join(", "))
+            let columns: Vec<String> = names.into_iter().zip(values).map(column).collect();
+            columns.join(", ")
         };
-        let precision = [
-            ("AP", self.ap),
-            ("AP50", self.ap50),
-            ("AP75", self.ap75),
-            ("small", self.ap_small),
-            ("medium", self.ap_medium),
-            ("large", self.ap_large),
-        ];
-        let recall = [
-            ("of the best", self.ar1),
-            ("of 10", self.ar10),
-            ("of 100", self.ar100),
-            ("small", self.ar_small),
-            ("medium", self.ar_medium),
-            ("large", self.ar_large),
-        ];
-        writeln!(f, "{}", row("precision", &precision))?;
-        f.write_str(&row("recall", &recall))
+        let statistics = self.statistics();
+        let (precision, recall) = statistics.split_at(PRECISION.len());
+        writeln!(f, "COCO precision: {}", row(PRECISION, precision))?;
+        write!(f, "COCO recall: {}", row(RECALL, recall))
     }
 }
 

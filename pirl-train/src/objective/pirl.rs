@@ -1,15 +1,18 @@
 //! PIRL itself (arXiv:1912.01991, section 3): embeddings of an image and of its transformed copy are
 //! pulled towards the image's row of a memory bank, and away from rows of other images.
 
+mod builder;
+mod fill_bank;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
-use pirl_bank::{BankPrecision, MappedConfig, MemoryBank, NegativeSampler, SharedSampler};
-use pirl_core::{Ops, check};
-use pirl_data::{Batch, EvalView, Pack, eval_batches};
-use pirl_loss::{ContrastiveLoss, Negatives, Paper, ViewWeights};
-use pirl_model::{Head, HeadKind, JigsawHead, Mode, ModelConfig, ModelError, ProjectionHead};
+use pirl_bank::{MemoryBank, NegativeSampler};
+use pirl_core::Ops;
+use pirl_data::Batch;
+use pirl_loss::{ContrastiveLoss, Negatives, ViewWeights};
+use pirl_model::{Head, Mode};
 use serde::{Deserialize, Serialize};
 
 use super::bank::Bank;
@@ -17,19 +20,15 @@ use super::embeddings::embedding_metrics;
 use super::estimated_nce::EstimatedNce;
 use super::negatives::StepNegatives;
 use super::sharded::{Owned, ShardedKind, ShardedLoss};
-use super::{HeadFactory, Module, Objective, PartOutcome, Terms, boxed};
+use super::{HeadFactory, Module, Objective, PartOutcome, Terms};
 use crate::checkpoint::{BANK, State};
-use crate::collective::{Collective, Ranks, alone, from_bytes, to_bytes};
+use crate::collective::{Collective, Ranks, from_bytes, to_bytes};
 use crate::error::{Result, TrainError};
-use crate::learner::{Learner, broadcast};
+use crate::learner::broadcast;
 use crate::networks::{Networks, move_to};
-use crate::streams::Stream;
 use crate::training::Metric;
 
-/// The paper's number of negatives (section 4).
-const NEGATIVES: usize = 32_000;
-/// The paper's temperature.
-const TEMPERATURE: f64 = 0.07;
+pub use builder::PirlBuilder;
 
 /// PIRL, and without transformed views NPID (Wu et al., arXiv:1805.01978).
 ///
@@ -66,6 +65,18 @@ struct Sharded {
     owned: Owned,
     /// Where to take them from before the first step.
     saved: Option<PathBuf>,
+}
+
+impl Sharded {
+    /// The loss of a part, of so many images on each rank.
+    fn loss(&self, ranks: &Ranks, sizes: Vec<usize>) -> Arc<dyn ContrastiveLoss> {
+        Arc::new(ShardedLoss {
+            kind: self.kind,
+            temperature: self.temperature,
+            ranks: Arc::clone(ranks),
+            sizes,
+        })
+    }
 }
 
 /// What stands on a backbone.
@@ -125,13 +136,6 @@ impl Rows {
 }
 
 impl Pirl {
-    /// PIRL on so many images, with `views` of each transformed copy
-    /// ([`Pretext::views`](pirl_data::Pretext::views): 9 patches of a jigsaw, 1 of a rotation, 0 for
-    /// NPID). Everything else is the paper's unless set.
-    pub fn builder(images: usize, views: usize) -> PirlBuilder {
-        PirlBuilder::new(images, views)
-    }
-
     /// The memory bank; a sharded one's rows on this rank.
     pub fn bank(&self) -> &Bank {
         &self.bank
@@ -165,17 +169,34 @@ impl Objective for Pirl {
     }
 
     fn target(&mut self, part: &Batch, device: &Device) -> Result<Rows> {
-        if self.sharded.is_some() {
-            return self.sharded_target(&part.indices, device);
-        }
         let (bank, sampler) = (&self.bank, self.sampler.as_ref());
-        let images = &part.indices;
+        let (images, negatives) = (&part.indices, self.negatives);
+        let (own, negatives, loss) = match &self.sharded {
+            None => (
+                move_to(&bank.gather(images)?, device)?,
+                self.step.of(images, negatives, bank, sampler, device)?,
+                Arc::clone(&self.loss),
+            ),
+            // The negatives that are on this rank, for the images of all ranks' parts.
+            Some(sharded) => {
+                let (ranks, owned) = (self.ranks.as_ref(), &sharded.owned);
+                let gathered = gather_indices(ranks, images)?;
+                let sizes: Vec<usize> = gathered.iter().map(Vec::len).collect();
+                let (all, dim) = (gathered.concat(), bank.dim());
+                let lengths: Vec<usize> = sizes.iter().map(|size| size * dim).collect();
+                let rows = ranks.reduce_scatter(owned.spread(bank, &all)?, &lengths)?;
+                let step = &mut self.step;
+                (
+                    Tensor::from_vec(rows, (images.len(), dim), device)?,
+                    step.of_shard(&all, negatives, bank, owned, sampler, device)?,
+                    sharded.loss(&self.ranks, sizes),
+                )
+            }
+        };
         Ok(Rows {
-            own: move_to(&bank.gather(images)?, device)?,
-            negatives: self
-                .step
-                .of(images, self.negatives, bank, sampler, device)?,
-            loss: Arc::clone(&self.loss),
+            own,
+            negatives,
+            loss,
             weights: self.weights,
             positives: self.positives,
         })
@@ -345,44 +366,6 @@ impl Objective for Pirl {
 }
 
 impl Pirl {
-    /// What the images of a part are compared with: their own rows, and those of the negatives that are
-    /// on this rank, for the images of all ranks' parts.
-    fn sharded_target(&mut self, images: &[u32], device: &Device) -> Result<Rows> {
-        let Some(sharded) = &self.sharded else {
-            return Err(TrainError::NoDevice);
-        };
-        let (ranks, owned) = (self.ranks.as_ref(), &sharded.owned);
-        let own = images
-            .iter()
-            .flat_map(|image| image.to_le_bytes())
-            .collect();
-        let gathered = ranks.all_gather(own)?;
-        let sizes: Vec<usize> = gathered.iter().map(|bytes| bytes.len() / 4).collect();
-        let all = gathered.concat();
-        let (all, _) = all.as_chunks();
-        let all: Vec<u32> = all.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect();
-        let dim = self.bank.dim();
-        let lengths: Vec<usize> = sizes.iter().map(|size| size * dim).collect();
-        let rows = ranks.reduce_scatter(owned.spread(&self.bank, &all)?, &lengths)?;
-        let own = Tensor::from_vec(rows, (images.len(), dim), device)?;
-        let (bank, sampler) = (&self.bank, self.sampler.as_ref());
-        let negatives = self
-            .step
-            .of_shard(&all, self.negatives, bank, owned, sampler, device)?;
-        Ok(Rows {
-            own,
-            negatives,
-            loss: Arc::new(ShardedLoss {
-                kind: sharded.kind,
-                temperature: sharded.temperature,
-                ranks: Arc::clone(&self.ranks),
-                sizes,
-            }),
-            weights: self.weights,
-            positives: self.positives,
-        })
-    }
-
     /// The file of a rank's rows, of so many ranks.
     fn shard_name(rank: usize, ranks: usize) -> String {
         format!("bank-{rank:05}-of-{ranks:05}.safetensors")
@@ -423,7 +406,7 @@ impl Pirl {
             && let Some(shards) = shards(folder)?
         {
             let file = |rank| {
-                let rows = rank * owned.all / shards..(rank + 1) * owned.all / shards;
+                let rows = Owned::share(rank, shards, owned.all);
                 (folder.join(Self::shard_name(rank, shards)), rows)
             };
             files = (0..shards).map(file).collect();
@@ -451,18 +434,25 @@ impl Pirl {
             return Ok((indices, vectors));
         }
         let (dim, device) = (vectors.dim(1)?, vectors.device());
-        let own = indices
-            .iter()
-            .flat_map(|index| index.to_le_bytes())
-            .collect();
-        let all = self.ranks.all_gather(own)?.concat();
-        let (all, _) = all.as_chunks();
-        let indices: Vec<u32> = all.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect();
+        let indices = gather_indices(self.ranks.as_ref(), &indices)?.concat();
         let own = to_bytes(&vectors.flatten_all()?.to_vec1()?);
         let all = from_bytes(&self.ranks.all_gather(own)?.concat());
         let vectors = Tensor::from_vec(all, (indices.len(), dim), device)?;
         Ok((indices, vectors))
     }
+}
+
+/// The images of every rank, by rank.
+fn gather_indices(ranks: &dyn Collective, own: &[u32]) -> Result<Vec<Vec<u32>>> {
+    let own = own.iter().flat_map(|index| index.to_le_bytes()).collect();
+    let of_rank = |bytes: &Vec<u8>| {
+        let (indices, _) = bytes.as_chunks();
+        indices
+            .iter()
+            .map(|bytes| u32::from_le_bytes(*bytes))
+            .collect()
+    };
+    Ok(ranks.all_gather(own)?.iter().map(of_rank).collect())
 }
 
 /// How many files the bank of a checkpoint is in, if it is sharded.
@@ -492,350 +482,5 @@ fn transformed(networks: &mut Networks<PirlHeads>, part: &Batch, mode: Mode) -> 
     match &networks.heads().transformed {
         Some(head) => Ok(head.forward(&features, mode)?),
         None => Err(TrainError::NoTransformedViews),
-    }
-}
-
-impl Learner<Pirl> {
-    /// Fills the bank by one pass of f over all images of `pack`, as `view` shows them, `batch_size` at
-    /// a time, decoded by `workers` threads (0: one a core).
-    ///
-    /// The pass is in training mode: an untrained network's running statistics say nothing, so each
-    /// batch is normalised by its own, and the running ones move towards the data's.
-    ///
-    /// `progress` is called with the images done and the images in all; when it returns false, the work
-    /// ends, nothing is changed but those statistics, and false is returned.
-    ///
-    /// # Errors
-    /// [`TrainError::Data`] for an image that cannot be decoded; those of the networks.
-    pub fn fill_bank(
-        &mut self,
-        pack: &Pack,
-        view: &EvalView,
-        batch_size: usize,
-        workers: usize,
-        progress: &mut dyn FnMut(usize, usize) -> bool,
-    ) -> Result<bool> {
-        let (networks, objective) = self.parts();
-        let mut rows: Vec<Tensor> = Vec::new();
-        let (mut done, mut before) = (0, None::<Tensor>);
-        for batch in eval_batches(pack, view, batch_size, workers, networks.device())? {
-            let (batch, _) = batch?;
-            let fresh = batch.dim(0)?;
-            // A short last batch is filled up from the one before: the statistics of a few images
-            // would be far from the data's.
-            let batch = match &before {
-                Some(before) if fresh < batch_size => {
-                    let missing = batch_size - fresh;
-                    Tensor::cat(&[&before.narrow(0, fresh, missing)?, &batch], 0)?
-                }
-                _ => batch,
-            };
-            let size = batch.dim(0)?;
-            let features = networks.backbone().forward(&batch, Mode::Train)?;
-            let head = &networks.heads().image;
-            let embeddings = head.forward(&features, Mode::Train)?.detach();
-            let embeddings = embeddings.narrow(0, size - fresh, fresh)?;
-            let embeddings = move_to(&embeddings, objective.bank.device())?;
-            let owned = objective
-                .sharded
-                .as_ref()
-                .map(|sharded| &sharded.owned.rows);
-            let (start, end) = owned.map_or((done, done + fresh), |owned| {
-                (done.max(owned.start), (done + fresh).min(owned.end))
-            });
-            if start < end {
-                // A copy: the rest of a batch is another rank's.
-                rows.push(embeddings.narrow(0, start - done, end - start)?.copy()?);
-            }
-            done += fresh;
-            if !progress(done, pack.len()) {
-                return Ok(false);
-            }
-            before = Some(batch);
-        }
-        let momentum = objective.bank.momentum();
-        let bank = MemoryBank::from_rows(Tensor::cat(&rows, 0)?, momentum)?;
-        objective.bank = Bank::Memory(bank.with_ops(objective.ops));
-        Ok(true)
-    }
-}
-
-/// Settings of [`Pirl`], by [`Pirl::builder`].
-#[must_use]
-pub struct PirlBuilder {
-    images: usize,
-    views: usize,
-    dim: usize,
-    momentum: f64,
-    lambda: f64,
-    loss: Option<Arc<dyn ContrastiveLoss>>,
-    nce: Option<f64>,
-    negatives: usize,
-    sampler: Box<dyn NegativeSampler>,
-    head: HeadKind,
-    image_head: Option<HeadFactory>,
-    transformed_head: Option<HeadFactory>,
-    bank: Option<MemoryBank>,
-    bank_device: Device,
-    ops: Ops,
-    seed: u64,
-    positives: Positives,
-    sharded: Option<(ShardedKind, f64, Ranks)>,
-    mapped: Option<(PathBuf, BankPrecision)>,
-}
-
-impl PirlBuilder {
-    fn new(images: usize, views: usize) -> Self {
-        Self {
-            images,
-            views,
-            dim: 128,
-            momentum: 0.5,
-            lambda: 0.5,
-            loss: None,
-            nce: None,
-            negatives: NEGATIVES,
-            sampler: Box::new(SharedSampler),
-            head: HeadKind::Linear,
-            image_head: None,
-            transformed_head: None,
-            bank: None,
-            bank_device: Device::Cpu,
-            ops: Ops::Fast,
-            seed: 0,
-            positives: Positives::Bank,
-            sharded: None,
-            mapped: None,
-        }
-    }
-
-    /// Keeps the bank in a mapped file in `folder`, its numbers in `precision`, for more rows than
-    /// memory has room for. It begins with random rows, and stays where it is: checkpoints mark it, and
-    /// it can go back to the last two ([`MappedBank`](pirl_bank::MappedBank)).
-    pub fn mapped(self, folder: impl Into<PathBuf>, precision: BankPrecision) -> Self {
-        Self {
-            mapped: Some((folder.into(), precision)),
-            ..self
-        }
-    }
-
-    /// Spreads the bank's rows over `ranks`, which are those that the learner gets: each has its share
-    /// of the rows, and scores the queries of all ranks against the negatives among them, drawn as ever.
-    /// For the loss of this kind and temperature, in place of [`PirlBuilder::loss`]. The parts of a batch
-    /// must be as many on each rank.
-    pub fn sharded(self, kind: ShardedKind, temperature: f64, ranks: &Ranks) -> Self {
-        Self {
-            sharded: Some((kind, temperature, Arc::clone(ranks))),
-            ..self
-        }
-    }
-
-    /// Weight of the transformed copy's term, in `[0, 1]`; 0.5 by default.
-    pub fn lambda(self, lambda: f64) -> Self {
-        Self { lambda, ..self }
-    }
-
-    /// The loss; the paper's, [`Paper`] with temperature 0.07, by default.
-    pub fn loss(self, loss: impl ContrastiveLoss + 'static) -> Self {
-        Self {
-            loss: Some(Arc::new(loss)),
-            nce: None,
-            ..self
-        }
-    }
-
-    /// VISSL's noise-contrastive estimation, [`Nce`](pirl_loss::Nce), whose constant is estimated from
-    /// the first batch and kept in checkpoints.
-    pub fn nce(self, temperature: f64) -> Self {
-        Self {
-            loss: None,
-            nce: Some(temperature),
-            ..self
-        }
-    }
-
-    /// Negatives of a step, at least 1 and fewer than the images; 32,000 by default.
-    pub fn negatives(self, negatives: usize) -> Self {
-        Self { negatives, ..self }
-    }
-
-    /// What chooses them; [`SharedSampler`] by default.
-    pub fn sampler(self, sampler: impl NegativeSampler + 'static) -> Self {
-        Self {
-            sampler: Box::new(sampler),
-            ..self
-        }
-    }
-
-    /// Length of an embedding; 128 by default.
-    pub fn dim(self, dim: usize) -> Self {
-        Self { dim, ..self }
-    }
-
-    /// Weight of a bank's old row in an update, in `[0, 1]`; 0.5 by default.
-    pub fn bank_momentum(self, momentum: f64) -> Self {
-        Self { momentum, ..self }
-    }
-
-    /// Where the bank is; in the host's memory by default.
-    pub fn bank_device(self, device: &Device) -> Self {
-        Self {
-            bank_device: device.clone(),
-            ..self
-        }
-    }
-
-    /// A bank to begin with, instead of random rows: one row for each image.
-    pub fn bank(self, bank: MemoryBank) -> Self {
-        Self {
-            dim: bank.dim(),
-            momentum: bank.momentum(),
-            bank: Some(bank),
-            ..self
-        }
-    }
-
-    /// The kind of both heads; linear, the paper's, by default.
-    pub fn head(self, head: HeadKind) -> Self {
-        Self { head, ..self }
-    }
-
-    /// An f of one's own: from features `(b, features)` to unit rows `(b, dim)`. Called once for each
-    /// device, it must make the same each time.
-    pub fn image_head<H: Head + 'static>(
-        self,
-        head: impl Fn(usize, &Device) -> std::result::Result<H, ModelError> + Send + Sync + 'static,
-    ) -> Self {
-        Self {
-            image_head: Some(boxed(head)),
-            ..self
-        }
-    }
-
-    /// A g of one's own: from features `(b * views, features)` to unit rows `(b, dim)`; as
-    /// [`PirlBuilder::image_head`].
-    pub fn transformed_head<H: Head + 'static>(
-        self,
-        head: impl Fn(usize, &Device) -> std::result::Result<H, ModelError> + Send + Sync + 'static,
-    ) -> Self {
-        Self {
-            transformed_head: Some(boxed(head)),
-            ..self
-        }
-    }
-
-    /// What each view is drawn to; the bank's row by default.
-    pub fn positives(self, positives: Positives) -> Self {
-        Self { positives, ..self }
-    }
-
-    /// What computes heads, loss and bank; the fast ops by default.
-    pub fn ops(self, ops: Ops) -> Self {
-        Self { ops, ..self }
-    }
-
-    /// Seed of everything random: the heads, the bank, the negatives; 0 by default.
-    pub fn seed(self, seed: u64) -> Self {
-        Self { seed, ..self }
-    }
-
-    /// The objective.
-    ///
-    /// # Errors
-    /// [`TrainError::Bank`] or [`TrainError::Loss`] for a setting out of range, or for a bank that
-    /// cannot be made.
-    pub fn build(self) -> Result<Pirl> {
-        let (seed, dim, views, ops) = (self.seed, self.dim, self.views, self.ops);
-        let positives = self.positives;
-        check(
-            "positives",
-            format!("{positives:?}").to_lowercase(),
-            views > 0 || positives == Positives::Bank,
-            "must be bank where images have no transformed view",
-        )?;
-        let fits = self.sharded.is_none() || positives == Positives::Bank;
-        check(
-            "positives",
-            "fresh or both",
-            fits,
-            "must be bank where the bank is sharded",
-        )?;
-        let sharded = self.sharded.map(|(kind, temperature, ranks)| Sharded {
-            kind,
-            temperature,
-            owned: Owned::of(ranks.as_ref(), self.images),
-            saved: None,
-        });
-        let rows = sharded
-            .as_ref()
-            .map_or(0..self.images, |sharded| sharded.owned.rows.clone());
-        let (momentum, bank_seed) = (self.momentum, Stream::Bank.seed(seed));
-        let bank = match (self.bank, self.mapped) {
-            (Some(bank), _) => Bank::Memory(bank.with_ops(ops)),
-            (None, Some((folder, precision))) => {
-                let config = MappedConfig {
-                    first: rows.start,
-                    rows: rows.len(),
-                    dim,
-                    momentum,
-                    precision,
-                    seed: bank_seed,
-                };
-                Bank::mapped(folder, config)
-            }
-            (None, None) => {
-                let device = &self.bank_device;
-                let bank = MemoryBank::random_rows(rows, dim, momentum, bank_seed, device)?;
-                Bank::Memory(bank.with_ops(ops))
-            }
-        };
-        let nce = match self.nce {
-            Some(temperature) => Some(Arc::new(EstimatedNce::new(temperature, self.images, ops)?)),
-            None => None,
-        };
-        let loss: Arc<dyn ContrastiveLoss> = match (self.loss, &nce) {
-            (Some(loss), _) => loss,
-            (None, Some(nce)) => Arc::clone(nce) as _,
-            (None, None) => Arc::new(Paper::new(TEMPERATURE)?.with_ops(ops)),
-        };
-        let config = ModelConfig {
-            head: self.head,
-            ops,
-            ..ModelConfig::default()
-        };
-        let image_config = config.clone();
-        let image_head = self.image_head.unwrap_or_else(|| {
-            boxed(move |features, device| {
-                let seed = Stream::ImageHead.seed(seed);
-                ProjectionHead::new(&image_config, features, dim, seed, device)
-            })
-        });
-        let seed_of_g = Stream::Head.seed(seed);
-        let transformed_head = match (views, self.transformed_head) {
-            (0, _) => None,
-            (_, Some(head)) => Some(head),
-            (1, None) => Some(boxed(move |features, device| {
-                ProjectionHead::new(&config, features, dim, seed_of_g, device)
-            })),
-            (_, None) => Some(boxed(move |features, device| {
-                JigsawHead::new(&config, features, views, dim, seed_of_g, device)
-            })),
-        };
-        Ok(Pirl {
-            loss,
-            nce,
-            weights: ViewWeights::new(self.lambda)?,
-            image_head,
-            transformed_head,
-            bank,
-            sampler: self.sampler,
-            negatives: self.negatives,
-            ops,
-            seed,
-            step: StepNegatives::new(seed, 0),
-            positives: self.positives,
-            ranks: alone(),
-            sharded,
-        })
     }
 }

@@ -19,11 +19,15 @@ pub(super) struct Owned {
 
 impl Owned {
     pub(super) fn of(ranks: &dyn Collective, all: usize) -> Self {
-        let start = |rank: usize| rank * all / ranks.size();
         Self {
-            rows: start(ranks.rank())..start(ranks.rank() + 1),
+            rows: Self::share(ranks.rank(), ranks.size(), all),
             all,
         }
+    }
+
+    /// Those of a rank, of so many ranks.
+    pub(super) fn share(rank: usize, ranks: usize, all: usize) -> Range<usize> {
+        rank * all / ranks..(rank + 1) * all / ranks
     }
 
     /// Where a row of the whole is on this rank, if it is.
