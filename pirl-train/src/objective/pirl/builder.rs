@@ -215,8 +215,8 @@ impl PirlBuilder {
     /// The objective.
     ///
     /// # Errors
-    /// [`TrainError::Bank`] or [`TrainError::Loss`] for a setting out of range, or for a bank that
-    /// cannot be made.
+    /// [`TrainError::Bank`](crate::TrainError::Bank) or [`TrainError::Loss`](crate::TrainError::Loss)
+    /// for a setting out of range, or for a bank that cannot be made.
     pub fn build(self) -> Result<Pirl> {
         let (seed, dim, views, ops) = (self.seed, self.dim, self.views, self.ops);
         let positives = self.positives;
