@@ -615,4 +615,29 @@ mod tests {
         walk(&command);
         command.debug_assert();
     }
+
+    #[test]
+    fn every_command_of_the_documentation_is_one() {
+        let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let pages = std::fs::read_dir(root.join("docs")).unwrap();
+        let pages = pages.map(|entry| entry.unwrap().path());
+        let mut commands = 0;
+        for page in pages.chain([root.join("README.md"), root.join("pirl-cli/README.md")]) {
+            let text = std::fs::read_to_string(&page).unwrap().replace("\\\n", " ");
+            let blocks = text.split("```sh\n").skip(1);
+            for line in blocks.flat_map(|block| block.split("```").next().unwrap().lines()) {
+                let line = line.split(" #").next().unwrap();
+                let Some(at) = line.find("pirl ").filter(|_| !line.contains("cargo")) else {
+                    continue;
+                };
+                let words = line[at..].split_whitespace();
+                let words = words.filter(|word| !word.starts_with("\"${")); // a shell's own
+                if let Err(error) = Cli::try_parse_from(words) {
+                    panic!("{}: {line}\n{error}", page.display());
+                }
+                commands += 1;
+            }
+        }
+        assert!(commands > 25, "{commands}");
+    }
 }

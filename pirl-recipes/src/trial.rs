@@ -5,11 +5,11 @@ use std::time::{Duration, Instant};
 use candle_core::Device;
 use pirl_core::memory;
 use pirl_data::Pack;
-use pirl_train::{Objective, TrainError, Training, alone};
+use pirl_train::{Learner, Objective, Pirl, TrainError, Training, alone};
 
 use crate::error::{RecipeError, Result};
 use crate::inputs::Inputs;
-use crate::recipe::{LossKind, Recipe};
+use crate::recipe::{BankInit, LossKind, Recipe};
 
 /// Most epochs where there is time for more: the paper's, whose last doubling gained little.
 const MOST_EPOCHS: usize = 800;
@@ -18,17 +18,21 @@ const SHARE_OF_STEPS: f64 = 0.95;
 /// Steps of a trial, at most, the first not counted; and the time after which it ends.
 const TRIAL_STEPS: u64 = 12;
 const TRIAL_TIME: Duration = Duration::from_secs(8);
+/// The same of filling the bank.
+const FILL_TRIAL_TIME: Duration = Duration::from_secs(2);
 
-/// How long a step takes.
+/// How long a run's parts take.
 pub struct Trial {
     /// Seconds of a step.
     pub seconds: f64,
+    /// Seconds before the first step, in which the bank is filled from features; 0 where it is not.
+    pub fill_seconds: f64,
     /// Steps of a pass over the images.
     pub steps_per_epoch: u64,
 }
 
 /// Does a few steps of the pre-training that `inputs` describes on `devices`, and forgets them: 13 at most,
-/// for about 8 seconds.
+/// for about 10 seconds.
 ///
 /// # Errors
 /// [`RecipeError::Train`] if the training cannot begin, or a step fails; [`RecipeError::TrialFolder`].
@@ -42,23 +46,51 @@ pub fn try_steps(mut inputs: Inputs, devices: &[Device]) -> Result<Trial> {
     match inputs.recipe.loss.kind {
         LossKind::Covariant => {
             let objective = inputs.covariant()?;
-            measure(inputs, objective, devices)
+            measure(inputs, objective, devices, |_| Ok(0.0))
         }
         LossKind::Supervised => {
             let objective = inputs.supervised()?;
-            measure(inputs, objective, devices)
+            measure(inputs, objective, devices, |_| Ok(0.0))
         }
         LossKind::Paper | LossKind::Nce | LossKind::InfoNce => {
             let objective = devices.first().map(|device| inputs.pirl(device));
             let objective = objective.ok_or(TrainError::NoDevice)??;
-            measure(inputs, objective, devices)
+            let (recipe, pack) = (inputs.recipe.clone(), inputs.pack.clone());
+            measure(inputs, objective, devices, |learner| {
+                match recipe.bank.init {
+                    BankInit::Random => Ok(0.0),
+                    BankInit::Features => fill_seconds(learner, &recipe, &pack),
+                }
+            })
         }
     }
 }
 
-fn measure<O: Objective>(inputs: Inputs, objective: O, devices: &[Device]) -> Result<Trial> {
+/// Seconds in which `learner` fills its bank, told from a few batches, the first not counted.
+fn fill_seconds(learner: &mut Learner<Pirl>, recipe: &Recipe, pack: &Pack) -> Result<f64> {
+    let (size, workers) = (recipe.train.batch_size, recipe.loader.workers);
+    let mut started = None::<(Instant, usize)>;
+    let mut seconds = 0.0;
+    learner.fill_bank(pack, &recipe.eval_view(), size, workers, &mut |done, all| {
+        let (started, before) = *started.get_or_insert((Instant::now(), done));
+        let elapsed = started.elapsed();
+        if done > before {
+            seconds = elapsed.as_secs_f64() / (done - before) as f64 * all as f64;
+        }
+        elapsed < FILL_TRIAL_TIME
+    })?;
+    Ok(seconds)
+}
+
+fn measure<O: Objective>(
+    inputs: Inputs,
+    objective: O,
+    devices: &[Device],
+    before: impl FnOnce(&mut Learner<O>) -> Result<f64>,
+) -> Result<Trial> {
     let learner = inputs.learner(objective, devices)?;
     let mut training = inputs.pretraining(learner)?;
+    let fill_seconds = before(training.learner_mut())?;
     let steps_per_epoch = training.steps_per_epoch();
     // The first one allocates the buffers.
     training.step()?;
@@ -67,6 +99,7 @@ fn measure<O: Objective>(inputs: Inputs, objective: O, devices: &[Device]) -> Re
         training.step()?;
     }
     Ok(Trial {
+        fill_seconds,
         seconds: started.elapsed().as_secs_f64() / (training.done() - before) as f64,
         steps_per_epoch,
     })
@@ -128,13 +161,15 @@ impl Trial {
     /// report.
     pub fn epochs(&self, time: Duration) -> usize {
         let epoch = self.seconds * self.steps_per_epoch as f64;
-        let epochs = time.as_secs_f64() * SHARE_OF_STEPS / epoch.max(f64::MIN_POSITIVE);
+        let steps = time.as_secs_f64() * SHARE_OF_STEPS - self.fill_seconds;
+        let epochs = steps / epoch.max(f64::MIN_POSITIVE);
         (epochs as usize).clamp(1, MOST_EPOCHS)
     }
 
-    /// How long so many epochs take.
+    /// How long so many epochs take, with what precedes them.
     pub fn time(&self, epochs: usize) -> Duration {
-        Duration::from_secs_f64(self.seconds * (self.steps_per_epoch * epochs as u64) as f64)
+        let steps = self.seconds * (self.steps_per_epoch * epochs as u64) as f64;
+        Duration::from_secs_f64(self.fill_seconds + steps)
     }
 }
 
@@ -157,11 +192,12 @@ mod tests {
     fn epochs_fill_the_time() {
         let trial = Trial {
             seconds: 0.5,
+            fill_seconds: 50.0,
             steps_per_epoch: 20,
         };
-        assert_eq!(trial.epochs(Duration::from_secs(1000)), 95);
+        assert_eq!(trial.epochs(Duration::from_secs(1000)), 90);
         assert_eq!(trial.epochs(Duration::from_secs(1)), 1);
         assert_eq!(trial.epochs(Duration::from_secs(1 << 40)), MOST_EPOCHS);
-        assert_eq!(trial.time(95), Duration::from_secs(950));
+        assert_eq!(trial.time(95), Duration::from_secs(1000));
     }
 }

@@ -8,7 +8,7 @@ use candle_core::Device;
 use pirl_data::Pack;
 use pirl_eval::{Extraction, Knn, LinearProbe, Probe, extract_features, pixel_features};
 use pirl_model::ResNet;
-use pirl_recipes::{BankInit, Inputs, Recipe, backbone_seed, try_steps};
+use pirl_recipes::{Inputs, Recipe, backbone_seed, try_steps};
 use pirl_train::alone;
 use rayon::ThreadPoolBuilder;
 use serde::Serialize;
@@ -197,6 +197,8 @@ fn kind(run: &Run) -> Result<String> {
 /// What was measured of a kind of run, seconds.
 #[derive(Clone, Copy, Debug, Default)]
 struct Tried {
+    /// Before the first step.
+    fill: f64,
     step: f64,
     steps_per_epoch: u64,
     /// An image through the network, as evaluations show it.
@@ -222,6 +224,7 @@ fn several(run: &Run, images: &Images, jobs: usize, threads: usize) -> Result<Tr
     let mean = |of: fn(&Tried) -> f64| tried.iter().map(of).sum::<f64>() / jobs as f64;
     Ok(Tried {
         step: mean(|tried| tried.step),
+        fill: mean(|tried| tried.fill),
         steps_per_epoch: tried.first().map_or(0, |tried| tried.steps_per_epoch),
         image: mean(|tried| tried.image),
         linear: mean(|tried| tried.linear),
@@ -252,6 +255,7 @@ fn attempt(
         let inputs = Inputs::new(recipe.clone(), images.data.pack.clone(), 1, &alone())?;
         let trial = try_steps(inputs, &[Device::Cpu])?;
         (tried.step, tried.steps_per_epoch) = (trial.seconds, trial.steps_per_epoch);
+        tried.fill = trial.fill_seconds;
     }
     let backbone = ResNet::new(&recipe.model, backbone_seed(recipe), &Device::Cpu)?;
     let eval = &recipe.eval;
@@ -332,12 +336,8 @@ impl Tried {
                 cost.epochs = 1;
             }
             let contrastive = recipe.loss.kind.is_contrastive();
-            let filled = match contrastive && recipe.bank.init == BankInit::Features {
-                true => trained_on,
-                false => 0,
-            };
-            let passes = filled + recipe.eval.precise_batch_norm;
-            cost.rest += PROCESS + passes as f64 * self.image;
+            let statistics = recipe.eval.precise_batch_norm as f64 * self.image;
+            cost.rest += PROCESS + self.fill + statistics;
             let rows = if contrastive { trained_on } else { 0 };
             let bank = 4 * (rows * recipe.bank.dim) as u64;
             cost.bytes = recipe.checkpoint.keep as u64 * (bank + 3 * parameters(recipe));

@@ -22,7 +22,8 @@ impl Learner<Pirl> {
     /// ends, nothing is changed but those statistics, and false is returned.
     ///
     /// # Errors
-    /// [`TrainError::Data`](crate::TrainError::Data) for an image that cannot be decoded; those of the networks.
+    /// [`TrainError::Data`](crate::TrainError::Data) for an image that cannot be decoded; those of the
+    /// networks.
     pub fn fill_bank(
         &mut self,
         pack: &Pack,
