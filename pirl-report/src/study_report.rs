@@ -126,6 +126,70 @@ impl StudyReport<'_> {
         };
         Ok(page.render()?)
     }
+
+    /// The figures in Markdown: the charts of [`Self::charts`] by their files' names, the tables, and what was
+    /// expected.
+    pub fn to_markdown(&self) -> String {
+        let plain = |text: &str| text.replace('|', "\\|").replace('\n', " ");
+        let mut text = format!("# {}\n\n", plain(self.title));
+        for (name, value) in &self.facts {
+            text += &format!("- {}: {}\n", plain(name), plain(value));
+        }
+        for figure in &self.figures {
+            text += &format!("\n## {}\n\n", plain(&figure.title));
+            if !figure.source.is_empty() {
+                text += &format!("The paper's {}.\n\n", plain(&figure.source));
+            }
+            for (place, chart) in figure.charts.iter().enumerate() {
+                let file = chart_file(&figure.name, place);
+                text += &format!("![{}]({file})\n", plain(chart.title()));
+            }
+            for table in &figure.tables {
+                let row = |cells: Vec<String>| format!("| {} |\n", cells.join(" | "));
+                text += &format!("\n{}\n\n", plain(&table.title));
+                text += &row(table.head.iter().map(|name| plain(name)).collect());
+                text += &row(vec!["---".to_owned(); table.head.len()]);
+                for cells in &table.rows {
+                    text += &row(cells.iter().map(|cell| plain(&cell.text)).collect());
+                }
+            }
+            if !figure.findings.is_empty() {
+                text.push('\n');
+            }
+            for FindingReport { claim, verdict, .. } in &figure.findings {
+                text += &format!("- {}: **{}**\n", plain(claim), plain(verdict));
+            }
+        }
+        text
+    }
+
+    /// Every chart as an SVG file, on white: its name, and what is in it.
+    ///
+    /// # Errors
+    /// [`ReportError::Draw`](crate::ReportError::Draw).
+    pub fn charts(&self) -> Result<Vec<(String, String)>> {
+        let charts = self.figures.iter().flat_map(|figure| {
+            let charts = figure.charts.iter().enumerate();
+            charts.map(|(place, chart)| (chart_file(&figure.name, place), chart))
+        });
+        let white = |svg: String| match svg.find('>') {
+            Some(end) => {
+                let (head, rest) = svg.split_at(end + 1);
+                format!(r##"{head}<rect width="100%" height="100%" fill="#ffffff"/>{rest}"##)
+            }
+            None => svg,
+        };
+        let drawn = |(name, chart): (String, &Chart)| Ok((name, white(chart.svg(CHART, true)?)));
+        charts.map(drawn).collect()
+    }
+}
+
+/// The name of the file of a figure's chart, counted from 0.
+fn chart_file(figure: &str, place: usize) -> String {
+    match place {
+        0 => format!("{figure}.svg"),
+        _ => format!("{figure}-{}.svg", place + 1),
+    }
 }
 
 #[cfg(test)]
@@ -188,6 +252,26 @@ mod tests {
         }
         for part in ["<script", "<img", " src=\"", "url(", "@import", "<link"] {
             assert!(!page.contains(part), "{part}");
+        }
+    }
+
+    #[test]
+    fn markdown_has_the_tables_the_verdicts_and_the_charts_by_their_files() {
+        let mut report = report();
+        report.figures[0].charts.push(Chart::new("k-NN", "x", "y"));
+        let text = report.to_markdown();
+        for part in [
+            "# <Weights>\n\n- runs: 6\n\n## What the weight does\n\nThe paper's figure 8.\n\n",
+            "![linear](lambda.svg)\n![k-NN](lambda-2.svg)\n\nlinear\n\n| series | 0 |\n| --- | --- |\n",
+            "| PIRL & co | 50.0 ± 2.0 |\n\n- a half is best: **holds**\n",
+        ] {
+            assert!(text.contains(part), "{part} in {text}");
+        }
+        let charts = report.charts().unwrap();
+        let names: Vec<&str> = charts.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, ["lambda.svg", "lambda-2.svg"]);
+        for (_, svg) in &charts {
+            assert!(svg.starts_with("<svg ") && svg.contains("><rect width=\"100%\""), "{svg}");
         }
     }
 

@@ -9,7 +9,8 @@ use crate::outcome::{Cell, FigureOutcome, MeasureOutcome, Outcome};
 use crate::plan::Plan;
 
 /// Writes what was found so far into `folder`: `report.html`, with `facts` above the figures and links to
-/// the runs, `study.json`, and a CSV table for each figure.
+/// the runs; `study.md`, with the charts beside it as SVG files; `study.json`; and a CSV table for each
+/// figure.
 ///
 /// # Errors
 /// [`StudyError`](crate::StudyError) if a result cannot be read, a chart cannot be drawn, or a file cannot
@@ -46,6 +47,10 @@ pub fn write_report(
         settings: &settings,
     };
     folder.write("report.html", report.to_html()?.as_bytes())?;
+    folder.write("study.md", report.to_markdown().as_bytes())?;
+    for (name, svg) in report.charts()? {
+        folder.write(&name, svg.as_bytes())?;
+    }
     Ok(outcome)
 }
 
@@ -146,7 +151,7 @@ fn table(figure: &FigureOutcome, measure: &MeasureOutcome, published: &[Publishe
         rows.push(row);
     }
     Table {
-        title: format!("{}; small: the runs, by their seeds", measure.label),
+        title: measure.label.clone(),
         head,
         rows,
     }
