@@ -71,7 +71,11 @@ fn own_images_are_as_written() {
     let bench = Bench::new();
     bench.images("photos", 40);
     run(&bench, "own-images.md", &[]);
-    for made in ["sheet.png", "runs/photos/report.html", "backbone.safetensors"] {
+    for made in [
+        "sheet.png",
+        "runs/photos/report.html",
+        "backbone.safetensors",
+    ] {
         assert!(bench.path(made).is_file(), "{made}");
     }
 }
@@ -120,7 +124,10 @@ fn the_book_has_every_page_and_every_link_leads_somewhere() {
             continue;
         }
         let listed = contents.contains(&format!("({name})"));
-        assert!(listed || name == "SUMMARY.md", "{name} is not in SUMMARY.md");
+        assert!(
+            listed || name == "SUMMARY.md",
+            "{name} is not in SUMMARY.md"
+        );
         let text = fs::read_to_string(&path).unwrap();
         for link in text.split("](").skip(1) {
             let target = link.split([')', '#']).next().unwrap();

@@ -71,14 +71,20 @@ fn fill_seconds(learner: &mut Learner<Pirl>, recipe: &Recipe, pack: &Pack) -> Re
     let (size, workers) = (recipe.train.batch_size, recipe.loader.workers);
     let mut started = None::<(Instant, usize)>;
     let mut seconds = 0.0;
-    learner.fill_bank(pack, &recipe.eval_view(), size, workers, &mut |done, all| {
-        let (started, before) = *started.get_or_insert((Instant::now(), done));
-        let elapsed = started.elapsed();
-        if done > before {
-            seconds = elapsed.as_secs_f64() / (done - before) as f64 * all as f64;
-        }
-        elapsed < FILL_TRIAL_TIME
-    })?;
+    learner.fill_bank(
+        pack,
+        &recipe.eval_view(),
+        size,
+        workers,
+        &mut |done, all| {
+            let (started, before) = *started.get_or_insert((Instant::now(), done));
+            let elapsed = started.elapsed();
+            if done > before {
+                seconds = elapsed.as_secs_f64() / (done - before) as f64 * all as f64;
+            }
+            elapsed < FILL_TRIAL_TIME
+        },
+    )?;
     Ok(seconds)
 }
 

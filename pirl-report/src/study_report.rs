@@ -271,7 +271,10 @@ mod tests {
         let names: Vec<&str> = charts.iter().map(|(name, _)| name.as_str()).collect();
         assert_eq!(names, ["lambda.svg", "lambda-2.svg"]);
         for (_, svg) in &charts {
-            assert!(svg.starts_with("<svg ") && svg.contains("><rect width=\"100%\""), "{svg}");
+            assert!(
+                svg.starts_with("<svg ") && svg.contains("><rect width=\"100%\""),
+                "{svg}"
+            );
         }
     }
 

@@ -6,10 +6,14 @@ use std::time::{Duration, Instant};
 
 use candle_core::Device;
 use pirl_data::Pack;
-use pirl_eval::{Extraction, Knn, LinearProbe, Probe, extract_features, pixel_features};
+use pirl_eval::detect::DetectTrainer;
+use pirl_eval::{
+    Extraction, FeatureSet, Knn, LinearProbe, Presence, Probe, Svm, extract_features,
+    pixel_features,
+};
 use pirl_model::ResNet;
 use pirl_recipes::{Inputs, Recipe, backbone_seed, try_steps};
-use pirl_train::alone;
+use pirl_train::{Training, alone};
 use rayon::ThreadPoolBuilder;
 use serde::Serialize;
 
@@ -19,6 +23,9 @@ use crate::plan::{Evaluation, Images, Plan, Run, Task};
 /// Images that features are read of in a trial, and how many of them are tested.
 const TRIED: usize = 1024;
 const TESTED: usize = 256;
+/// Steps of a detector, after the first, and images that it is tested on.
+const DETECTOR_STEPS: u64 = 3;
+const DETECTOR_TESTED: usize = 8;
 /// Seconds for which a process begins and ends.
 const PROCESS: f64 = 0.3;
 /// Forward and backward pass, in forward passes.
@@ -57,8 +64,8 @@ pub struct Estimate {
 
 impl Estimate {
     /// Measures it: of each kind of training a few steps, of each evaluation a few images, `jobs` at the same
-    /// time on `threads` threads each, as the runs will be made. Detectors and support vector machines are
-    /// not in it. `progress` gets the kinds that are measured, and those there are.
+    /// time on `threads` threads each, as the runs will be made. `progress` gets the kinds that are measured,
+    /// and those there are.
     ///
     /// # Errors
     /// [`StudyError::Recipe`] if a run's settings cannot be written.
@@ -207,6 +214,11 @@ struct Tried {
     linear: f64,
     /// Neighbours of a tested image among one training image.
     knn: f64,
+    /// Support vector machines of a training image.
+    svm: f64,
+    /// A step of a detector, and an image that it is tested on.
+    detector_step: f64,
+    detector_image: f64,
 }
 
 /// The mean of `jobs` trials at the same time.
@@ -229,6 +241,9 @@ fn several(run: &Run, images: &Images, jobs: usize, threads: usize) -> Result<Tr
         image: mean(|tried| tried.image),
         linear: mean(|tried| tried.linear),
         knn: mean(|tried| tried.knn),
+        svm: mean(|tried| tried.svm),
+        detector_step: mean(|tried| tried.detector_step),
+        detector_image: mean(|tried| tried.detector_image),
     })
 }
 
@@ -245,11 +260,9 @@ fn on_threads(run: &Run, images: &Images, threads: usize) -> Result<Tried> {
         .map_err(wrong)
 }
 
-fn attempt(
-    recipe: &Recipe,
-    run: &Run,
-    images: &Images,
-) -> std::result::Result<Tried, Box<dyn std::error::Error + Send + Sync>> {
+type Attempted<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
+
+fn attempt(recipe: &Recipe, run: &Run, images: &Images) -> Attempted<Tried> {
     let mut tried = Tried::default();
     if run.trained {
         let inputs = Inputs::new(recipe.clone(), images.data.pack.clone(), 1, &alone())?;
@@ -258,6 +271,12 @@ fn attempt(
         tried.fill = trial.fill_seconds;
     }
     let backbone = ResNet::new(&recipe.model, backbone_seed(recipe), &Device::Cpu)?;
+    let asks = |evaluation: fn(&Evaluation) -> bool| {
+        run.tasks.iter().any(|task| evaluation(&task.evaluation))
+    };
+    if asks(|evaluation| *evaluation == Evaluation::Detect) {
+        attempt_detector(recipe, &backbone, images, &mut tried)?;
+    }
     let eval = &recipe.eval;
     let extraction = Extraction {
         pool: eval.pool,
@@ -280,10 +299,11 @@ fn attempt(
     let Some(test) = test else {
         return Ok(tried);
     };
-    let tested = read(&few(test, TESTED)?)?;
-    let asks = |evaluation: fn(&Evaluation) -> bool| {
-        run.tasks.iter().any(|task| evaluation(&task.evaluation))
-    };
+    let test = few(test, TESTED)?;
+    let tested = read(&test)?;
+    if asks(|evaluation| matches!(evaluation, Evaluation::Svm(_))) {
+        tried.svm = attempt_svm(recipe, (&train, &features), (&test, &tested))?;
+    }
     let mut sets = vec![(features, tested)];
     if !run.trained {
         // Raw pixels are measured with it.
@@ -291,7 +311,7 @@ fn attempt(
         let started = Instant::now();
         let pixels = read(&train)?;
         tried.image += started.elapsed().as_secs_f64() / train.len() as f64;
-        sets.push((pixels, read(&few(test, TESTED)?)?));
+        sets.push((pixels, read(&test)?));
     }
     for (train, test) in &sets {
         let images = train.labels().len();
@@ -310,6 +330,49 @@ fn attempt(
         }
     }
     Ok(tried)
+}
+
+/// Seconds of support vector machines, for a training image.
+fn attempt_svm(
+    recipe: &Recipe,
+    (train, features): (&Pack, &FeatureSet),
+    (test, tested): (&Pack, &FeatureSet),
+) -> Attempted<f64> {
+    let probe = Svm::new(recipe.eval.svm.clone(), recipe.seed)?;
+    let (present, test_present) = Presence::of_packs(train, test)?;
+    let started = Instant::now();
+    let (train, test) = ((features, &present), (tested, &test_present));
+    probe.evaluate(train, test, &mut |_, _| {})?;
+    Ok(started.elapsed().as_secs_f64() / features.labels().len() as f64)
+}
+
+/// A few steps of a detector, and a few images found in.
+fn attempt_detector(
+    recipe: &Recipe,
+    backbone: &ResNet,
+    images: &Images,
+    tried: &mut Tried,
+) -> Attempted<()> {
+    let Some((train, test)) = &images.detection else {
+        return Ok(());
+    };
+    let normal = (recipe.data.mean, recipe.data.std);
+    let config = &recipe.eval.detect;
+    let mut trainer = DetectTrainer::new(backbone, &train.pack, normal, config, recipe.seed)?;
+    trainer.step()?; // allocates the buffers
+    let started = Instant::now();
+    let steps = DETECTOR_STEPS.min(trainer.steps().saturating_sub(1));
+    for _ in 0..steps {
+        trainer.step()?;
+    }
+    tried.detector_step = started.elapsed().as_secs_f64() / steps.max(1) as f64;
+    let test = test
+        .pack
+        .subset(DETECTOR_TESTED.min(test.pack.len()), recipe.seed)?;
+    let started = Instant::now();
+    trainer.detect(&test, &mut |_, _| {})?;
+    tried.detector_image = started.elapsed().as_secs_f64() / test.len() as f64;
+    Ok(())
 }
 
 /// Pairs of images that nearest neighbours compare, with those of the choice on held-out images.
@@ -350,7 +413,11 @@ impl Tried {
                     (data, true)
                 }
                 Evaluation::Finetune(_, data) => (data, false),
-                Evaluation::Invariance | Evaluation::Detect => continue,
+                Evaluation::Detect => {
+                    cost.rest += self.detector(recipe, images);
+                    continue;
+                }
+                Evaluation::Invariance => continue,
             };
             let Some((train, test)) = images.probes.get(data) else {
                 continue;
@@ -362,6 +429,7 @@ impl Tried {
             }
             cost.rest += match *evaluation {
                 Evaluation::Linear(_) => train as f64 * self.linear,
+                Evaluation::Svm(_) => train as f64 * self.svm,
                 Evaluation::Knn(_) => pairs(train, test, recipe.eval.knn.held_out) * self.knn,
                 Evaluation::Finetune(labels, _) => {
                     let seen = labels * (train * recipe.eval.finetune.epochs) as f64;
@@ -371,6 +439,21 @@ impl Tried {
             };
         }
         cost
+    }
+
+    /// Seconds in which a detector learns, and is tested as often as the recipe asks for.
+    fn detector(&self, recipe: &Recipe, images: &Images) -> f64 {
+        let config = &recipe.eval.detect;
+        let steps = config.steps;
+        let tests = match config.evaluate_every {
+            0 => 1,
+            every => steps.div_ceil(every),
+        };
+        let tested = images
+            .detection
+            .as_ref()
+            .map_or(0, |(_, test)| test.pack.len());
+        steps as f64 * self.detector_step + (tests * tested) as f64 * self.detector_image
     }
 }
 
