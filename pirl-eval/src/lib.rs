@@ -49,6 +49,7 @@ mod invariance;
 mod knn;
 mod label_subset;
 mod linear;
+mod map;
 mod memory;
 mod monitor;
 mod nearest;
@@ -74,6 +75,7 @@ pub use linear::{
     Crops, LayerReport, LinearChoice, LinearConfig, LinearProbe, LinearReport, RandomCropProbe,
     RateReport, Select,
 };
+pub use map::{FeatureMap, MapConfig, map_features, silhouette};
 pub use memory::{check_memory, feature_bytes, images_per_second};
 pub use monitor::Monitor;
 pub use neighbours::{Neighbour, nearest_neighbours};
