@@ -464,6 +464,8 @@ pub(crate) enum AnalyzeCommand {
     Neighbours(NeighboursArgs),
     /// Measure how far crops, colours and the pretext task's transformation move the features
     Invariance(InvarianceArgs),
+    /// Draw all images as points of a page, alike ones near each other; outliers and near duplicates
+    Map(MapArgs),
 }
 
 /// What every analysis takes.
@@ -501,6 +503,24 @@ pub(crate) struct NeighboursArgs {
     /// Neighbours of each
     #[arg(long, value_name = "COUNT", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=256))]
     pub(crate) neighbours: u32,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct MapArgs {
+    /// A run, a file of weights, or `random` for the untrained network of the recipe
+    #[arg(long, value_name = "RUN|FILE.safetensors|FILE.pth|random")]
+    pub(crate) weights: String,
+    #[command(flatten)]
+    pub(crate) analyze: AnalyzeArgs,
+    /// Where features are read, averaged over the map
+    #[arg(long, value_name = "LAYER", default_value = "res5")]
+    pub(crate) layer: Layer,
+    /// Neighbours that count, about
+    #[arg(long, value_name = "COUNT", default_value_t = 30.0)]
+    pub(crate) perplexity: f64,
+    /// Images are near duplicates where the cosine of their features is at least this
+    #[arg(long, value_name = "COSINE", default_value_t = 0.995)]
+    pub(crate) near_duplicates: f32,
 }
 
 #[derive(Debug, Args)]

@@ -71,6 +71,7 @@ fn run(command: Command) -> Result<()> {
         Command::Eval(EvalCommand::Finetune(args)) => commands::eval::finetune(&args),
         Command::Analyze(AnalyzeCommand::Neighbours(args)) => commands::analyze::neighbours(&args),
         Command::Analyze(AnalyzeCommand::Invariance(args)) => commands::analyze::invariance(&args),
+        Command::Analyze(AnalyzeCommand::Map(args)) => commands::analyze::map(&args),
         Command::Study(args) => commands::study::run(&args),
         Command::Export(args) => commands::export::run(&args),
         Command::Recipes(args) => commands::recipes::run(&args),

@@ -121,3 +121,58 @@ fn networks_are_compared_by_what_moves_their_features() {
     assert_eq!(result["images"], 30, "no more than there are");
     bench.pirl(&common).code(2);
 }
+
+#[test]
+fn images_are_mapped_on_a_page_with_outliers_and_near_duplicates() {
+    let bench = Bench::new();
+    bench.images("images", 30);
+    let copy = bench.path("images/bars/copy.png");
+    fs::copy(bench.path("images/bars/0004.png"), copy).unwrap();
+    let pack = [
+        "data",
+        "pack",
+        "--format",
+        "image-folder",
+        "--input",
+        "images",
+    ];
+    bench
+        .pirl(&[&pack[..], &["--output", "pack"]].concat())
+        .success();
+    let map = [
+        "analyze",
+        "map",
+        "--recipe",
+        "tiny.toml",
+        "--weights",
+        "random",
+        "--data",
+        "pack",
+        "--out",
+        "map",
+    ];
+    let result = bench.json(&[&map[..], &["--near-duplicates", "0.999999"]].concat());
+    assert!(
+        result["silhouette"].as_f64().unwrap().abs() <= 1.0,
+        "{result}"
+    );
+    assert_eq!(result["outliers"].as_array().unwrap().len(), 24);
+    // The copy's number is that of its name among the others of its class.
+    let pair = &result["near_duplicates"][0];
+    assert_eq!(pair["images"], serde_json::json!([2, 15]), "{result}");
+    for file in [
+        "map.html",
+        "map.png",
+        "outliers.png",
+        "near_duplicates.png",
+        "result.json",
+    ] {
+        assert!(bench.path("map").join(file).is_file(), "{file}");
+    }
+    // The same again, to the byte.
+    let page = bench.read("map/map.html");
+    bench.pirl(&map).success();
+    assert_eq!(bench.read("map/map.html"), page);
+    let message = bench.fails(&[&map[..], &["--perplexity", "0"]].concat());
+    assert!(message.contains("perplexity"), "{message}");
+}

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::Result;
 use crate::feature_set::LayerFeatures;
 use crate::nearest::normalised;
-use crate::neighbours::nearest_neighbours;
+use crate::neighbours::{Neighbour, nearest_neighbours};
 
 mod pca;
 mod quadtree;
@@ -70,8 +70,51 @@ pub struct FeatureMap {
     pub explained: [f64; 2],
     /// t-SNE, which begins with them: neighbours stay neighbours, distances between groups mean little.
     pub tsne: Vec<[f32; 2]>,
+    /// The most alike images of each, at most five, nearest first.
+    pub neighbours: Vec<Vec<Neighbour>>,
 }
 
+impl FeatureMap {
+    /// Pairs of images whose features have at least this cosine, the most alike first, each once: the number
+    /// of the first, and the second, whose number is higher.
+    pub fn near_duplicates(&self, cosine: f32) -> Vec<(u32, Neighbour)> {
+        let rows = self.neighbours.iter().enumerate();
+        let pairs = rows.flat_map(|(row, others)| {
+            let others = others.iter().filter(move |other| other.cosine >= cosine);
+            others.map(move |other| {
+                let (low, high) = (row.min(other.index), row.max(other.index));
+                let cosine = other.cosine;
+                (
+                    low as u32,
+                    Neighbour {
+                        index: high,
+                        cosine,
+                    },
+                )
+            })
+        });
+        let mut pairs: Vec<_> = pairs.collect();
+        pairs.sort_by(|(a, x), (b, y)| (a, x.index).cmp(&(b, y.index)));
+        pairs.dedup_by_key(|(first, second)| (*first, second.index));
+        pairs.sort_by(|(_, x), (_, y)| y.cosine.total_cmp(&x.cosine));
+        pairs
+    }
+
+    /// The numbers of the images that are least like their neighbours, by the mean cosine, the least first.
+    pub fn outliers(&self, count: usize) -> Vec<u32> {
+        let mean = |row: &u32| {
+            let others = &self.neighbours[*row as usize];
+            others.iter().map(|other| other.cosine).sum::<f32>() / others.len().max(1) as f32
+        };
+        let mut rows: Vec<u32> = (0..self.neighbours.len() as u32).collect();
+        rows.sort_by(|a, b| mean(a).total_cmp(&mean(b)));
+        rows.truncate(count);
+        rows
+    }
+}
+
+/// Neighbours of each image that are kept.
+const KEPT: usize = 5;
 /// Fewest images of a map.
 const FEWEST: usize = 4;
 
@@ -93,7 +136,13 @@ pub fn map_features(
     let perplexity = config.perplexity.min((images - 1) as f64 / 3.0);
     let k = ((3.0 * perplexity) as usize).clamp(1, images - 1);
     let own: Vec<u32> = (0..images as u32).collect();
-    let neighbours = nearest_neighbours(features, features, k, Some(&own))?;
+    let mut neighbours =
+        nearest_neighbours(features, features, k.max(KEPT.min(images - 1)), Some(&own))?;
+    let nearest = neighbours
+        .iter()
+        .map(|row| row.iter().take(KEPT).copied().collect());
+    let nearest: Vec<Vec<Neighbour>> = nearest.collect();
+    neighbours.iter_mut().for_each(|row| row.truncate(k));
     let affinities = Affinities::new(&neighbours, perplexity);
     let tsne = tsne::descend(&affinities, &pca, config, progress);
     let single = |points: Vec<[f64; 2]>| -> Vec<[f32; 2]> {
@@ -104,6 +153,7 @@ pub fn map_features(
         pca: single(pca),
         explained,
         tsne: single(tsne),
+        neighbours: nearest,
     })
 }
 
@@ -143,6 +193,26 @@ mod tests {
         assert!(
             found.explained[0] > 0.3 && found.explained[1] > 0.2,
             "{found:?}"
+        );
+    }
+
+    #[test]
+    fn copies_and_strangers_are_found() {
+        let (features, _) = groups(60);
+        let mut values = features.values().to_vec();
+        values.copy_within(8 * 10..8 * 11, 8 * 40); // image 40 is image 10
+        values[8 * 25..8 * 26].copy_from_slice(&[0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0]);
+        let features = LayerFeatures::new(Layer::RES5, 60, 8, values).unwrap();
+        let map = map_features(&features, &MapConfig::default(), &mut |_, _| {}).unwrap();
+        let pairs = map.near_duplicates(0.9999);
+        assert_eq!(pairs.len(), 1, "{pairs:?}");
+        assert_eq!((pairs[0].0, pairs[0].1.index), (10, 40));
+        assert_eq!(map.outliers(1), [25]);
+        let all = map.near_duplicates(-1.0);
+        assert!(all.is_sorted_by(|a, b| a.1.cosine >= b.1.cosine));
+        assert!(
+            all.iter()
+                .all(|(first, second)| (*first as usize) < second.index)
         );
     }
 

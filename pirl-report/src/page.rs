@@ -17,6 +17,11 @@ const DARK: [Color; 10] = [
     [0x5c, 0xc8, 0xd8],
 ];
 
+/// What entry `index` of the colours is in the dark.
+pub(crate) fn dark(index: usize) -> Color {
+    DARK[index % DARK.len()]
+}
+
 /// Each colour that charts are drawn in, with the one that stands for it in the dark.
 pub(crate) fn colors() -> Vec<(String, String)> {
     let plain = [
@@ -32,6 +37,6 @@ pub(crate) fn colors() -> Vec<(String, String)> {
 }
 
 /// As plotters writes colours into an SVG.
-fn hex([red, green, blue]: Color) -> String {
+pub(crate) fn hex([red, green, blue]: Color) -> String {
     format!("#{red:02X}{green:02X}{blue:02X}")
 }

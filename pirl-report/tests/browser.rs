@@ -4,7 +4,9 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use pirl_report::{Chart, FigureReport, FindingReport, RunReport, Series, StudyReport, Table};
+use pirl_report::{
+    Chart, FigureReport, FindingReport, Layout, MapReport, RunReport, Series, StudyReport, Table,
+};
 
 /// A chart with long names and bars.
 fn chart(title: &str) -> Chart {
@@ -98,12 +100,20 @@ fn look(browser: &str, folder: &Path, name: &str, dark: bool) -> String {
     found.unwrap_or_else(|| panic!("{dom}")).to_owned()
 }
 
+/// A browser, if one is installed.
+fn browser() -> Option<&'static str> {
+    let browsers = ["chromium", "chromium-browser", "google-chrome"];
+    let works = |name: &&str| Command::new(name).arg("--version").output().is_ok();
+    let found = browsers.into_iter().find(works);
+    if found.is_none() {
+        eprintln!("no browser is installed: nothing was checked (apt install chromium)");
+    }
+    found
+}
+
 #[test]
 fn pages_fit_a_telephone_and_a_screen_in_light_and_dark() {
-    let browsers = ["chromium", "chromium-browser", "google-chrome"];
-    let works = |name: &&&str| Command::new(name).arg("--version").output().is_ok();
-    let Some(browser) = browsers.iter().find(works) else {
-        eprintln!("no browser is installed: nothing was checked (apt install chromium)");
+    let Some(browser) = browser() else {
         return;
     };
     let folder = tempfile::tempdir().unwrap();
@@ -141,4 +151,88 @@ fn pages_fit_a_telephone_and_a_screen_in_light_and_dark() {
     }
     assert_eq!(grounds[0], grounds[2]);
     assert_ne!(grounds[0], grounds[1], "light and dark");
+}
+
+/// Moves over the map until a point is found, searches, chooses, changes the layout; says what it saw.
+const VISIT: &str = r#"<!doctype html><iframe id="page" src="map.html" style="width:WIDTHpx;height:900px;border:0"></iframe>
+<pre id="found"></pre><script>
+const frame = document.getElementById("page");
+frame.onload = () => setTimeout(() => {
+  const page = frame.contentDocument, $ = id => page.getElementById(id), map = $("map");
+  const view = frame.contentWindow, box = map.getBoundingClientRect();
+  const point = (type, x, y, more) => map.dispatchEvent(new view.PointerEvent(type,
+    { pointerId: 1, clientX: box.left + x, clientY: box.top + y, bubbles: true, ...more }));
+  const inked = () => {
+    const pixels = map.getContext("2d").getImageData(0, 0, map.width, map.height).data;
+    let count = 0;
+    for (let at = 3; at < pixels.length; at += 4) count += pixels[at] > 0;
+    return count;
+  };
+  const seen = new Set();
+  for (let y = 0; y < box.height; y += 6) for (let x = 0; x < box.width; x += 6) {
+    point("pointermove", x, y);
+    if (!$("tip").hidden) seen.add($("what").textContent);
+  }
+  const first = inked();
+  $("search").value = "rings";
+  $("search").dispatchEvent(new view.Event("input"));
+  const said = $("said").textContent;
+  point("pointerdown", 1, 1, { shiftKey: true });
+  point("pointermove", box.width - 1, box.height - 1, { shiftKey: true });
+  point("pointerup", box.width - 1, box.height - 1, { shiftKey: true });
+  const chosen = $("said").textContent, save = $("save").disabled;
+  $("layout").selectedIndex = 1;
+  $("layout").dispatchEvent(new view.Event("change"));
+  map.dispatchEvent(new view.KeyboardEvent("keydown", { key: "+" }));
+  const loaded = view.performance.getEntriesByType("resource").filter(entry => !entry.name.startsWith("data:")).length;
+  document.getElementById("found").textContent =
+    `fits=${page.documentElement.scrollWidth <= WIDTH} seen=${[...seen].sort().join("; ")} said=${said} chosen=${chosen} save=${save} ink=${first > 100} legend=${$("legend").children.length} loaded=${loaded}`;
+}, 300);
+</script>"#;
+
+#[test]
+fn a_map_is_looked_at_searched_and_chosen_from() {
+    let Some(browser) = browser() else {
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let images = folder.path().join("images");
+    for image in 0..6u8 {
+        let class = images.join(["bars", "rings"][usize::from(image) % 2]);
+        fs::create_dir_all(&class).unwrap();
+        let shade = image::RgbImage::from_pixel(24, 24, image::Rgb([40 * image, 90, 200]));
+        shade.save(class.join(format!("{image}.png"))).unwrap();
+    }
+    let pack = folder.path().join("pack");
+    let source = pirl_data::ImageFolder::open(&images).unwrap();
+    pirl_data::pack(&source, &pack, &Default::default(), &mut |_, _| {}).unwrap();
+    let pack = pirl_data::Pack::open(&pack).unwrap();
+    let points = [
+        [0.0, 0.0],
+        [1.0, 0.0],
+        [2.0, 1.0],
+        [0.0, 2.0],
+        [1.0, 3.0],
+        [3.0, 3.0f32],
+    ];
+    let turned = points.map(|[x, y]| [-y, x]);
+    let layouts = [("t-SNE", &points), ("principal components", &turned)];
+    let layouts = layouts.map(|(name, points)| Layout { name, points });
+    let report = MapReport {
+        title: "Pets",
+        facts: Vec::new(),
+        pack: &pack,
+        layouts: &layouts,
+    };
+    fs::write(folder.path().join("map.html"), report.to_html().unwrap()).unwrap();
+    for (width, dark) in [(390, true), (1100, false)] {
+        let visit = VISIT.replace("WIDTH", &width.to_string());
+        fs::write(folder.path().join("visit.html"), visit).unwrap();
+        let found = look(browser, folder.path(), "visit.html", dark);
+        let wanted = format!(
+            "fits=true seen=image 0: bars; image 1: bars; image 2: bars; image 3: rings; image 4: rings; \
+             image 5: rings said=3 found chosen=3 found, 6 chosen save=false ink=true legend=2 loaded=0"
+        );
+        assert_eq!(found, wanted);
+    }
 }

@@ -1,6 +1,7 @@
 //! `pirl analyze`: what a backbone's features are near to, and what moves them.
 
 mod invariance;
+mod map;
 mod neighbours;
 
 use std::fs;
@@ -8,18 +9,23 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use pirl_data::Pack;
-use pirl_eval::weights_fingerprint;
-use pirl_model::ResNet;
+use pirl_eval::{
+    Extraction, FeatureSet, Pool, check_memory, extract_features, feature_bytes,
+    weights_fingerprint,
+};
+use pirl_model::{Layer, ResNet};
 use pirl_recipes::Recipe;
 use serde_json::{Value, json};
 
 use super::eval::{extraction, recompute_batch_norm};
 use crate::args::AnalyzeArgs;
 use crate::output::{print, print_json, write_result};
+use crate::progress::Progress;
 use crate::weights::Weights;
 use crate::{device, weights};
 
 pub(crate) use invariance::invariance;
+pub(crate) use map::map;
 pub(crate) use neighbours::neighbours;
 
 /// A backbone, ready to be looked at.
@@ -53,6 +59,23 @@ impl Network {
             backbone,
             recipe,
         })
+    }
+
+    /// The averages of the layer's maps, of every image of `pack`.
+    fn features(&self, layer: &Layer, pack: &Pack, what: &'static str) -> Result<FeatureSet> {
+        let extraction = Extraction {
+            layers: vec![layer.clone()],
+            pool: Pool::Average,
+            ..extraction(&self.recipe)
+        };
+        let backbone = &self.backbone;
+        check_memory(feature_bytes(backbone, &extraction, pack.len())?, None)?;
+        let mut progress = Progress::new(what, "images", pack.len() as u64, 0);
+        let features = extract_features(backbone, pack, &extraction, &mut |done, _| {
+            progress.at(done as u64, String::new);
+        })?;
+        progress.finish();
+        Ok(features)
     }
 }
 

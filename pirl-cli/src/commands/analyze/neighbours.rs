@@ -2,9 +2,7 @@
 
 use anyhow::{Result, ensure};
 use pirl_data::Pack;
-use pirl_eval::{
-    Extraction, FeatureSet, Pool, check_memory, extract_features, feature_bytes, nearest_neighbours,
-};
+use pirl_eval::nearest_neighbours;
 use pirl_report::neighbour_sheet;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -12,9 +10,8 @@ use serde_json::{Value, json};
 
 use super::{Network, finish, make_folder};
 use crate::args::NeighboursArgs;
-use crate::commands::eval::{describe_pack, extraction};
+use crate::commands::eval::describe_pack;
 use crate::output::write_png;
-use crate::progress::Progress;
 
 const SHEET: &str = "neighbours.png";
 
@@ -33,8 +30,9 @@ pub(crate) fn neighbours(args: &NeighboursArgs) -> Result<()> {
     let queries = draw(pack.len(), args.queries as usize, network.recipe.seed);
 
     let found = {
-        let bank = features(&network, args, searched, "reading the gallery")?;
-        let of_queries = features(&network, args, &pack.select(&queries)?, "reading queries")?;
+        let bank = network.features(&args.layer, searched, "reading the gallery")?;
+        let of_queries =
+            network.features(&args.layer, &pack.select(&queries)?, "reading queries")?;
         let own = gallery.is_none().then_some(&queries[..]);
         let [bank, of_queries] = [&bank, &of_queries].map(|set| &set.layers()[0]);
         nearest_neighbours(of_queries, bank, k, own)?
@@ -95,26 +93,4 @@ fn draw(len: usize, count: usize, seed: u64) -> Vec<u32> {
     let mut drawn: Vec<u32> = drawn.into_iter().map(|index| index as u32).collect();
     drawn.sort_unstable();
     drawn
-}
-
-/// The averages of the layer's maps, of every image of `pack`.
-fn features(
-    network: &Network,
-    args: &NeighboursArgs,
-    pack: &Pack,
-    what: &'static str,
-) -> Result<FeatureSet> {
-    let extraction = Extraction {
-        layers: vec![args.layer.clone()],
-        pool: Pool::Average,
-        ..extraction(&network.recipe)
-    };
-    let backbone = &network.backbone;
-    check_memory(feature_bytes(backbone, &extraction, pack.len())?, None)?;
-    let mut progress = Progress::new(what, "images", pack.len() as u64, 0);
-    let features = extract_features(backbone, pack, &extraction, &mut |done, _| {
-        progress.at(done as u64, String::new);
-    })?;
-    progress.finish();
-    Ok(features)
 }
