@@ -119,6 +119,9 @@ pub struct Distances {
     /// Quantiles by the share of the images below: 0.05, 0.25, 0.5, 0.75 and 0.95; linearly
     /// interpolated.
     pub quantiles: BTreeMap<String, f64>,
+    /// The median as a part of the median distance to another image: networks whose features differ more or
+    /// less from image to image are compared by it. `None` if most images have the same features.
+    pub relative: Option<f64>,
     /// One for each image, in the order of the pack.
     #[serde(skip)]
     pub values: Vec<f64>,
@@ -143,8 +146,13 @@ impl Distances {
             quantiles: [0.05, 0.25, 0.5, 0.75, 0.95]
                 .map(|share| (share.to_string(), quantile(share)))
                 .into(),
+            relative: None,
             values,
         }
+    }
+
+    fn median(&self) -> f64 {
+        self.quantiles.get("0.5").copied().unwrap_or_default()
     }
 }
 
@@ -199,13 +207,18 @@ pub fn invariance(
     let rows: Vec<&[f32]> = plain.chunks_exact(backbone.feature_dim()).collect();
     let next = rows.iter().cycle().skip(1);
     let others = rows.iter().zip(next).map(|(a, b)| distance(a, b)).collect();
+    let others = Distances::new(others);
+    let apart = others.median();
     let names = changes.iter().map(|change| change.name.clone());
+    let distances = distances.into_iter().map(Distances::new);
     let all = names
         .zip(distances)
         .chain([(ANOTHER_IMAGE.to_owned(), others)]);
-    Ok(all
-        .map(|(name, values)| (name, Distances::new(values)))
-        .collect())
+    let relative = |mut found: Distances| {
+        found.relative = (apart > 0.0).then(|| found.median() / apart);
+        found
+    };
+    Ok(all.map(|(name, found)| (name, relative(found))).collect())
 }
 
 fn check_inputs(pack: &Pack, changes: &[Change]) -> Result<(), SettingError> {

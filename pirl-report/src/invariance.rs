@@ -99,6 +99,7 @@ mod tests {
     /// What is drawn depends on the values and the mean alone.
     fn distances(values: &[f64]) -> Distances {
         Distances {
+            relative: None,
             mean: values.iter().sum::<f64>() / values.len() as f64,
             std: 0.0,
             quantiles: BTreeMap::new(),

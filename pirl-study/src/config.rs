@@ -170,6 +170,9 @@ pub enum Measure {
         /// The change, as `pirl analyze invariance` calls it: `crop`, `photometric`, or the pretext
         /// task's name.
         change: String,
+        /// Instead the median, as a part of the median distance to another image.
+        #[serde(default)]
+        relative: bool,
     },
     /// A detector's average precision at an overlap of a half, in percent.
     Detect {},
@@ -473,7 +476,13 @@ impl Measure {
                     on(data)
                 )
             }
-            Self::Invariance { change } => format!("L2 distance after {change}"),
+            Self::Invariance {
+                change,
+                relative: false,
+            } => format!("L2 distance after {change}"),
+            Self::Invariance { change, .. } => {
+                format!("distance after {change}, of that to another image")
+            }
             Self::Detect {} => "detection, AP50 in %".to_owned(),
         }
     }

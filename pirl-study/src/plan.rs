@@ -467,7 +467,10 @@ fn pointer(measure: &Measure, weights: Weights) -> String {
         },
         Measure::Svm { .. } => "/best/map".to_owned(),
         Measure::Finetune { .. } => "/top1".to_owned(),
-        Measure::Invariance { change } => format!("/weights/0/distances/{change}/mean"),
+        Measure::Invariance { change, relative } => {
+            let figure = if *relative { "relative" } else { "mean" };
+            format!("/weights/0/distances/{change}/{figure}")
+        }
         Measure::Detect {} => "/ap50".to_owned(),
     }
 }
