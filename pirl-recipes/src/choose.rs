@@ -65,7 +65,7 @@ pub fn choose(
     let values: BTreeMap<String, Value> = recipe.flat()?.into_iter().collect();
     let choice = |(key, reason): (&'static str, String)| {
         let typed = typed.iter().any(|setting| setting.sets(key));
-        let value = values.get(key).filter(|_| !typed)?.to_string();
+        let value = as_written(values.get(key).filter(|_| !typed)?);
         Some(Choice { key, value, reason })
     };
     let mut choices = vec![Choice {
@@ -135,6 +135,18 @@ fn of_count(recipe: &mut Recipe, images: usize) -> Reasons {
     lowered.map(reason).collect()
 }
 
+/// A value as a recipe would have it: single precision by its few digits.
+fn as_written(value: &Value) -> String {
+    match value {
+        Value::Float(x) if f64::from(*x as f32) == *x => format!("{:?}", *x as f32),
+        Value::Array(values) => {
+            let values: Vec<String> = values.iter().map(as_written).collect();
+            format!("[{}]", values.join(", "))
+        }
+        other => other.to_string(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -173,5 +185,13 @@ mod tests {
         of_views(&mut recipe, &images(32, false));
         assert_eq!(recipe.data.image_size, before.data.image_size);
         assert_eq!(recipe.transform, before.transform);
+    }
+
+    #[test]
+    fn numbers_are_written_as_recipes_have_them() {
+        let mean = [0.487f32, 0.5].map(|x| Value::Float(f64::from(x)));
+        assert_eq!(as_written(&Value::Array(mean.to_vec())), "[0.487, 0.5]");
+        assert_eq!(as_written(&Value::Float(0.0125)), "0.0125");
+        assert_eq!(as_written(&Value::String("a".to_owned())), "\"a\"");
     }
 }
