@@ -38,6 +38,8 @@ pub(crate) enum Command {
     /// Make many runs that differ in a few settings, and compare them: the paper's figures, or a sweep of
     /// one's own
     Study(StudyArgs),
+    /// Write the features of a pack's images for another program
+    Embed(EmbedArgs),
     /// Write a backbone's weights for another program
     Export(ExportArgs),
     /// List the recipes, or print one as TOML
@@ -518,6 +520,34 @@ pub(crate) struct InvarianceArgs {
     /// Images to measure, drawn from the pack
     #[arg(long, value_name = "COUNT", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(2..))]
     pub(crate) images: u32,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct EmbedArgs {
+    /// A run, a file of weights, or `random` for the untrained network of the recipe
+    #[arg(long, value_name = "RUN|FILE.safetensors|FILE.pth|random")]
+    pub(crate) weights: String,
+    /// Images to read, labelled or not
+    #[arg(long, value_name = "PACK")]
+    pub(crate) data: PathBuf,
+    /// The file to write; its ending says the format. Rows are in the pack's order, with number, label and
+    /// class of each image; those of an .npy are in a table beside it
+    #[arg(long, value_name = "FILE.npy|.csv|.safetensors|.parquet")]
+    pub(crate) output: PathBuf,
+    /// Where features are read: conv1, res2 to res5, res5avg, or embedding, what the head f of a run makes
+    /// of them; several with commas. Maps are pooled by eval.pool
+    #[arg(
+        long,
+        value_name = "LAYER,...",
+        value_delimiter = ',',
+        default_value = "res5"
+    )]
+    pub(crate) layer: Vec<Layer>,
+    /// The network's recipe, where --weights is not a run; a file's network is told from its tensors
+    #[arg(long, value_name = "NAME|FILE.toml")]
+    pub(crate) recipe: Option<String>,
+    #[command(flatten)]
+    pub(crate) run: RunArgs,
 }
 
 #[derive(Debug, Args)]

@@ -91,7 +91,7 @@ pub use networks::{Networks, move_to};
 pub use objective::bank::{Bank, MappedFile};
 pub use objective::covariant::Covariant;
 pub use objective::negatives::gather_negatives;
-pub use objective::pirl::{Pirl, PirlBuilder, PirlHeads, Positives, Rows};
+pub use objective::pirl::{Pirl, PirlBuilder, PirlHeads, Positives, Rows, read_image_head};
 pub use objective::sharded::ShardedKind;
 pub use objective::supervised::Supervised;
 pub use objective::{Module, Objective, PartOutcome, Terms};

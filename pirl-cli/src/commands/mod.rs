@@ -5,6 +5,7 @@ pub(crate) mod bench;
 pub(crate) mod compose;
 pub(crate) mod data;
 pub(crate) mod doctor;
+pub(crate) mod embed;
 pub(crate) mod eval;
 pub(crate) mod export;
 pub(crate) mod inspect;
