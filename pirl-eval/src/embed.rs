@@ -8,6 +8,7 @@ mod npy;
 mod parquet;
 mod safetensors;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -15,6 +16,7 @@ use std::path::{Path, PathBuf};
 use pirl_core::file;
 use pirl_data::Pack;
 use pirl_model::{Backbone, Layer};
+use serde::Serialize;
 
 use crate::error::{EvalError, Result};
 use crate::extract::{Extraction, visit_features};
@@ -22,7 +24,8 @@ use crate::feature_set::LayerFeatures;
 use crate::memory::feature_sizes;
 
 /// A format of files of features.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum EmbedFormat {
     /// NumPy's: a `float32` array `(images, features)` of one layer. A table `FILE.labels.csv` beside it has
     /// the columns `index`, `label` and `class`.
@@ -84,17 +87,34 @@ impl fmt::Display for EmbedFormat {
     }
 }
 
-/// What was written by [`embed`].
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// What was written by [`embed`]. Displayed, it is a line that says so.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Embedded {
+    /// The file.
+    pub output: PathBuf,
     /// Its format.
     pub format: EmbedFormat,
     /// Images, which are rows.
     pub images: usize,
     /// Each layer with the number of its features.
-    pub layers: Vec<(Layer, usize)>,
+    pub layers: BTreeMap<Layer, usize>,
     /// The table of labels beside the file, of a format that cannot hold them.
     pub labels: Option<PathBuf>,
+}
+
+impl fmt::Display for Embedded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let layers = self.layers.iter();
+        let layers: Vec<_> = layers
+            .map(|(layer, dim)| format!("{dim} of {layer}"))
+            .collect();
+        let (output, layers) = (self.output.display(), layers.join(", "));
+        write!(f, "{output}: {} images, {layers}", self.images)?;
+        match &self.labels {
+            Some(path) => write!(f, "; labels in {}", path.display()),
+            None => Ok(()),
+        }
+    }
 }
 
 /// What a file says before its first row.
@@ -204,9 +224,10 @@ pub fn embed(
         Ok(sink.finish()?)
     })?;
     Ok(Embedded {
+        output: output.to_owned(),
         format,
         images: header.images,
-        layers,
+        layers: layers.into_iter().collect(),
         labels,
     })
 }
