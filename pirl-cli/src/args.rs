@@ -7,9 +7,8 @@ use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use pirl_data::{Columns, SourceFormat};
 use pirl_eval::Dataset;
-use pirl_model::Layer;
+use pirl_model::{Exporter, Layer, exporters};
 use pirl_recipes::Setting;
-use serde::Serialize;
 
 /// Pre-train a ConvNet on images without labels (PIRL, arXiv:1912.01991) and see what it learned.
 #[derive(Debug, Parser)]
@@ -385,7 +384,7 @@ pub(crate) enum EvalCommand {
 #[derive(Debug, Args)]
 pub(crate) struct EvalArgs {
     /// A run, a file of weights, or `random` for the untrained network of the recipe
-    #[arg(long, value_name = "RUN|FILE.safetensors|FILE.pth|random")]
+    #[arg(long, value_name = "RUN|FILE.safetensors|FILE.pth|FILE.onnx|random")]
     pub(crate) weights: String,
     /// Images to learn from, with labels or, for a detector, annotated objects
     #[arg(long, value_name = "PACK")]
@@ -487,7 +486,7 @@ pub(crate) struct AnalyzeArgs {
 #[derive(Debug, Args)]
 pub(crate) struct NeighboursArgs {
     /// A run, a file of weights, or `random` for the untrained network of the recipe
-    #[arg(long, value_name = "RUN|FILE.safetensors|FILE.pth|random")]
+    #[arg(long, value_name = "RUN|FILE.safetensors|FILE.pth|FILE.onnx|random")]
     pub(crate) weights: String,
     #[command(flatten)]
     pub(crate) analyze: AnalyzeArgs,
@@ -511,7 +510,7 @@ pub(crate) struct InvarianceArgs {
     /// its own; the transformations are those of the first recipe
     #[arg(
         long,
-        value_name = "RUN|FILE.safetensors|FILE.pth|random",
+        value_name = "RUN|FILE.safetensors|FILE.pth|FILE.onnx|random",
         required = true
     )]
     pub(crate) weights: Vec<String>,
@@ -525,7 +524,7 @@ pub(crate) struct InvarianceArgs {
 #[derive(Debug, Args)]
 pub(crate) struct EmbedArgs {
     /// A run, a file of weights, or `random` for the untrained network of the recipe
-    #[arg(long, value_name = "RUN|FILE.safetensors|FILE.pth|random")]
+    #[arg(long, value_name = "RUN|FILE.safetensors|FILE.pth|FILE.onnx|random")]
     pub(crate) weights: String,
     /// Images to read, labelled or not
     #[arg(long, value_name = "PACK")]
@@ -553,17 +552,20 @@ pub(crate) struct EmbedArgs {
 #[derive(Debug, Args)]
 pub(crate) struct ExportArgs {
     /// A run, a file of weights, or `random` for the untrained network of the recipe
-    #[arg(long, value_name = "RUN|FILE.safetensors|FILE.pth|random")]
+    #[arg(long, value_name = "RUN|FILE.safetensors|FILE.pth|FILE.onnx|random")]
     pub(crate) weights: String,
     /// Of a file with several networks, what the names of the one that is meant begin with
     #[arg(long, value_name = "PREFIX")]
     pub(crate) weights_prefix: Option<String>,
-    /// Whose names the tensors get
-    #[arg(long, value_enum)]
-    pub(crate) format: ExportFormat,
-    /// The file to write
-    #[arg(long, value_name = "FILE.safetensors")]
+    /// What to write
+    #[arg(long, value_name = "FORMAT", value_parser = export_format())]
+    pub(crate) format: String,
+    /// The file to write, or the folder, which must not exist
+    #[arg(long, value_name = "FILE|DIR")]
     pub(crate) output: PathBuf,
+    /// result.json of an evaluation of these weights, for the model card of a folder; may be repeated
+    #[arg(long, value_name = "FILE.json")]
+    pub(crate) results: Vec<PathBuf>,
     /// The network's recipe, where --weights is not a run; a file's network is told from its tensors
     #[arg(long, value_name = "NAME|FILE.toml")]
     pub(crate) recipe: Option<String>,
@@ -575,14 +577,10 @@ pub(crate) struct ExportArgs {
     pub(crate) json: bool,
 }
 
-/// What `export` writes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum ExportFormat {
-    /// conv1.weight, layer1.0.conv1.weight, ...: for load_state_dict
-    Torchvision,
-    /// stem.conv1.weight, res2.0.conv1.weight, ... up to res5: for MODEL.WEIGHTS
-    Detectron2,
+/// `--format` of `export`
+fn export_format() -> PossibleValuesParser {
+    let value = |format: &dyn Exporter| PossibleValue::new(format.name()).help(format.title());
+    PossibleValuesParser::new(exporters().map(value))
 }
 
 #[derive(Debug, Args)]

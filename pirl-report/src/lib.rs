@@ -8,6 +8,7 @@
 //! - [`detection_sheet`] and [`precision_recall_chart`]: what a detector found, and how often it was right.
 //! - [`neighbour_sheet`]: images beside those whose features are nearest.
 //! - [`invariance_chart`]: how far changes of an image move its features.
+//! - [`ModelCard`]: the page that goes with exported weights, in Markdown.
 //! - [`png`]: an image as the bytes of a file.
 //!
 //! Nothing else depends on this crate, and it draws nothing by itself: it is given numbers and images, and
@@ -34,6 +35,7 @@ mod detection;
 mod error;
 mod font;
 mod invariance;
+mod model_card;
 mod neighbours;
 mod page;
 mod pen;
@@ -49,9 +51,10 @@ mod tensorboard;
 mod ticks;
 
 pub use chart::Chart;
-pub use detection::{DetectionPanel, detection_sheet, precision_recall_chart};
+pub use detection::{DetectionPanel, detection_sample, detection_sheet, precision_recall_chart};
 pub use error::{ReportError, Result};
 pub use invariance::invariance_chart;
+pub use model_card::{CardResult, ModelCard};
 pub use neighbours::neighbour_sheet;
 pub use png::png;
 pub use preview::preview_sheet;

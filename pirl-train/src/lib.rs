@@ -77,7 +77,7 @@ mod training;
 mod worker;
 
 pub use batches::Batches;
-pub use checkpoint::{BACKBONE, Checkpoints, MODEL, OPTIMIZER, State};
+pub use checkpoint::{BACKBONE, Checkpoints, MODEL, OPTIMIZER, State, run_of};
 pub use collective::{
     Alone, Collective, Join, Pending, Place, Ranks, Threads, alone, join, launched,
 };

@@ -7,7 +7,7 @@ use pirl_data::Pack;
 use pirl_eval::{EmbedFormat, Embedder, Extraction, embed};
 use pirl_model::{Backbone, Layer, Trainable};
 use pirl_train::read_image_head;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::analyze::Network;
 use super::eval::{describe_pack, extraction};
@@ -23,7 +23,7 @@ pub(crate) fn run(args: &EmbedArgs) -> Result<()> {
         layers: args.layer.clone(),
         ..extraction(&network.recipe)
     };
-    let facts = json!({
+    let mut facts = json!({
         "weights": network.facts,
         "data": describe_pack(&args.data, &pack),
         "pool": extraction.pool,
@@ -46,31 +46,14 @@ pub(crate) fn run(args: &EmbedArgs) -> Result<()> {
     );
     progress.finish();
     let found = found.with_context(|| format!("cannot embed {}", args.data.display()))?;
-    if args.run.json {
-        let layers = found.layers.iter();
-        let mut result = facts;
-        result["output"] = json!(args.output);
-        result["format"] = json!(found.format.name());
-        result["images"] = json!(found.images);
-        result["layers"] = layers
-            .map(|(layer, dim)| (layer.to_string(), json!(dim)))
-            .collect();
-        result["labels"] = json!(found.labels);
-        return print_json(&result);
+    if !args.run.json {
+        return print(&found.to_string());
     }
-    let layers = found.layers.iter();
-    let layers: Vec<_> = layers
-        .map(|(layer, dim)| format!("{dim} of {layer}"))
-        .collect();
-    let labels = found.labels.map_or(String::new(), |path| {
-        format!(", labels in {}", path.display())
-    });
-    let output = args.output.display();
-    print(&format!(
-        "{output}: {} images, {}{labels}",
-        found.images,
-        layers.join(", ")
-    ))
+    if let (Value::Object(facts), Value::Object(found)) = (&mut facts, serde_json::to_value(found)?)
+    {
+        facts.extend(found);
+    }
+    print_json(&facts)
 }
 
 /// The network, with the head f on it if its embeddings are asked for.
