@@ -307,6 +307,10 @@ pub(crate) struct PretrainArgs {
     /// be told again
     #[arg(long, value_name = "RUN|FILE.safetensors|FILE.pth")]
     pub(crate) init_weights: Option<String>,
+    /// Command of the shell that gets each line of metrics.jsonl on its standard input, such as a script
+    /// for a tracker of experiments; it neither holds the training up nor ends it
+    #[arg(long, value_name = "COMMAND")]
+    pub(crate) log_command: Option<String>,
     /// How long a rank waits for the others before all end
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration, default_value = "10m")]
     pub(crate) rank_timeout: Duration,

@@ -321,3 +321,22 @@ fn only_known_archives_of_a_data_set_are_read() {
     );
     assert!(!bench.path("cifar").exists());
 }
+
+#[test]
+fn a_log_command_gets_each_line_and_never_ends_a_run() {
+    let bench = Bench::new();
+    bench.pack("pack", 24);
+    let log = ["--log-command", "cat > \"$PIRL_RUN/lines\"; echo done"];
+    let summary = bench.json(&bench.pretrain("run", &log)); // what it prints is not on standard output
+    assert_eq!(summary["steps"], 9);
+    assert_eq!(bench.read("run/lines"), bench.read("run/metrics.jsonl"));
+    assert_eq!(bench.read("run/lines").lines().count(), 9);
+
+    let dies = bench.pretrain("dies", &["--log-command", "exit 3"]);
+    let said = bench.stderr(&dies);
+    assert!(
+        said.contains("log command") && said.contains("exit status: 3"),
+        "{said}"
+    );
+    assert_eq!(bench.losses("dies"), bench.losses("run"));
+}

@@ -3,7 +3,7 @@
 //! - [`Chart`]: curves between two axes, as SVG or as an image.
 //! - [`RunReport`]: the charts and settings of a run on one HTML page that needs nothing else.
 //! - [`StudyReport`]: the figures, tables and findings of a study, likewise.
-//! - [`EventFile`]: the same numbers for TensorBoard.
+//! - [`EventFile`]: the same numbers for TensorBoard; [`RunLog`]: all that is logged of a run.
 //! - [`preview_sheet`]: images as training sees them, with where their views were cut.
 //! - [`detection_sheet`] and [`precision_recall_chart`]: what a detector found, and how often it was right.
 //! - [`neighbour_sheet`]: images beside those whose features are nearest.
@@ -42,6 +42,7 @@ mod pen;
 mod png;
 mod preview;
 mod raster;
+mod run_log;
 mod run_metrics;
 mod run_report;
 mod series;
@@ -58,6 +59,7 @@ pub use model_card::{CardResult, ModelCard};
 pub use neighbours::neighbour_sheet;
 pub use png::png;
 pub use preview::preview_sheet;
+pub use run_log::RunLog;
 pub use run_report::RunReport;
 pub use series::Series;
 pub use study_report::{FigureReport, FindingReport, StudyReport, Table, TableCell};
