@@ -45,6 +45,10 @@ pub(crate) enum Command {
     Recipes(RecipesArgs),
     /// Check every op on this machine against the plain reference, and measure its speed
     Doctor(DoctorArgs),
+    /// Print the script by which a shell completes this command line
+    Completions(CompletionsArgs),
+    /// Write a manual page for this command and each of its commands
+    Man(ManArgs),
 }
 
 #[derive(Debug, Subcommand)]
@@ -623,6 +627,19 @@ pub(crate) struct DoctorArgs {
     /// Print one JSON object on standard output
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CompletionsArgs {
+    /// The shell
+    pub(crate) shell: clap_complete::Shell,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ManArgs {
+    /// Folder for pirl.1, pirl-pretrain.1, ...
+    #[arg(value_name = "DIR")]
+    pub(crate) folder: PathBuf,
 }
 
 #[cfg(test)]

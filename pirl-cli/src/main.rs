@@ -75,6 +75,8 @@ fn run(command: Command) -> Result<()> {
         Command::Embed(args) => commands::embed::run(&args),
         Command::Export(args) => commands::export::run(&args),
         Command::Recipes(args) => commands::recipes::run(&args),
+        Command::Completions(args) => commands::manual::completions(&args),
+        Command::Man(args) => commands::manual::man(&args),
         Command::Doctor(args) => commands::doctor::run(&args),
     }
 }

@@ -9,6 +9,7 @@ pub(crate) mod embed;
 pub(crate) mod eval;
 pub(crate) mod export;
 pub(crate) mod inspect;
+pub(crate) mod manual;
 pub(crate) mod pretrain;
 pub(crate) mod preview;
 pub(crate) mod recipes;
