@@ -43,7 +43,7 @@ pub(crate) struct Loaded {
 }
 
 /// An error if batch norms are `folded`: the network cannot be `done` with what an ONNX file holds.
-pub(crate) fn ensure_whole(folded: bool, file: &str, done: &str) -> Result<()> {
+pub(crate) fn ensure_not_folded(folded: bool, file: &str, done: &str) -> Result<()> {
     ensure!(
         !folded,
         "{file} has no batch norms, which ONNX has folded into the convolutions, and cannot be {done}; take \
@@ -87,7 +87,7 @@ pub(crate) fn load_for(
     let found = file.as_deref().map(|file| weights.read(file)).transpose()?;
     let folded = found.as_ref().is_some_and(|found| found.folded);
     if !as_saved {
-        ensure_whole(
+        ensure_not_folded(
             folded,
             weights.name,
             "given other statistics (eval.precise_batch_norm)",
@@ -138,7 +138,7 @@ pub(crate) fn initial(weights: Weights<'_>, recipe: &Recipe) -> Result<(ResNet, 
     let file = initial_file(weights.name)?;
     let backbone = ResNet::new(&recipe.model, backbone_seed(recipe), &Device::Cpu)?;
     let found = weights.read(&file)?;
-    ensure_whole(found.folded, weights.name, "trained")?;
+    ensure_not_folded(found.folded, weights.name, "trained")?;
     fill(&backbone, &file, &found)?;
     let initial = InitialWeights {
         fingerprint: weights_fingerprint(&backbone)?,

@@ -27,7 +27,7 @@ pub(crate) fn run(args: &ExportArgs) -> Result<()> {
         None,
         &Device::Cpu,
     )?;
-    weights::ensure_whole(loaded.folded, &loaded.origin, "exported")?;
+    weights::ensure_not_folded(loaded.folded, &loaded.origin, "exported")?;
     let (backbone, recipe) = (&loaded.backbone, &loaded.recipe);
     format.check(&recipe.model)?;
     let fingerprint = weights_fingerprint(backbone)?;

@@ -10,7 +10,7 @@ use super::schema::{FLOAT, GraphProto, ModelProto, TensorProto};
 use super::{FEATURES, IMAGES, model_of};
 use crate::engine::Norm;
 use crate::error::{ModelError, Result};
-use crate::resnet::ResNet;
+use crate::resnet::{ResNet, parameter_count};
 use crate::weights::{PRECISE, Shapes, infer};
 
 /// The weights of a ResNet's graph, under torchvision's names: what was folded into convolutions is their
@@ -49,6 +49,14 @@ impl OnnxFile {
             .map(|(name, (shape, _))| ((*name).to_owned(), shape.clone()))
             .collect();
         let config = infer(&shapes).map_err(refused)?;
+        // Before a network is made that a few names in a small file ask for.
+        let (found, all) = (numbers(&graph), parameter_count(&config)?);
+        if found < all / 2 {
+            let network = config.network();
+            return Err(refused(format!(
+                "its tensors have {found} numbers, too few for a network of {network}, which has {all}"
+            )));
+        }
         let own = model_of(&ResNet::new(&config, 0, &Device::Cpu)?, Vec::new())?;
         compare(&graph, &own.graph.unwrap_or_default()).map_err(refused)?;
         let mut state = HashMap::new();
@@ -75,6 +83,16 @@ impl OnnxFile {
             precise_batch_norm,
         })
     }
+}
+
+/// How many numbers the tensors of a graph have.
+fn numbers(graph: &GraphProto) -> usize {
+    let bytes: usize = graph
+        .initializer
+        .iter()
+        .map(|tensor| tensor.raw_data.len())
+        .sum();
+    bytes / size_of::<f32>()
 }
 
 /// The name of the batch norm after the convolution `conv`.
@@ -341,6 +359,20 @@ mod tests {
             "conv1.weight",
         );
         refused(&|graph| graph.initializer.clear(), "resnet10");
+        refused(
+            &|graph| {
+                graph
+                    .initializer
+                    .retain(|tensor| tensor.name.ends_with("conv1.weight"));
+                graph
+                    .initializer
+                    .retain(|tensor| !tensor.name.starts_with("layer4"));
+                let mut last = graph.initializer[0].clone();
+                last.name = "layer4.0.conv1.weight".to_owned();
+                graph.initializer.push(last);
+            },
+            "too few",
+        );
         let read = |bytes: &[u8]| {
             OnnxFile::read(Path::new("a.onnx"), bytes)
                 .err()

@@ -35,7 +35,7 @@ pub(crate) fn detect(args: &DetectArgs) -> Result<()> {
         prefix: run.weights_prefix.as_deref(),
     };
     let loaded = weights::load(file, recipe, &run.settings, run.seed, &device)?;
-    weights::ensure_whole(loaded.folded, &loaded.origin, "fine-tuned")?;
+    weights::ensure_not_folded(loaded.folded, &loaded.origin, "fine-tuned")?;
     let Loaded {
         backbone,
         recipe,
