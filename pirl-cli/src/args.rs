@@ -7,9 +7,8 @@ use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use pirl_data::{Columns, SourceFormat};
 use pirl_eval::Dataset;
-use pirl_model::Layer;
+use pirl_model::{Exporter, Layer, exporters};
 use pirl_recipes::Setting;
-use serde::Serialize;
 
 /// Pre-train a ConvNet on images without labels (PIRL, arXiv:1912.01991) and see what it learned.
 #[derive(Debug, Parser)]
@@ -38,12 +37,18 @@ pub(crate) enum Command {
     /// Make many runs that differ in a few settings, and compare them: the paper's figures, or a sweep of
     /// one's own
     Study(StudyArgs),
+    /// Write the features of a pack's images for another program
+    Embed(EmbedArgs),
     /// Write a backbone's weights for another program
     Export(ExportArgs),
     /// List the recipes, or print one as TOML
     Recipes(RecipesArgs),
     /// Check every op on this machine against the plain reference, and measure its speed
     Doctor(DoctorArgs),
+    /// Print the script by which a shell completes this command line
+    Completions(CompletionsArgs),
+    /// Write a manual page for this command and each of its commands
+    Man(ManArgs),
 }
 
 #[derive(Debug, Subcommand)]
@@ -306,6 +311,10 @@ pub(crate) struct PretrainArgs {
     /// be told again
     #[arg(long, value_name = "RUN|FILE.safetensors|FILE.pth")]
     pub(crate) init_weights: Option<String>,
+    /// Command of the shell that gets each line of metrics.jsonl on its standard input, such as a script
+    /// for a tracker of experiments; it neither holds the training up nor ends it
+    #[arg(long, value_name = "COMMAND")]
+    pub(crate) log_command: Option<String>,
     /// How long a rank waits for the others before all end
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration, default_value = "10m")]
     pub(crate) rank_timeout: Duration,
@@ -383,7 +392,7 @@ pub(crate) enum EvalCommand {
 #[derive(Debug, Args)]
 pub(crate) struct EvalArgs {
     /// A run, a file of weights, or `random` for the untrained network of the recipe
-    #[arg(long, value_name = "RUN|FILE.safetensors|FILE.pth|random")]
+    #[arg(long, value_name = "RUN|FILE.safetensors|FILE.pth|FILE.onnx|random")]
     pub(crate) weights: String,
     /// Images to learn from, with labels or, for a detector, annotated objects
     #[arg(long, value_name = "PACK")]
@@ -487,7 +496,7 @@ pub(crate) struct AnalyzeArgs {
 #[derive(Debug, Args)]
 pub(crate) struct NeighboursArgs {
     /// A run, a file of weights, or `random` for the untrained network of the recipe
-    #[arg(long, value_name = "RUN|FILE.safetensors|FILE.pth|random")]
+    #[arg(long, value_name = "RUN|FILE.safetensors|FILE.pth|FILE.onnx|random")]
     pub(crate) weights: String,
     #[command(flatten)]
     pub(crate) analyze: AnalyzeArgs,
@@ -529,7 +538,7 @@ pub(crate) struct InvarianceArgs {
     /// its own; the transformations are those of the first recipe
     #[arg(
         long,
-        value_name = "RUN|FILE.safetensors|FILE.pth|random",
+        value_name = "RUN|FILE.safetensors|FILE.pth|FILE.onnx|random",
         required = true
     )]
     pub(crate) weights: Vec<String>,
@@ -541,19 +550,50 @@ pub(crate) struct InvarianceArgs {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct EmbedArgs {
+    /// A run, a file of weights, or `random` for the untrained network of the recipe
+    #[arg(long, value_name = "RUN|FILE.safetensors|FILE.pth|FILE.onnx|random")]
+    pub(crate) weights: String,
+    /// Images to read, labelled or not
+    #[arg(long, value_name = "PACK")]
+    pub(crate) data: PathBuf,
+    /// The file to write; its ending says the format. Rows are in the pack's order, with number, label and
+    /// class of each image; those of an .npy are in a table beside it
+    #[arg(long, value_name = "FILE.npy|.csv|.safetensors|.parquet")]
+    pub(crate) output: PathBuf,
+    /// Where features are read: conv1, res2 to res5, res5avg, or embedding, what the head f of a run makes
+    /// of them; several with commas. Maps are pooled by eval.pool
+    #[arg(
+        long,
+        value_name = "LAYER,...",
+        value_delimiter = ',',
+        default_value = "res5"
+    )]
+    pub(crate) layer: Vec<Layer>,
+    /// The network's recipe, where --weights is not a run; a file's network is told from its tensors
+    #[arg(long, value_name = "NAME|FILE.toml")]
+    pub(crate) recipe: Option<String>,
+    #[command(flatten)]
+    pub(crate) run: RunArgs,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct ExportArgs {
     /// A run, a file of weights, or `random` for the untrained network of the recipe
-    #[arg(long, value_name = "RUN|FILE.safetensors|FILE.pth|random")]
+    #[arg(long, value_name = "RUN|FILE.safetensors|FILE.pth|FILE.onnx|random")]
     pub(crate) weights: String,
     /// Of a file with several networks, what the names of the one that is meant begin with
     #[arg(long, value_name = "PREFIX")]
     pub(crate) weights_prefix: Option<String>,
-    /// Whose names the tensors get
-    #[arg(long, value_enum)]
-    pub(crate) format: ExportFormat,
-    /// The file to write
-    #[arg(long, value_name = "FILE.safetensors")]
+    /// What to write
+    #[arg(long, value_name = "FORMAT", value_parser = export_format())]
+    pub(crate) format: String,
+    /// The file to write, or the folder, which must not exist
+    #[arg(long, value_name = "FILE|DIR")]
     pub(crate) output: PathBuf,
+    /// result.json of an evaluation of these weights, for the model card of a folder; may be repeated
+    #[arg(long, value_name = "FILE.json")]
+    pub(crate) results: Vec<PathBuf>,
     /// The network's recipe, where --weights is not a run; a file's network is told from its tensors
     #[arg(long, value_name = "NAME|FILE.toml")]
     pub(crate) recipe: Option<String>,
@@ -565,14 +605,10 @@ pub(crate) struct ExportArgs {
     pub(crate) json: bool,
 }
 
-/// What `export` writes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum ExportFormat {
-    /// conv1.weight, layer1.0.conv1.weight, ...: for load_state_dict
-    Torchvision,
-    /// stem.conv1.weight, res2.0.conv1.weight, ... up to res5: for MODEL.WEIGHTS
-    Detectron2,
+/// `--format` of `export`
+fn export_format() -> PossibleValuesParser {
+    let value = |format: &dyn Exporter| PossibleValue::new(format.name()).help(format.title());
+    PossibleValuesParser::new(exporters().map(value))
 }
 
 #[derive(Debug, Args)]
@@ -611,6 +647,19 @@ pub(crate) struct DoctorArgs {
     /// Print one JSON object on standard output
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CompletionsArgs {
+    /// The shell
+    pub(crate) shell: clap_complete::Shell,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ManArgs {
+    /// Folder for pirl.1, pirl-pretrain.1, ...
+    #[arg(value_name = "DIR")]
+    pub(crate) folder: PathBuf,
 }
 
 #[cfg(test)]

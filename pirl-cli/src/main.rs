@@ -52,7 +52,7 @@ fn main() -> ExitCode {
 fn run(command: Command) -> Result<()> {
     if matches!(
         command,
-        Command::Eval(_) | Command::Analyze(_) | Command::Study(_)
+        Command::Eval(_) | Command::Analyze(_) | Command::Embed(_) | Command::Study(_)
     ) {
         ranks::ensure_alone()?;
     }
@@ -73,8 +73,11 @@ fn run(command: Command) -> Result<()> {
         Command::Analyze(AnalyzeCommand::Invariance(args)) => commands::analyze::invariance(&args),
         Command::Analyze(AnalyzeCommand::Map(args)) => commands::analyze::map(&args),
         Command::Study(args) => commands::study::run(&args),
+        Command::Embed(args) => commands::embed::run(&args),
         Command::Export(args) => commands::export::run(&args),
         Command::Recipes(args) => commands::recipes::run(&args),
+        Command::Completions(args) => commands::manual::completions(&args),
+        Command::Man(args) => commands::manual::man(&args),
         Command::Doctor(args) => commands::doctor::run(&args),
     }
 }

@@ -3,13 +3,13 @@
 //! Pre-training, fine-tuning, linear probes on random crops and detectors all run here, by
 //! [`pirl_train::run`], so they behave alike.
 
-use anyhow::{Result, bail};
+use anyhow::{Error, Result, bail};
 use pirl_core::FolderLock;
 use pirl_recipes::Recipe;
-use pirl_report::EventFile;
+use pirl_report::RunLog;
 use pirl_train::{
-    BoxError, Checkpoints, Ended, Health, Identity, Metric, MetricsFile, Observer, Row, RunOptions,
-    Step, TrainError, Training, resume, run, save,
+    BoxError, Checkpoints, Ended, Health, Identity, Metric, Observer, Row, RunOptions, Step,
+    TrainError, Training, resume, run, save,
 };
 
 use crate::interrupt::{Interrupt, Interrupted};
@@ -25,6 +25,8 @@ pub(crate) struct Session<'a> {
     interrupt: Interrupt,
     /// How to go on after an interruption.
     resume_command: String,
+    /// What is handed each line that is logged.
+    pub(crate) log_command: Option<&'a str>,
 }
 
 /// What a folder keeps of a training.
@@ -87,12 +89,18 @@ impl<'a> Session<'a> {
             kept,
             interrupt: Interrupt::install()?,
             resume_command,
+            log_command: None,
         })
     }
 
     /// What Ctrl-C sets.
     pub(crate) fn interrupt(&self) -> &Interrupt {
         &self.interrupt
+    }
+
+    fn open_log(&self, kept: &Kept, done: u64) -> Result<RunLog, BoxError> {
+        let (folder, metrics) = (kept.folder.path(), kept.folder.metrics());
+        RunLog::open(folder, &metrics, done, self.log_command)
     }
 
     /// Runs the training to its last step. An interrupted one is saved, and an error that says how to
@@ -104,7 +112,7 @@ impl<'a> Session<'a> {
         let (done, steps) = (training.done(), training.steps());
         let mut display = Display {
             log: match &self.kept {
-                Some(kept) => Some(Log::open(&kept.folder, done)?),
+                Some(kept) => Some(self.open_log(kept, done).map_err(Error::from_boxed)?),
                 None => None,
             },
             health: Health::new(steps / training.steps_per_epoch().max(1)),
@@ -119,6 +127,7 @@ impl<'a> Session<'a> {
         let checkpoints = self.kept.as_ref().map(|kept| &kept.checkpoints);
         let ended = run(training, checkpoints, &options, &mut display);
         display.progress.finish();
+        display.log.into_iter().for_each(RunLog::finish);
         let ended = ended.map_err(|error| way_out(error.into()))?;
         if let Some(kept) = &self.kept {
             report::write(&kept.folder)?;
@@ -182,47 +191,9 @@ fn way_out(error: anyhow::Error) -> anyhow::Error {
     }
 }
 
-/// What is written of a training while it runs.
-struct Log {
-    metrics: MetricsFile,
-    events: EventFile,
-}
-
-impl Log {
-    fn open(folder: &RunDir, done: u64) -> Result<Self> {
-        Ok(Self {
-            metrics: MetricsFile::open(&folder.metrics(), done)?,
-            events: EventFile::create(folder.path(), done)?,
-        })
-    }
-
-    fn write(&mut self, row: &Row) -> Result<()> {
-        self.metrics.write(row)?;
-        let mut points = vec![
-            ("loss/total".to_owned(), row.loss),
-            ("lr".to_owned(), row.lr as f32),
-            (
-                "speed/images_per_second".to_owned(),
-                row.images_per_second as f32,
-            ),
-            ("speed/data_wait".to_owned(), row.data_wait as f32),
-        ];
-        for (key, metric) in &row.metrics {
-            if let Metric::Real(value) = metric {
-                points.push((key.replacen("loss_", "loss/", 1), *value));
-            }
-        }
-        let points: Vec<_> = points
-            .iter()
-            .map(|(tag, value)| (tag.as_str(), *value))
-            .collect();
-        Ok(self.events.scalars(row.step, &points)?)
-    }
-}
-
 /// Shows and logs the steps of a training.
 struct Display<'a, T: Training> {
-    log: Option<Log>,
+    log: Option<RunLog>,
     health: Health,
     progress: Progress,
     interrupt: &'a Interrupt,
@@ -248,7 +219,7 @@ impl<T: Training> Observer<T> for Display<'_, T> {
             tracing::warn!("epoch {}: {trouble}", row.epoch);
         }
         match &mut self.log {
-            Some(log) => Ok(log.write(row)?),
+            Some(log) => log.write(row),
             None => Ok(()),
         }
     }

@@ -2,12 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Error, Result, bail};
+use anyhow::{Context, Error, Result, bail, ensure};
 use candle_core::Device;
 use pirl_eval::weights_fingerprint;
 use pirl_model::{BackboneWeights, Filled, ModelConfig, ModelError, ResNet, read_backbone_under};
 use pirl_recipes::{Recipe, Setting, backbone_seed};
-use pirl_train::{BACKBONE, Checkpoints, InitialWeights, MODEL};
+use pirl_train::{BACKBONE, Checkpoints, InitialWeights, MODEL, run_of};
 
 use crate::run_dir::RunDir;
 
@@ -36,6 +36,20 @@ pub(crate) struct Loaded {
     /// On how many plain images its batch-norm statistics were computed before they were saved, unless
     /// the command line says on how many they are to be.
     pub(crate) precise_batch_norm: Option<usize>,
+    /// Whether it is a run's, and the recipe that of its pre-training.
+    pub(crate) of_run: bool,
+    /// See [`BackboneWeights::folded`].
+    pub(crate) folded: bool,
+}
+
+/// An error if batch norms are `folded`: the network cannot be `done` with what an ONNX file holds.
+pub(crate) fn ensure_not_folded(folded: bool, file: &str, done: &str) -> Result<()> {
+    ensure!(
+        !folded,
+        "{file} has no batch norms, which ONNX has folded into the convolutions, and cannot be {done}; take \
+         the run or the file of weights that it was exported from"
+    );
+    Ok(())
 }
 
 /// Loads `--weights`: the folder of a run, which has its own recipe and whose newest checkpoint is
@@ -71,7 +85,16 @@ pub(crate) fn load_for(
         .any(|set| set.sets("eval.precise_batch_norm"));
     let (file, own_recipe) = find(weights.name, as_saved)?;
     let found = file.as_deref().map(|file| weights.read(file)).transpose()?;
+    let folded = found.as_ref().is_some_and(|found| found.folded);
+    if !as_saved {
+        ensure_not_folded(
+            folded,
+            weights.name,
+            "given other statistics (eval.precise_batch_norm)",
+        )?;
+    }
     let own_recipe = own_recipe.map(|path| path.to_string_lossy().into_owned());
+    let of_run = own_recipe.is_some();
     let mut recipe = match (recipe.map(str::to_owned).or(own_recipe), &found) {
         (Some(name), _) => Recipe::load_adjusted(&name, adjust, settings)?,
         (None, Some(found)) => {
@@ -93,6 +116,9 @@ pub(crate) fn load_for(
     if let Some(seed) = seed {
         recipe.seed = seed;
     }
+    if folded {
+        recipe.eval.precise_batch_norm = 0;
+    }
     let backbone = ResNet::new(&recipe.model, backbone_seed(&recipe), device)?;
     let filled = file.as_ref().zip(found.as_ref());
     let filled = filled.map(|(file, found)| fill(&backbone, file, found));
@@ -102,6 +128,8 @@ pub(crate) fn load_for(
         origin: file.map_or("random".to_owned(), |file| file.display().to_string()),
         tensors: filled.transpose()?,
         precise_batch_norm: found.and_then(|found| found.precise_batch_norm.filter(|_| as_saved)),
+        of_run,
+        folded,
     })
 }
 
@@ -109,7 +137,9 @@ pub(crate) fn load_for(
 pub(crate) fn initial(weights: Weights<'_>, recipe: &Recipe) -> Result<(ResNet, InitialWeights)> {
     let file = initial_file(weights.name)?;
     let backbone = ResNet::new(&recipe.model, backbone_seed(recipe), &Device::Cpu)?;
-    fill(&backbone, &file, &weights.read(&file)?)?;
+    let found = weights.read(&file)?;
+    ensure_not_folded(found.folded, weights.name, "trained")?;
+    fill(&backbone, &file, &found)?;
     let initial = InitialWeights {
         fingerprint: weights_fingerprint(&backbone)?,
         path: std::path::absolute(&file).unwrap_or(file),
@@ -135,7 +165,11 @@ fn find(weights: &str, precise: bool) -> Result<(Option<PathBuf>, Option<PathBuf
         return Ok((None, None));
     }
     if path.is_file() {
-        return Ok((Some(path.to_owned()), recipe_beside(path)));
+        let config = run_of(path).map(|run| run.join("config.toml"));
+        return Ok((
+            Some(path.to_owned()),
+            config.filter(|config| config.is_file()),
+        ));
     }
     if !path.is_dir() {
         bail!("--weights {weights}: no such run or file; or is `random` meant?");
@@ -162,14 +196,4 @@ fn fill(backbone: &ResNet, file: &Path, found: &BackboneWeights) -> Result<Fille
     let filled = filled.with_context(|| format!("loading {}", file.display()))?;
     eprintln!("{}: {filled}", file.display());
     Ok(filled)
-}
-
-/// The recipe of the run that a checkpoint's file lies in: RUN/checkpoints/step-N/model.safetensors.
-fn recipe_beside(file: &Path) -> Option<PathBuf> {
-    let (checkpoint, checkpoints) = (file.parent()?, file.parent()?.parent()?);
-    let named =
-        |path: &Path, start: &str| path.file_name()?.to_str()?.strip_prefix(start).map(drop);
-    named(checkpoint, "step-").and(named(checkpoints, "checkpoints"))?;
-    let config = checkpoints.parent()?.join("config.toml");
-    config.is_file().then_some(config)
 }

@@ -321,3 +321,53 @@ fn only_known_archives_of_a_data_set_are_read() {
     );
     assert!(!bench.path("cifar").exists());
 }
+
+#[test]
+fn completions_and_manual_pages_know_every_command() {
+    let bench = Bench::new();
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let script = bench.pirl(&["completions", shell]).success();
+        let script = String::from_utf8_lossy(&script.get_output().stdout).into_owned();
+        for part in ["pretrain", "log-command"] {
+            assert!(script.contains(part), "{shell}: {part}");
+        }
+    }
+    bench.pirl(&["completions", "tcsh"]).code(2);
+    bench.pirl(&["man", "man1"]).success();
+    let page = bench.read("man1/pirl-export.1");
+    assert!(
+        page.contains("hugging\\-face") && page.contains(".TH pirl-export 1"),
+        "{page}"
+    );
+    for command in ["pirl", "pirl-data-pack", "pirl-eval-knn", "pirl-embed"] {
+        assert!(
+            bench.path(&format!("man1/{command}.1")).is_file(),
+            "{command}"
+        );
+    }
+    std::fs::write(bench.path("file"), "").unwrap();
+    assert!(
+        bench
+            .fails(&["man", "file"])
+            .contains("cannot write to file")
+    );
+}
+
+#[test]
+fn a_log_command_gets_each_line_and_never_ends_a_run() {
+    let bench = Bench::new();
+    bench.pack("pack", 24);
+    let log = ["--log-command", "cat > \"$PIRL_RUN/lines\"; echo done"];
+    let summary = bench.json(&bench.pretrain("run", &log)); // what it prints is not on standard output
+    assert_eq!(summary["steps"], 9);
+    assert_eq!(bench.read("run/lines"), bench.read("run/metrics.jsonl"));
+    assert_eq!(bench.read("run/lines").lines().count(), 9);
+
+    let dies = bench.pretrain("dies", &["--log-command", "exit 3"]);
+    let said = bench.stderr(&dies);
+    assert!(
+        said.contains("log command") && said.contains("exit status: 3"),
+        "{said}"
+    );
+    assert_eq!(bench.losses("dies"), bench.losses("run"));
+}

@@ -342,3 +342,102 @@ fn a_run_begins_at_the_features_of_its_initial_weights() {
     );
     assert!(!bench.path("new").exists());
 }
+
+#[test]
+fn exports_for_other_programs_are_read_back() {
+    let bench = Bench::new();
+    bench.pack("pack", 24);
+    let stem = ["--set", "train.epochs=1", "--set", "model.stem=imagenet"];
+    bench.pirl(&bench.pretrain("run", &stem)).success();
+    let measured = knn(&bench, "run", &["--out", "knn"]);
+
+    // A folder with a page that says what it is and what it is worth.
+    let results = ["--results", "knn/result.json"];
+    bench
+        .pirl(&export("run", "hugging-face", "folder", &results))
+        .success();
+    let card = bench.read("folder/README.md");
+    let top1 = format!(
+        "top-1 {:.1} |",
+        measured["chosen"]["top1"].as_f64().unwrap()
+    );
+    for part in [
+        "library_name: transformers",
+        "nearest neighbours on",
+        &top1,
+        "[bank]\ndim = 16",
+    ] {
+        assert!(card.contains(part), "{part}: {card}");
+    }
+    let back = export(
+        "folder/model.safetensors",
+        "torchvision",
+        "a.safetensors",
+        &[],
+    );
+    bench.pirl(&back).success();
+    bench
+        .pirl(&export("run", "torchvision", "b.safetensors", &[]))
+        .success();
+    assert!(tensors(&bench.path("a.safetensors")) == tensors(&bench.path("b.safetensors")));
+
+    // ONNX: half the tensors, and the same features.
+    let exported = bench.json(&export("run", "onnx", "a.onnx", &[]));
+    assert_eq!(exported["tensors"], 2 * 20);
+    let embed = |weights, output, more: &[&str]| {
+        let arguments = [
+            "embed",
+            "--weights",
+            weights,
+            "--data",
+            "pack",
+            "--output",
+            output,
+        ];
+        bench.pirl(&[&arguments[..], more].concat()).success();
+        let tensors = tensors(&bench.path(output));
+        let words = tensors["res5"].chunks(4);
+        words
+            .map(|word| f32::from_le_bytes(word.try_into().unwrap()))
+            .collect::<Vec<f32>>()
+    };
+    let sizes = ["--set", "eval.resize=16", "--set", "data.image_size=16"];
+    let (own, of_onnx) = (
+        embed("run", "run.safetensors", &[]),
+        embed("a.onnx", "onnx.safetensors", &sizes),
+    );
+    assert_eq!(own.len(), 24 * 128);
+    assert!(own.iter().zip(&of_onnx).all(|(a, b)| (a - b).abs() < 1e-4));
+    assert_eq!(knn(&bench, "a.onnx", &sizes)["model"], measured["model"]);
+
+    let refused = |arguments: &[&str], wanted: &[&str]| {
+        let message = bench.fails(arguments);
+        for part in wanted {
+            assert!(message.contains(part), "{part}: {message}");
+        }
+    };
+    let other = export("random", "hugging-face", "other", &results);
+    let other = [&other[..], &["--recipe", "run/config.toml"]].concat();
+    refused(&other, &["knn/result.json", "of other weights"]);
+    assert!(!bench.path("other").exists());
+    let again = export("run", "hugging-face", "folder", &[]);
+    refused(&again, &["folder", "exists already"]);
+    refused(
+        &export("run", "timm", "timm", &[]),
+        &["model.width = 1", "--format torchvision"],
+    );
+    let folded = ["a.onnx", "no batch norms", "exported from"];
+    refused(
+        &export("a.onnx", "torchvision", "c.safetensors", &[]),
+        &folded,
+    );
+    let train = ["--train", "pack", "--test", "pack", "--weights", "a.onnx"];
+    refused(&[&["eval", "finetune"], &train[..]].concat(), &folded);
+    let statistics = ["--set", "eval.precise_batch_norm=8"];
+    refused(
+        &[&["eval", "knn"], &train[..], &statistics].concat(),
+        &folded,
+    );
+    let init = ["--init-weights", "a.onnx", "--set", "model.stem=imagenet"];
+    refused(&bench.pretrain("new", &init), &folded);
+}

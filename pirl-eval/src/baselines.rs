@@ -73,7 +73,7 @@ impl BaselineInputs<'_> {
     ///
     /// # Errors
     /// Those of [`extract_features`], of [`recompute_batch_norm`] and of the probe;
-    /// [`EvalError::Cache`].
+    /// [`EvalError::Write`].
     pub fn evaluate<P: Probe>(
         &self,
         probe: &P,

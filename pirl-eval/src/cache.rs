@@ -29,7 +29,7 @@ impl FeatureCache {
     /// A cache in `folder`, which is created if it does not exist.
     ///
     /// # Errors
-    /// [`EvalError::Cache`] if it cannot be created.
+    /// [`EvalError::Write`] if it cannot be created.
     pub fn new(folder: &Path) -> Result<Self> {
         fs::create_dir_all(folder).map_err(|error| failed(folder, &error))?;
         Ok(Self {
@@ -41,7 +41,7 @@ impl FeatureCache {
     /// depend on), pack and settings; if there are none, those that `extract` returns, which are stored.
     ///
     /// # Errors
-    /// Those of `extract`; [`EvalError::Cache`] if its result cannot be written.
+    /// Those of `extract`; [`EvalError::Write`] if its result cannot be written.
     pub fn get_or_extract(
         &self,
         weights: &str,
@@ -190,7 +190,7 @@ fn view<'a>(dtype: Dtype, shape: &[usize], bytes: &'a [u8], path: &Path) -> Resu
 }
 
 fn failed(path: &Path, reason: &dyn std::fmt::Display) -> EvalError {
-    EvalError::Cache {
+    EvalError::Write {
         path: path.to_owned(),
         reason: reason.to_string(),
     }

@@ -34,7 +34,7 @@ pub use box_coder::BoxCoder;
 pub use boxes::{BBox, IouMatrix, area, clip, iou, is_larger_than, pairwise_iou};
 pub use coco_metrics::{CocoReport, coco_metrics};
 pub use config::{DetectConfig, DetectOptim, DetectTest, InputConfig, RoiConfig, RpnConfig};
-pub use detection::Detection;
+pub use detection::{CocoResult, Detection};
 pub use detector::DetectLosses;
 pub use matcher::{MatchLabel, Matcher, Matches};
 pub use nms::{batched_nms, nms, nms_reference};

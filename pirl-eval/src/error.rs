@@ -173,9 +173,17 @@ pub enum EvalError {
         /// What is wrong with it.
         reason: String,
     },
-    /// The cache of features cannot be written.
+    /// A file of features cannot be written in the format of its ending.
+    #[error("{path}: {reason}")]
+    EmbedFile {
+        /// The file.
+        path: PathBuf,
+        /// What it cannot hold, and the way out.
+        reason: String,
+    },
+    /// A file of features, or the folder for them, cannot be written.
     #[error("cannot write {path}: {reason}")]
-    Cache {
+    Write {
         /// The file or folder.
         path: PathBuf,
         /// The system's reason.

@@ -56,21 +56,10 @@ pub fn extract_features(
     extraction: &Extraction,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<FeatureSet> {
-    let total = pack.len();
     let mut found: Vec<(Layer, usize, Vec<f32>)> = Vec::new();
-    let mut labels = Vec::with_capacity(total);
-    let batches = eval_batches(
-        pack,
-        &extraction.view,
-        extraction.batch_size,
-        extraction.workers,
-        &backbone.device(),
-    )?;
-    for batch in batches {
-        let (images, batch_labels) = batch?;
-        let first = labels.len();
+    let mut labels = Vec::with_capacity(pack.len());
+    visit_features(backbone, pack, extraction, &mut |read, batch_labels| {
         labels.extend(batch_labels);
-        let read = read_features(backbone, &images, extraction, |row| first + row)?;
         for (place, features) in read.into_iter().enumerate() {
             match found.get_mut(place) {
                 Some((_, _, values)) => values.extend(features.into_values()),
@@ -81,8 +70,9 @@ pub fn extract_features(
                 )),
             }
         }
-        progress(labels.len(), total);
-    }
+        progress(labels.len(), pack.len());
+        Ok(())
+    })?;
     let rows = labels.len();
     let layers = found.into_iter().map(|(layer, cells, values)| {
         let dim = values.len() / rows.max(1);
@@ -93,6 +83,31 @@ pub fn extract_features(
         labels,
         pack.class_names().to_vec(),
     )
+}
+
+/// Reads the features of every image of `pack` in its order, and hands those of each batch to `visit`, with
+/// the labels of its images.
+pub(crate) fn visit_features(
+    backbone: &dyn Backbone,
+    pack: &Pack,
+    extraction: &Extraction,
+    visit: &mut dyn FnMut(Vec<LayerFeatures>, Vec<Option<u32>>) -> Result<()>,
+) -> Result<()> {
+    let batches = eval_batches(
+        pack,
+        &extraction.view,
+        extraction.batch_size,
+        extraction.workers,
+        &backbone.device(),
+    )?;
+    let mut first = 0;
+    for batch in batches {
+        let (images, labels) = batch?;
+        let read = read_features(backbone, &images, extraction, |row| first + row)?;
+        first += labels.len();
+        visit(read, labels)?;
+    }
+    Ok(())
 }
 
 /// The pooled features of a batch of images, `(b, 3, h, w)`, at each of the extraction's layers, in

@@ -13,7 +13,8 @@
 //! [`detect`] makes it the trunk of a detector.
 //!
 //! Two analyses are for people to look at: [`nearest_neighbours`] finds similar images, and
-//! [`invariance()`] measures how far a change of an image moves its features.
+//! [`invariance()`] measures how far a change of an image moves its features. [`embed()`] writes the features
+//! of a pack to a file for other programs; [`Embedder`] has the embeddings of the head f among its layers.
 //!
 //! ```
 //! use pirl_eval::{FeatureSet, Knn, KnnConfig, LayerFeatures, LinearConfig, LinearProbe, Probe};
@@ -41,6 +42,8 @@ mod baselines;
 mod cache;
 mod config;
 pub mod detect;
+mod embed;
+mod embedder;
 mod error;
 mod extract;
 mod feature_set;
@@ -64,6 +67,8 @@ mod table;
 pub use baselines::{BaselineInputs, Baselines, Untrained, WithBaselines, pixel_features};
 pub use cache::{FeatureCache, weights_fingerprint};
 pub use config::EvalConfig;
+pub use embed::{EmbedFormat, Embedded, embed};
+pub use embedder::Embedder;
 pub use error::{EvalError, Result};
 pub use extract::{Extraction, extract_features, recompute_batch_norm};
 pub use feature_set::{FeatureSet, LayerFeatures};

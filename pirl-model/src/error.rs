@@ -116,6 +116,27 @@ pub enum ModelError {
         /// The cause.
         reason: String,
     },
+    /// A file is not the ONNX export of a ResNet.
+    #[error("{path}: {reason}")]
+    Onnx {
+        /// The file.
+        path: PathBuf,
+        /// What it is instead.
+        reason: String,
+    },
+    /// A format cannot hold a network.
+    #[error(
+        "{format} cannot hold a network of {network}: {reason}; export it with --format torchvision or onnx, \
+         which hold any"
+    )]
+    NotExportable {
+        /// The format.
+        format: &'static str,
+        /// The network, by its keys in a recipe.
+        network: String,
+        /// What the format has instead.
+        reason: String,
+    },
     /// A file of weights does not hold one backbone of this crate's.
     #[error("{path}: {reason}")]
     NoBackbone {

@@ -39,9 +39,11 @@ mod config;
 pub mod cuda;
 mod engine;
 mod error;
+mod export;
 mod heads;
 mod layer;
 mod mode;
+mod onnx;
 pub mod ops;
 mod optim;
 mod params;
@@ -57,6 +59,7 @@ pub use backbone::Backbone;
 pub use c4::{C4, C4Config, C4Norm};
 pub use config::{Arch, HeadKind, ModelConfig, Precision, Stem};
 pub use error::ModelError;
+pub use export::{Export, ExportView, Exporter, exporter, exporters};
 pub use heads::{ClassifierHead, Head, JigsawHead, ProjectionHead, l2_normalize};
 pub use layer::Layer;
 pub use mode::Mode;
@@ -73,6 +76,6 @@ pub use trainable::Trainable;
 pub use upload::Upload;
 pub use weights::load::LoadReport;
 pub use weights::{
-    BackboneWeights, Filled, detectron2_names, load_state_dict, read_backbone, read_backbone_under,
-    save_backbone, save_state_dict, save_tensors, state_dict, strip_prefix,
+    BackboneWeights, Filled, load_state_dict, read_backbone, read_backbone_under, save_backbone,
+    save_state_dict, save_tensors, state_dict, strip_prefix,
 };

@@ -402,7 +402,8 @@ impl Init {
 /// Collects the parameters and batch norms of a module while it is described.
 #[derive(Debug)]
 pub(crate) struct Builder {
-    rng: ChaCha8Rng,
+    /// `None`: parameters are counted, and have no values.
+    rng: Option<ChaCha8Rng>,
     params: Vec<Param>,
     values: Vec<f32>,
     norms: Vec<RunningNorm>,
@@ -412,6 +413,17 @@ pub(crate) struct Builder {
 impl Builder {
     /// All initial values are drawn from `rng`, in the order of the parameters.
     pub(crate) fn new(rng: ChaCha8Rng) -> Self {
+        Self::with(Some(rng))
+    }
+
+    /// How many numbers the parameters have that `describe` describes, none of which is drawn.
+    pub(crate) fn count(describe: impl FnOnce(&mut Self) -> Result<()>) -> Result<usize> {
+        let mut builder = Self::with(None);
+        describe(&mut builder)?;
+        Ok(builder.params.iter().map(Param::elements).sum())
+    }
+
+    fn with(rng: Option<ChaCha8Rng>) -> Self {
         Self {
             rng,
             params: Vec::new(),
@@ -447,9 +459,10 @@ impl Builder {
             decay,
             trained: true,
         };
-        let rng = &mut self.rng;
-        self.values
-            .extend((0..param.elements()).map(|_| init.sample(rng)));
+        if let Some(rng) = &mut self.rng {
+            let drawn = (0..param.elements()).map(|_| init.sample(rng));
+            self.values.extend(drawn);
+        }
         self.params.push(param);
         ParamId(self.params.len() - 1)
     }

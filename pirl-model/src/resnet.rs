@@ -116,6 +116,16 @@ impl ResNet {
         self.traced.buffers()
     }
 
+    /// What it does, by an engine that writes it down rather than computing it.
+    pub(crate) fn record<E: Engine>(
+        &self,
+        engine: &mut E,
+        images: &E::Value,
+        show: &mut dyn FnMut(Layer, &E::Value),
+    ) -> Result<E::Value> {
+        self.traced.network().forward(engine, images, show)
+    }
+
     fn check(&self, images: &Tensor) -> Result<()> {
         match *images.dims() {
             [b, 3, h, w] if b > 0 && h > 0 && w > 0 => Ok(()),
@@ -164,6 +174,11 @@ impl Trainable for ResNet {
     fn buffer_sets(&self) -> Vec<Buffers> {
         vec![self.buffers().clone()]
     }
+}
+
+/// Parameters of the network of `config`, batch norms' included.
+pub(crate) fn parameter_count(config: &ModelConfig) -> Result<usize> {
+    Builder::count(|builder| ResNetLayers::new(config, builder).map(drop))
 }
 
 /// The outputs of the four stages.

@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use pirl_model::{
-    Arch, Backbone, BackboneWeights, Mode, ModelConfig, ModelError, ResNet, Stem, Trainable,
-    detectron2_names, read_backbone, read_backbone_under, save_backbone, save_tensors,
+    Arch, Backbone, BackboneWeights, Export, ExportView, Mode, ModelConfig, ModelError, ResNet,
+    Stem, Trainable, exporter, load_state_dict, read_backbone, read_backbone_under, save_backbone,
+    save_tensors,
 };
 
 const CPU: Device = Device::Cpu;
@@ -124,9 +125,26 @@ fn bits(state: &HashMap<String, Tensor>) -> HashMap<String, (DType, Vec<u64>)> {
 #[test]
 fn both_exports_come_back_bit_for_bit_under_any_prefix() {
     let folder = tempfile::tempdir().unwrap();
-    let own = state(&small(1));
+    let exported = small(1);
+    let own = state(&exported);
     let expected = bits(&own);
-    let renamed = detectron2_names(own.clone());
+    let path = folder.path().join("renamed.safetensors");
+    let export = Export {
+        backbone: &exported,
+        precise_batch_norm: None,
+        view: ExportView {
+            resize: 40,
+            crop: 32,
+            mean: [0.5; 3],
+            std: [0.25; 3],
+        },
+        card: "",
+    };
+    exporter("detectron2")
+        .unwrap()
+        .write(&export, &path)
+        .unwrap();
+    let renamed = load_state_dict(&path).unwrap();
     assert_eq!(renamed.len(), own.len());
     assert!(renamed.contains_key("res5.2.conv3.norm.running_var"));
     for (name, exported) in [("torchvision", own), ("detectron2", renamed)] {

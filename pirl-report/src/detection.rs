@@ -1,6 +1,6 @@
 //! What a detector found, to look at: boxes on images, and curves of precision and recall.
 
-use pirl_data::{Image, Objects};
+use pirl_data::{Image, Objects, Pack};
 use pirl_eval::detect::{Detection, VocReport};
 
 use crate::canvas::{Canvas, FAINT, INK, WHITE, color, tag_height};
@@ -58,6 +58,34 @@ pub fn detection_sheet(
         "dashed: annotated; in colours: found, with class and score, of at least {least_score:.2}"
     );
     framed(&caption(&sheet, &legend, LEGEND, FAINT)?, FRAME)
+}
+
+/// A [`detection_sheet`] of at most 24 images of `pack`, evenly over it, with the detections of a score of at
+/// least 0.5 among those in each image of the pack.
+///
+/// # Errors
+/// As [`detection_sheet`]; [`ReportError::Data`] for an image that does not decode.
+pub fn detection_sample(pack: &Pack, detections: &[Vec<Detection>]) -> Result<Image> {
+    const SHOWN: usize = 24;
+    const LEAST_SCORE: f32 = 0.5;
+    let count = pack.len().min(SHOWN);
+    let shown: Vec<(Image, Objects, &[Detection])> = (0..count)
+        .map(|place| {
+            let index = place * pack.len() / count;
+            let objects = pack.objects(index).unwrap_or_default();
+            let found = detections.get(index).map_or(&[][..], Vec::as_slice);
+            Ok((pack.decode(index)?, objects, found))
+        })
+        .collect::<Result<_>>()?;
+    let panels: Vec<DetectionPanel> = shown
+        .iter()
+        .map(|(image, objects, detections)| DetectionPanel {
+            image,
+            objects,
+            detections,
+        })
+        .collect();
+    detection_sheet(&panels, pack.class_names(), LEAST_SCORE)
 }
 
 fn draw(panel: &DetectionPanel<'_>, classes: &[String], least_score: f32) -> Result<Image> {

@@ -65,8 +65,14 @@ pub enum ReportError {
         /// The library's reason.
         reason: String,
     },
-    /// The page of a run cannot be written.
-    #[error("cannot write the page of a run: {0}")]
+    /// A file is no result of an evaluation.
+    #[error("{path} is not the result.json of an evaluation: it lacks its figures or its packs")]
+    NoResult {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A page cannot be written.
+    #[error("cannot write the page: {0}")]
     Page(#[from] askama::Error),
     /// The operating system refused to write a file.
     #[error("cannot write {path}: {source}")]

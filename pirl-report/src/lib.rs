@@ -3,11 +3,12 @@
 //! - [`Chart`]: curves between two axes, as SVG or as an image.
 //! - [`RunReport`]: the charts and settings of a run on one HTML page that needs nothing else.
 //! - [`StudyReport`]: the figures, tables and findings of a study, likewise.
-//! - [`EventFile`]: the same numbers for TensorBoard.
+//! - [`EventFile`]: the same numbers for TensorBoard; [`RunLog`]: all that is logged of a run.
 //! - [`preview_sheet`]: images as training sees them, with where their views were cut.
 //! - [`detection_sheet`] and [`precision_recall_chart`]: what a detector found, and how often it was right.
 //! - [`neighbour_sheet`]: images beside those whose features are nearest.
 //! - [`invariance_chart`]: how far changes of an image move its features.
+//! - [`ModelCard`]: the page that goes with exported weights, in Markdown.
 //! - [`png`]: an image as the bytes of a file.
 //!
 //! Nothing else depends on this crate, and it draws nothing by itself: it is given numbers and images, and
@@ -35,12 +36,14 @@ mod error;
 mod font;
 mod invariance;
 mod map_report;
+mod model_card;
 mod neighbours;
 mod page;
 mod pen;
 mod png;
 mod preview;
 mod raster;
+mod run_log;
 mod run_metrics;
 mod run_report;
 mod series;
@@ -50,13 +53,15 @@ mod tensorboard;
 mod ticks;
 
 pub use chart::Chart;
-pub use detection::{DetectionPanel, detection_sheet, precision_recall_chart};
+pub use detection::{DetectionPanel, detection_sample, detection_sheet, precision_recall_chart};
 pub use error::{ReportError, Result};
 pub use invariance::invariance_chart;
 pub use map_report::{Layout, MapReport};
+pub use model_card::{CardResult, ModelCard};
 pub use neighbours::neighbour_sheet;
 pub use png::png;
 pub use preview::preview_sheet;
+pub use run_log::RunLog;
 pub use run_report::RunReport;
 pub use series::Series;
 pub use study_report::{FigureReport, FindingReport, StudyReport, Table, TableCell};

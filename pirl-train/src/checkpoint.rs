@@ -23,6 +23,15 @@ pub(crate) const BANK: &str = "bank.safetensors";
 const STATE: &str = "state.json";
 const FORMAT: u32 = 1;
 
+/// The folder of the run that a checkpoint's file lies in: RUN of RUN/checkpoints/step-N/model.safetensors.
+pub fn run_of(file: &Path) -> Option<&Path> {
+    let (checkpoint, checkpoints) = (file.parent()?, file.parent()?.parent()?);
+    let named =
+        |path: &Path, start: &str| path.file_name()?.to_str()?.strip_prefix(start).map(drop);
+    named(checkpoint, "step-").and(named(checkpoints, "checkpoints"))?;
+    checkpoints.parent()
+}
+
 /// What a checkpoint holds beside its tensors. All randomness of a run derives from its seed and
 /// the step, so that these two are its generators' state.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

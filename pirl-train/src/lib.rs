@@ -64,6 +64,7 @@ mod health;
 mod identity;
 mod initial_weights;
 mod learner;
+mod log_command;
 mod metrics_file;
 mod networks;
 mod objective;
@@ -77,7 +78,7 @@ mod training;
 mod worker;
 
 pub use batches::Batches;
-pub use checkpoint::{BACKBONE, Checkpoints, MODEL, OPTIMIZER, State};
+pub use checkpoint::{BACKBONE, Checkpoints, MODEL, OPTIMIZER, State, run_of};
 pub use collective::{
     Alone, Collective, Join, Pending, Place, Ranks, Threads, alone, join, launched,
 };
@@ -86,12 +87,13 @@ pub use health::{Health, Trouble};
 pub use identity::Identity;
 pub use initial_weights::InitialWeights;
 pub use learner::{Learner, LearnerBuilder, StepLosses};
+pub use log_command::LogCommand;
 pub use metrics_file::MetricsFile;
 pub use networks::{Networks, move_to};
 pub use objective::bank::{Bank, MappedFile};
 pub use objective::covariant::Covariant;
 pub use objective::negatives::gather_negatives;
-pub use objective::pirl::{Pirl, PirlBuilder, PirlHeads, Positives, Rows};
+pub use objective::pirl::{Pirl, PirlBuilder, PirlHeads, Positives, Rows, read_image_head};
 pub use objective::sharded::ShardedKind;
 pub use objective::supervised::Supervised;
 pub use objective::{Module, Objective, PartOutcome, Terms};

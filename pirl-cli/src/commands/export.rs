@@ -1,67 +1,97 @@
 //! `pirl export`
 
-use anyhow::{Context, Result, bail};
-use candle_core::Device;
-use pirl_model::{Stem, Trainable, detectron2_names, save_backbone};
-use pirl_recipes::Recipe;
-use serde_json::json;
+use std::fs;
+use std::path::Path;
 
-use crate::args::{ExportArgs, ExportFormat};
+use anyhow::{Context, Result, ensure};
+use candle_core::Device;
+use pirl_eval::weights_fingerprint;
+use pirl_model::{Export, ExportView, exporter};
+use pirl_report::{CardResult, ModelCard};
+use serde_json::{Value, json};
+
+use crate::args::ExportArgs;
 use crate::output::{print, print_json};
 use crate::weights::{self, Weights};
 
 pub(crate) fn run(args: &ExportArgs) -> Result<()> {
-    let recipe = args.recipe.as_deref();
+    let format = exporter(&args.format).context("--format")?;
     let file = Weights {
         name: &args.weights,
         prefix: args.weights_prefix.as_deref(),
     };
-    let loaded = weights::load(file, recipe, &args.settings, None, &Device::Cpu)?;
+    let loaded = weights::load(
+        file,
+        args.recipe.as_deref(),
+        &args.settings,
+        None,
+        &Device::Cpu,
+    )?;
+    weights::ensure_not_folded(loaded.folded, &loaded.origin, "exported")?;
     let (backbone, recipe) = (&loaded.backbone, &loaded.recipe);
-    let mut state = backbone.state()?;
-    if args.format == ExportFormat::Detectron2 {
-        if recipe.model.stem != Stem::Imagenet {
-            bail!(
-                "detectron2's ResNets begin with a 7x7 convolution and a max-pool, but these weights \
-                 are of {}; export them with --format torchvision",
-                recipe.model.network()
-            );
-        }
-        state = detectron2_names(state);
-    }
-    save_backbone(&args.output, &state, loaded.precise_batch_norm)
+    format.check(&recipe.model)?;
+    let fingerprint = weights_fingerprint(backbone)?;
+    let results = args.results.iter().map(|path| result(path, &fingerprint));
+    let results: Vec<CardResult> = results.collect::<Result<_>>()?;
+    let view = recipe.eval_view();
+    let mut export = Export {
+        backbone,
+        precise_batch_norm: loaded.precise_batch_norm,
+        view: ExportView {
+            resize: view.resize,
+            crop: view.crop,
+            mean: view.mean,
+            std: view.std,
+        },
+        card: "",
+    };
+    let usage = format.usage(&export, &args.output);
+    let settings = loaded.of_run.then(|| recipe.to_toml()).transpose()?;
+    let card = ModelCard {
+        title: &format!("{} of {}", recipe.model.arch, args.weights),
+        format: format.name(),
+        network: &recipe.model.network(),
+        weights: &loaded.origin,
+        precise_batch_norm: loaded.precise_batch_norm,
+        usage: &usage,
+        view,
+        results: &results,
+        recipe: settings.as_deref(),
+    };
+    let card = card.to_markdown()?;
+    export.card = &card;
+    let tensors = format
+        .write(&export, &args.output)
         .with_context(|| format!("cannot export to {}", args.output.display()))?;
     if args.json {
         return print_json(&json!({
             "output": args.output,
             "format": args.format,
-            "tensors": state.len(),
+            "tensors": tensors,
             "model": { "arch": recipe.model.arch, "width": recipe.model.width, "stem": recipe.model.stem },
             "weights": loaded.origin,
             "precise_batch_norm": loaded.precise_batch_norm,
             "read": loaded.tensors,
         }));
     }
-    let output = args.output.display();
-    let use_it = match args.format {
-        ExportFormat::Torchvision => format!(
-            "network.load_state_dict(safetensors.torch.load_file(\"{output}\"), strict=False)  \
-             # lacks fc alone"
-        ),
-        ExportFormat::Detectron2 => detectron2_use(&output.to_string(), recipe),
-    };
-    print(&format!("{output}: {} tensors\n{use_it}", state.len()))
+    print(&format!(
+        "{}: {tensors} tensors\n{usage}",
+        args.output.display()
+    ))
 }
 
-/// How detectron2 gets to use the file: it reads pickles, and needs to know how images look.
-fn detectron2_use(output: &str, recipe: &Recipe) -> String {
-    let pixels = |values: [f32; 3]| values.map(|x| format!("{:.3}", 255.0 * x)).join(", ");
-    format!(
-        "torch.save({{\"model\": safetensors.torch.load_file(\"{output}\"), \
-         \"matching_heuristics\": True}}, \"backbone.pth\")\n\
-         MODEL.WEIGHTS backbone.pth  MODEL.RESNETS.STRIDE_IN_1X1 False  INPUT.FORMAT RGB\n\
-         MODEL.PIXEL_MEAN [{}]  MODEL.PIXEL_STD [{}]",
-        pixels(recipe.data.mean),
-        pixels(recipe.data.std)
-    )
+/// A row of the model card, of an evaluation of the weights with this fingerprint.
+fn result(path: &Path, weights: &str) -> Result<CardResult> {
+    let text = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let result: Value =
+        serde_json::from_slice(&text).with_context(|| format!("{} is not JSON", path.display()))?;
+    let row = CardResult::of(path, &result)?;
+    let found = &result["weights"];
+    ensure!(
+        found["fingerprint"] == weights,
+        "{} is of other weights, {}: give --results of those that are exported",
+        path.display(),
+        found["path"]
+    );
+    Ok(row)
 }

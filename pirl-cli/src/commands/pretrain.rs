@@ -206,7 +206,7 @@ impl Command<'_> {
             learner.backbone().load(&backbone.state()?)?;
         }
         let mut training = inputs.pretraining(learner)?;
-        let session = Session::open(
+        let mut session = Session::open(
             &mut training,
             self.folder.clone(),
             &recipe,
@@ -214,6 +214,7 @@ impl Command<'_> {
             self.args.resume,
             format!(":\n  {}", resume_command(self.args)),
         )?;
+        session.log_command = self.args.log_command.as_deref();
         self.company.log_to(&self.args.out)?;
         training.begin()?;
         prepare(&mut training, &session)?;
@@ -400,8 +401,10 @@ fn resume_command(args: &PretrainArgs) -> String {
         "cpu" => String::new(),
         other => format!(" --device {other}"),
     };
+    let log = args.log_command.as_deref().map(|it| quoted(Path::new(it)));
+    let log = log.map_or(String::new(), |it| format!(" --log-command {it}"));
     format!(
-        "pirl pretrain --recipe {} --data {} --out {} --resume{device}",
+        "pirl pretrain --recipe {} --data {} --out {} --resume{device}{log}",
         quoted(&args.out.join("config.toml")),
         quoted(&args.data),
         quoted(&args.out)

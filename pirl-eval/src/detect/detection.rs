@@ -18,6 +18,38 @@ pub struct Detection {
     pub score: f32,
 }
 
+/// A detection as COCO's tools take it; in JSON it has their keys.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct CocoResult {
+    /// The image's place in the pack.
+    pub image_id: usize,
+    /// The class.
+    pub category_id: usize,
+    /// Left, top, width and height, in pixels of the image.
+    pub bbox: [f32; 4],
+    /// The probability of that class.
+    pub score: f32,
+}
+
+impl CocoResult {
+    /// The detections in each image of a pack.
+    pub fn of(detections: &[Vec<Detection>]) -> Vec<Self> {
+        let images = detections.iter().enumerate();
+        images
+            .flat_map(|(image, found)| found.iter().map(move |found| (image, found)))
+            .map(|(image_id, found)| {
+                let [x0, y0, x1, y1] = found.bbox;
+                Self {
+                    image_id,
+                    category_id: found.label,
+                    bbox: [x0, y0, x1 - x0, y1 - y0],
+                    score: found.score,
+                }
+            })
+            .collect()
+    }
+}
+
 /// Checks the arguments of both metrics: the same number of images on both sides, existing classes,
 /// finite numbers.
 pub(super) fn check(

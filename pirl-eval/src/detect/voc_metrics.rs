@@ -6,6 +6,7 @@
 //! first; detectron2's sort leaves that open.
 
 use std::collections::{BTreeMap, HashSet};
+use std::fmt;
 
 use pirl_data::Objects;
 use rayon::prelude::*;
@@ -42,6 +43,28 @@ pub struct VocReport {
     pub ap75: f64,
     /// By name.
     pub per_class: BTreeMap<String, VocClass>,
+}
+
+impl fmt::Display for VocReport {
+    /// A table with a line for each class, and the means.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let longest = self.per_class.keys().map(String::len).max();
+        let width = longest.unwrap_or(0).max("class".len());
+        writeln!(f, "{:width$}  objects      AP    AP50    AP75", "class")?;
+        for (name, class) in &self.per_class {
+            writeln!(
+                f,
+                "{name:width$}  {:>7}  {:>6.2}  {:>6.2}  {:>6.2}",
+                class.objects, class.ap, class.ap50, class.ap75
+            )?;
+        }
+        let Self { ap, ap50, ap75, .. } = self;
+        writeln!(
+            f,
+            "{:width$}  {:>7}  {ap:>6.2}  {ap50:>6.2}  {ap75:>6.2}",
+            "all", ""
+        )
+    }
 }
 
 /// The average precisions of a class, in percent.

@@ -15,12 +15,13 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
 use crate::config::ModelConfig;
 use crate::error::{ModelError, Result};
+use crate::onnx::OnnxFile;
 use crate::trainable::Trainable;
 use load::shapes;
-use names::Shapes;
 use pth::Pth;
 
 pub use fill::Filled;
+pub(crate) use names::{Names, Shapes, infer};
 
 /// Saves modules in one safetensors file, each under its prefix (empty, or ending in a dot).
 /// The file is written under another name, synced and renamed: it is complete, or as it was.
@@ -69,9 +70,10 @@ pub fn save_backbone(
 }
 
 /// Key of the metadata of a backbone with precise batch-norm statistics: the number of images.
-const PRECISE: &str = "precise_batch_norm";
+pub(crate) const PRECISE: &str = "precise_batch_norm";
 
-fn save(
+/// As [`save_tensors`], with `metadata`.
+pub(crate) fn save(
     path: &Path,
     tensors: &HashMap<String, Tensor>,
     metadata: Option<HashMap<String, String>>,
@@ -165,6 +167,9 @@ pub struct BackboneWeights {
     pub left_over: Vec<String>,
     /// On how many plain images its batch-norm statistics were computed, if [`save_backbone`] noted so.
     pub precise_batch_norm: Option<usize>,
+    /// Whether its batch norms were folded into its convolutions, as in an ONNX file. In evaluation mode the
+    /// network does what it did; trained, or with other statistics, it would be another.
+    pub folded: bool,
 }
 
 /// Finds a ResNet in a file of weights and reads it, on the CPU.
@@ -175,13 +180,16 @@ pub struct BackboneWeights {
 /// torchvision's (or timm's, which are the same), whatever they begin with: VISSL's
 /// `classy_state_dict.base_model.model.trunk._feature_blocks.`, PyContrast's `model.module.encoder.`,
 /// MoCo's `state_dict.module.encoder_q.`, `module.` of `DataParallel`; or in detectron2's
-/// (`stem.conv1.weight`, `res2.0.conv1.weight`, ...). A momentum encoder beside it is passed over.
+/// (`stem.conv1.weight`, `res2.0.conv1.weight`, ...); or in transformers'
+/// (`encoder.stages.0.layers.0.layer.0.convolution.weight`). An `.onnx` file is one that [`Exporter`](crate::Exporter)
+/// `onnx` wrote. A momentum encoder beside it is passed over.
 ///
 /// Nothing in a file is ever run: a pickle that names a function or class which is no part of a state
 /// dict is refused.
 ///
 /// # Errors
-/// [`ModelError::Io`], [`ModelError::Format`] or [`ModelError::Pth`] for a file that cannot be read;
+/// [`ModelError::Io`], [`ModelError::Format`], [`ModelError::Pth`] or [`ModelError::Onnx`] for a file that
+/// cannot be read;
 /// [`ModelError::NoBackbone`] if it holds none, several, or a network that this crate does not have;
 /// [`ModelError::NotFinite`] if a weight is no finite number.
 pub fn read_backbone(path: &Path) -> Result<BackboneWeights> {
@@ -232,6 +240,7 @@ pub fn read_backbone_under(path: &Path, prefix: Option<&str>) -> Result<Backbone
         others,
         left_over,
         precise_batch_norm: file.precise_batch_norm(),
+        folded: matches!(file, WeightsFile::Onnx(_)),
     })
 }
 
@@ -247,11 +256,9 @@ fn is_finite(tensor: &Tensor) -> Result<bool> {
     Ok(numbers.iter().all(|number| number.is_finite()))
 }
 
-/// The tensors of a backbone under detectron2's names, as its `R-50.pkl` has them (`stem.conv1.weight`,
-/// `stem.conv1.norm.weight`, `res2.0.conv1.weight`, `res2.0.shortcut.weight`, up to `res5`), from
-/// torchvision's. Tensors of no backbone are left out.
-pub fn detectron2_names(state: HashMap<String, Tensor>) -> HashMap<String, Tensor> {
-    let renamed = |(name, tensor): (String, Tensor)| Some((names::to_detectron2(&name)?, tensor));
+/// The tensors of a backbone under other names, from torchvision's. Tensors of no backbone are left out.
+pub(crate) fn renamed(state: HashMap<String, Tensor>, names: Names) -> HashMap<String, Tensor> {
+    let renamed = |(name, tensor): (String, Tensor)| Some((names.of_torchvision(&name)?, tensor));
     state.into_iter().filter_map(renamed).collect()
 }
 
@@ -262,6 +269,7 @@ enum WeightsFile {
         precise_batch_norm: Option<usize>,
     },
     Pth(Pth),
+    Onnx(OnnxFile),
 }
 
 impl WeightsFile {
@@ -270,6 +278,7 @@ impl WeightsFile {
         let ending = path.extension().and_then(|ending| ending.to_str());
         Ok(match ending {
             Some(ending) if PYTORCH.contains(&ending) => Self::Pth(Pth::open(path)?),
+            Some("onnx") => Self::Onnx(OnnxFile::read(path, &read(path)?)?),
             _ => {
                 let data = read(path)?;
                 let (_, header) =
@@ -292,13 +301,14 @@ impl WeightsFile {
             Self::Safetensors {
                 precise_batch_norm, ..
             } => *precise_batch_norm,
+            Self::Onnx(onnx) => onnx.precise_batch_norm,
             Self::Pth(_) => None,
         }
     }
 
     fn shapes(&self) -> Shapes {
         match self {
-            Self::Safetensors { state, .. } => shapes(state),
+            Self::Safetensors { state, .. } | Self::Onnx(OnnxFile { state, .. }) => shapes(state),
             Self::Pth(pth) => {
                 let shape = |(name, shape): (&str, &[usize])| (name.to_owned(), shape.to_vec());
                 pth.shapes().map(shape).collect()
@@ -308,7 +318,7 @@ impl WeightsFile {
 
     fn read<'a>(&self, names: impl Iterator<Item = &'a str>) -> Result<HashMap<String, Tensor>> {
         match self {
-            Self::Safetensors { state, .. } => Ok(names
+            Self::Safetensors { state, .. } | Self::Onnx(OnnxFile { state, .. }) => Ok(names
                 .filter_map(|name| Some((name.to_owned(), state.get(name)?.clone())))
                 .collect()),
             Self::Pth(pth) => pth.read(names),

@@ -6,26 +6,64 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::config::{Arch, ModelConfig, Stem};
 
 /// Names and shapes of a state dict.
-pub(super) type Shapes = BTreeMap<String, Vec<usize>>;
+pub(crate) type Shapes = BTreeMap<String, Vec<usize>>;
 
 /// Where the tensors of a backbone lie among others.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Place {
     /// What their names begin with; empty, or ending in a dot.
     pub(super) prefix: String,
-    /// Whether they are detectron2's.
-    pub(super) detectron2: bool,
+    /// Whose names they are after that.
+    pub(super) names: Names,
+}
+
+/// Whose names tensors have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Names {
+    /// Torchvision's, and timm's: `layer1.0.conv1.weight`.
+    Torchvision,
+    /// Detectron2's, as its R-50.pkl has them: `res2.0.conv1.weight`, `res2.0.shortcut.norm.running_var`.
+    Detectron2,
+    /// Those of Hugging Face's transformers: `encoder.stages.0.layers.0.layer.0.convolution.weight`.
+    HuggingFace,
+}
+
+impl Names {
+    const ALL: [Self; 3] = [Self::Torchvision, Self::Detectron2, Self::HuggingFace];
+
+    /// The name of a tensor that every ResNet has.
+    fn sign(self) -> &'static str {
+        match self {
+            Self::Torchvision => "layer1.0.conv1.weight",
+            Self::Detectron2 => "res2.0.conv1.weight",
+            Self::HuggingFace => "encoder.stages.0.layers.0.layer.0.convolution.weight",
+        }
+    }
+
+    /// The name that torchvision's `name` has there; `None` if it is no part of a backbone.
+    pub(super) fn of_torchvision(self, name: &str) -> Option<String> {
+        match self {
+            Self::Torchvision => is_of_backbone(name).then(|| name.to_owned()),
+            Self::Detectron2 => to_detectron2(name),
+            Self::HuggingFace => to_hugging_face(name),
+        }
+    }
+
+    /// The name that `name` has at torchvision's; `None` if it is no part of a backbone.
+    fn to_torchvision(self, name: &str) -> Option<String> {
+        let name = match self {
+            Self::Torchvision => Some(name.to_owned()),
+            Self::Detectron2 => from_detectron2(name),
+            Self::HuggingFace => from_hugging_face(name),
+        }?;
+        is_of_backbone(&name).then_some(name)
+    }
 }
 
 impl Place {
     /// Torchvision's name of the tensor `name`, if it is one of this backbone.
     pub(super) fn torchvision_name(&self, name: &str) -> Option<String> {
-        let name = name.strip_prefix(&self.prefix)?;
-        let name = match self.detectron2 {
-            true => from_detectron2(name)?,
-            false => name.to_owned(),
-        };
-        is_of_backbone(&name).then_some(name)
+        self.names.to_torchvision(name.strip_prefix(&self.prefix)?)
     }
 }
 
@@ -44,15 +82,11 @@ pub(super) fn find(names: &Shapes, wanted: Option<&str>) -> Result<(Place, Vec<S
             .filter(|p| p.is_empty() || p.ends_with('.'))
             .collect()
     };
-    let torchvision = ending("layer1.0.conv1.weight");
-    let detectron2 = ending("res2.0.conv1.weight");
-    let all = torchvision
-        .into_iter()
-        .map(|prefix| (prefix, false))
-        .chain(detectron2.into_iter().map(|prefix| (prefix, true)));
-    let mut places: Vec<_> = all
-        .map(|(prefix, detectron2)| Place { prefix, detectron2 })
-        .collect();
+    let place = |names: Names| {
+        let places = ending(names.sign()).into_iter();
+        places.map(move |prefix| Place { prefix, names })
+    };
+    let mut places: Vec<_> = Names::ALL.into_iter().flat_map(place).collect();
     let mut others: Vec<String> = places.iter().map(|place| place.prefix.clone()).collect();
     let mut without = |place: &Place| {
         others.retain(|prefix| *prefix != place.prefix);
@@ -111,7 +145,7 @@ fn is_of_backbone(name: &str) -> bool {
 
 /// The network whose state dict has these names and shapes, as far as they tell. An error says, as
 /// the end of a message, what none of this crate's networks has.
-pub(super) fn infer(state: &Shapes) -> Result<ModelConfig, String> {
+pub(crate) fn infer(state: &Shapes) -> Result<ModelConfig, String> {
     let shape = |name: &str| state.get(name).map(Vec::as_slice);
     let blocks = [1, 2, 3, 4].map(|stage| {
         (0..)
@@ -169,7 +203,7 @@ pub(super) fn infer(state: &Shapes) -> Result<ModelConfig, String> {
 
 /// Detectron2's name of a tensor of a backbone, as its R-50.pkl has it: `stem.conv1.weight`,
 /// `res2.0.conv1.norm.running_var`, `res2.0.shortcut.weight`. `None`: it is no part of one.
-pub(super) fn to_detectron2(name: &str) -> Option<String> {
+fn to_detectron2(name: &str) -> Option<String> {
     let parts: Vec<&str> = name.split('.').collect();
     Some(match parts[..] {
         ["conv1", field] => format!("stem.conv1.{field}"),
@@ -206,6 +240,64 @@ fn from_detectron2(name: &str) -> Option<String> {
                 _ => return None,
             };
             format!("layer{}.{block}.{unit}.{field}", stage.checked_sub(1)?)
+        }
+        _ => return None,
+    })
+}
+
+/// Transformers' name of a tensor of a backbone: `embedder.embedder.convolution.weight`,
+/// `encoder.stages.0.layers.0.layer.1.normalization.bias`, `...shortcut.convolution.weight`. `None`: it is no
+/// part of one.
+fn to_hugging_face(name: &str) -> Option<String> {
+    let parts: Vec<&str> = name.split('.').collect();
+    Some(match parts[..] {
+        ["conv1", field] => format!("embedder.embedder.convolution.{field}"),
+        ["bn1", field] => format!("embedder.embedder.normalization.{field}"),
+        [layer, block, ref unit @ .., field] => {
+            let stage: usize = layer.strip_prefix("layer")?.parse().ok()?;
+            let number = |number: &str| number.parse::<usize>().ok()?.checked_sub(1);
+            let unit = match unit {
+                ["downsample", "0"] => "shortcut.convolution".to_owned(),
+                ["downsample", "1"] => "shortcut.normalization".to_owned(),
+                [unit] => match (unit.strip_prefix("conv"), unit.strip_prefix("bn")) {
+                    (Some(conv), _) => format!("layer.{}.convolution", number(conv)?),
+                    (_, Some(norm)) => format!("layer.{}.normalization", number(norm)?),
+                    _ => return None,
+                },
+                _ => return None,
+            };
+            format!(
+                "encoder.stages.{}.layers.{block}.{unit}.{field}",
+                stage.checked_sub(1)?
+            )
+        }
+        _ => return None,
+    })
+}
+
+fn from_hugging_face(name: &str) -> Option<String> {
+    let parts: Vec<&str> = name.split('.').collect();
+    let next = |number: &str| number.parse::<usize>().ok()?.checked_add(1);
+    Some(match parts[..] {
+        ["embedder", "embedder", "convolution", field] => format!("conv1.{field}"),
+        ["embedder", "embedder", "normalization", field] => format!("bn1.{field}"),
+        [
+            "encoder",
+            "stages",
+            stage,
+            "layers",
+            block,
+            ref unit @ ..,
+            field,
+        ] => {
+            let unit = match unit {
+                ["shortcut", "convolution"] => "downsample.0".to_owned(),
+                ["shortcut", "normalization"] => "downsample.1".to_owned(),
+                ["layer", unit, "convolution"] => format!("conv{}", next(unit)?),
+                ["layer", unit, "normalization"] => format!("bn{}", next(unit)?),
+                _ => return None,
+            };
+            format!("layer{}.{block}.{unit}.{field}", next(stage)?)
         }
         _ => return None,
     })
@@ -356,7 +448,7 @@ mod tests {
         ] {
             let place = Place {
                 prefix: String::new(),
-                detectron2: true,
+                names: Names::Detectron2,
             };
             assert_eq!(place.torchvision_name(other), None, "{other}");
         }

@@ -3,6 +3,7 @@
 
 mod builder;
 mod fill_bank;
+mod image_head;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -29,6 +30,10 @@ use crate::networks::{Networks, move_to};
 use crate::training::Metric;
 
 pub use builder::PirlBuilder;
+pub use image_head::read_image_head;
+
+/// What the names of the tensors of f begin with in a checkpoint.
+const IMAGE_HEAD: &str = "head.f.";
 
 /// PIRL, and without transformed views NPID (Wu et al., arXiv:1805.01978).
 ///
@@ -158,7 +163,7 @@ impl Objective for Pirl {
     }
 
     fn modules(heads: &PirlHeads) -> Vec<Module<'_>> {
-        let mut modules: Vec<Module<'_>> = vec![("head.f.", &heads.image)];
+        let mut modules: Vec<Module<'_>> = vec![(IMAGE_HEAD, &heads.image)];
         modules.extend(heads.transformed.as_ref().map(|g| ("head.g.", g as _)));
         modules
     }

@@ -24,8 +24,9 @@ pub(crate) fn invariance(args: &InvarianceArgs) -> Result<()> {
     let mut rows: Vec<Value> = Vec::new();
     // All networks are asked about the same changes of the same images: those of the first.
     let mut shared: Option<Recipe> = None;
+    let (recipe, run) = (args.analyze.recipe.as_deref(), &args.analyze.run);
     for name in &args.weights {
-        let network = Network::load(name, &args.analyze, &pack)?;
+        let network = Network::load(name, recipe, run, &pack)?;
         let recipe = shared.get_or_insert_with(|| network.recipe.clone());
         let images = pack.subset((args.images as usize).min(pack.len()), recipe.seed)?;
         let mut progress = Progress::new("measuring", "images", images.len() as u64, 0);

@@ -18,7 +18,7 @@ use pirl_recipes::Recipe;
 use serde_json::{Value, json};
 
 use super::eval::{extraction, recompute_batch_norm};
-use crate::args::AnalyzeArgs;
+use crate::args::{AnalyzeArgs, RunArgs};
 use crate::output::{print, print_json, write_result};
 use crate::progress::Progress;
 use crate::weights::Weights;
@@ -29,20 +29,25 @@ pub(crate) use map::map;
 pub(crate) use neighbours::neighbours;
 
 /// A backbone, ready to be looked at.
-struct Network {
-    backbone: ResNet,
-    recipe: Recipe,
+pub(crate) struct Network {
+    pub(crate) backbone: ResNet,
+    pub(crate) recipe: Recipe,
+    /// The file it is from, or "random".
+    pub(crate) origin: String,
     /// Where it is from and what was done to it, for the result.
-    facts: Value,
+    pub(crate) facts: Value,
 }
 
 impl Network {
     /// The weights, their batch-norm statistics recomputed on `pack` if the recipe asks for it
     /// and they were not before.
-    fn load(name: &str, args: &AnalyzeArgs, pack: &Pack) -> Result<Self> {
-        let run = &args.run;
+    pub(crate) fn load(
+        name: &str,
+        recipe: Option<&str>,
+        run: &RunArgs,
+        pack: &Pack,
+    ) -> Result<Self> {
         let device = device::parse(&run.device)?;
-        let recipe = args.recipe.as_deref();
         let prefix = run.weights_prefix.as_deref();
         let file = Weights { name, prefix };
         let loaded = weights::load(file, recipe, &run.settings, run.seed, &device)?;
@@ -52,10 +57,11 @@ impl Network {
         let statistics = recompute_batch_norm(&backbone, &recipe, pack, &extraction, saved)?;
         Ok(Self {
             facts: json!({
-                "path": loaded.origin,
+                "path": &loaded.origin,
                 "fingerprint": fingerprint,
                 "precise_batch_norm": statistics,
             }),
+            origin: loaded.origin,
             backbone,
             recipe,
         })

@@ -26,7 +26,8 @@ pub(crate) fn neighbours(args: &NeighboursArgs) -> Result<()> {
         "--neighbours {k}: there are only {others} images to choose from; ask for fewer"
     );
     make_folder(&args.analyze.out)?;
-    let network = Network::load(&args.weights, &args.analyze, searched)?;
+    let (recipe, run) = (args.analyze.recipe.as_deref(), &args.analyze.run);
+    let network = Network::load(&args.weights, recipe, run, searched)?;
     let queries = draw(pack.len(), args.queries as usize, network.recipe.seed);
 
     let found = {

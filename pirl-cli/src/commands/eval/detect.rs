@@ -3,13 +3,13 @@
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use pirl_data::{Image, Objects, Pack};
+use pirl_data::{Objects, Pack};
 use pirl_eval::detect::{
-    CocoReport, DetectMetric, DetectTrainer, Detection, VocReport, check_detection_packs,
-    coco_metrics, voc_metrics,
+    CocoReport, CocoResult, DetectMetric, DetectTrainer, Detection, VocReport,
+    check_detection_packs, coco_metrics, voc_metrics,
 };
 use pirl_eval::{EvalError, weights_fingerprint};
-use pirl_report::{DetectionPanel, detection_sheet, precision_recall_chart};
+use pirl_report::{detection_sample, precision_recall_chart};
 use pirl_train::{Identity, Metric, Training};
 use serde_json::{Map, Value, json};
 
@@ -35,6 +35,7 @@ pub(crate) fn detect(args: &DetectArgs) -> Result<()> {
         prefix: run.weights_prefix.as_deref(),
     };
     let loaded = weights::load(file, recipe, &run.settings, run.seed, &device)?;
+    weights::ensure_not_folded(loaded.folded, &loaded.origin, "fine-tuned")?;
     let Loaded {
         backbone,
         recipe,
@@ -153,54 +154,15 @@ impl Report {
 
     /// What was found, for COCO's tools and to look at.
     fn write_pictures(&self, out: &Path, test: &Pack) -> Result<()> {
-        let found = serde_json::to_string(&self.coco_results())
+        let found = serde_json::to_string(&CocoResult::of(&self.detections))
             .context("writing the detections as JSON")?;
         write_file(&out.join("detections.json"), found.as_bytes())?;
         let curves = out.join("precision_recall.png");
         write_png(&curves, &precision_recall_chart(&self.voc)?)?;
-        write_png(&out.join("detections.png"), &self.sheet(test)?)
-    }
-
-    /// Test images, evenly over the set, with their objects and what was found with some confidence.
-    fn sheet(&self, test: &Pack) -> Result<Image> {
-        const SHOWN: usize = 24;
-        const LEAST_SCORE: f32 = 0.5;
-        let count = test.len().min(SHOWN);
-        let shown: Vec<(Image, Objects, &[Detection])> = (0..count)
-            .map(|place| {
-                let index = place * test.len() / count;
-                let objects = test.objects(index).unwrap_or_default();
-                let found = self.detections.get(index).map_or(&[][..], Vec::as_slice);
-                Ok((test.decode(index)?, objects, found))
-            })
-            .collect::<Result<_>>()?;
-        let panels: Vec<DetectionPanel> = shown
-            .iter()
-            .map(|(image, objects, detections)| DetectionPanel {
-                image,
-                objects,
-                detections,
-            })
-            .collect();
-        Ok(detection_sheet(&panels, test.class_names(), LEAST_SCORE)?)
-    }
-
-    /// The detections as COCO's tools take them: corner, width and height; numbers of images and
-    /// classes are their places in the pack.
-    fn coco_results(&self) -> Vec<Value> {
-        let images = self.detections.iter().enumerate();
-        images
-            .flat_map(|(image, found)| found.iter().map(move |found| (image, found)))
-            .map(|(image, found)| {
-                let [x0, y0, x1, y1] = found.bbox;
-                json!({
-                    "image_id": image,
-                    "category_id": found.label,
-                    "bbox": [x0, y0, x1 - x0, y1 - y0],
-                    "score": found.score,
-                })
-            })
-            .collect()
+        write_png(
+            &out.join("detections.png"),
+            &detection_sample(test, &self.detections)?,
+        )
     }
 
     fn finish(&self, args: &EvalArgs, facts: Value) -> Result<()> {
@@ -221,24 +183,6 @@ impl Report {
         if args.run.json {
             return print_json(&result);
         }
-        print(&self.table())
-    }
-
-    fn table(&self) -> String {
-        let longest = self.voc.per_class.keys().map(String::len).max();
-        let width = longest.unwrap_or(0).max("class".len());
-        let mut text = format!("{:width$}  objects      AP    AP50    AP75\n", "class");
-        for (name, class) in &self.voc.per_class {
-            text += &format!(
-                "{name:width$}  {:>7}  {:>6.2}  {:>6.2}  {:>6.2}\n",
-                class.objects, class.ap, class.ap50, class.ap75
-            );
-        }
-        let VocReport { ap, ap50, ap75, .. } = &self.voc;
-        text += &format!(
-            "{:width$}  {:>7}  {ap:>6.2}  {ap50:>6.2}  {ap75:>6.2}\n",
-            "all", ""
-        );
-        text + &self.coco.to_string()
+        print(&format!("{}{}", self.voc, self.coco))
     }
 }

@@ -71,6 +71,9 @@ impl Task {
         };
         let loaded =
             weights::load_for(weights, recipe, published, &run.settings, run.seed, &device)?;
+        if matches!(protocol, Protocol::Finetune { .. }) {
+            weights::ensure_not_folded(loaded.folded, &loaded.origin, "fine-tuned")?;
+        }
         Ok(Self {
             weights: weights_fingerprint(&loaded.backbone)?,
             backbone: loaded.backbone,
