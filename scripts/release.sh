@@ -27,7 +27,8 @@ tools=target/release-tools
 rustup target list --installed 2>/dev/null | grep -q "$target" || rustup target add "$target"
 command -v cargo-about >/dev/null || cargo install --locked --features cli cargo-about
 
-PATH=$PWD/$tools/bin:$PATH "$tools/bin/maturin" build --release --locked --zig --target "$target" \
+# A folder of its own: other builds need not wait for this one.
+PATH=$PWD/$tools/bin:$PATH CARGO_TARGET_DIR=target/release-build "$tools/bin/maturin" build --release --locked --zig --target "$target" \
   --compatibility "manylinux_${glibc/./_}" --out "$out"
 
 wheel=$(ls "$out"/*.whl)
@@ -44,7 +45,7 @@ cargo about generate --locked scripts/licences.hbs --config scripts/about.toml -
   >"$work/$name/LICENCES.md"
 mkdir -p "$work/$name/complete" "$work/$name/man"
 for shell in bash zsh fish; do "$work/$name/pirl" completions "$shell" >"$work/$name/complete/pirl.$shell"; done
-"$work/$name/pirl" man --output "$work/$name/man"
+"$work/$name/pirl" man "$work/$name/man"
 tar --sort=name --owner=0 --group=0 --numeric-owner --mtime="@$(git log -1 --format=%ct)" \
   -C "$work" -czf "$out/$name.tar.gz" "$name"
 (cd "$out" && sha256sum -- *.whl *.tar.gz >SHA256SUMS)

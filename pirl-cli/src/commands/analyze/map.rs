@@ -25,7 +25,15 @@ pub(crate) fn map(args: &MapArgs) -> Result<()> {
     };
     config.check()?;
     make_folder(&args.analyze.out)?;
-    let network = Network::load(&args.weights, &args.analyze, &pack)?;
+    let network = {
+        let analyze = &args.analyze;
+        Network::load(
+            &args.weights,
+            analyze.recipe.as_deref(),
+            &analyze.run,
+            &pack,
+        )?
+    };
     let map = {
         let set = network.features(&args.layer, &pack, "reading features")?;
         let mut progress = Progress::new("t-SNE", "steps", config.iterations as u64, 0);
