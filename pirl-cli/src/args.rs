@@ -54,6 +54,8 @@ pub(crate) enum DataCommand {
     Pack(PackArgs),
     /// Describe a pack
     Inspect(InspectArgs),
+    /// Measure the images of a pack: their sizes, and the mean and deviation that a recipe takes
+    Stats(StatsArgs),
     /// Draw images, their crops and their shuffled patches as training sees them
     Preview(PreviewArgs),
     /// Measure how fast the images of a pack become batches
@@ -182,6 +184,18 @@ pub(crate) struct InspectArgs {
     /// Decode every image and compare checksums; fail when anything is damaged
     #[arg(long)]
     pub(crate) verify: bool,
+    /// Print one JSON object on standard output
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StatsArgs {
+    /// A shard, or the stem of a set of shards
+    pub(crate) pack: PathBuf,
+    /// Look at this many images, evenly spaced in the pack; without it, at all
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) sample: Option<u32>,
     /// Print one JSON object on standard output
     #[arg(long)]
     pub(crate) json: bool,

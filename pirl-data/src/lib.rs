@@ -95,7 +95,7 @@ pub use loader::{Batch, EpochIter, Loader, LoaderConfig, OnCorrupt, Share};
 pub use objects::Objects;
 pub use pack::{
     Counts, ImageStatistics, ObjectCounts, Pack, PackOptions, PackReport, PerClass, Reencode,
-    Skipped, Tally, Verification, pack,
+    Sides, Skipped, Tally, Verification, pack,
 };
 pub use pretext::{Pretext, build_pretext, permutations};
 pub use random::sample_rng;

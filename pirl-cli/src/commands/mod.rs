@@ -11,4 +11,5 @@ pub(crate) mod inspect;
 pub(crate) mod pretrain;
 pub(crate) mod preview;
 pub(crate) mod recipes;
+pub(crate) mod stats;
 pub(crate) mod study;

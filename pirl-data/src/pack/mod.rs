@@ -21,5 +21,5 @@ pub use reader::Pack;
 pub(crate) use report::listed;
 pub use report::{PackReport, Skipped, Tally};
 pub use run::pack;
-pub use statistics::ImageStatistics;
+pub use statistics::{ImageStatistics, Sides};
 pub use verify::Verification;
