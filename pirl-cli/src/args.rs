@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use pirl_data::{Columns, SourceFormat};
+use pirl_data::{Columns, Depth, SourceFormat};
 use pirl_eval::Dataset;
 use pirl_model::Layer;
 use pirl_recipes::Setting;
@@ -124,6 +124,19 @@ pub(crate) struct PackArgs {
     /// What WebP, BMP, TIFF, GIF, PNM and QOI become
     #[arg(long, value_enum, default_value_t = ReencodeArg::Png)]
     pub(crate) reencode: ReencodeArg,
+    /// Pack images of so many channels, from 1 to 16, not as RGB: TIFF files of so many bands or grey pages,
+    /// grey (1), grey or RGB with alpha (2, 4)
+    #[arg(long, value_name = "COUNT", default_value_t = 3, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=16))]
+    pub(crate) channels: usize,
+    /// How values of 16 bits and more become 8: upper (their upper 8 bits), image (each channel of each
+    /// image from its least to its greatest value), or from one value to another, such as 0..10000
+    #[arg(
+        long,
+        value_name = "upper|image|LEAST..MOST",
+        default_value = "upper",
+        allow_hyphen_values = true
+    )]
+    pub(crate) range: Depth,
     /// Leave out images of more pixels; above 100 million, they must shrink
     #[arg(long, value_name = "PIXELS", default_value_t = 100_000_000, value_parser = clap::value_parser!(u64).range(1..=1 << 33))]
     pub(crate) max_pixels: u64,

@@ -371,7 +371,7 @@ fn statistics_name_what_is_broken_and_count_what_is_there_twice() {
     assert_eq!(found.broken[0].name, "sample 0");
     let text = found.describe(&pack, &pack.counts().unwrap());
     assert!(
-        text.contains("sample 0") && text.contains("2, of 25 to 25 images"),
+        text.contains("sample 0") && text.contains("2, of 26 to 26 images"),
         "{text}"
     );
 }

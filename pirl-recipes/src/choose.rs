@@ -124,9 +124,15 @@ fn of_views(recipe: &mut Recipe, images: &ImageStatistics) -> Reasons {
         let reason = "the images are grey, as saturation and gray, and of patches".to_owned();
         reasons.push(("transform.image.hue", reason));
     }
+    data.channels = images.mean.len();
+    if data.channels != 3 {
+        reasons.push(("data.channels", "those of the pack".to_owned()));
+    }
     let rounded = |values: &[f64]| {
-        let channel = |channel: usize| values.get(channel).copied().unwrap_or_default();
-        std::array::from_fn(|place| ((channel(place) * 1e3).round() / 1e3) as f32)
+        let values = values.iter();
+        values
+            .map(|value| ((value * 1e3).round() / 1e3) as f32)
+            .collect()
     };
     (data.mean, data.std) = (rounded(&images.mean), rounded(&images.std));
     for key in ["data.mean", "data.std"] {

@@ -36,7 +36,7 @@ pub(crate) fn run(args: &ExportArgs) -> Result<()> {
             "output": args.output,
             "format": args.format,
             "tensors": state.len(),
-            "model": { "arch": recipe.model.arch, "width": recipe.model.width, "stem": recipe.model.stem },
+            "model": { "arch": recipe.model.arch, "width": recipe.model.width, "stem": recipe.model.stem, "channels": recipe.data.channels },
             "weights": loaded.origin,
             "precise_batch_norm": loaded.precise_batch_norm,
             "read": loaded.tensors,
@@ -55,13 +55,16 @@ pub(crate) fn run(args: &ExportArgs) -> Result<()> {
 
 /// How detectron2 gets to use the file: it reads pickles, and needs to know how images look.
 fn detectron2_use(output: &str, recipe: &Recipe) -> String {
-    let pixels = |values: [f32; 3]| values.map(|x| format!("{:.3}", 255.0 * x)).join(", ");
+    let pixels = |values: &[f32]| {
+        let values: Vec<_> = values.iter().map(|x| format!("{:.3}", 255.0 * x)).collect();
+        values.join(", ")
+    };
     format!(
         "torch.save({{\"model\": safetensors.torch.load_file(\"{output}\"), \
          \"matching_heuristics\": True}}, \"backbone.pth\")\n\
          MODEL.WEIGHTS backbone.pth  MODEL.RESNETS.STRIDE_IN_1X1 False  INPUT.FORMAT RGB\n\
          MODEL.PIXEL_MEAN [{}]  MODEL.PIXEL_STD [{}]",
-        pixels(recipe.data.mean),
-        pixels(recipe.data.std)
+        pixels(&recipe.data.mean),
+        pixels(&recipe.data.std)
     )
 }

@@ -16,7 +16,7 @@ mod verify;
 mod writer;
 
 pub use counts::{Counts, ObjectCounts, PerClass};
-pub use options::{PackOptions, Reencode};
+pub use options::{Depth, PackOptions, Reencode};
 pub use reader::Pack;
 pub(crate) use report::listed;
 pub use report::{PackReport, Skipped, Tally};

@@ -27,7 +27,7 @@ pub struct ImageStatistics {
     pub shorter_side: Sides,
     /// The longer sides, in pixels.
     pub longer_side: Sides,
-    /// Whether every pixel of every image is grey.
+    /// Whether every pixel of every image is grey; false of channels that are not RGB, unless there is one.
     pub gray: bool,
     /// Mean of each channel over all pixels, every image counting alike, of values in 0..=1.
     pub mean: Vec<f64>,
@@ -74,7 +74,7 @@ struct Look {
     size: (usize, usize),
     gray: bool,
     /// Sum and sum of squares of each channel's bytes: whole numbers, which are exact.
-    sums: [(u64, u64); 3],
+    sums: Vec<(u64, u64)>,
 }
 
 impl ImageStatistics {
@@ -100,7 +100,9 @@ impl ImageStatistics {
         let mut failure = None;
         let mut seen = HashSet::with_capacity(count);
         let (mut shorter, mut longer) = (Vec::with_capacity(count), Vec::with_capacity(count));
-        let (mut sums, mut squares, mut gray) = ([0f64; 3], [0f64; 3], true);
+        let channels = pack.channels();
+        let (mut sums, mut squares) = (vec![0f64; channels], vec![0f64; channels]);
+        let mut gray = true;
         for start in (0..count).step_by(CHUNK) {
             let end = count.min(start + CHUNK);
             let looks: Vec<_> = (start..end)
@@ -148,9 +150,10 @@ impl ImageStatistics {
         else {
             return Err(failure.unwrap_or(DataError::Index { index: 0, len: 0 }));
         };
-        let mean = sums.map(|sum| sum / decoded);
+        let mean: Vec<f64> = sums.iter().map(|sum| sum / decoded).collect();
         let variance = |(square, mean): (&f64, &f64)| square / decoded - mean * mean;
         let std = squares.iter().zip(&mean).map(variance);
+        let std = std.map(|square| square.max(0.0).sqrt().max(1e-3)).collect();
         Ok(Self {
             images: count,
             duplicates: count - seen.len(),
@@ -158,9 +161,8 @@ impl ImageStatistics {
             shorter_side,
             longer_side,
             gray,
-            // Images of one colour have no deviation.
-            std: std.map(|square| square.max(0.0).sqrt().max(1e-3)).collect(),
-            mean: mean.to_vec(),
+            std,
+            mean,
         })
     }
 
@@ -203,8 +205,12 @@ impl ImageStatistics {
             let values: Vec<String> = values.iter().map(|value| format!("{value:.4}")).collect();
             values.join(", ")
         };
+        let channels = match self.mean.len() {
+            3 => String::new(),
+            channels => format!("channels = {channels}\n"),
+        };
         format!(
-            "[data]\nmean = [{}]\nstd = [{}]\n",
+            "[data]\n{channels}mean = [{}]\nstd = [{}]\n",
             list(&self.mean),
             list(&self.std)
         )
@@ -213,10 +219,11 @@ impl ImageStatistics {
 
 fn look(pack: &Pack, index: usize, image: &mut Image) -> Result<Look, DataError> {
     pack.decode_into(index, image)?;
-    let mut sums = [(0, 0); 3];
-    let mut gray = true;
-    for pixel in image.pixels.as_chunks::<3>().0 {
-        gray &= pixel[0] == pixel[1] && pixel[1] == pixel[2];
+    let channels = image.channels;
+    let mut sums = vec![(0, 0); channels];
+    let mut gray = matches!(channels, 1 | 3);
+    for pixel in image.pixels.chunks_exact(channels) {
+        gray &= pixel.iter().all(|value| *value == pixel[0]);
         for ((sum, square), value) in sums.iter_mut().zip(pixel) {
             *sum += u64::from(*value);
             *square += u64::from(*value).pow(2);

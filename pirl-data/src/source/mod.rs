@@ -52,6 +52,12 @@ pub enum Encoding {
     Other(OtherFormat),
     /// Of a whole pack: JPEG and PNG files mixed; the first bytes of each sample say which it is.
     Mixed,
+    /// A grey PNG of an image's channels below each other, the first uppermost: how images of another number
+    /// of channels than 3 are packed, so that any program can look at them.
+    Planes {
+        /// From 1 to [`Image::MAX_CHANNELS`](crate::Image::MAX_CHANNELS).
+        channels: u32,
+    },
     /// `height * width * channels` bytes, row by row, channels interleaved.
     Raw {
         /// Rows.
@@ -112,6 +118,7 @@ impl fmt::Display for Encoding {
             Self::Png => f.write_str("png"),
             Self::Other(format) => format.fmt(f),
             Self::Mixed => f.write_str("mixed"),
+            Self::Planes { channels } => write!(f, "planes of {channels} channels"),
             Self::Raw {
                 height,
                 width,
