@@ -99,6 +99,7 @@ pub(crate) struct PackArgs {
     #[arg(long, value_name = "PATH", required = true)]
     pub(crate) input: Vec<PathBuf>,
     /// train or test, of data sets published in two; of an image folder or yolo, the sub-folder to pack; of
+    /// parquet, what the files' names begin with; of
     /// voc, the image set (trainval, test, ...), the path of a list, or all. Of any: shares such as 80/20,
     /// the first of which is packed, and with 80/20:test the second
     #[arg(long, value_name = "NAME")]
@@ -109,7 +110,8 @@ pub(crate) struct PackArgs {
     /// Whether the sub-folders of an image folder are classes
     #[arg(long, value_enum, default_value_t = LabelsArg::Auto)]
     pub(crate) labels: LabelsArg,
-    /// Columns of a list, by the names in its header or by number from 1
+    /// Columns of a list, by the names in its header or by number from 1; of parquet, of its images and
+    /// labels
     #[arg(long, value_name = "path=COLUMN,label=COLUMN", default_value = "", value_parser = columns)]
     pub(crate) columns: Columns,
     /// Folder of the images that a file of coco or cvat names, unless it lies beside the file

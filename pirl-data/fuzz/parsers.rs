@@ -118,6 +118,18 @@ pub(crate) fn tar(bytes: &[u8]) {
     });
 }
 
+/// A Parquet file.
+#[cfg(feature = "parquet")]
+pub(crate) fn parquet(bytes: &[u8]) {
+    with_files(&[("x.parquet", bytes)], |folder| {
+        let columns = pirl_data::Columns::default();
+        if let Ok(source) = pirl_data::Parquet::open(folder.join("x.parquet"), None, &columns) {
+            let _ = (source.class_names(), source.skipped());
+            read_all(&source);
+        }
+    });
+}
+
 /// The images of MNIST's format, and the labels as well.
 pub(crate) fn idx(bytes: &[u8]) {
     let half = bytes.len() / 2;

@@ -99,6 +99,8 @@ pub use pack::{
 };
 pub use pretext::{Pretext, build_pretext, permutations};
 pub use random::sample_rng;
+#[cfg(feature = "parquet")]
+pub use source::Parquet;
 pub use source::{
     Annotated, Cifar, Columns, Encoding, Idx, ImageFolder, Joined, Labels, List, OtherFormat, Part,
     RawSample, Source, SourceFormat, SourceOptions, Split, WebDataset, fetch_cifar10,

@@ -14,6 +14,8 @@ mod joined;
 mod labels;
 mod list;
 mod open;
+#[cfg(feature = "parquet")]
+mod parquet;
 mod part;
 mod text;
 mod webdataset;
@@ -38,6 +40,8 @@ pub use image_folder::ImageFolder;
 pub use joined::Joined;
 pub use list::{Columns, List};
 pub use open::{SourceFormat, SourceOptions, open_source};
+#[cfg(feature = "parquet")]
+pub use parquet::Parquet;
 pub use part::Part;
 pub use webdataset::WebDataset;
 
