@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 
 use common::write;
 use pirl_data::{
-    Columns, DataError, Pack, PackOptions, Parquet, Source, SourceFormat, SourceOptions,
-    open_source,
+    Columns, DataError, ImageFolder, Pack, PackOptions, Parquet, Source, SourceFormat,
+    SourceOptions, open_source,
 };
 use tempfile::TempDir;
 
@@ -177,6 +177,23 @@ fn a_packing_reads_groups_in_any_number_of_threads() {
     assert_eq!((report.packed, report.skipped.len()), (8, 0));
     let pack = Pack::open(dir.path().join("set")).unwrap();
     assert_eq!(pack.labels().unwrap(), LABELS);
+}
+
+#[test]
+fn a_folder_and_parquet_of_the_same_images_are_the_same_pack() {
+    let same = Path::new(env!("CARGO_MANIFEST_DIR")).join("../pirl-cli/tests/fixtures/same");
+    let dir = TempDir::new().unwrap();
+    let fingerprint = |source: &dyn Source, name: &str| {
+        let report = write(source, &dir.path().join(name), &PackOptions::default());
+        assert_eq!((report.packed, report.class_names.len()), (24, 2));
+        report.fingerprint
+    };
+    let folder = ImageFolder::open(same.join("images")).unwrap();
+    let parquet = Parquet::open(same.join("images.parquet"), None, &Columns::default()).unwrap();
+    assert_eq!(
+        fingerprint(&folder, "folder"),
+        fingerprint(&parquet, "parquet")
+    );
 }
 
 #[test]

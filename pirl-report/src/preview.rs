@@ -118,8 +118,8 @@ fn panels(
         let mut bytes = vec![0; pretext.views() * channels * side * side];
         let label = pretext.apply(&image, &mut rng, &mut scratch, &mut bytes)?;
         let views = bytes.chunks_exact(channels * side * side);
-        let views = views.map(|view| Image::from_planes(side, side, view));
-        let views: Vec<Image> = views.collect::<std::result::Result<_, _>>()?;
+        let shown = |view| Ok(Image::from_planes(side, side, view)?.to_rgb());
+        let views: Vec<Image> = views.map(shown).collect::<Result<_>>()?;
         let trace = scratch.trace();
         if let Some(crop) = trace.crop {
             outline(&mut original, crop, scale, color(COPY))?;
