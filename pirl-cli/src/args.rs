@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use pirl_data::{Columns, SourceFormat};
+use pirl_data::{Columns, Depth, SourceFormat};
 use pirl_eval::Dataset;
 use pirl_model::{Exporter, Layer, exporters};
 use pirl_recipes::Setting;
@@ -59,6 +59,8 @@ pub(crate) enum DataCommand {
     Pack(PackArgs),
     /// Describe a pack
     Inspect(InspectArgs),
+    /// Measure the images of a pack: their sizes, and the mean and deviation that a recipe takes
+    Stats(StatsArgs),
     /// Draw images, their crops and their shuffled patches as training sees them
     Preview(PreviewArgs),
     /// Measure how fast the images of a pack become batches
@@ -102,6 +104,7 @@ pub(crate) struct PackArgs {
     #[arg(long, value_name = "PATH", required = true)]
     pub(crate) input: Vec<PathBuf>,
     /// train or test, of data sets published in two; of an image folder or yolo, the sub-folder to pack; of
+    /// parquet, what the files' names begin with; of
     /// voc, the image set (trainval, test, ...), the path of a list, or all. Of any: shares such as 80/20,
     /// the first of which is packed, and with 80/20:test the second
     #[arg(long, value_name = "NAME")]
@@ -112,7 +115,8 @@ pub(crate) struct PackArgs {
     /// Whether the sub-folders of an image folder are classes
     #[arg(long, value_enum, default_value_t = LabelsArg::Auto)]
     pub(crate) labels: LabelsArg,
-    /// Columns of a list, by the names in its header or by number from 1
+    /// Columns of a list, by the names in its header or by number from 1; of parquet, of its images and
+    /// labels
     #[arg(long, value_name = "path=COLUMN,label=COLUMN", default_value = "", value_parser = columns)]
     pub(crate) columns: Columns,
     /// Folder of the images that a file of coco or cvat names, unless it lies beside the file
@@ -127,6 +131,19 @@ pub(crate) struct PackArgs {
     /// What WebP, BMP, TIFF, GIF, PNM and QOI become
     #[arg(long, value_enum, default_value_t = ReencodeArg::Png)]
     pub(crate) reencode: ReencodeArg,
+    /// Pack images of so many channels, from 1 to 16, not as RGB: TIFF files of so many bands or grey pages,
+    /// grey (1), grey or RGB with alpha (2, 4)
+    #[arg(long, value_name = "COUNT", default_value_t = 3, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=16))]
+    pub(crate) channels: usize,
+    /// How values of 16 bits and more become 8: upper (their upper 8 bits), image (each channel of each
+    /// image from its least to its greatest value), or from one value to another, such as 0..10000
+    #[arg(
+        long,
+        value_name = "upper|image|LEAST..MOST",
+        default_value = "upper",
+        allow_hyphen_values = true
+    )]
+    pub(crate) range: Depth,
     /// Leave out images of more pixels; above 100 million, they must shrink
     #[arg(long, value_name = "PIXELS", default_value_t = 100_000_000, value_parser = clap::value_parser!(u64).range(1..=1 << 33))]
     pub(crate) max_pixels: u64,
@@ -187,6 +204,18 @@ pub(crate) struct InspectArgs {
     /// Decode every image and compare checksums; fail when anything is damaged
     #[arg(long)]
     pub(crate) verify: bool,
+    /// Print one JSON object on standard output
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StatsArgs {
+    /// A shard, or the stem of a set of shards
+    pub(crate) pack: PathBuf,
+    /// Look at this many images, evenly spaced in the pack; without it, at all
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) sample: Option<u32>,
     /// Print one JSON object on standard output
     #[arg(long)]
     pub(crate) json: bool,

@@ -60,6 +60,7 @@ fn run(command: Command) -> Result<()> {
         Command::Data(DataCommand::Fetch(args)) => commands::data::fetch(&args),
         Command::Data(DataCommand::Pack(args)) => commands::data::pack(&args),
         Command::Data(DataCommand::Inspect(args)) => commands::inspect::run(&args),
+        Command::Data(DataCommand::Stats(args)) => commands::stats::run(&args),
         Command::Data(DataCommand::Preview(args)) => commands::preview::run(&args),
         Command::Data(DataCommand::Bench(args)) => commands::bench::run(&args),
         Command::Data(DataCommand::Compose(args)) => commands::compose::run(&args),

@@ -101,9 +101,14 @@ pub(crate) fn load_for(
             let network = |recipe: &mut Recipe| {
                 let model = &mut recipe.model;
                 let ModelConfig {
-                    arch, width, stem, ..
+                    arch,
+                    width,
+                    stem,
+                    channels,
+                    ..
                 } = found.config;
                 (model.arch, model.width, model.stem) = (arch, width, stem);
+                recipe.data.channels = channels;
                 adjust(recipe)
             };
             Recipe::load_adjusted(PAPER, network, settings)?

@@ -83,6 +83,44 @@ fn a_pack_is_described() {
 }
 
 #[test]
+fn what_is_measured_is_a_recipe() {
+    let bench = Bench::new();
+    bench.pack("pack", 9);
+    let found = bench.json(&["data", "stats", "pack"]);
+    assert_eq!(found["images"], 9);
+    assert_eq!(
+        found["images_per_class"],
+        serde_json::json!({ "0": 5, "1": 4 })
+    );
+    let measured = &found["measured"];
+    assert_eq!(measured["images"], 9);
+    assert_eq!(measured["shorter_side"]["median"], 20);
+    let few = bench.json(&["data", "stats", "pack", "--sample", "4"]);
+    assert_eq!(few["measured"]["images"], 4);
+
+    let text = bench.pirl(&["data", "stats", "pack"]).success();
+    let text = String::from_utf8(text.get_output().stdout.clone()).unwrap();
+    let lines = text.split_once("\n\n").unwrap().1;
+    fs::write(
+        bench.path("mine.toml"),
+        format!("base = \"tiny.toml\"\n{lines}"),
+    )
+    .unwrap();
+    let recipe = bench.pirl(&["recipes", "mine.toml"]).success();
+    let recipe = String::from_utf8(recipe.get_output().stdout.clone()).unwrap();
+    let recipe: toml::Table = recipe.parse().unwrap();
+    for key in ["mean", "std"] {
+        let pasted = recipe["data"][key].as_array().unwrap();
+        let exact = measured[key].as_array().unwrap();
+        assert_eq!(pasted.len(), exact.len());
+        for (pasted, exact) in pasted.iter().zip(exact) {
+            let off = pasted.as_float().unwrap() - exact.as_f64().unwrap();
+            assert!(off.abs() < 1e-4, "{key}: {off}");
+        }
+    }
+}
+
+#[test]
 fn detection_data_sets_are_packed_and_counted() {
     let bench = Bench::new();
     for (folder, x) in [("VOC2007", 5), ("VOC2012", 99)] {

@@ -11,7 +11,7 @@ use std::fs;
 use std::path::Path;
 use std::sync::LazyLock;
 
-use pirl_data::{Annotated, Cifar, Idx, Image, List, Pack, Source, Split, WebDataset};
+use pirl_data::{Annotated, Cifar, Depth, Idx, Image, List, Pack, Source, Split, WebDataset};
 use tempfile::TempDir;
 
 /// A folder of this process, for parsers that open files.
@@ -118,6 +118,18 @@ pub(crate) fn tar(bytes: &[u8]) {
     });
 }
 
+/// A Parquet file.
+#[cfg(feature = "parquet")]
+pub(crate) fn parquet(bytes: &[u8]) {
+    with_files(&[("x.parquet", bytes)], |folder| {
+        let columns = pirl_data::Columns::default();
+        if let Ok(source) = pirl_data::Parquet::open(folder.join("x.parquet"), None, &columns) {
+            let _ = (source.class_names(), source.skipped());
+            read_all(&source);
+        }
+    });
+}
+
 /// The images of MNIST's format, and the labels as well.
 pub(crate) fn idx(bytes: &[u8]) {
     let half = bytes.len() / 2;
@@ -166,9 +178,25 @@ pub(crate) fn list(bytes: &[u8]) {
     });
 }
 
-/// A JPEG or PNG file.
+/// An image of other channels than RGB, or of more than 8 bits.
+pub(crate) fn channels(bytes: &[u8]) {
+    let range = Depth::Range {
+        least: -100.0,
+        most: 4000.0,
+    };
+    for (channels, depth) in [(1, Depth::Upper), (3, range), (4, Depth::Image), (5, range)] {
+        if let Ok(image) = Image::decode_channels(bytes, channels, depth) {
+            assert!(image.check().is_ok() && image.channels == channels);
+        }
+    }
+}
+
+/// An image file.
 pub(crate) fn image(bytes: &[u8]) {
     if let Ok(image) = Image::decode(bytes) {
-        assert_eq!(image.pixels.len(), image.width * image.height * 3);
+        assert_eq!(
+            image.pixels.len(),
+            image.width * image.height * image.channels
+        );
     }
 }

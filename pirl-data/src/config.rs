@@ -3,6 +3,7 @@
 use pirl_core::{SettingError, check};
 use serde::{Deserialize, Serialize};
 
+use crate::Image;
 use crate::pretext::permutation::check_permutations;
 
 /// Sizes of the views, and how pixels become numbers.
@@ -15,10 +16,13 @@ pub struct DataConfig {
     pub patch_size: usize,
     /// Number of images used, drawn at random whatever their class; 0 for all.
     pub limit: usize,
-    /// Mean of red, green and blue, of values in 0..=1.
-    pub mean: [f32; 3],
-    /// Standard deviation of red, green and blue, of values in 0..=1.
-    pub std: [f32; 3],
+    /// Channels of the images: 3 of RGB, up to 16 of others, which
+    /// [`PackOptions::channels`](crate::PackOptions::channels) packs.
+    pub channels: usize,
+    /// Mean of each channel, of values in 0..=1.
+    pub mean: Vec<f32>,
+    /// Standard deviation of each channel, of values in 0..=1.
+    pub std: Vec<f32>,
 }
 
 impl Default for DataConfig {
@@ -28,8 +32,9 @@ impl Default for DataConfig {
             image_size: 224,
             patch_size: 64,
             limit: 0,
-            mean: [0.485, 0.456, 0.406],
-            std: [0.229, 0.224, 0.225],
+            channels: 3,
+            mean: vec![0.485, 0.456, 0.406],
+            std: vec![0.229, 0.224, 0.225],
         }
     }
 }
@@ -40,7 +45,8 @@ impl DataConfig {
     pub fn check(&self) -> Result<(), SettingError> {
         check_side("image_size", self.image_size)?;
         check_side("patch_size", self.patch_size)?;
-        check_normalization(self.mean, self.std)
+        check_channels(self.channels)?;
+        check_normalization(self.channels, &self.mean, &self.std)
     }
 }
 
@@ -231,18 +237,34 @@ pub(crate) fn check_side(field: &str, pixels: usize) -> Result<(), SettingError>
     check(field, pixels, fits, &expected)
 }
 
-/// An error unless pixels can be normalised by these.
-pub(crate) fn check_normalization(mean: [f32; 3], std: [f32; 3]) -> Result<(), SettingError> {
-    let numbers = mean.iter().all(|m| m.is_finite());
+/// An error unless images can have so many channels.
+pub(crate) fn check_channels(channels: usize) -> Result<(), SettingError> {
+    let fits = (1..=Image::MAX_CHANNELS).contains(&channels);
+    let expected = format!("must lie between 1 and {}", Image::MAX_CHANNELS);
+    check("channels", channels, fits, &expected)
+}
+
+/// An error unless pixels of so many channels can be normalised by these.
+pub(crate) fn check_normalization(
+    channels: usize,
+    mean: &[f32],
+    std: &[f32],
+) -> Result<(), SettingError> {
+    check_channels(channels)?;
+    let each = |what: &str| {
+        format!(
+            "must be {channels} {what}, as `pirl data stats` prints them of {channels} channels"
+        )
+    };
+    let numbers = mean.len() == channels && mean.iter().all(|m| m.is_finite());
+    check("mean", format!("{mean:?}"), numbers, &each("numbers"))?;
+    let positive = std.len() == channels && std.iter().all(|s| s.is_finite() && *s > 0.0);
     check(
-        "mean",
-        format!("{mean:?}"),
-        numbers,
-        "must be three numbers",
-    )?;
-    let positive = std.iter().all(|s| s.is_finite() && *s > 0.0);
-    let found = format!("{std:?}");
-    check("std", found, positive, "must be three numbers above 0")
+        "std",
+        format!("{std:?}"),
+        positive,
+        &each("numbers above 0"),
+    )
 }
 
 #[cfg(test)]

@@ -121,13 +121,29 @@ pub enum DataError {
         reason: String,
     },
     /// The number of bytes does not fit the size of the image.
-    #[error("an image of {width} x {height} RGB pixels cannot have {found} bytes")]
+    #[error(
+        "an image of {width} x {height} pixels of {channels} channels cannot have {found} bytes"
+    )]
     ImageSize {
         /// Columns.
         width: usize,
         /// Rows.
         height: usize,
+        /// Values of a pixel; an image has 1 to 16.
+        channels: usize,
         /// Bytes given.
+        found: usize,
+    },
+    /// Images have another number of channels than the settings.
+    #[error(
+        "the images have {found} channel{}, the settings are for {expected}: channels, mean and std must be \
+         theirs, as `pirl data stats PACK` prints them for a recipe",
+        if *.found == 1 { "" } else { "s" }
+    )]
+    Channels {
+        /// Those of the settings.
+        expected: usize,
+        /// Those of the images.
         found: usize,
     },
     /// A sample that does not exist was asked for.

@@ -94,11 +94,13 @@ pub use image::Image;
 pub use loader::{Batch, EpochIter, Loader, LoaderConfig, OnCorrupt, Share};
 pub use objects::Objects;
 pub use pack::{
-    Counts, ImageStatistics, ObjectCounts, Pack, PackOptions, PackReport, PerClass, Reencode,
-    Skipped, Tally, Verification, pack,
+    Counts, Depth, ImageStatistics, ObjectCounts, Pack, PackOptions, PackReport, PerClass,
+    Reencode, Sides, Skipped, Tally, Verification, pack,
 };
 pub use pretext::{Pretext, build_pretext, permutations};
 pub use random::sample_rng;
+#[cfg(feature = "parquet")]
+pub use source::Parquet;
 pub use source::{
     Annotated, Cifar, Columns, Encoding, Idx, ImageFolder, Joined, Labels, List, OtherFormat, Part,
     RawSample, Source, SourceFormat, SourceOptions, Split, WebDataset, fetch_cifar10,

@@ -431,8 +431,8 @@ fn evaluation_shows_all_images_in_order() {
         resize: 12,
         crop: 9,
         stretch: false,
-        mean: [0.5; 3],
-        std: [0.5; 3],
+        mean: vec![0.5; 3],
+        std: vec![0.5; 3],
     };
     let mut labels = Vec::new();
     let mut sizes = Vec::new();

@@ -165,6 +165,17 @@ fn packs() -> Vec<Vec<u8>> {
     objects.push([0.5, 0.0, 2.0, 2.0], 0, false);
     annotated.objects = Some(vec![objects.clone(), Objects::default(), objects]);
     write("objects", &annotated);
+    let planes = PackOptions {
+        channels: 1,
+        ..PackOptions::default()
+    };
+    pack(
+        &encoded,
+        &dir.path().join("planes"),
+        &planes,
+        &mut |_, _| {},
+    )
+    .unwrap();
     files(dir.path(), ".safetensors")
 }
 
@@ -221,6 +232,14 @@ fn no_file_is_trusted() {
     });
 
     let few = mutations(2_000);
+    let channels = golden.with_file_name("channels");
+    let deep =
+        ["grey-16.png", "rgb-16.png", "rgba.png"].map(|name| fs::read(golden.join(name)).unwrap());
+    let deep = [files(&channels, ".tif"), deep.to_vec()].concat();
+    assert!(deep.len() > 12);
+    survive("channels", &deep, many, 12, |_, bytes| {
+        parsers::channels(&bytes)
+    });
     repack(&files(&golden, ".jpg"), few);
     let annotation = "<annotation><object><name>dog</name><difficult>0</difficult><bndbox>\
         <xmin>48</xmin><ymin>240.5</ymin><xmax>195</xmax><ymax>371</ymax></bndbox></object>\

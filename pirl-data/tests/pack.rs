@@ -7,7 +7,8 @@ use std::path::Path;
 
 use common::{Samples, list_dir, mixed_folder, write};
 use pirl_data::{
-    DataError, ImageFolder, ImageStatistics, Pack, PackOptions, PackReport, Source, pack,
+    DataError, Encoding, ImageFolder, ImageStatistics, Pack, PackOptions, PackReport, Sides,
+    Source, pack,
 };
 use proptest::prelude::*;
 use safetensors::SafeTensors;
@@ -261,29 +262,118 @@ fn statistics_count_every_image_alike_whatever_its_size() {
         let set = dir.path().join(name);
         let source = ImageFolder::open(&folder).unwrap();
         write(&source, &set, &PackOptions::default());
-        ImageStatistics::of(&Pack::open(set).unwrap(), 500).unwrap()
+        measure(&Pack::open(set).unwrap(), 500)
     };
     let (black, white) = ([0; 3], [255; 3]);
     picture("a.png", (4, 9), black, white);
     picture("b.png", (60, 50), white, white);
     picture("c.png", (12, 8), black, white);
     let gray = statistics("gray");
-    assert_eq!((gray.images, gray.shorter_side, gray.gray), (3, 8, true));
+    assert_eq!(
+        (gray.images, gray.shorter_side.median, gray.gray),
+        (3, 8, true)
+    );
     // A half of two images and all of one, so 2/3 of the pixels are 1, the others 0.
-    let near = |found: [f32; 3], expected: [f32; 3]| {
-        let pairs = found.iter().zip(expected);
-        assert!(
-            pairs.clone().all(|(a, b)| (a - b).abs() < 1e-5),
-            "{found:?}"
-        );
-    };
-    near(gray.mean, [2.0 / 3.0; 3]);
-    near(gray.std, [(2.0f32 / 9.0).sqrt(); 3]);
+    near(&gray.mean, &[2.0 / 3.0; 3]);
+    near(&gray.std, &[(2.0f64 / 9.0).sqrt(); 3]);
 
     picture("d.png", (30, 30), [255, 0, 0], [255, 0, 0]);
     let red = statistics("red");
-    assert_eq!((red.images, red.shorter_side, red.gray), (4, 30, false));
-    near(red.mean, [0.75, 0.5, 0.5]);
+    assert_eq!(
+        (red.images, red.shorter_side.median, red.gray),
+        (4, 30, false)
+    );
+    near(&red.mean, &[0.75, 0.5, 0.5]);
+}
+
+/// Sums of whole numbers are exact, so what is left is the rounding of a few divisions.
+fn near(found: &[f64], expected: &[f64]) {
+    assert_eq!(found.len(), expected.len());
+    let mut pairs = found.iter().zip(expected);
+    assert!(
+        pairs.all(|(a, b)| (a - b).abs() < 1e-12),
+        "{found:?} {expected:?}"
+    );
+}
+
+fn measure(pack: &Pack, sample: usize) -> ImageStatistics {
+    ImageStatistics::of(pack, sample, &mut |_, _| {}, &|| false).unwrap()
+}
+
+/// `golden/make_statistics.py` measures the files of `golden/decode` that do not depend on a decoder's
+/// rounding.
+#[test]
+fn statistics_are_those_of_numpy() {
+    #[derive(serde::Deserialize)]
+    struct Golden {
+        images: Vec<String>,
+        mean: Vec<f64>,
+        std: Vec<f64>,
+        shorter_sides: Vec<usize>,
+        longer_sides: Vec<usize>,
+    }
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let expected = fs::read_to_string(golden.join("statistics.json")).unwrap();
+    let expected: Golden = serde_json::from_str(&expected).unwrap();
+    let file = |name: &String| (fs::read(golden.join(name)).unwrap(), Encoding::Png, None);
+    let mut source = Samples::raw(0, 0);
+    source.samples = expected.images.iter().map(file).collect();
+    let dir = TempDir::new().unwrap();
+    write(&source, &dir.path().join("set"), &PackOptions::default());
+    let pack = Pack::open(dir.path().join("set")).unwrap();
+    let found = measure(&pack, 0);
+    near(&found.mean, &expected.mean);
+    near(&found.std, &expected.std);
+    let sides = |sides: Sides| vec![sides.least, sides.median, sides.greatest];
+    assert_eq!(sides(found.shorter_side), expected.shorter_sides);
+    assert_eq!(sides(found.longer_side), expected.longer_sides);
+    assert_eq!((found.images, found.duplicates), (source.samples.len(), 0));
+    assert!(!found.gray && found.broken.is_empty());
+    let lists = found.to_toml();
+    assert!(lists.starts_with("[data]\nmean = [0."), "{lists}");
+}
+
+#[test]
+fn statistics_name_what_is_broken_and_count_what_is_there_twice() {
+    let dir = TempDir::new().unwrap();
+    let mut source = Samples::raw(40, 0);
+    source.samples[7] = source.samples[3].clone();
+    source.samples[39] = source.samples[3].clone();
+    write(&source, &dir.path().join("set"), &PackOptions::default());
+    let pack = Pack::open(dir.path().join("set")).unwrap();
+    let all = measure(&pack, 0);
+    assert_eq!((all.images, all.duplicates), (40, 2));
+    assert_eq!(all, measure(&pack, 99));
+    // Evenly spaced: the even numbers.
+    assert_eq!(measure(&pack, 20).duplicates, 0);
+    let stopped = ImageStatistics::of(&pack, 0, &mut |_, _| {}, &|| true);
+    assert!(matches!(stopped, Err(DataError::Stopped { .. })));
+
+    // What was whole when it was packed.
+    let folder = mixed_folder();
+    let set = dir.path().join("files");
+    write(
+        &ImageFolder::open(folder.path()).unwrap(),
+        &set,
+        &PackOptions::default(),
+    );
+    let path = Pack::open(&set).unwrap().paths()[0].clone();
+    let mut bytes = fs::read(&path).unwrap();
+    let first = bytes
+        .windows(4)
+        .position(|window| window == b"IDAT")
+        .unwrap();
+    bytes[first + 9] ^= 0xFF;
+    fs::write(&path, bytes).unwrap();
+    let pack = Pack::open(&set).unwrap();
+    let found = measure(&pack, 0);
+    assert_eq!((found.images, found.broken.len()), (pack.len(), 1));
+    assert_eq!(found.broken[0].name, "sample 0");
+    let text = found.describe(&pack, &pack.counts().unwrap());
+    assert!(
+        text.contains("sample 0") && text.contains("2, of 26 to 26 images"),
+        "{text}"
+    );
 }
 
 #[test]

@@ -160,8 +160,8 @@ fn the_view_of_evaluations_is_torchvisions() {
             resize: view.resize,
             crop: view.crop,
             stretch: false,
-            mean: [0.485, 0.456, 0.406],
-            std: [0.229, 0.224, 0.225],
+            mean: vec![0.485, 0.456, 0.406],
+            std: vec![0.229, 0.224, 0.225],
         };
         let mut out = vec![0; 3 * view.crop * view.crop];
         eval.apply(&image, &mut Scratch::default(), &mut out)
@@ -193,8 +193,8 @@ fn a_stretched_view_is_the_whole_image_in_other_proportions() {
         resize: 0,
         crop: 16,
         stretch: true,
-        mean: [0.5; 3],
-        std: [0.25; 3],
+        mean: vec![0.5; 3],
+        std: vec![0.25; 3],
     };
     let mut square = image.clone();
     let whole = Crop::whole(&image);
@@ -394,8 +394,8 @@ fn the_view_of_a_ribbon_is_that_of_its_middle() {
         resize: 64,
         crop: 48,
         stretch,
-        mean: [0.5; 3],
-        std: [0.5; 3],
+        mean: vec![0.5; 3],
+        std: vec![0.5; 3],
     };
     for upright in [true, false] {
         // 16,001 pixels make an image of 65 million pixels, which is made as a whole; 16,801 are more.

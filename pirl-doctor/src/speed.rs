@@ -116,7 +116,8 @@ pub fn noise_batch(
     normalize: Normalize,
 ) -> candle_core::Result<Batch> {
     let noise = |count: usize, side: usize| {
-        let noise = Tensor::rand(0f32, 256.0, (count, 3, side, side), &Device::Cpu)?;
+        let shape = (count, normalize.channels(), side, side);
+        let noise = Tensor::rand(0f32, 256.0, shape, &Device::Cpu)?;
         noise.to_dtype(DType::U8)
     };
     let transformed = pretext.map(|pretext| noise(images * pretext.views(), pretext.view_size()));

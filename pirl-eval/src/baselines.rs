@@ -196,7 +196,7 @@ pub fn pixel_features(
         labels.extend(batch_labels);
         progress(labels.len(), pack.len());
     }
-    let (rows, dim) = (labels.len(), 3 * cells);
+    let (rows, dim) = (labels.len(), view.channels() * cells);
     let layer = LayerFeatures::with_cells(Layer::new(PIXELS), rows, dim, cells, values)?;
     FeatureSet::new(vec![layer], labels, pack.class_names().to_vec())
 }
@@ -204,7 +204,8 @@ pub fn pixel_features(
 /// Bytes of [`pixel_features`] of so many images.
 fn pixel_bytes(extraction: &Extraction, images: usize) -> u64 {
     let side = extraction.view.crop.min(SIDE);
-    (3 * side * side * size_of::<f32>()) as u64 * images as u64
+    let values = extraction.view.channels() * side * side;
+    (values * size_of::<f32>()) as u64 * images as u64
 }
 
 /// A report beside those of its baselines. As JSON, the fields of the report and `baselines`; as text, a

@@ -249,13 +249,14 @@ fn views(
     scratch: &mut Scratch,
 ) -> Result<Vec<Vec<u8>>> {
     let image = pack.decode(index)?;
-    let mut plain = vec![0; 3 * view.crop * view.crop];
+    let channels = view.channels();
+    let mut plain = vec![0; channels * view.crop * view.crop];
     view.apply(&image, scratch, &mut plain)?;
     let mut all = vec![plain];
     for (number, change) in changes.iter().enumerate() {
         let mut rng = random::stream(seed, CHANGE, number as u64, index as u64);
         let side = change.views.view_size();
-        let mut out = vec![0; change.views.views() * 3 * side * side];
+        let mut out = vec![0; change.views.views() * channels * side * side];
         change.views.apply(&image, &mut rng, scratch, &mut out)?;
         all.push(out);
     }
@@ -272,7 +273,7 @@ fn features(
     (count, side): (usize, usize),
 ) -> Result<Vec<f32>> {
     let pixels = views.iter().flat_map(|views| &views[kind]).copied();
-    let shape = (views.len() * count, 3, side, side);
+    let shape = (views.len() * count, normalize.channels(), side, side);
     let device = &backbone.device();
     let images = Tensor::from_vec(pixels.collect::<Vec<u8>>(), shape, &Device::Cpu)?;
     let images = normalize.apply(&images, device)?;

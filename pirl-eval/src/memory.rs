@@ -52,7 +52,7 @@ pub fn images_per_second(backbone: &dyn Backbone, extraction: &Extraction) -> Re
 
 fn black(extraction: &Extraction, count: usize) -> Result<Tensor> {
     let side = extraction.view.crop;
-    let shape = (count, 3, side, side);
+    let shape = (count, extraction.view.channels(), side, side);
     Ok(Tensor::zeros(shape, DType::F32, &Device::Cpu)?)
 }
 

@@ -16,7 +16,7 @@ use pirl_eval::detect::{
 use pirl_model::{Arch, C4Config, C4Norm, ModelConfig, ResNet};
 use pirl_train::{TrainError, Training, resume};
 
-const NORMAL: ([f32; 3], [f32; 3]) = ([0.3; 3], [0.3; 3]);
+const NORMAL: (&[f32], &[f32]) = (&[0.3; 3], &[0.3; 3]);
 
 /// Grey noise with bright (class 0) and striped (class 1) rectangles.
 struct Scenes {

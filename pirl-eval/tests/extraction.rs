@@ -214,8 +214,8 @@ fn pixels_are_averaged_to_32_by_32_and_never_enlarged() {
         let pack = Pack::open(&output).unwrap();
         let mut extraction = extraction(2);
         (extraction.view.resize, extraction.view.crop) = (side, side);
-        extraction.view.mean = [0.4, 0.5, 0.6];
-        extraction.view.std = [0.2, 0.25, 0.3];
+        extraction.view.mean = vec![0.4, 0.5, 0.6];
+        extraction.view.std = vec![0.2, 0.25, 0.3];
 
         let mut told = Vec::new();
         let set = pixel_features(&pack, &extraction, &mut |done, _| told.push(done)).unwrap();

@@ -87,8 +87,8 @@ fn coloured(folder: &std::path::Path, name: &str, count: u32) -> Pack {
 fn finetune<'a>(backbone: &'a ResNet, pack: &Pack, config: &FinetuneConfig) -> Finetune<'a> {
     let data = DataConfig {
         image_size: SIDE as usize,
-        mean: [0.5; 3],
-        std: [0.25; 3],
+        mean: vec![0.5; 3],
+        std: vec![0.25; 3],
         ..Default::default()
     };
     let augment = ViewConfig {

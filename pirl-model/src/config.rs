@@ -136,11 +136,17 @@ pub struct ModelConfig {
     pub width: f64,
     /// The stem; `imagenet` by default.
     pub stem: Stem,
+    /// Channels of the images, from 1 to 16; 3 by default. A recipe says it of its data, and so not here.
+    #[serde(skip)]
+    pub channels: usize,
     /// The heads f and g; `linear` by default.
     pub head: HeadKind,
     /// Which implementation runs the network, its optimiser, loss and bank; `fast` by default.
     pub ops: Ops,
 }
+
+/// The most channels of an image, as pirl-data has them.
+pub(crate) const MAX_CHANNELS: usize = 16;
 
 impl Default for ModelConfig {
     fn default() -> Self {
@@ -148,6 +154,7 @@ impl Default for ModelConfig {
             arch: Arch::Resnet50,
             width: 1.0,
             stem: Stem::Imagenet,
+            channels: 3,
             head: HeadKind::Linear,
             ops: Ops::Fast,
         }
@@ -156,12 +163,20 @@ impl Default for ModelConfig {
 
 impl ModelConfig {
     /// The network by its keys in a recipe: `model.arch = resnet50, model.width = 1, model.stem =
-    /// imagenet`.
+    /// imagenet`, and `data.channels` of others than RGB images.
     pub fn network(&self) -> String {
         let Self {
-            arch, width, stem, ..
+            arch,
+            width,
+            stem,
+            channels,
+            ..
         } = self;
-        format!("model.arch = {arch}, model.width = {width}, model.stem = {stem}")
+        let of_images = match channels {
+            3 => String::new(),
+            channels => format!(", data.channels = {channels}"),
+        };
+        format!("model.arch = {arch}, model.width = {width}, model.stem = {stem}{of_images}")
     }
 
     /// # Errors
@@ -170,7 +185,11 @@ impl ModelConfig {
         let width = self.width;
         let fits = (0.25..=4.0).contains(&width) && (64.0 * width).fract() == 0.0;
         let expected = "must lie in [0.25, 4], and 64 * width must be whole";
-        check("width", width, fits, expected)
+        check("width", width, fits, expected)?;
+        let channels = self.channels;
+        let fits = (1..=MAX_CHANNELS).contains(&channels);
+        let expected = format!("must lie between 1 and {MAX_CHANNELS}");
+        check("channels", channels, fits, &expected)
     }
 
     /// Channels of the stem.

@@ -31,7 +31,7 @@ impl StemConv {
         };
         Ok(Self {
             unit: Unit {
-                conv: Conv::new(builder, "conv1", (3, width), kernel, stride),
+                conv: Conv::new(builder, "conv1", (config.channels, width), kernel, stride),
                 norm: Norm::new(builder, "bn1", width),
             },
             pool: config.stem == Stem::Imagenet,

@@ -36,7 +36,7 @@ impl ResNet {
     /// An untrained network; the same `seed` gives the same weights.
     ///
     /// # Errors
-    /// [`ModelError::Setting`] for a width out of range.
+    /// [`ModelError::Setting`] for a width or a number of channels out of range.
     pub fn new(config: &ModelConfig, seed: u64, device: &Device) -> Result<Self> {
         let mut builder = Builder::new(ChaCha8Rng::seed_from_u64(seed));
         let layers = ResNetLayers::new(config, &mut builder)?;
@@ -127,11 +127,14 @@ impl ResNet {
     }
 
     fn check(&self, images: &Tensor) -> Result<()> {
+        let channels = self.config.channels;
         match *images.dims() {
-            [b, 3, h, w] if b > 0 && h > 0 && w > 0 => Ok(()),
+            [b, c, h, w] if c == channels && b > 0 && h > 0 && w > 0 => Ok(()),
             _ => Err(ModelError::Input {
                 module: "the backbone".to_owned(),
-                expected: "images of shape (batch, 3, height, width), none of them 0".to_owned(),
+                expected: format!(
+                    "images of shape (batch, {channels}, height, width), none of them 0"
+                ),
                 found: images.dims().to_vec(),
             }),
         }

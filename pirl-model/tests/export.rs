@@ -48,8 +48,8 @@ fn export(backbone: &ResNet) -> Export<'_> {
         view: ExportView {
             resize: 256,
             crop: 224,
-            mean: [0.485, 0.456, 0.406],
-            std: [0.229, 0.224, 0.225],
+            mean: vec![0.485, 0.456, 0.406],
+            std: vec![0.229, 0.224, 0.225],
         },
         card: "what it is",
     }

@@ -135,8 +135,8 @@ fn both_exports_come_back_bit_for_bit_under_any_prefix() {
         view: ExportView {
             resize: 40,
             crop: 32,
-            mean: [0.5; 3],
-            std: [0.25; 3],
+            mean: vec![0.5; 3],
+            std: vec![0.25; 3],
         },
         card: "",
     };

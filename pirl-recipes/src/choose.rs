@@ -44,11 +44,14 @@ pub fn choose(
     network: Option<&ModelConfig>,
     typed: &[Setting],
 ) -> Result<(Recipe, Vec<Choice>)> {
-    let images = ImageStatistics::of(pack, SAMPLE).map_err(|source| RecipeError::Images {
-        what: "looking at the images",
-        source,
-    })?;
-    let side = images.shorter_side;
+    let images =
+        ImageStatistics::of(pack, SAMPLE, &mut |_, _| {}, &|| false).map_err(|source| {
+            RecipeError::Images {
+                what: "looking at the images",
+                source,
+            }
+        })?;
+    let side = images.shorter_side.median;
     let (name, what) = match (side <= SMALL, device.is_cpu()) {
         (true, _) => ("cifar10", "small images"),
         (false, true) => ("photos", "photographs, on a CPU"),
@@ -92,7 +95,8 @@ fn of_network(recipe: &mut Recipe, network: Option<&ModelConfig>) -> Reasons {
 
 /// Sizes, and how colours change.
 fn of_views(recipe: &mut Recipe, images: &ImageStatistics) -> Reasons {
-    let (data, pretext, side) = (&mut recipe.data, &mut recipe.pretext, images.shorter_side);
+    let (data, pretext) = (&mut recipe.data, &mut recipe.pretext);
+    let side = images.shorter_side.median;
     let mut reasons = Reasons::new();
     if side < data.image_size {
         let view = side.max(LEAST_VIEW);
@@ -120,8 +124,17 @@ fn of_views(recipe: &mut Recipe, images: &ImageStatistics) -> Reasons {
         let reason = "the images are grey, as saturation and gray, and of patches".to_owned();
         reasons.push(("transform.image.hue", reason));
     }
-    let rounded = |values: [f32; 3]| values.map(|value| (value * 1e3).round() / 1e3);
-    (data.mean, data.std) = (rounded(images.mean), rounded(images.std));
+    data.channels = images.mean.len();
+    if data.channels != 3 {
+        reasons.push(("data.channels", "those of the pack".to_owned()));
+    }
+    let rounded = |values: &[f64]| {
+        let values = values.iter();
+        values
+            .map(|value| ((value * 1e3).round() / 1e3) as f32)
+            .collect()
+    };
+    (data.mean, data.std) = (rounded(&images.mean), rounded(&images.std));
     for key in ["data.mean", "data.std"] {
         reasons.push((key, format!("measured on {} images", images.images)));
     }
@@ -149,15 +162,25 @@ fn as_written(value: &Value) -> String {
 
 #[cfg(test)]
 mod tests {
+    use pirl_data::Sides;
+
     use super::*;
 
-    fn images(shorter_side: usize, gray: bool) -> ImageStatistics {
+    fn images(side: usize, gray: bool) -> ImageStatistics {
+        let sides = Sides {
+            least: side,
+            median: side,
+            greatest: side,
+        };
         ImageStatistics {
             images: 9,
-            shorter_side,
+            broken: Vec::new(),
+            duplicates: 0,
+            shorter_side: sides,
+            longer_side: sides,
             gray,
-            mean: [0.12345; 3],
-            std: [0.2; 3],
+            mean: vec![0.12345; 3],
+            std: vec![0.2; 3],
         }
     }
 

@@ -62,6 +62,7 @@ impl Canvas {
         Ok(Self(Image {
             width,
             height,
+            channels: 3,
             pixels: ground.repeat(width * height),
         }))
     }
@@ -204,6 +205,7 @@ impl Canvas {
             width,
             height,
             pixels,
+            ..
         } = &mut self.0;
         let mut raster = Raster::new(pixels, *width, *height)?;
         draw(&mut raster).map_err(|error| ReportError::Draw {

@@ -6,13 +6,14 @@ use pirl_data::Image;
 
 use crate::error::{ReportError, Result};
 
-/// The image as the bytes of a PNG file.
+/// The image as the bytes of a PNG file, in RGB.
 ///
 /// # Errors
 /// [`ReportError::Data`] when the image's pixels do not fill it; [`ReportError::TooLarge`] where a side
 /// does not fit the format.
 pub fn png(image: &Image) -> Result<Vec<u8>> {
     image.check()?;
+    let image = image.to_rgb();
     let (width, height) = (image.width, image.height);
     let too_large = |_| ReportError::TooLarge { width, height };
     let wide = u32::try_from(width).map_err(too_large)?;

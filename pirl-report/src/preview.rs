@@ -99,7 +99,8 @@ fn panels(
     let mut rng = sample_rng(seed, 0, index as u64);
     let mut scratch = Scratch::default();
     let side = view.size();
-    let mut seen = vec![0; 3 * side * side];
+    let channels = view.channels();
+    let mut seen = vec![0; channels * side * side];
     view.apply(&image, &mut rng, &mut scratch, &mut seen)?;
 
     let (shown, scale) = panel(&image, PANEL)?;
@@ -114,11 +115,11 @@ fn panels(
     if let Some(pretext) = pretext {
         let mut scratch = Scratch::default();
         let side = pretext.view_size();
-        let mut bytes = vec![0; pretext.views() * 3 * side * side];
+        let mut bytes = vec![0; pretext.views() * channels * side * side];
         let label = pretext.apply(&image, &mut rng, &mut scratch, &mut bytes)?;
-        let views = bytes.chunks_exact(3 * side * side);
-        let views = views.map(|view| Image::from_planes(side, side, view));
-        let views: Vec<Image> = views.collect::<std::result::Result<_, _>>()?;
+        let views = bytes.chunks_exact(channels * side * side);
+        let shown = |view| Ok(Image::from_planes(side, side, view)?.to_rgb());
+        let views: Vec<Image> = views.map(shown).collect::<Result<_>>()?;
         let trace = scratch.trace();
         if let Some(crop) = trace.crop {
             outline(&mut original, crop, scale, color(COPY))?;

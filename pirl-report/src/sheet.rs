@@ -9,13 +9,14 @@ use crate::font::Face;
 use crate::raster::check_size;
 
 /// The image as large as it can be with sides of at most `side` pixels, and by how much larger it is than
-/// it was: smaller ones are enlarged by the whole factor that fits, so that their pixels can be seen, larger
+/// it was, in RGB: smaller ones are enlarged by the whole factor that fits, so that their pixels can be seen, larger
 /// ones are shrunk in proportion, to at least a pixel.
 ///
 /// # Errors
 /// [`ReportError::Data`](crate::ReportError::Data) when the image's pixels do not fill it.
 pub(crate) fn panel(image: &Image, side: usize) -> Result<(Image, f64)> {
     image.check()?;
+    let image = &image.to_rgb();
     let longer = image.width.max(image.height);
     match side / longer {
         0 => resized(image, side as f64 / longer as f64),

@@ -42,6 +42,7 @@ impl Composition {
             image: Image {
                 width,
                 height,
+                channels: 3,
                 pixels,
             },
             shown: vec![None; width * height],

@@ -144,6 +144,7 @@ fn foreground(image: &Image) -> Image {
     Image {
         width,
         height,
+        channels: 3,
         pixels: background.into_iter().flat_map(white).collect(),
     }
 }

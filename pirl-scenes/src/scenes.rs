@@ -126,6 +126,9 @@ pub fn compose_scenes(
             path: pack.paths().first().cloned().unwrap_or_default(),
         });
     }
+    let channels = pack.channels();
+    let rgb = "must be 3: scenes are composed in RGB";
+    check("channels", channels, channels == 3, rgb)?;
     let folder = Folder::create(folder, split, pack.class_names())?;
     let set = xxh3_64(split.as_bytes());
     let mut report = SceneReport::default();

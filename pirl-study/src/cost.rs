@@ -356,7 +356,7 @@ fn attempt_detector(
     let Some((train, test)) = &images.detection else {
         return Ok(());
     };
-    let normal = (recipe.data.mean, recipe.data.std);
+    let normal = (&recipe.data.mean[..], &recipe.data.std[..]);
     let config = &recipe.eval.detect;
     let mut trainer = DetectTrainer::new(backbone, &train.pack, normal, config, recipe.seed)?;
     trainer.step()?; // allocates the buffers

@@ -65,6 +65,8 @@ fn pack_whole(args: &PackArgs) -> Result<()> {
         },
         dedupe: args.dedupe,
         max_pixels: usize::try_from(args.max_pixels).unwrap_or(usize::MAX),
+        channels: args.channels,
+        depth: args.range,
         strict: args.strict,
         stop: Some(interrupt.flag()),
     };

@@ -97,7 +97,7 @@ impl Timed<'_> {
     fn steps<O: Objective + 'static>(&self, inputs: &Inputs, objective: O) -> Result<TimedStep> {
         let Recipe { data, train, .. } = &inputs.recipe;
         let learner = inputs.learner(objective, std::slice::from_ref(self.device))?;
-        let normalize = Normalize::new(data.mean, data.std)?;
+        let normalize = Normalize::new(data.mean.as_slice(), data.std.as_slice())?;
         let pretext = inputs.pretext.as_deref();
         let batch = noise_batch(train.batch_size, data.image_size, pretext, normalize)?;
         Ok(timed_step(learner, batch, self.device))

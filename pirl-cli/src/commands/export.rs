@@ -40,8 +40,8 @@ pub(crate) fn run(args: &ExportArgs) -> Result<()> {
         view: ExportView {
             resize: view.resize,
             crop: view.crop,
-            mean: view.mean,
-            std: view.std,
+            mean: view.mean.clone(),
+            std: view.std.clone(),
         },
         card: "",
     };
@@ -68,7 +68,7 @@ pub(crate) fn run(args: &ExportArgs) -> Result<()> {
             "output": args.output,
             "format": args.format,
             "tensors": tensors,
-            "model": { "arch": recipe.model.arch, "width": recipe.model.width, "stem": recipe.model.stem },
+            "model": { "arch": recipe.model.arch, "width": recipe.model.width, "stem": recipe.model.stem, "channels": recipe.data.channels },
             "weights": loaded.origin,
             "precise_batch_norm": loaded.precise_batch_norm,
             "read": loaded.tensors,

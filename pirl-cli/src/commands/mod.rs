@@ -13,4 +13,5 @@ pub(crate) mod manual;
 pub(crate) mod pretrain;
 pub(crate) mod preview;
 pub(crate) mod recipes;
+pub(crate) mod stats;
 pub(crate) mod study;

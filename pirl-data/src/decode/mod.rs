@@ -1,15 +1,18 @@
 //! From encoded bytes to an [`Image`].
 
+mod channels;
 mod jpeg;
 mod jpeg_markers;
 mod other;
 mod png;
+mod tiff;
 
 use image::metadata::Orientation;
 
 use crate::orientation::make_upright;
 use crate::{Encoding, Image, OtherFormat};
 
+pub(crate) use channels::{Channels, decode_channels};
 pub(crate) use jpeg::decode_ycbcr_into;
 
 /// Images with more pixels than this are refused before anything is allocated for them, unless packing
@@ -133,6 +136,10 @@ pub(crate) fn decode_into(
         Encoding::Jpeg => jpeg::decode(bytes, limit, out)?,
         Encoding::Png => png::decode(bytes, limit, out)?,
         Encoding::Other(format) => other::decode(bytes, format, limit, out)?,
+        Encoding::Planes { channels } => {
+            png::decode_planes(bytes, channels as usize, limit, out)?;
+            Orientation::NoTransforms
+        }
         Encoding::Mixed => {
             let encoding = sniff(bytes).ok_or_else(|| unknown(bytes))?;
             return decode_into(bytes, encoding, limit, out);
@@ -181,6 +188,10 @@ pub(crate) fn size(bytes: &[u8], encoding: Encoding) -> Result<(usize, usize), S
         Encoding::Jpeg => jpeg::size(bytes),
         Encoding::Png => png::size(bytes),
         Encoding::Other(format) => other::size(bytes, format),
+        Encoding::Planes { channels } => {
+            let (width, rows) = png::size(bytes)?;
+            Ok((width, png::rows_of_planes(rows, channels as usize)?))
+        }
         Encoding::Mixed => {
             let encoding = sniff(bytes).ok_or_else(|| unknown(bytes))?;
             size(bytes, encoding)
@@ -200,8 +211,7 @@ fn decode_raw(
     match channels {
         1 => fill_grey(out, width, height, bytes),
         3 => {
-            out.width = width;
-            out.height = height;
+            (out.width, out.height, out.channels) = (width, height, 3);
             out.pixels.clear();
             out.pixels.extend_from_slice(bytes);
             out.check().map_err(|error| error.to_string())
@@ -219,11 +229,9 @@ fn check_size(width: usize, height: usize, limit: usize) -> Result<(), String> {
     }
 }
 
-/// Resizes the buffer of `out` to so many pixels.
+/// Makes `out` an RGB image of so many pixels, whose values are unspecified.
 fn make_room(out: &mut Image, width: usize, height: usize) {
-    out.width = width;
-    out.height = height;
-    out.pixels.resize(width * height * 3, 0);
+    out.set_size(width, height, 3);
 }
 
 /// Writes each value to three channels.

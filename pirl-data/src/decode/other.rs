@@ -11,28 +11,36 @@ use image::codecs::webp::WebPDecoder;
 use image::metadata::Orientation;
 use image::{ColorType, DynamicImage, ImageDecoder, ImageResult, Limits};
 
-use super::{check_size, make_room};
+use super::{check_size, make_room, tiff};
 use crate::orientation::{orientation, upright_size};
 use crate::{Image, OtherFormat};
 
 /// What a decoder may allocate beside the pixels.
 const WORKING_BYTES: u64 = 64 << 20;
 
-fn open(bytes: &[u8], format: OtherFormat) -> Result<Box<dyn ImageDecoder + '_>, String> {
+pub(super) fn open(
+    bytes: &[u8],
+    format: OtherFormat,
+) -> Result<Box<dyn ImageDecoder + '_>, String> {
     let bytes = match format {
         OtherFormat::WebP => whole_webp(bytes)?,
         _ => bytes,
     };
     let bytes = Cursor::new(bytes);
     let opened: ImageResult<Box<dyn ImageDecoder + '_>> = match format {
-        OtherFormat::WebP => WebPDecoder::new(bytes).map(|decoder| Box::new(decoder) as _),
-        OtherFormat::Bmp => BmpDecoder::new(bytes).map(|decoder| Box::new(decoder) as _),
-        OtherFormat::Tiff => TiffDecoder::new(bytes).map(|decoder| Box::new(decoder) as _),
-        OtherFormat::Gif => GifDecoder::new(bytes).map(|decoder| Box::new(decoder) as _),
-        OtherFormat::Pnm => PnmDecoder::new(bytes).map(|decoder| Box::new(decoder) as _),
-        OtherFormat::Qoi => QoiDecoder::new(bytes).map(|decoder| Box::new(decoder) as _),
+        OtherFormat::WebP => WebPDecoder::new(bytes.clone()).map(|decoder| Box::new(decoder) as _),
+        OtherFormat::Bmp => BmpDecoder::new(bytes.clone()).map(|decoder| Box::new(decoder) as _),
+        OtherFormat::Tiff => TiffDecoder::new(bytes.clone()).map(|decoder| Box::new(decoder) as _),
+        OtherFormat::Gif => GifDecoder::new(bytes.clone()).map(|decoder| Box::new(decoder) as _),
+        OtherFormat::Pnm => PnmDecoder::new(bytes.clone()).map(|decoder| Box::new(decoder) as _),
+        OtherFormat::Qoi => QoiDecoder::new(bytes.clone()).map(|decoder| Box::new(decoder) as _),
     };
-    opened.map_err(|error| error.to_string())
+    opened.map_err(|error| match tiff::bands(bytes.into_inner()) {
+        Some(bands) if format == OtherFormat::Tiff => {
+            format!("it has {bands} channels that are no colours; --channels {bands} packs them")
+        }
+        _ => error.to_string(),
+    })
 }
 
 /// A WebP without what follows it, once every chunk is known to end within: the decoder takes as much
@@ -71,16 +79,7 @@ pub(super) fn decode(
     let (width, height) = decoder.dimensions();
     let (width, height) = (width as usize, height as usize);
     check_size(width, height, limit)?;
-    // Alpha at 8 bits is within the limit of pixels, 16 bits of as many are not.
-    let (pixels, most) = (decoder.total_bytes(), (limit as u64).saturating_mul(4));
-    if pixels > most {
-        return Err(format!("{pixels} bytes of pixels; {most} are allowed"));
-    }
-    let mut limits = Limits::no_limits();
-    limits.max_alloc = Some(pixels.saturating_add(WORKING_BYTES));
-    decoder
-        .set_limits(limits)
-        .map_err(|error| error.to_string())?;
+    limit_memory(&mut *decoder, limit)?;
     let turned = turned(&mut decoder);
     if decoder.color_type() == ColorType::Rgb8 {
         make_room(out, width, height);
@@ -94,6 +93,20 @@ pub(super) fn decode(
     Ok(turned)
 }
 
+/// Lets a decoder take as much memory as so many pixels need.
+pub(super) fn limit_memory(decoder: &mut dyn ImageDecoder, limit: usize) -> Result<(), String> {
+    // Alpha at 8 bits is within the limit of pixels, 16 bits of as many are not.
+    let (pixels, most) = (decoder.total_bytes(), (limit as u64).saturating_mul(4));
+    if pixels > most {
+        return Err(format!("{pixels} bytes of pixels; {most} are allowed"));
+    }
+    let mut limits = Limits::no_limits();
+    limits.max_alloc = Some(pixels.saturating_add(WORKING_BYTES));
+    decoder
+        .set_limits(limits)
+        .map_err(|error| error.to_string())
+}
+
 /// Width and height of the upright image, from the header.
 pub(super) fn size(bytes: &[u8], format: OtherFormat) -> Result<(usize, usize), String> {
     let mut decoder = open(bytes, format)?;
@@ -105,7 +118,7 @@ pub(super) fn size(bytes: &[u8], format: OtherFormat) -> Result<(usize, usize), 
 }
 
 /// The orientation that the file asks for; data that cannot be read asks for none.
-fn turned(decoder: &mut dyn ImageDecoder) -> Orientation {
+pub(super) fn turned(decoder: &mut dyn ImageDecoder) -> Orientation {
     match decoder.orientation() {
         Ok(Orientation::NoTransforms) | Err(_) => {
             let exif = decoder.exif_metadata().unwrap_or_default();
@@ -119,6 +132,7 @@ fn turned(decoder: &mut dyn ImageDecoder) -> Orientation {
 /// 8-bit RGB: grey repeated, alpha dropped, of 16 bits the upper 8.
 pub(super) fn to_rgb(image: DynamicImage, out: &mut Image) -> Result<(), String> {
     (out.width, out.height) = (image.width() as usize, image.height() as usize);
+    out.channels = 3;
     out.pixels = match image {
         DynamicImage::ImageLuma16(_)
         | DynamicImage::ImageLumaA16(_)

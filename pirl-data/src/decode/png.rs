@@ -8,9 +8,10 @@ use image::{ColorType, DynamicImage, ImageDecoder, ImageError};
 
 use super::{check_size, make_room, other, spread_grey};
 use crate::Image;
+use crate::image::join_planes;
 use crate::orientation::{orientation, upright_size};
 
-fn open(bytes: &[u8]) -> Result<PngDecoder<Cursor<&[u8]>>, String> {
+pub(super) fn open(bytes: &[u8]) -> Result<PngDecoder<Cursor<&[u8]>>, String> {
     PngDecoder::new(Cursor::new(bytes)).map_err(|error| error.to_string())
 }
 
@@ -40,6 +41,43 @@ pub(super) fn decode(bytes: &[u8], limit: usize, out: &mut Image) -> Result<Orie
     Ok(turned(bytes))
 }
 
+/// Decodes a grey PNG of `channels` planes below each other. Together they have at most `limit` values.
+pub(super) fn decode_planes(
+    bytes: &[u8],
+    channels: usize,
+    limit: usize,
+    out: &mut Image,
+) -> Result<(), String> {
+    let decoder = open(bytes)?;
+    let (width, rows) = decoder.dimensions();
+    let (width, rows) = (width as usize, rows as usize);
+    check_size(width, rows, limit)?;
+    let height = rows_of_planes(rows, channels)?;
+    if decoder.color_type() != ColorType::L8 || decoder.total_bytes() != (width * rows) as u64 {
+        return Err(format!("{:?} pixels, expected L8", decoder.color_type()));
+    }
+    out.set_size(width, height, channels);
+    if channels == 1 {
+        return decoder
+            .read_image(&mut out.pixels)
+            .map_err(|error| error.to_string());
+    }
+    let mut planes = vec![0; width * rows];
+    decoder
+        .read_image(&mut planes)
+        .map_err(|error| error.to_string())?;
+    join_planes(&planes, out);
+    Ok(())
+}
+
+/// The height of an image whose channels, one below the other, have so many rows.
+pub(super) fn rows_of_planes(rows: usize, channels: usize) -> Result<usize, String> {
+    match channels > 0 && rows.is_multiple_of(channels) {
+        true => Ok(rows / channels),
+        false => Err(format!("{rows} rows are not those of {channels} channels")),
+    }
+}
+
 /// Width and height of the upright image, from the header.
 pub(super) fn size(bytes: &[u8]) -> Result<(usize, usize), String> {
     let (width, height) = open(bytes)?.dimensions();
@@ -50,7 +88,7 @@ pub(super) fn size(bytes: &[u8]) -> Result<(usize, usize), String> {
 }
 
 /// The orientation in an `eXIf` or XMP chunk, before the pixels or behind them.
-fn turned(bytes: &[u8]) -> Orientation {
+pub(super) fn turned(bytes: &[u8]) -> Orientation {
     const XMP: &[u8] = b"XML:com.adobe.xmp\0\0";
     let (mut exif, mut xmp) = (None, None);
     let mut rest = bytes.get(8..).unwrap_or_default();

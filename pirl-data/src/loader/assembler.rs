@@ -93,7 +93,7 @@ pub(super) fn part_bytes(view: &ImageView, pretext: Option<&dyn Pretext>, images
     let squares = |views: usize, side: usize| views.saturating_mul(side * side);
     let image = squares(1, view.size());
     let views = pretext.map_or(0, |pretext| squares(pretext.views(), pretext.view_size()));
-    let bytes = image.saturating_add(views).saturating_mul(3);
+    let bytes = image.saturating_add(views).saturating_mul(view.channels());
     bytes.saturating_mul(images).max(1)
 }
 
@@ -125,13 +125,13 @@ impl Assembler {
 
     /// Makes a part of a batch.
     pub(super) fn assemble(&self, request: &Request<'_>) -> Result<Batch, DataError> {
-        let size = self.view.size();
-        let image_len = 3 * size * size;
+        let (size, channels) = (self.view.size(), self.view.channels());
+        let image_len = channels * size * size;
         let (views, side) = self
             .pretext
             .as_ref()
             .map_or((0, 0), |pretext| (pretext.views(), pretext.view_size()));
-        let views_len = views * 3 * side * side;
+        let views_len = views * channels * side * side;
         let count = request.places.len();
         let mut images = vec![0_u8; count * image_len];
         let mut transformed = vec![0_u8; count * views_len];
@@ -152,12 +152,12 @@ impl Assembler {
                 })
                 .collect::<Result<Vec<Filled>, DataError>>()
         })?;
-        let images = Tensor::from_vec(images, (count, 3, size, size), &Device::Cpu)?;
+        let images = Tensor::from_vec(images, (count, channels, size, size), &Device::Cpu)?;
         let transformed = match views {
             0 => None,
             _ => Some(Tensor::from_vec(
                 transformed,
-                (count * views, 3, side, side),
+                (count * views, channels, side, side),
                 &Device::Cpu,
             )?),
         };

@@ -7,9 +7,9 @@ use crate::transform::Normalize;
 /// The images of one step, or of a part of one, on the CPU.
 #[derive(Clone, Debug)]
 pub struct Batch {
-    /// `(B, 3, S, S)` u8, to be normalised by [`Batch::normalize`].
+    /// `(B, channels, S, S)` u8, to be normalised by [`Batch::normalize`].
     pub images: Tensor,
-    /// `(B * P, 3, s, s)` u8, likewise to be normalised: view `p` of image `b` in row `b * P + p`; `None`
+    /// `(B * P, channels, s, s)` u8, likewise to be normalised: view `p` of image `b` in row `b * P + p`; `None`
     /// without a pretext task.
     pub transformed: Option<Tensor>,
     /// The number in the pack of each of the `B` images; no two are the same.

@@ -19,7 +19,7 @@ use pirl_core::check;
 
 use crate::pretext::Pretext;
 use crate::stages::StageTotals;
-use crate::transform::{ImageView, thread_pool};
+use crate::transform::{ImageView, check_channels, thread_pool};
 use crate::{DataError, Pack, Stages};
 
 use assembler::{Assembler, part_bytes, split};
@@ -53,7 +53,8 @@ impl Loader {
     ///
     /// # Errors
     /// [`DataError::Setting`] for a field whose value cannot work, a batch of more images than there
-    /// are, or when the threads cannot be started.
+    /// are, or when the threads cannot be started; [`DataError::Channels`] of a pack of others than the
+    /// view's.
     pub fn new(
         pack: Arc<Pack>,
         view: ImageView,
@@ -61,6 +62,7 @@ impl Loader {
         config: LoaderConfig,
     ) -> Result<Self, DataError> {
         config.check()?;
+        check_channels(view.channels(), pack.channels())?;
         let images = pack.len();
         check(
             "batch_size",

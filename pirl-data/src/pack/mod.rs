@@ -16,10 +16,10 @@ mod verify;
 mod writer;
 
 pub use counts::{Counts, ObjectCounts, PerClass};
-pub use options::{PackOptions, Reencode};
+pub use options::{Depth, PackOptions, Reencode};
 pub use reader::Pack;
 pub(crate) use report::listed;
 pub use report::{PackReport, Skipped, Tally};
 pub use run::pack;
-pub use statistics::ImageStatistics;
+pub use statistics::{ImageStatistics, Sides};
 pub use verify::Verification;

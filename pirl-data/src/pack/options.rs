@@ -1,3 +1,4 @@
+use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -5,6 +6,7 @@ use pirl_core::{SettingError, check};
 
 use super::Skipped;
 use crate::DataError;
+use crate::config::check_channels;
 use crate::decode::MAX_PIXELS;
 
 /// How [`pack`](super::pack) writes.
@@ -28,11 +30,60 @@ pub struct PackOptions {
     /// Images with more pixels than this are left out; default 100 million, the most that a pack can
     /// hold: larger ones must shrink.
     pub max_pixels: usize,
+    /// Channels of the images, 1 to [`Image::MAX_CHANNELS`](crate::Image::MAX_CHANNELS); default 3, red, green and blue. With any other
+    /// number every image is packed as [`Encoding::Planes`](crate::Encoding::Planes), with the channels that
+    /// its file has: a TIFF of so many bands, or of so many grey pages of one size; grey, with and without
+    /// alpha; RGB with alpha. For 1, colours become grey. Images with others are left out.
+    pub channels: usize,
+    /// How values of more than 8 bits become 8; default their upper 8 bits.
+    pub depth: Depth,
     /// Fail at the first image or object that would be left out, rather than leave it out; default
     /// false.
     pub strict: bool,
     /// Stop soon after this becomes true, keeping the shards that are complete; default `None`.
     pub stop: Option<Arc<AtomicBool>>,
+}
+
+/// How values of more than 8 bits become 8.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub enum Depth {
+    /// The upper 8 bits. Signed and floating-point values have none: such images are left out.
+    #[default]
+    Upper,
+    /// Each channel of each image from its own least value, which becomes 0, to its greatest, 255.
+    Image,
+    /// From `least`, which becomes 0, to `most`, 255, rounded; what lies beyond is cut off.
+    Range {
+        /// The least value.
+        least: f64,
+        /// The greatest.
+        most: f64,
+    },
+}
+
+impl FromStr for Depth {
+    type Err = SettingError;
+
+    /// `upper`, `image`, or two numbers such as `0..10000`.
+    fn from_str(text: &str) -> Result<Self, SettingError> {
+        match text {
+            "upper" => return Ok(Self::Upper),
+            "image" => return Ok(Self::Image),
+            _ => {}
+        }
+        let ends = text.split_once("..");
+        let ends = ends.and_then(|(least, most)| Some((least.parse().ok()?, most.parse().ok()?)));
+        match ends {
+            Some((least, most)) if f64::is_finite(most - least) && least < most => {
+                Ok(Self::Range { least, most })
+            }
+            _ => {
+                let expected =
+                    "must be upper, image, or two numbers with the least first, such as 0..10000";
+                Err(SettingError::new("range", text, expected))
+            }
+        }
+    }
 }
 
 /// A format that images are encoded in anew.
@@ -54,6 +105,8 @@ impl Default for PackOptions {
             reencode: Reencode::default(),
             dedupe: false,
             max_pixels: MAX_PIXELS,
+            channels: 3,
+            depth: Depth::default(),
             strict: false,
             stop: None,
         }
@@ -75,7 +128,14 @@ impl PackOptions {
         }
         let pixels = self.max_pixels;
         check("max_pixels", pixels, pixels > 0, "must be at least 1")?;
-        Ok(())
+        check_channels(self.channels)?;
+        let jpeg = self.quality.is_some() || self.reencode == Reencode::Jpeg;
+        check(
+            "channels",
+            self.channels,
+            self.channels == 3 || !jpeg,
+            "must be 3 for images that become JPEGs",
+        )
     }
 
     pub(super) fn stopped(&self) -> bool {

@@ -8,11 +8,11 @@ use jpeg_encoder::{ChromaSubsamplingMethod, ColorType, Encoder, SamplingFactor};
 use pirl_core::SettingError;
 
 use super::recode::{Planes, jpeg_sides};
-use super::{PackOptions, Reencode, Skipped};
-use crate::decode::{Looked, MAX_PIXELS};
+use super::{Depth, PackOptions, Reencode, Skipped};
+use crate::decode::{Channels, Looked, MAX_PIXELS, decode_channels};
 use crate::objects::{Cut, cut};
 use crate::orientation::{upright_box, upright_size};
-use crate::transform::{Crop, Resizer, resize};
+use crate::transform::{Crop, Resizer, resize, write_planes};
 use crate::{DataError, Encoding, Image, Objects, RawSample, Source};
 
 /// Quality of re-encoded JPEGs unless the options name one; that of common 256-pixel copies of ImageNet.
@@ -75,18 +75,35 @@ pub(super) fn prepare<'a>(
         reason,
     };
     let changed = change(&sample, options, workspace);
-    let Changed { from, size, bytes } = changed.map_err(|reason| left_out(&sample.name, reason))?;
+    let Changed {
+        from,
+        size,
+        bytes,
+        deep,
+    } = changed.map_err(|reason| left_out(&sample.name, reason))?;
     let came = sample.encoding;
     if let Some(bytes) = bytes {
         sample.bytes = Cow::Owned(bytes);
         sample.encoding = packed_as(came, options);
+    }
+    let mut notes = Vec::new();
+    if deep {
+        let how = match options.depth {
+            Depth::Upper => "their upper 8 bits".to_owned(),
+            Depth::Image => "from the least to the greatest of each channel".to_owned(),
+            Depth::Range { least, most } => format!("from {least} to {most}"),
+        };
+        notes.push(Skipped {
+            name: sample.name.clone(),
+            reason: format!("its values of more than 8 bits became 8: {how}"),
+        });
     }
     let mut prepared = Prepared {
         sample,
         came,
         size,
         left_out: Vec::new(),
-        notes: Vec::new(),
+        notes,
     };
     if let Some(mut objects) = prepared.sample.objects.take() {
         let name = &prepared.sample.name;
@@ -118,6 +135,10 @@ pub(super) fn prepare<'a>(
 
 /// What a sample is encoded in once it is packed.
 fn packed_as(came: Encoding, options: &PackOptions) -> Encoding {
+    if options.channels != 3 {
+        let channels = options.channels as u32;
+        return Encoding::Planes { channels };
+    }
     match (came, options.reencode) {
         (Encoding::Other(_), Reencode::Png) => Encoding::Png,
         (Encoding::Other(_), Reencode::Jpeg) => Encoding::Jpeg,
@@ -162,6 +183,8 @@ struct Changed {
     size: (usize, usize),
     /// The new bytes; `None` if the sample is packed as it is.
     bytes: Option<Vec<u8>>,
+    /// Whether values of more than 8 bits became 8 by the rule of the options.
+    deep: bool,
 }
 
 /// Shrinks an image and encodes it again, where the options or its format ask for it; otherwise only
@@ -173,6 +196,21 @@ fn change(
 ) -> Result<Changed, String> {
     let (bytes, encoding) = (&sample.bytes, sample.encoding);
     let limit = options.max_pixels;
+    if options.channels != 3 || options.depth != Depth::Upper && may_be_deep(encoding) {
+        let (from, deep) = decode_channels(
+            bytes,
+            encoding,
+            Channels {
+                channels: options.channels,
+                depth: options.depth,
+                limit,
+            },
+            &mut workspace.decoded,
+        )?;
+        if deep || options.channels != 3 {
+            return encoded_anew(encoding, options, workspace, from, deep);
+        }
+    }
     let again = matches!(encoding, Encoding::Other(_))
         || options.quality.is_some() && encoding == Encoding::Jpeg;
     if options.resize_shorter.is_none() && !again {
@@ -182,6 +220,7 @@ fn change(
             from,
             size: from.size,
             bytes: None,
+            deep: false,
         });
     }
     let own_colors =
@@ -190,13 +229,7 @@ fn change(
         Some(looked) => looked,
         None => crate::decode::decode_into(bytes, encoding, limit, &mut workspace.decoded)?,
     };
-    let size = shrunk(from.size, options.resize_shorter);
-    if size.0.saturating_mul(size.1) > MAX_PIXELS {
-        return Err(format!(
-            "{} x {} pixels; a pack holds images of up to {MAX_PIXELS}: shrink it",
-            size.0, size.1
-        ));
-    }
+    let size = target_size(from.size, options)?;
     let quality = options.quality.unwrap_or(JPEG_QUALITY);
     let changed = again || size != from.size;
     let bytes = changed.then(|| {
@@ -215,7 +248,64 @@ fn change(
         }
     });
     let bytes = bytes.transpose()?;
-    Ok(Changed { from, size, bytes })
+    Ok(Changed {
+        from,
+        size,
+        bytes,
+        deep: false,
+    })
+}
+
+/// Whether a format has values of more than 8 bits.
+fn may_be_deep(encoding: Encoding) -> bool {
+    use crate::OtherFormat::{Pnm, Tiff};
+    matches!(
+        encoding,
+        Encoding::Png | Encoding::Mixed | Encoding::Other(Pnm | Tiff)
+    )
+}
+
+/// Shrinks the decoded image if the options say so, and encodes it.
+fn encoded_anew(
+    came: Encoding,
+    options: &PackOptions,
+    workspace: &mut Workspace,
+    from: Looked,
+    deep: bool,
+) -> Result<Changed, String> {
+    let size = target_size(from.size, options)?;
+    let Workspace {
+        decoded,
+        small,
+        resizer,
+        ..
+    } = workspace;
+    let image = resized(decoded, size, resizer, small)?;
+    let quality = options.quality.unwrap_or(JPEG_QUALITY);
+    let bytes = encode(image, packed_as(came, options), quality)?;
+    Ok(Changed {
+        from,
+        size,
+        bytes: Some(bytes),
+        deep,
+    })
+}
+
+/// The size that an image is packed in.
+fn target_size(from: (usize, usize), options: &PackOptions) -> Result<(usize, usize), String> {
+    let size = shrunk(from, options.resize_shorter);
+    // Of three channels pixels are counted, of others values.
+    let (each, what) = match options.channels {
+        3 => (1, "pixels"),
+        channels => (channels, "values in all channels together"),
+    };
+    if size.0.saturating_mul(size.1).saturating_mul(each) > MAX_PIXELS {
+        return Err(format!(
+            "{} x {} pixels; a pack holds images of up to {MAX_PIXELS} {what}: shrink it",
+            size.0, size.1
+        ));
+    }
+    Ok(size)
 }
 
 /// The size with the shorter side at most `target`; the other is rounded down, as torchvision's
@@ -304,9 +394,20 @@ fn fit(
     Ok(fitted)
 }
 
-/// PNG as PNG, all else as JPEG of this quality, its colours at half the resolution as Pillow's and
+/// PNG as PNG, channels that are not RGB as a PNG of planes, all else as JPEG of this quality, its colours at half the resolution as Pillow's and
 /// libjpeg's defaults have it.
 fn encode(image: &Image, encoding: Encoding, quality: u8) -> Result<Vec<u8>, String> {
+    if let Encoding::Planes { channels } = encoding {
+        let mut planes = vec![0; image.pixels.len()];
+        write_planes(image, &mut planes);
+        let side = |side: usize| u32::try_from(side).map_err(|error| error.to_string());
+        let (width, rows) = (side(image.width)?, side(image.height * channels as usize)?);
+        let mut bytes = Vec::new();
+        PngEncoder::new(&mut bytes)
+            .write_image(&planes, width, rows, image::ExtendedColorType::L8)
+            .map_err(|error| error.to_string())?;
+        return Ok(bytes);
+    }
     if encoding == Encoding::Png {
         let mut bytes = Vec::new();
         let (width, height) = (image.width as u32, image.height as u32);

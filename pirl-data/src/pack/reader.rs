@@ -245,6 +245,14 @@ impl Pack {
         self.shards.description.encoding
     }
 
+    /// Channels of its images: 3, red, green and blue, unless it was packed with others.
+    pub fn channels(&self) -> usize {
+        match self.encoding() {
+            Encoding::Planes { channels } => channels as usize,
+            _ => 3,
+        }
+    }
+
     /// A description of what the pack was made from.
     pub fn source(&self) -> &str {
         &self.shards.description.source
@@ -269,7 +277,8 @@ impl Pack {
         shard.sample(sample)
     }
 
-    /// Decodes sample `index` to 8-bit RGB; grey images get three equal channels.
+    /// Decodes sample `index` to 8-bit RGB, or to the channels of the pack; of RGB, grey images get three
+    /// equal channels.
     ///
     /// # Errors
     /// [`DataError::Decode`] when the bytes are damaged, [`DataError::Index`] past the end.

@@ -58,7 +58,7 @@ pub struct Tally {
     pub formats: BTreeMap<String, usize>,
     /// Images by the ending of their name.
     pub endings: BTreeMap<String, usize>,
-    /// Images that were turned into another format, since theirs is not packed.
+    /// Images that were turned into another format or another number of channels.
     pub reencoded: usize,
     /// Images whose bytes are those of an earlier one; with `dedupe` they are left out.
     pub duplicates: usize,

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 use xxhash_rust::xxh3::Xxh3;
 
-use crate::{DataError, Encoding, Objects};
+use crate::{DataError, Encoding, Image, Objects};
 
 /// The version in the metadata; a reader refuses any other.
 pub(super) const VERSION: &str = "1";
@@ -58,6 +58,10 @@ impl Description {
             // Never packed, so no reader knows these names.
             Encoding::Other(_) => "other",
             Encoding::Mixed => "mixed",
+            Encoding::Planes { channels } => {
+                metadata.insert("channels", channels.to_string());
+                "planes"
+            }
             Encoding::Raw {
                 height,
                 width,
@@ -99,6 +103,17 @@ impl Description {
             "jpeg" => Encoding::Jpeg,
             "png" => Encoding::Png,
             "mixed" => Encoding::Mixed,
+            "planes" => match size("channels")? {
+                channels if (1..=Image::MAX_CHANNELS as u32).contains(&channels) => {
+                    Encoding::Planes { channels }
+                }
+                other => {
+                    return Err(format!(
+                        "its images have {other} channels, 1 to {} are read",
+                        Image::MAX_CHANNELS
+                    ));
+                }
+            },
             "raw" => Encoding::Raw {
                 height: size("height")?,
                 width: size("width")?,
@@ -297,6 +312,7 @@ impl Fingerprint {
                 width,
                 channels,
             } => [4, height, width, channels],
+            Encoding::Planes { channels } => [5, channels, 0, 0],
         };
         for word in words {
             self.0.update(&word.to_le_bytes());

@@ -57,13 +57,15 @@ impl Writer {
         let description = source.describe();
         let work = format!(
             "{} images and {} classes of {description}, shorter side {:?}, quality {:?}, other formats \
-             as {:?}, at most {} pixels, shards of {} bytes, dedupe {}, strict {}",
+             as {:?}, at most {} pixels, {} channels, depth {:?}, shards of {} bytes, dedupe {}, strict {}",
             source.len(),
             class_names.len(),
             options.resize_shorter,
             options.quality,
             options.reencode,
             options.max_pixels,
+            options.channels,
+            options.depth,
             options.shard_bytes,
             options.dedupe,
             options.strict
@@ -196,7 +198,7 @@ impl Writer {
             let ending = shown_ending(Path::new(&sample.name));
             *tally.endings.entry(ending).or_default() += 1;
         }
-        tally.reencoded += usize::from(matches!(came, Encoding::Other(_)));
+        tally.reencoded += usize::from(came != sample.encoding);
         tally.size(size);
         if let Some(label) = sample.label {
             *tally.per_class.entry(label).or_default() += 1;

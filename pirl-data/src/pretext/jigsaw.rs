@@ -7,8 +7,8 @@ use crate::config::{DataConfig, PretextConfig, ViewConfig};
 use crate::random::{below, shuffle};
 use crate::stages::Stage;
 use crate::transform::{
-    Augment, Crop, Patch, RandomResizedCrop, Scratch, check_output, cut, quarter_turns,
-    write_planes,
+    Augment, Crop, Patch, RandomResizedCrop, Scratch, check_channels, check_output, cut,
+    quarter_turns, write_planes,
 };
 use crate::{DataError, Image};
 
@@ -19,6 +19,7 @@ pub(crate) struct Jigsaw {
     crop_size: usize,
     cell: usize,
     patch_size: usize,
+    channels: usize,
     crop: RandomResizedCrop,
     augment: Augment,
     /// The fixed set of orders; empty for all there are.
@@ -40,6 +41,7 @@ impl Jigsaw {
             crop_size: pretext.crop_size,
             cell: pretext.crop_size / pretext.grid,
             patch_size: data.patch_size,
+            channels: data.channels,
             crop: RandomResizedCrop {
                 scale: view.scale,
                 ratio: view.ratio,
@@ -69,19 +71,20 @@ impl Jigsaw {
         let room = (self.cell - self.patch_size).max(1);
         let top = cell / self.grid * self.cell + below(rng, room);
         let left = cell % self.grid * self.cell + below(rng, room);
-        let side = self.patch_size;
+        let (side, channels) = (self.patch_size, whole.channels);
         patch.width = side;
         patch.height = side;
+        patch.channels = channels;
         patch.pixels.clear();
         for row in whole
             .pixels
-            .chunks_exact(whole.width * 3)
+            .chunks_exact(whole.width * channels)
             .skip(top)
             .take(side)
         {
             patch
                 .pixels
-                .extend_from_slice(&row[left * 3..(left + side) * 3]);
+                .extend_from_slice(&row[left * channels..(left + side) * channels]);
         }
         Crop {
             left,
@@ -112,8 +115,9 @@ impl Pretext for Jigsaw {
         scratch: &mut Scratch,
         out: &mut [u8],
     ) -> Result<u32, DataError> {
-        let patch_len = 3 * self.patch_size * self.patch_size;
+        let patch_len = self.channels * self.patch_size * self.patch_size;
         check_output(out, self.views() * patch_len)?;
+        check_channels(self.channels, image.channels)?;
         let Scratch {
             resizer,
             crop: whole,

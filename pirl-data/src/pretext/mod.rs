@@ -29,12 +29,12 @@ pub trait Pretext: Send + Sync {
     fn labels(&self) -> usize;
 
     /// Draws a transformation from `rng` and writes the views of `image` to `out`, patches in their new
-    /// order: `(views, 3, view_size, view_size)` bytes, not yet normalised. Returns the label of the
+    /// order: `(views, channels, view_size, view_size)` bytes, not yet normalised. Returns the label of the
     /// transformation, in `0..labels()`, or 0.
     ///
     /// # Errors
     /// [`DataError::Output`] when `out` has another length, [`DataError::ImageSize`] when the
-    /// image's pixels do not fill it.
+    /// image's pixels do not fill it, [`DataError::Channels`] when the settings are for others.
     fn apply(
         &self,
         image: &Image,

@@ -42,7 +42,7 @@ impl Pretext for Rotation {
         scratch: &mut Scratch,
         out: &mut [u8],
     ) -> Result<u32, DataError> {
-        check_output(out, 3 * self.view.size() * self.view.size())?;
+        check_output(out, self.view.channels() * self.view.size().pow(2))?;
         self.view.draw(image, rng, scratch)?;
         let turns = below(rng, TURNS) as u32;
         quarter_turns(&scratch.crop, turns, &mut scratch.part);

@@ -21,7 +21,7 @@ const PATH_NAMES: [&str; 10] = [
     "img",
     "image_id",
 ];
-const LABEL_NAMES: [&str; 7] = [
+pub(super) const LABEL_NAMES: [&str; 7] = [
     "label",
     "class",
     "class_name",
@@ -32,11 +32,11 @@ const LABEL_NAMES: [&str; 7] = [
 ];
 const FORM: &str = "expected path, or path and label with a tab, a comma or spaces between them";
 
-/// Which columns of a list are read, by the names in its header or by their numbers from 1; what is
+/// Which columns of a list, or of Parquet files, are read, by the names in its header or by their numbers from 1; what is
 /// `None` is found from the header, or is the first column and the second.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Columns {
-    /// The paths.
+    /// The paths; of Parquet files the images.
     pub path: Option<String>,
     /// The labels.
     pub label: Option<String>,

@@ -14,6 +14,8 @@ mod joined;
 mod labels;
 mod list;
 mod open;
+#[cfg(feature = "parquet")]
+mod parquet;
 mod part;
 mod text;
 mod webdataset;
@@ -38,6 +40,8 @@ pub use image_folder::ImageFolder;
 pub use joined::Joined;
 pub use list::{Columns, List};
 pub use open::{SourceFormat, SourceOptions, open_source};
+#[cfg(feature = "parquet")]
+pub use parquet::Parquet;
 pub use part::Part;
 pub use webdataset::WebDataset;
 
@@ -52,6 +56,12 @@ pub enum Encoding {
     Other(OtherFormat),
     /// Of a whole pack: JPEG and PNG files mixed; the first bytes of each sample say which it is.
     Mixed,
+    /// A grey PNG of an image's channels below each other, the first uppermost: how images of another number
+    /// of channels than 3 are packed, so that any program can look at them.
+    Planes {
+        /// From 1 to [`Image::MAX_CHANNELS`](crate::Image::MAX_CHANNELS).
+        channels: u32,
+    },
     /// `height * width * channels` bytes, row by row, channels interleaved.
     Raw {
         /// Rows.
@@ -112,6 +122,7 @@ impl fmt::Display for Encoding {
             Self::Png => f.write_str("png"),
             Self::Other(format) => format.fmt(f),
             Self::Mixed => f.write_str("mixed"),
+            Self::Planes { channels } => write!(f, "planes of {channels} channels"),
             Self::Raw {
                 height,
                 width,

@@ -35,11 +35,13 @@ pub enum SourceFormat {
     Cvat,
     /// [`WebDataset`]
     WebDataset,
+    /// `Parquet`, in a build with the feature `parquet`
+    Parquet,
 }
 
 impl SourceFormat {
     /// All of them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::ImageFolder,
         Self::List,
         Self::Mnist,
@@ -50,6 +52,7 @@ impl SourceFormat {
         Self::Yolo,
         Self::Cvat,
         Self::WebDataset,
+        Self::Parquet,
     ];
 
     /// Its name on the command line.
@@ -65,6 +68,7 @@ impl SourceFormat {
             Self::Yolo => "yolo",
             Self::Cvat => "cvat",
             Self::WebDataset => "webdataset",
+            Self::Parquet => "parquet",
         }
     }
 
@@ -82,6 +86,7 @@ impl SourceFormat {
             Self::Yolo => "A text file an image, as YOLO's programs have them",
             Self::Cvat => "The XML file of CVAT for images 1.1",
             Self::WebDataset => "Tar archives in WebDataset's layout, or a folder of them",
+            Self::Parquet => "Parquet files with a column of images, as Hugging Face has them",
         }
     }
 }
@@ -102,14 +107,14 @@ impl FromStr for SourceFormat {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct SourceOptions {
     /// The part of the set: `train` or `test` of sets that are published in two; of image folders and YOLO
-    /// a sub-folder; of VOC an image set, the path of a list, or `all`; of each format shares such as
+    /// a sub-folder; of Parquet files the part that their names begin with; of VOC an image set, the path of a list, or `all`; of each format shares such as
     /// `80/20`, of which the first is read, and with `80/20:test` the second.
     pub split: Option<String>,
     /// Seed of a split by shares.
     pub seed: u64,
     /// Whether sub-folders of an image folder are classes.
     pub labels: Labels,
-    /// The columns of a list.
+    /// The columns of a list or of Parquet files.
     pub columns: Columns,
     /// The folder of the images of COCO's and CVAT's files.
     pub images: Option<PathBuf>,
@@ -203,6 +208,17 @@ fn one(
         SourceFormat::WebDataset => {
             no_split()?;
             Box::new(WebDataset::open(input)?)
+        }
+        #[cfg(feature = "parquet")]
+        SourceFormat::Parquet => {
+            let split = options.split.as_deref();
+            Box::new(super::Parquet::open(input, split, &options.columns)?)
+        }
+        #[cfg(not(feature = "parquet"))]
+        SourceFormat::Parquet => {
+            let expected =
+                "needs a build with the feature parquet (cargo install ... --features parquet)";
+            return Err(SettingError::new("format", "parquet", expected).into());
         }
     })
 }

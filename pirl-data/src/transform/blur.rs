@@ -11,7 +11,8 @@ const PASSES: usize = 3;
 ///
 /// Pixels beyond the border are those at the border. `spare` is a buffer whose content is overwritten.
 pub fn gaussian_blur(image: &mut Image, radius: f32, spare: &mut Vec<u8>) {
-    debug_assert_eq!(image.pixels.len(), image.width * image.height * 3);
+    let channels = image.channels;
+    debug_assert_eq!(image.pixels.len(), image.width * image.height * channels);
     let radius = box_radius(radius);
     if radius.is_nan() || radius <= 0.0 || image.pixels.is_empty() {
         return;
@@ -19,14 +20,14 @@ pub fn gaussian_blur(image: &mut Image, radius: f32, spare: &mut Vec<u8>) {
     spare.resize(image.pixels.len(), 0);
     let (width, height) = (image.width, image.height);
     // Blurring down the columns works on whole rows at once, so rows are blurred as columns.
-    transpose(&image.pixels, width, height, spare);
+    transpose(&image.pixels, width, height, channels, spare);
     for _ in 0..PASSES {
-        blur_columns(spare, &mut image.pixels, height * 3, radius);
+        blur_columns(spare, &mut image.pixels, height * channels, radius);
         std::mem::swap(spare, &mut image.pixels);
     }
-    transpose(spare, height, width, &mut image.pixels);
+    transpose(spare, height, width, channels, &mut image.pixels);
     for _ in 0..PASSES {
-        blur_columns(&image.pixels, spare, width * 3, radius);
+        blur_columns(&image.pixels, spare, width * channels, radius);
         std::mem::swap(spare, &mut image.pixels);
     }
 }
@@ -87,11 +88,20 @@ fn blur_columns(from: &[u8], to: &mut [u8], row: usize, radius: f32) {
 }
 
 /// Rows of `width` pixels to columns.
-fn transpose(from: &[u8], width: usize, height: usize, to: &mut [u8]) {
-    for (x, column) in to.chunks_exact_mut(height * 3).enumerate() {
-        for (y, pixel) in column.chunks_exact_mut(3).enumerate() {
-            let start = (y * width + x) * 3;
-            pixel.copy_from_slice(&from[start..start + 3]);
+fn transpose(from: &[u8], width: usize, height: usize, channels: usize, to: &mut [u8]) {
+    match channels {
+        3 => to_columns(from, width, height, 3, to),
+        channels => to_columns(from, width, height, channels, to),
+    }
+}
+
+/// Inlined, so that the usual number of channels is a constant.
+#[inline(always)]
+fn to_columns(from: &[u8], width: usize, height: usize, channels: usize, to: &mut [u8]) {
+    for (x, column) in to.chunks_exact_mut(height * channels).enumerate() {
+        for (y, pixel) in column.chunks_exact_mut(channels).enumerate() {
+            let start = (y * width + x) * channels;
+            pixel.copy_from_slice(&from[start..start + channels]);
         }
     }
 }

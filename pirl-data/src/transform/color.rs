@@ -12,13 +12,17 @@ use crate::Image;
 
 /// ITU-R 601-2 luma in 16-bit fixed point, as Pillow's `convert("L")`.
 #[inline(always)]
-fn luma(red: u8, green: u8, blue: u8) -> u32 {
+pub(crate) fn luma(red: u8, green: u8, blue: u8) -> u32 {
     let (red, green, blue) = (u32::from(red), u32::from(green), u32::from(blue));
     (red * 19_595 + green * 38_470 + blue * 7_471 + 0x8000) >> 16
 }
 
-/// Whether every pixel has three equal channels; hue, saturation and luma do not change such an image.
+/// Whether hue, saturation and luma do not change an image: every pixel has three equal channels, or the
+/// channels are not red, green and blue.
 pub(crate) fn is_gray(image: &Image) -> bool {
+    if image.channels != 3 {
+        return true;
+    }
     image
         .pixels
         .chunks_exact(3)
@@ -45,13 +49,23 @@ pub fn brightness(image: &mut Image, factor: f32) {
     blend_all(&mut image.pixels, 0.0, factor);
 }
 
-/// Moves all values away from the image's mean luma by `factor`: 0 is flat, 1 changes nothing.
+/// Moves all values away from the image's mean luma by `factor`: 0 is flat, 1 changes nothing. Of channels
+/// that are not RGB the mean is that of all values.
 pub fn contrast(image: &mut Image, factor: f32) {
-    let count = image.pixels.len() / 3;
+    let (sum, count) = match image.channels {
+        3 => (sum_of_luma(&image.pixels), image.pixels.len() / 3),
+        _ => {
+            let values = image.pixels.iter();
+            (
+                values.map(|value| u64::from(*value)).sum(),
+                image.pixels.len(),
+            )
+        }
+    };
     if count == 0 {
         return;
     }
-    let mean = (sum_of_luma(&image.pixels) as f64 / count as f64 + 0.5) as u8;
+    let mean = (sum as f64 / count as f64 + 0.5) as u8;
     blend_all(&mut image.pixels, f32::from(mean), factor);
 }
 
@@ -76,7 +90,8 @@ impl Visit for SumOfLuma {
     }
 }
 
-/// Moves every pixel away from its own luma by `factor`: 0 is grey, 1 changes nothing.
+/// Moves every pixel away from its own luma by `factor`: 0 is grey, 1 changes nothing. Channels that are not
+/// RGB do not change.
 pub fn saturation(image: &mut Image, factor: f32) {
     if !is_gray(image) {
         saturate(&mut image.pixels, factor);
@@ -105,9 +120,11 @@ impl Change for Saturate {
     }
 }
 
-/// Replaces the three channels by their luma.
+/// Replaces the three channels by their luma; channels that are not RGB do not change.
 pub fn grayscale(image: &mut Image) {
-    to_gray(&mut image.pixels);
+    if image.channels == 3 {
+        to_gray(&mut image.pixels);
+    }
 }
 
 vectorised! {

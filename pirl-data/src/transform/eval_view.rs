@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use super::resize::resize_part;
-use super::view::{Scratch, check_output};
+use super::view::{Scratch, check_channels, check_output};
 use super::{Crop, Normalize, resize, write_planes};
 use crate::config::{check_normalization, check_side};
 use crate::{DataError, Image, Pack};
@@ -22,18 +22,24 @@ pub struct EvalView {
     /// Whether the resized image is then resized to the square of side `crop` instead of cropped: all
     /// of it is seen, but with other proportions (VISSL's VOC07 classification).
     pub stretch: bool,
-    /// Mean of red, green and blue, of values in 0..=1.
-    pub mean: [f32; 3],
-    /// Standard deviation of red, green and blue, of values in 0..=1.
-    pub std: [f32; 3],
+    /// Mean of each channel, of values in 0..=1: as many as images have channels.
+    pub mean: Vec<f32>,
+    /// Standard deviation of each channel, of values in 0..=1.
+    pub std: Vec<f32>,
 }
 
 impl EvalView {
-    /// Writes the view of `image` to `out`: `(3, crop, crop)` bytes, not yet normalised.
+    /// Channels of the view, and of the images it is of.
+    pub fn channels(&self) -> usize {
+        self.mean.len()
+    }
+
+    /// Writes the view of `image` to `out`: `(channels, crop, crop)` bytes, not yet normalised.
     ///
     /// # Errors
     /// [`DataError::Setting`] for a size that cannot work, [`DataError::Output`] when `out` has another
-    /// length, [`DataError::ImageSize`] when the image's pixels do not fill it.
+    /// length, [`DataError::ImageSize`] when the image's pixels do not fill it, [`DataError::Channels`] when
+    /// it has others.
     pub fn apply(
         &self,
         image: &Image,
@@ -49,7 +55,7 @@ impl EvalView {
     /// # Errors
     /// [`DataError::Setting`] for a mean or deviation that cannot work.
     pub fn normalize(&self) -> Result<Normalize, DataError> {
-        Normalize::new(self.mean, self.std)
+        Normalize::new(self.mean.as_slice(), self.std.as_slice())
     }
 
     /// The view as an image.
@@ -68,11 +74,11 @@ impl EvalView {
             check_side("resize", self.resize)?;
         }
         check_side("crop", self.crop)?;
-        check_normalization(self.mean, self.std)
+        check_normalization(self.mean.len(), &self.mean, &self.std)
     }
 
     fn write(&self, image: &Image, scratch: &mut Scratch, out: &mut [u8]) -> Result<(), DataError> {
-        check_output(out, 3 * self.crop * self.crop)?;
+        check_output(out, self.channels() * self.crop * self.crop)?;
         write_planes(self.cut(image, scratch)?, out);
         Ok(())
     }
@@ -99,6 +105,7 @@ impl EvalView {
 
     fn cut<'a>(&self, image: &'a Image, scratch: &'a mut Scratch) -> Result<&'a Image, DataError> {
         image.check()?;
+        check_channels(self.channels(), image.channels)?;
         let shorter = image.width.min(image.height);
         let image = if self.resize == 0 || self.resize == shorter {
             image
@@ -149,16 +156,14 @@ const LARGEST_RESIZED: usize = 1 << 26;
 fn centre(image: &Image, size: usize, out: &mut Image) {
     let (left, pad_left) = margins(image.width, size);
     let (top, pad_top) = margins(image.height, size);
-    let columns = image.width.min(size);
-    out.width = size;
-    out.height = size;
+    let (columns, channels) = (image.width.min(size), image.channels);
     out.pixels.clear();
-    out.pixels.resize(size * size * 3, 0);
-    let rows = image.pixels.chunks_exact(image.width * 3).skip(top);
-    let places = out.pixels.chunks_exact_mut(size * 3).skip(pad_top);
+    out.set_size(size, size, channels);
+    let rows = image.pixels.chunks_exact(image.width * channels).skip(top);
+    let places = out.pixels.chunks_exact_mut(size * channels).skip(pad_top);
     for (from, to) in rows.zip(places) {
-        to[pad_left * 3..(pad_left + columns) * 3]
-            .copy_from_slice(&from[left * 3..(left + columns) * 3]);
+        to[pad_left * channels..(pad_left + columns) * channels]
+            .copy_from_slice(&from[left * channels..(left + columns) * channels]);
     }
 }
 
@@ -187,11 +192,12 @@ pub struct EvalBatches<'a> {
 
 /// All images of `pack`, in its order, `batch_size` at a time; the last batch may be short.
 ///
-/// Items are `(images (B, 3, crop, crop) f32 on the device, normalised, labels)`; each is made when
+/// Items are `(images (B, channels, crop, crop) f32 on the device, normalised, labels)`; each is made when
 /// it is asked for, by `workers` threads (0: one for each core).
 ///
 /// # Errors
-/// [`DataError::Setting`] for a size, a normalisation or a batch size that cannot work. An item is an
+/// [`DataError::Setting`] for a size, a normalisation or a batch size that cannot work,
+/// [`DataError::Channels`] for a pack of others than the view's. An item is an
 /// error when an image cannot be decoded; it is then the last.
 pub fn eval_batches<'a>(
     pack: &'a Pack,
@@ -201,6 +207,7 @@ pub fn eval_batches<'a>(
     device: &Device,
 ) -> Result<EvalBatches<'a>, DataError> {
     view.check()?;
+    check_channels(view.channels(), pack.channels())?;
     check(
         "batch_size",
         batch_size,
@@ -232,18 +239,18 @@ pub(crate) fn thread_pool(name: &'static str, workers: usize) -> Result<ThreadPo
 
 impl EvalBatches<'_> {
     fn batch(&self, start: usize, end: usize) -> Result<(Tensor, Vec<Option<u32>>), DataError> {
-        let side = self.view.crop;
-        let mut images = vec![0_u8; (end - start) * 3 * side * side];
+        let (side, channels) = (self.view.crop, self.view.channels());
+        let mut images = vec![0_u8; (end - start) * channels * side * side];
         self.pool.install(|| {
             images
-                .par_chunks_mut(3 * side * side)
+                .par_chunks_mut(channels * side * side)
                 .enumerate()
                 .try_for_each_init(Scratch::default, |scratch, (place, out)| {
                     let image = self.pack.decode(start + place)?;
                     self.view.write(&image, scratch, out)
                 })
         })?;
-        let images = Tensor::from_vec(images, (end - start, 3, side, side), &Device::Cpu)?;
+        let images = Tensor::from_vec(images, (end - start, channels, side, side), &Device::Cpu)?;
         let images = self.normalize.apply(&images, &self.device)?;
         let labels = (start..end).map(|index| self.pack.label(index)).collect();
         Ok((images, labels))

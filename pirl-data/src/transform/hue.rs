@@ -18,7 +18,7 @@ use crate::Image;
 /// Turns the hue by `shift` of the circle, in `[-0.5, 0.5]`, as torchvision does on PIL images.
 ///
 /// Hue and saturation are cut to 8 bits on the way, so a shift of 0 still loses some colour
-/// accuracy; pixels without colour do not change.
+/// accuracy; pixels without colour, and channels that are not RGB, do not change.
 pub fn hue(image: &mut Image, shift: f32) {
     if is_gray(image) {
         return;

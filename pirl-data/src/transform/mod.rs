@@ -1,4 +1,5 @@
-//! The operations that views are made of: each on 8-bit RGB pixels, in place, as Pillow does it.
+//! The operations that views are made of: each on 8-bit pixels, in place, as Pillow does it with RGB.
+//! Channels that are not RGB are treated alike, and what is of colour alone leaves them as they are.
 //!
 //! Everything random is drawn by [`crate::ImageView`] and the pretext tasks; the operations here
 //! take their parameters.
@@ -36,10 +37,11 @@ pub use photometric::{autocontrast, posterize, sharpness, solarize};
 pub use resize::{Resizer, resize};
 
 pub(crate) use augment::Augment;
+pub(crate) use color::luma;
 pub(crate) use eval_view::thread_pool;
 pub(crate) use normalize::write_planes;
 pub(crate) use planes::split_planes;
-pub(crate) use view::{check_output, cut};
+pub(crate) use view::{check_channels, check_output, cut};
 
 pub use eval_view::{EvalBatches, EvalView, eval_batches};
 pub use view::{ImageView, Patch, Scratch, Trace};

@@ -24,21 +24,29 @@ use crate::{DataError, Image};
 /// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct Normalize {
-    mean: [f32; 3],
-    std: [f32; 3],
+    mean: Vec<f32>,
+    std: Vec<f32>,
 }
 
 impl Normalize {
-    /// By mean and standard deviation of red, green and blue, of values in 0..=1.
+    /// By mean and standard deviation of each channel, of values in 0..=1: those of red, green and blue, or
+    /// as many as images have.
     ///
     /// # Errors
-    /// [`DataError::Setting`] for what is not finite, or a deviation of 0 or less.
-    pub fn new(mean: [f32; 3], std: [f32; 3]) -> Result<Self, DataError> {
-        check_normalization(mean, std)?;
+    /// [`DataError::Setting`] for what is not finite, a deviation of 0 or less, or lists of other lengths
+    /// than images have channels.
+    pub fn new(mean: impl Into<Vec<f32>>, std: impl Into<Vec<f32>>) -> Result<Self, DataError> {
+        let (mean, std) = (mean.into(), std.into());
+        check_normalization(mean.len(), &mean, &std)?;
         Ok(Self { mean, std })
     }
 
-    /// Views `(n, 3, h, w)` as networks take them, on `device`: `f32`, normalised. Those that are
+    /// Channels of the views.
+    pub fn channels(&self) -> usize {
+        self.mean.len()
+    }
+
+    /// Views `(n, channels, h, w)` as networks take them, on `device`: `f32`, normalised. Those that are
     /// `f32` already are taken to be normalised and only moved.
     ///
     /// # Errors
@@ -47,11 +55,13 @@ impl Normalize {
         if views.dtype() == DType::F32 {
             return Ok(views.to_device(device)?);
         }
-        let (_, 3, height, width) = views.dims4()? else {
+        let (_, found, height, width) = views.dims4()?;
+        let channels = self.channels();
+        if found != channels {
             let found = format!("{:?}", views.dims());
-            let error = candle_core::Error::msg(format!("views have 3 channels, got {found}"));
-            return Err(error.into());
-        };
+            let error = format!("views have {channels} channels, got {found}");
+            return Err(candle_core::Error::msg(error).into());
+        }
         if device.is_cpu() {
             let op = OnCpu {
                 normalize: self.clone(),
@@ -59,19 +69,29 @@ impl Normalize {
             };
             return Ok(views.contiguous()?.apply_op1_no_bwd(&op)?);
         }
-        let channels = |values: [f32; 3]| Tensor::from_vec(values.to_vec(), (1, 3, 1, 1), device);
+        let each = |values: &[f32]| Tensor::from_slice(values, (1, channels, 1, 1), device);
         let values = views.to_device(device)?.to_dtype(DType::F32)?;
         // Not by a number, whose reciprocal Candle would multiply with.
-        let values = values.broadcast_div(&channels([255.0; 3])?)?;
-        let centred = values.broadcast_sub(&channels(self.mean)?)?;
-        Ok(centred.broadcast_div(&channels(self.std)?)?)
+        let values = values.broadcast_div(&each(&vec![255.0; channels])?)?;
+        let centred = values.broadcast_sub(&each(&self.mean)?)?;
+        Ok(centred.broadcast_div(&each(&self.std)?)?)
     }
 }
 
-/// Writes `image` to `out`, channels apart: `(3, height, width)`; `out` has that many entries.
+/// Writes `image` to `out`, channels apart: `(channels, height, width)`; `out` has that many entries.
 pub(crate) fn write_planes(image: &Image, out: &mut [u8]) {
     debug_assert_eq!(out.len(), image.pixels.len());
-    write_channels(&image.pixels, out);
+    let channels = image.channels.max(1);
+    if channels == 3 {
+        return write_channels(&image.pixels, out);
+    }
+    let area = (image.pixels.len() / channels).max(1);
+    for (channel, plane) in out.chunks_exact_mut(area).enumerate() {
+        let values = image.pixels.iter().skip(channel).step_by(channels);
+        for (place, value) in plane.iter_mut().zip(values) {
+            *place = *value;
+        }
+    }
 }
 
 vectorised! {
@@ -126,7 +146,8 @@ impl CustomOp1 for OnCpu {
         layout: &Layout,
     ) -> candle_core::Result<(CpuStorage, Shape)> {
         let values = pirl_core::storage::slice::<u8>(storage, layout)?;
-        let Normalize { mean, std } = self.normalize;
+        let Normalize { mean, std } = &self.normalize;
+        let channels = mean.len();
         let mut out = vec![0.0; values.len()];
         let area = self.area.max(1);
         let planes = values
@@ -134,7 +155,7 @@ impl CustomOp1 for OnCpu {
             .zip(out.par_chunks_mut(area))
             .enumerate();
         planes.for_each(|(plane, (values, out))| {
-            normalize_plane(values, mean[plane % 3], std[plane % 3], out);
+            normalize_plane(values, mean[plane % channels], std[plane % channels], out);
         });
         Ok((CpuStorage::F32(out), layout.shape().clone()))
     }
@@ -148,6 +169,7 @@ mod tests {
     fn planes_come_back_and_numbers_are_those_of_tensor_operations() {
         let (mean, std) = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]);
         let normalize = Normalize::new(mean, std).unwrap();
+        let bits = |x: &Tensor| x.flatten_all().unwrap().to_vec1::<f32>().unwrap();
         for side in [1, 2, 5, 6, 11, 33] {
             let pixels = (0..side * side * 3).map(|i| (i * 37 % 251) as u8);
             let image = Image::new(side, side, pixels.collect()).unwrap();
@@ -165,7 +187,6 @@ mod tests {
             let expected = expected.broadcast_div(&channels([255.0; 3])).unwrap();
             let expected = expected.broadcast_sub(&channels(mean)).unwrap();
             let expected = expected.broadcast_div(&channels(std)).unwrap();
-            let bits = |x: &Tensor| x.flatten_all().unwrap().to_vec1::<f32>().unwrap();
             assert_eq!(bits(&found), bits(&expected));
             // A part of a batch, and what is normalised already.
             let second = normalize.apply(&views.narrow(0, 1, 1).unwrap(), &Device::Cpu);
@@ -175,6 +196,15 @@ mod tests {
         }
         let grey = Tensor::zeros((2, 1, 4, 4), DType::U8, &Device::Cpu).unwrap();
         assert!(normalize.apply(&grey, &Device::Cpu).is_err());
+        let one = Normalize::new([0.5], [0.25]).unwrap();
+        let found = one.apply(&grey, &Device::Cpu).unwrap();
+        assert_eq!(bits(&found), [-2.0; 32]);
+        let five = Image::with_channels(2, 1, 5, (0..10).collect()).unwrap();
+        let mut planes = [9; 10];
+        write_planes(&five, &mut planes);
+        assert_eq!(planes, [0, 5, 1, 6, 2, 7, 3, 8, 4, 9]);
+        assert_eq!(Image::from_planes(2, 1, &planes).unwrap(), five);
+        assert!(Normalize::new([0.5; 3], [0.5; 2]).is_err());
         assert!(Normalize::new([0.5; 3], [0.5, 0.0, 0.5]).is_err());
         assert!(Normalize::new([f32::NAN; 3], [0.5; 3]).is_err());
     }

@@ -36,6 +36,12 @@ pub fn solarize(image: &mut Image, threshold: u32) {
 ///
 /// A channel of one value only does not change.
 pub fn autocontrast(image: &mut Image) {
+    if image.channels != 3 {
+        for channel in 0..image.channels {
+            autocontrast_channel(image, channel);
+        }
+        return;
+    }
     let (least, most) = extremes(&image.pixels);
     let tables: [[u8; 256]; 3] =
         std::array::from_fn(|channel| stretch(least[channel], most[channel]));
@@ -43,6 +49,19 @@ pub fn autocontrast(image: &mut Image) {
         for (value, table) in pixel.iter_mut().zip(&tables) {
             *value = table[usize::from(*value)];
         }
+    }
+}
+
+/// The same for one channel of any number.
+fn autocontrast_channel(image: &mut Image, channel: usize) {
+    let channels = image.channels;
+    let values = || image.pixels.iter().skip(channel).step_by(channels);
+    let (Some(least), Some(most)) = (values().min(), values().max()) else {
+        return;
+    };
+    let table = stretch(*least, *most);
+    for value in image.pixels.iter_mut().skip(channel).step_by(channels) {
+        *value = table[usize::from(*value)];
     }
 }
 
@@ -87,7 +106,8 @@ fn stretch(least: u8, most: u8) -> [u8; 256] {
 /// overwritten.
 pub fn sharpness(image: &mut Image, factor: f32, spare: &mut Vec<u8>) {
     let (width, height) = (image.width, image.height);
-    let row = width * 3;
+    let channels = image.channels;
+    let row = width * channels;
     debug_assert_eq!(image.pixels.len(), row * height);
     if width < 3 || height < 3 {
         return;
@@ -96,20 +116,50 @@ pub fn sharpness(image: &mut Image, factor: f32, spare: &mut Vec<u8>) {
     spare.extend_from_slice(&image.pixels);
     let inside = image.pixels.chunks_exact_mut(row).skip(1).take(height - 2);
     for (out, window) in inside.zip(spare.windows(3 * row).step_by(row)) {
-        sharpen_row(window, row, factor, &mut out[3..row - 3]);
+        let inside = &mut out[channels..row - channels];
+        match channels {
+            3 => sharpen_row(window, row, factor, inside),
+            channels => sharpen_any(window, row, channels, factor, inside),
+        }
     }
 }
 
 vectorised! {
     /// The inner pixels of a row, of the rows around it: three of `row` bytes.
     fn sharpen_row(window: &[u8], row: usize, factor: f32, out: &mut [u8]) {
+        sharpen(window, row, 3, factor, out);
+    }
+}
+
+vectorised! {
+    /// As [`sharpen_row`], of any number of channels.
+    fn sharpen_any(window: &[u8], row: usize, channels: usize, factor: f32, out: &mut [u8]) {
+        sharpen(window, row, channels, factor, out);
+    }
+}
+
+#[inline(always)]
+fn sharpen(window: &[u8], row: usize, channels: usize, factor: f32, out: &mut [u8]) {
+    {
         let inner = out.len();
         // Nine slices of one length: a bound that the compiler can see once.
         let (above, rest) = window.split_at(row);
         let (middle, below) = rest.split_at(row);
-        let (a, b, c) = (&above[..inner], &above[3..][..inner], &above[6..][..inner]);
-        let (d, e, f) = (&middle[..inner], &middle[3..][..inner], &middle[6..][..inner]);
-        let (g, h, i) = (&below[..inner], &below[3..][..inner], &below[6..][..inner]);
+        let (a, b, c) = (
+            &above[..inner],
+            &above[channels..][..inner],
+            &above[2 * channels..][..inner],
+        );
+        let (d, e, f) = (
+            &middle[..inner],
+            &middle[channels..][..inner],
+            &middle[2 * channels..][..inner],
+        );
+        let (g, h, i) = (
+            &below[..inner],
+            &below[channels..][..inner],
+            &below[2 * channels..][..inner],
+        );
         for x in 0..inner {
             let up = u16::from(a[x]) + u16::from(b[x]) + u16::from(c[x]);
             let down = u16::from(g[x]) + u16::from(h[x]) + u16::from(i[x]);

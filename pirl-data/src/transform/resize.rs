@@ -3,15 +3,27 @@
 use std::fmt;
 
 use fast_image_resize::images::{TypedCroppedImage, TypedImage, TypedImageRef};
-use fast_image_resize::pixels::U8x3;
-use fast_image_resize::{FilterType, ResizeAlg, ResizeOptions};
+use fast_image_resize::pixels::{InnerPixel, U8, U8x2, U8x3, U8x4};
+use fast_image_resize::{FilterType, PixelTrait, ResizeAlg, ResizeOptions};
 
 use super::crop::Crop;
 use crate::{DataError, Image};
 
 /// Buffers for resizing. Keep one for each thread and reuse it.
-#[derive(Default)]
-pub struct Resizer(fast_image_resize::Resizer);
+pub struct Resizer {
+    resizer: fast_image_resize::Resizer,
+    /// One channel of an image, and what becomes of it.
+    plane: (Image, Image),
+}
+
+impl Default for Resizer {
+    fn default() -> Self {
+        Self {
+            resizer: fast_image_resize::Resizer::default(),
+            plane: (Image::empty(), Image::empty()),
+        }
+    }
+}
 
 impl fmt::Debug for Resizer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -67,25 +79,20 @@ pub fn resize(
     if !inside(crop.left, crop.width, image.width) || !inside(crop.top, crop.height, image.height) {
         return Err(failed("the crop leaves the image".into()));
     }
-    out.width = width;
-    out.height = height;
-    out.pixels.resize(width * height * 3, 0);
-    let source = TypedImageRef::<U8x3>::from_buffer(image_width, image_height, &image.pixels)
-        .map_err(|error| failed(error.to_string()))?;
-    let source = TypedCroppedImage::new(
-        source,
-        crop.left as u32,
-        crop.top as u32,
-        crop_width,
-        crop_height,
-    )
-    .map_err(|error| failed(error.to_string()))?;
-    let mut target = TypedImage::<U8x3>::from_buffer(out_width, out_height, &mut out.pixels)
-        .map_err(|error| failed(error.to_string()))?;
-    resizer
-        .0
-        .resize_typed(&source, &mut target, &options())
-        .map_err(|error| failed(error.to_string()))
+    if image.channels > 4 {
+        return by_planes(
+            resizer,
+            image,
+            crop,
+            (width, height),
+            out,
+            |resizer, plane, out| resize(resizer, plane, Crop::whole(plane), width, height, out),
+        );
+    }
+    out.set_size(width, height, image.channels);
+    let sizes = ((image_width, image_height), (out_width, out_height));
+    let part = Part::Alone([crop.left as u32, crop.top as u32, crop_width, crop_height]);
+    run_any(&mut resizer.resizer, image, sizes, part, out).map_err(failed)
 }
 
 /// As [`resize`] of a part of `image` whose sides need not be whole pixels: left, top, width, height. Where
@@ -106,19 +113,119 @@ pub(super) fn resize_part(
         size: (width, height),
         reason,
     };
-    out.width = width;
-    out.height = height;
-    out.pixels.resize(width * height * 3, 0);
+    if image.channels > 4 {
+        let whole = Crop::whole(image);
+        return by_planes(
+            resizer,
+            image,
+            whole,
+            (width, height),
+            out,
+            |resizer, plane, out| {
+                resize_part(
+                    resizer,
+                    plane,
+                    [left, top, wide, high],
+                    (width, height),
+                    out,
+                )
+            },
+        );
+    }
+    out.set_size(width, height, image.channels);
     let side = |side: usize| u32::try_from(side).unwrap_or(u32::MAX);
-    let (image_width, image_height) = (side(image.width), side(image.height));
-    let source = TypedImageRef::<U8x3>::from_buffer(image_width, image_height, &image.pixels)
-        .map_err(|error| failed(error.to_string()))?;
-    let mut target = TypedImage::<U8x3>::from_buffer(side(width), side(height), &mut out.pixels)
-        .map_err(|error| failed(error.to_string()))?;
-    resizer
-        .0
-        .resize_typed(&source, &mut target, &options().crop(left, top, wide, high))
-        .map_err(|error| failed(error.to_string()))
+    let sizes = (
+        (side(image.width), side(image.height)),
+        (side(width), side(height)),
+    );
+    let part = Part::Within([left, top, wide, high]);
+    run_any(&mut resizer.resizer, image, sizes, part, out).map_err(failed)
+}
+
+/// Resizes the channels of the part `crop` one by one, each by `resize`.
+fn by_planes(
+    resizer: &mut Resizer,
+    image: &Image,
+    crop: Crop,
+    (width, height): (usize, usize),
+    out: &mut Image,
+    resize: impl Fn(&mut Resizer, &Image, &mut Image) -> Result<(), DataError>,
+) -> Result<(), DataError> {
+    let channels = image.channels;
+    out.set_size(width, height, channels);
+    let empty = (Image::empty(), Image::empty());
+    let (mut plane, mut small) = std::mem::replace(&mut resizer.plane, empty);
+    for channel in 0..channels {
+        plane.set_size(crop.width, crop.height, 1);
+        let rows = image.pixels.chunks_exact(image.width * channels);
+        let rows = rows.skip(crop.top).take(crop.height);
+        for (row, to) in rows.zip(plane.pixels.chunks_exact_mut(crop.width)) {
+            let values = row[crop.left * channels + channel..].iter();
+            for (value, to) in values.step_by(channels).zip(to) {
+                *to = *value;
+            }
+        }
+        resize(resizer, &plane, &mut small)?;
+        let places = out.pixels.iter_mut().skip(channel).step_by(channels);
+        for (place, value) in places.zip(&small.pixels) {
+            *place = *value;
+        }
+    }
+    resizer.plane = (plane, small);
+    Ok(())
+}
+
+/// Which part of an image is resized: left, top, width, height.
+#[derive(Clone, Copy)]
+enum Part {
+    /// Pixels around it have no influence.
+    Alone([u32; 4]),
+    /// They have.
+    Within([f64; 4]),
+}
+
+/// Width and height of an image, and those of its resized part.
+type Sizes = ((u32, u32), (u32, u32));
+
+/// Resizes an image of 1 to 4 channels.
+fn run_any(
+    resizer: &mut fast_image_resize::Resizer,
+    image: &Image,
+    sizes: Sizes,
+    part: Part,
+    out: &mut Image,
+) -> Result<(), String> {
+    match image.channels {
+        1 => run::<U8>(resizer, image, sizes, part, out),
+        2 => run::<U8x2>(resizer, image, sizes, part, out),
+        3 => run::<U8x3>(resizer, image, sizes, part, out),
+        _ => run::<U8x4>(resizer, image, sizes, part, out),
+    }
+}
+
+fn run<P: PixelTrait + InnerPixel>(
+    resizer: &mut fast_image_resize::Resizer,
+    image: &Image,
+    (from, to): Sizes,
+    part: Part,
+    out: &mut Image,
+) -> Result<(), String> {
+    let source = TypedImageRef::<P>::from_buffer(from.0, from.1, &image.pixels)
+        .map_err(|error| error.to_string())?;
+    let mut target = TypedImage::<P>::from_buffer(to.0, to.1, &mut out.pixels)
+        .map_err(|error| error.to_string())?;
+    match part {
+        Part::Alone([left, top, width, height]) => {
+            let source = TypedCroppedImage::new(source, left, top, width, height)
+                .map_err(|error| error.to_string())?;
+            resizer.resize_typed(&source, &mut target, &options())
+        }
+        Part::Within([left, top, width, height]) => {
+            let options = options().crop(left, top, width, height);
+            resizer.resize_typed(&source, &mut target, &options)
+        }
+    }
+    .map_err(|error| error.to_string())
 }
 
 fn options() -> ResizeOptions {

@@ -107,7 +107,7 @@ impl ImageView {
                 ratio: view.ratio,
             },
             augment: Augment::new(view),
-            normalize: Normalize::new(data.mean, data.std)?,
+            normalize: Normalize::new(data.mean.as_slice(), data.std.as_slice())?,
         })
     }
 
@@ -116,18 +116,23 @@ impl ImageView {
         self.size
     }
 
+    /// Channels of the view, and of the images it is of.
+    pub fn channels(&self) -> usize {
+        self.normalize.channels()
+    }
+
     /// The normalisation of its bytes, and of those of a pretext task's views with the same
     /// [`DataConfig`].
     pub fn normalize(&self) -> &Normalize {
         &self.normalize
     }
 
-    /// Makes a view of `image`, drawing from `rng`, and writes it to `out`: `(3, size, size)` bytes, not
-    /// yet normalised.
+    /// Makes a view of `image`, drawing from `rng`, and writes it to `out`: `(channels, size, size)`
+    /// bytes, not yet normalised.
     ///
     /// # Errors
     /// [`DataError::Output`] when `out` has another length, [`DataError::ImageSize`] when the
-    /// image's pixels do not fill it.
+    /// image's pixels do not fill it, [`DataError::Channels`] when it has others.
     pub fn apply(
         &self,
         image: &Image,
@@ -135,7 +140,7 @@ impl ImageView {
         scratch: &mut Scratch,
         out: &mut [u8],
     ) -> Result<(), DataError> {
-        check_output(out, 3 * self.size * self.size)?;
+        check_output(out, self.channels() * self.size * self.size)?;
         self.draw(image, rng, scratch)?;
         write_planes(&scratch.crop, out);
         scratch.watch.lap(Stage::Write);
@@ -149,6 +154,7 @@ impl ImageView {
         rng: &mut dyn Rng,
         scratch: &mut Scratch,
     ) -> Result<(), DataError> {
+        check_channels(self.channels(), image.channels)?;
         let place = cut(
             &self.crop,
             image,
@@ -179,6 +185,13 @@ pub(crate) fn cut(
     let place = crop.draw(image.width, image.height, rng);
     resize(resizer, image, place, size, size, out)?;
     Ok(place)
+}
+
+pub(crate) fn check_channels(expected: usize, found: usize) -> Result<(), DataError> {
+    match expected == found {
+        true => Ok(()),
+        false => Err(DataError::Channels { expected, found }),
+    }
 }
 
 pub(crate) fn check_output(out: &[u8], expected: usize) -> Result<(), DataError> {

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use pirl_core::SettingError;
 use pirl_data::Pack;
 use pirl_model::{Mode, Optimizer, ResNet, load_state_dict, save_state_dict, save_tensors};
 use pirl_train::{MODEL, Metric, OPTIMIZER, State, Step, TrainError, Training};
@@ -52,15 +53,26 @@ impl<'a> DetectTrainer<'a> {
     /// and `std` normalise red, green and blue in `0..=1`.
     ///
     /// # Errors
-    /// [`EvalError::Setting`]; [`EvalError::NoObjects`]; [`EvalError::Data`] for an image whose
+    /// [`EvalError::Setting`], also for images that are not RGB; [`EvalError::NoObjects`]; [`EvalError::Data`] for an image whose
     /// header cannot be read.
     pub fn new(
         backbone: &ResNet,
         train: &'a Pack,
-        (mean, std): ([f32; 3], [f32; 3]),
+        (mean, std): (&[f32], &[f32]),
         config: &DetectConfig,
         seed: u64,
     ) -> Result<Self> {
+        let channels = train.channels();
+        let expected = "must be 3, red, green and blue: detectors take no others";
+        let found = (
+            channels,
+            <[f32; 3]>::try_from(mean),
+            <[f32; 3]>::try_from(std),
+        );
+        let (3, Ok(mean), Ok(std)) = found else {
+            let channels = if channels == 3 { mean.len() } else { channels };
+            return Err(SettingError::new("channels", channels, expected).into());
+        };
         let detector = Detector::new(backbone, train.class_names().len(), config, seed)?;
         Ok(Self {
             optimizer: Optimizer::new(&config.optim.sgd(), detector.trained())?

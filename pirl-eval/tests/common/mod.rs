@@ -93,7 +93,7 @@ pub(crate) fn view() -> EvalView {
         resize: SIDE as usize,
         crop: SIDE as usize,
         stretch: false,
-        mean: [0.5; 3],
-        std: [0.25; 3],
+        mean: vec![0.5; 3],
+        std: vec![0.25; 3],
     }
 }

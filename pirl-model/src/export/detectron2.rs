@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{Export, Exporter, only_imagenet_stem};
+use super::{Export, Exporter, only_imagenet_stem, refused};
 use crate::config::ModelConfig;
 use crate::error::Result;
 use crate::trainable::Trainable;
@@ -22,7 +22,12 @@ impl Exporter for Detectron2 {
     }
 
     fn check(&self, config: &ModelConfig) -> Result<()> {
-        only_imagenet_stem(self.name(), config)
+        only_imagenet_stem(self.name(), config)?;
+        if config.channels != 3 {
+            let reason = "it reads colour images (data.channels = 3)";
+            return Err(refused(self.name(), config, reason));
+        }
+        Ok(())
     }
 
     fn write(&self, export: &Export<'_>, output: &Path) -> Result<usize> {
@@ -34,15 +39,18 @@ impl Exporter for Detectron2 {
 
     /// It reads pickles, and must be told how images look.
     fn usage(&self, export: &Export<'_>, output: &Path) -> String {
-        let pixels = |values: [f32; 3]| values.map(|x| format!("{:.3}", 255.0 * x)).join(", ");
+        let pixels = |values: &[f32]| {
+            let pixels = values.iter().map(|x| format!("{:.3}", 255.0 * x));
+            pixels.collect::<Vec<_>>().join(", ")
+        };
         format!(
             "torch.save({{\"model\": safetensors.torch.load_file(\"{}\"), \
              \"matching_heuristics\": True}}, \"backbone.pth\")\n\
              MODEL.WEIGHTS backbone.pth  MODEL.RESNETS.STRIDE_IN_1X1 False  INPUT.FORMAT RGB\n\
              MODEL.PIXEL_MEAN [{}]  MODEL.PIXEL_STD [{}]",
             output.display(),
-            pixels(export.view.mean),
-            pixels(export.view.std)
+            pixels(&export.view.mean),
+            pixels(&export.view.std)
         )
     }
 }

@@ -39,7 +39,7 @@ impl Exporter for HuggingFace {
         let network = json!({
             "architectures": ["ResNetModel"],
             "model_type": "resnet",
-            "num_channels": 3,
+            "num_channels": config.channels,
             "embedding_size": config.stem_channels()?,
             "hidden_sizes": hidden_sizes,
             "depths": config.arch.blocks(),
@@ -61,8 +61,8 @@ impl Exporter for HuggingFace {
             "do_rescale": true,
             "rescale_factor": 1.0 / 255.0,
             "do_normalize": true,
-            "image_mean": export::decimal(view.mean),
-            "image_std": export::decimal(view.std),
+            "image_mean": export::decimal(&view.mean),
+            "image_std": export::decimal(&view.std),
         });
         let state = renamed(export.backbone.state()?, Names::HuggingFace);
         let files = [

@@ -19,7 +19,7 @@ use crate::resnet::ResNet;
 use crate::weights::{self, PRECISE};
 
 /// A backbone about to be written for another program, and what that program should know of it.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub struct Export<'a> {
     /// The network.
     pub backbone: &'a ResNet,
@@ -33,16 +33,16 @@ pub struct Export<'a> {
 }
 
 /// How a network sees images: resized, cropped at the centre, and normalised.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct ExportView {
     /// Length of the shorter side after resizing, in pixels.
     pub resize: usize,
     /// Side of the centre crop, in pixels.
     pub crop: usize,
-    /// Mean of red, green and blue, of values in 0..=1.
-    pub mean: [f32; 3],
-    /// Standard deviation of red, green and blue, of values in 0..=1.
-    pub std: [f32; 3],
+    /// Mean of each channel, of values in 0..=1.
+    pub mean: Vec<f32>,
+    /// Standard deviation of each channel, of values in 0..=1.
+    pub std: Vec<f32>,
 }
 
 /// A format that backbones can be written in.
@@ -159,8 +159,9 @@ impl From<ModelError> for Failed {
 }
 
 /// Numbers as JSON files have them: 0.485, and not the nearest `f32` to it with all digits.
-fn decimal(values: [f32; 3]) -> [f64; 3] {
-    values.map(|value| value.to_string().parse().unwrap_or(f64::from(value)))
+fn decimal(values: &[f32]) -> Vec<f64> {
+    let decimal = |value: &f32| value.to_string().parse().unwrap_or(f64::from(*value));
+    values.iter().map(decimal).collect()
 }
 
 /// A JSON file's text.

@@ -10,7 +10,7 @@ use crate::error::{ModelError, Result};
 use crate::onnx::{Note, model_of};
 use crate::resnet::parameter_count;
 
-/// A file of opset 17: `images` `(batch, 3, height, width)`, normalised, to `features` `(batch, c)`; sizes may
+/// A file of opset 17: `images` `(batch, channels, height, width)`, normalised, to `features` `(batch, c)`; sizes may
 /// be any. The maps inside are called `res2` to `res5`. Any network of this crate's below ONNX's 2 GiB.
 pub(super) struct Onnx;
 
@@ -65,11 +65,12 @@ impl Exporter for Onnx {
         Ok(model.tensors())
     }
 
-    fn usage(&self, _: &Export<'_>, output: &Path) -> String {
+    fn usage(&self, export: &Export<'_>, output: &Path) -> String {
         format!(
             "session = onnxruntime.InferenceSession(\"{}\")\n\
-             features, = session.run([\"features\"], {{\"images\": images}})  # float32 (batch, 3, height, width)",
-            output.display()
+             features, = session.run([\"features\"], {{\"images\": images}})  # float32 (batch, {}, height, width)",
+            output.display(),
+            export.backbone.config().channels
         )
     }
 }

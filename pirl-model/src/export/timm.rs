@@ -36,7 +36,7 @@ impl Exporter for Timm {
         let config = export.backbone.config();
         self.check(config)?;
         let (view, features) = (&export.view, export.backbone.feature_dim());
-        let (arch, model_args) = architecture(config.arch);
+        let (arch, model_args) = architecture(config);
         let config = json!({
             "architecture": arch,
             "num_classes": 0,
@@ -46,13 +46,13 @@ impl Exporter for Timm {
             "pretrained_cfg": {
                 "tag": "pirl",
                 "custom_load": false,
-                "input_size": [3, view.crop, view.crop],
+                "input_size": [config.channels, view.crop, view.crop],
                 "fixed_input_size": false,
                 "interpolation": "bilinear",
                 "crop_pct": view.crop as f64 / view.resize.max(view.crop) as f64,
                 "crop_mode": "center",
-                "mean": export::decimal(view.mean),
-                "std": export::decimal(view.std),
+                "mean": export::decimal(&view.mean),
+                "std": export::decimal(&view.std),
                 "num_classes": 0,
                 "pool_size": [7, 7],
                 "first_conv": "conv1",
@@ -70,22 +70,28 @@ impl Exporter for Timm {
 
     fn usage(&self, export: &Export<'_>, output: &Path) -> String {
         let folder = output.display();
-        let (arch, model_args) = architecture(export.backbone.config().arch);
+        let config = export.backbone.config();
+        let (arch, model_args) = architecture(config);
         let layers = match model_args.get("layers") {
             Some(layers) => format!(", layers={layers}"),
             None => String::new(),
         };
+        let channels = match config.channels {
+            3 => String::new(),
+            channels => format!(", in_chans={channels}"),
+        };
         format!(
             "model = timm.create_model(\"local-dir:{folder}\", pretrained=True)  # features_only=True: its maps\n\
-             # or: timm.create_model(\"{arch}\", num_classes=0{layers}, \
+             # or: timm.create_model(\"{arch}\", num_classes=0{layers}{channels}, \
              checkpoint_path=\"{folder}/model.safetensors\")"
         )
     }
 }
 
 /// The name of timm's network, and what it is changed by.
-fn architecture(arch: Arch) -> (String, serde_json::Value) {
-    let mut model_args = json!({ "num_classes": 0, "in_chans": 3, "global_pool": "avg" });
+fn architecture(config: &ModelConfig) -> (String, serde_json::Value) {
+    let (arch, channels) = (config.arch, config.channels);
+    let mut model_args = json!({ "num_classes": 0, "in_chans": channels, "global_pool": "avg" });
     if arch == Arch::Resnet10 {
         model_args["layers"] = json!(arch.blocks());
         return (Arch::Resnet18.to_string(), model_args);

@@ -30,9 +30,16 @@ impl Exporter for Torchvision {
         Ok(state.len())
     }
 
-    fn usage(&self, _: &Export<'_>, output: &Path) -> String {
+    fn usage(&self, export: &Export<'_>, output: &Path) -> String {
+        let config = export.backbone.config();
+        let first = match config.channels {
+            3 => String::new(),
+            channels => format!(
+                "network.conv1 = torch.nn.Conv2d({channels}, network.conv1.out_channels, 7, 2, 3, bias=False)\n"
+            ),
+        };
         format!(
-            "network.load_state_dict(safetensors.torch.load_file(\"{}\"), strict=False)  # lacks fc alone",
+            "{first}network.load_state_dict(safetensors.torch.load_file(\"{}\"), strict=False)  # lacks fc alone",
             output.display()
         )
     }

@@ -25,7 +25,7 @@ pub(crate) use schema::{ModelProto, Note};
 const OPSET: i64 = 17;
 /// The version of the format that came with it.
 const IR_VERSION: i64 = 8;
-/// `(batch, 3, height, width)`, normalised.
+/// `(batch, channels, height, width)`, normalised.
 const IMAGES: &str = "images";
 /// `(batch, c)`.
 const FEATURES: &str = "features";
@@ -56,7 +56,8 @@ pub(crate) fn model_of(network: &ResNet, notes: Vec<Note>) -> Result<ModelProto>
         ..DimensionProto::default()
     };
     let dim = crate::Backbone::feature_dim(network);
-    let images = [named("batch"), fixed(3), named("height"), named("width")];
+    let channels = fixed(network.config().channels);
+    let images = [named("batch"), channels, named("height"), named("width")];
     let graph = GraphProto {
         node,
         name: network.config().arch.to_string(),

@@ -6,6 +6,7 @@ use std::fmt;
 use serde::Serialize;
 
 use super::BackboneWeights;
+use crate::config::ModelConfig;
 use crate::error::{ModelError, Result};
 use crate::resnet::ResNet;
 use crate::trainable::Trainable;
@@ -34,7 +35,9 @@ impl BackboneWeights {
     /// [`ModelError::Missing`] and [`ModelError::Unexpected`] for tensors changed since they were read.
     pub fn fill(&self, network: &ResNet) -> Result<Filled> {
         let (own, other) = (&self.config, network.config());
-        if (own.arch, own.width, own.stem) != (other.arch, other.width, other.stem) {
+        let shape =
+            |config: &ModelConfig| (config.arch, config.width, config.stem, config.channels);
+        if shape(own) != shape(other) {
             return Err(ModelError::OtherNetwork {
                 file: own.network(),
                 network: other.network(),

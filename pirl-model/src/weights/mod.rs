@@ -157,7 +157,7 @@ pub fn strip_prefix(state: &HashMap<String, Tensor>, prefix: &str) -> HashMap<St
 pub struct BackboneWeights {
     /// Its tensors, under torchvision's names.
     pub state: HashMap<String, Tensor>,
-    /// The network they are of: its `arch`, `width` and `stem`; the rest is the default.
+    /// The network they are of: its `arch`, `width`, `stem` and `channels`; the rest is the default.
     pub config: ModelConfig,
     /// What their names begin with in the file; empty, or ending in a dot.
     pub prefix: String,

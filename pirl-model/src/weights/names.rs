@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::config::{Arch, ModelConfig, Stem};
+use crate::config::{Arch, MAX_CHANNELS, ModelConfig, Stem};
 
 /// Names and shapes of a state dict.
 pub(crate) type Shapes = BTreeMap<String, Vec<usize>>;
@@ -169,14 +169,14 @@ pub(crate) fn infer(state: &Shapes) -> Result<ModelConfig, String> {
                 "a ResNet with {blocks:?} {kind} blocks is none of resnet10, 18, 34, 50 and 101"
             )
         })?;
-    let (channels, stem) = match shape("conv1.weight") {
-        Some(&[channels, 3, 7, 7]) => (channels, Stem::Imagenet),
-        Some(&[channels, 3, 5, 5]) => (channels, Stem::Medium),
-        Some(&[channels, 3, 3, 3]) => (channels, Stem::Small),
+    let ((width, channels), stem) = match shape("conv1.weight") {
+        Some(&[width, channels @ 1..=MAX_CHANNELS, 7, 7]) => ((width, channels), Stem::Imagenet),
+        Some(&[width, channels @ 1..=MAX_CHANNELS, 5, 5]) => ((width, channels), Stem::Medium),
+        Some(&[width, channels @ 1..=MAX_CHANNELS, 3, 3]) => ((width, channels), Stem::Small),
         Some(other) => {
             return Err(format!(
-                "conv1.weight has shape {other:?}, but a stem has 3 input channels and a kernel of \
-                 7x7, 5x5 or 3x3"
+                "conv1.weight has shape {other:?}, but a stem has 1 to {MAX_CHANNELS} input channels \
+                 and a kernel of 7x7, 5x5 or 3x3"
             ));
         }
         None => {
@@ -187,14 +187,15 @@ pub(crate) fn infer(state: &Shapes) -> Result<ModelConfig, String> {
     };
     let config = ModelConfig {
         arch,
-        width: channels as f64 / 64.0,
+        width: width as f64 / 64.0,
         stem,
+        channels,
         ..ModelConfig::default()
     };
     config.stem_channels().map_err(|error| error.to_string())?;
     match shape("layer1.0.conv1.weight") {
-        Some(&[planes, ..]) if planes != channels => Err(format!(
-            "layer1.0.conv1.weight has {planes} output channels behind a stem of {channels}: wide \
+        Some(&[planes, ..]) if planes != width => Err(format!(
+            "layer1.0.conv1.weight has {planes} output channels behind a stem of {width}: wide \
              and grouped ResNets (wide_resnet, resnext) are not supported"
         )),
         _ => Ok(config),
@@ -365,8 +366,13 @@ mod tests {
             wide.contains("wide_resnet") && wide.contains("32"),
             "{wide}"
         );
-        let odd = refused(&|s| drop(s.insert("conv1.weight".into(), vec![16, 1, 7, 7])));
-        assert!(odd.contains("[16, 1, 7, 7]"), "{odd}");
+        let odd = refused(&|s| drop(s.insert("conv1.weight".into(), vec![16, 17, 7, 7])));
+        assert!(odd.contains("[16, 17, 7, 7]"), "{odd}");
+        let mut five = whole.clone();
+        five.insert("conv1.weight".into(), vec![16, 5, 7, 7]);
+        let five = infer(&five).unwrap();
+        assert_eq!((five.channels, five.width), (5, 0.25));
+        assert!(five.network().ends_with("data.channels = 5"));
     }
 
     #[test]

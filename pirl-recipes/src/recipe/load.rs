@@ -40,12 +40,13 @@ impl Recipe {
             move |source: KeyError| RecipeError::Key { place, source }
         };
         let parse = |table: Table| -> Result<Self> {
-            Value::Table(table)
+            let recipe = Value::Table(table)
                 .try_into()
                 .map_err(|error| RecipeError::Value {
                     recipe: name.to_owned(),
                     source: Box::new(error),
-                })
+                })?;
+            Ok(Self::resolved(recipe))
         };
         let mut table = Self::default().to_table()?;
         for written in chain(name)? {
@@ -84,10 +85,17 @@ impl Recipe {
         }
         let text = ranks.broadcast(0, self.to_toml()?.into_bytes())?;
         let text = String::from_utf8_lossy(&text);
-        toml::from_str(&text).map_err(|error| RecipeError::Value {
+        let recipe = toml::from_str(&text).map_err(|error| RecipeError::Value {
             recipe: "that of rank 0".to_owned(),
             source: Box::new(error),
-        })
+        })?;
+        Ok(Self::resolved(recipe))
+    }
+
+    /// The network takes images as the data have them.
+    fn resolved(mut self) -> Self {
+        self.model.channels = self.data.channels;
+        self
     }
 
     /// Every key by its dotted name (`train.epochs`) with its value, in the order of the tables.
@@ -248,6 +256,11 @@ mod tests {
             let settings = match key.as_str() {
                 // A larger image needs a larger resize before its crop.
                 "data.image_size" => with("eval.resize=300"),
+                "data.channels" => [
+                    with("data.mean=[0.5, 0.5, 0.5, 0.5]"),
+                    with("data.std=[0.5, 0.5, 0.5, 0.5]"),
+                ]
+                .concat(),
                 "eval.detect.backbone.extra_norm" => with("eval.detect.backbone.norm=train"),
                 _ => vec![setting],
             };

@@ -258,8 +258,8 @@ impl Recipe {
                 crop => crop,
             },
             stretch: false,
-            mean: self.data.mean,
-            std: self.data.std,
+            mean: self.data.mean.clone(),
+            std: self.data.std.clone(),
         }
     }
 }

@@ -44,7 +44,7 @@ pub(crate) fn detect(args: &DetectArgs) -> Result<()> {
     } = loaded;
     let config = &recipe.eval.detect;
     let weights = weights_fingerprint(&backbone)?;
-    let normal = (recipe.data.mean, recipe.data.std);
+    let normal = (&*recipe.data.mean, &*recipe.data.std);
     let mut trainer = DetectTrainer::new(&backbone, &train, normal, config, recipe.seed)
         .context("eval.detect")?;
     drop(backbone); // the trainer has a copy

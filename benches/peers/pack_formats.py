@@ -1,0 +1,128 @@
+#!/usr/bin/env python3
+"""Times `pirl data pack` of WebP, TIFF and tar against Pillow's own decoding, in turn: A B A B.
+
+    python3 benches/peers/pack_formats.py
+
+The photographs of photographs.py as lossy WebP (quality 90), as TIFF (LZW, and as it stands), and as JPEGs in a
+tar archive. Pillow only decodes them to RGB, in a pool of as many processes as there are cores, warm, files in
+the page cache; ours, the start of the process included, decodes, encodes again what is packed in another
+format (as PNG, or as JPEG with `--reencode jpeg`), and brings the pack to the disk. A ratio is Pillow's time by
+ours, of one pair: above 0.8 packing keeps up.
+
+Pillow as in pack.py; set PEERS_PYTHON to an interpreter that has it.
+"""
+import argparse
+import io
+import multiprocessing
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+
+from compare import HERE, ROOT, Worker, cpu, interpreter
+
+COUNT = 512
+
+
+def decode(data):
+    from PIL import Image
+
+    with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as file:
+        file.convert("RGB").load()
+
+
+def peer(source):
+    """Decodes all of a folder or an archive for each line `run`; prints the seconds."""
+    source = pathlib.Path(source)
+    pool = multiprocessing.Pool(len(os.sched_getaffinity(0)))
+
+    def images():
+        if source.is_dir():
+            yield from sorted(source.iterdir())
+            return
+        with tarfile.open(source) as archive:
+            for member in archive:
+                yield archive.extractfile(member).read()
+
+    def run():
+        start = time.perf_counter()
+        for _ in pool.imap_unordered(decode, images(), chunksize=8):
+            pass
+        return time.perf_counter() - start
+
+    run()  # the files come into the page cache, the pool starts
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        print(run(), flush=True)
+    pool.terminate()
+
+
+def convert(photographs, folder):
+    """Writes the photographs in each format."""
+    from PIL import Image
+
+    formats = {"webp": {"quality": 90}, "lzw.tif": {"compression": "tiff_lzw"}, "tif": {}}
+    for name in formats:
+        (folder / name).mkdir()
+    with tarfile.open(folder / "jpeg.tar", "w") as archive:
+        for path in sorted(pathlib.Path(photographs).glob("*.jpg")):
+            image = Image.open(path).convert("RGB")
+            for name, options in formats.items():
+                image.save(folder / name / f"{path.stem}.{name}", **options)
+            archive.add(path, path.name)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--peer", metavar="FOLDER|TAR", help="be the other side")
+    parser.add_argument("--convert", nargs=2, metavar="FOLDER", help="only write the formats")
+    args = parser.parse_args()
+    if args.peer:
+        return peer(args.peer)
+    if args.convert:
+        return convert(args.convert[0], pathlib.Path(args.convert[1]))
+    python = interpreter()
+    command = [python, str(HERE / "photographs.py"), "--count", str(COUNT)]
+    photographs = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
+    build = ["cargo", "build", "--release", "--workspace", "--locked", "--bin", "pirl"]
+    subprocess.run(build, cwd=ROOT, check=True)
+    pirl = str(ROOT / "target" / "release" / "pirl")
+    cores = len(os.sched_getaffinity(0))
+
+    with tempfile.TemporaryDirectory(dir=ROOT / "target") as scratch:
+        scratch = pathlib.Path(scratch)
+        subprocess.run([python, __file__, "--convert", photographs, str(scratch)], check=True)
+        sources = [("WebP, quality 90", scratch / "webp", "image-folder"),
+                   ("TIFF, LZW", scratch / "lzw.tif", "image-folder"),
+                   ("TIFF", scratch / "tif", "image-folder"),
+                   ("tar of JPEG", scratch / "jpeg.tar", "webdataset")]
+
+        def ours(source, reader, flags):
+            pack = [pirl, "data", "pack", "--format", reader, "--input", str(source), "--output", str(scratch / "pack")]
+            start = time.perf_counter()
+            subprocess.run(pack + flags, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            return time.perf_counter() - start
+
+        print(f"{cpu()}; {cores} cores; {COUNT} photographs of 500 x 375; pairs: {args.pairs}")
+        print("\n| | packed as | ours, images/s | Pillow decodes, images/s | ratio (least to greatest) |")
+        print("| --- | --- | --- | --- | --- |", flush=True)
+        for title, source, reader in sources:
+            other = Worker(python, __file__, "--peer", str(source))
+            works = [("JPEG", [])] if "tar" in title else [("PNG", []), ("JPEG", ["--reencode", "jpeg"])]
+            for packed, flags in works:
+                ours(source, reader, flags)
+                pairs = [(ours(source, reader, flags), other.ask("run")) for _ in range(args.pairs)]
+                ratios = sorted(b / a for a, b in pairs)
+                a, b = (statistics.median(side) / COUNT for side in zip(*pairs))
+                ratio = f"{statistics.median(ratios):.2f}x ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+                print(f"| {title} | {packed} | {1 / a:.0f} | {1 / b:.0f} | {ratio} |", flush=True)
+            other.close()
+
+
+if __name__ == "__main__":
+    main()
