@@ -182,7 +182,32 @@ def check(arch, folder, images):
         print(f"  {name:28} {worst:.1e}")
 
 
+def check_stems(folder, images):
+    """ONNX holds the stems that other libraries do not have; their reference is `pirl embed` alone."""
+    side = 48
+    view = transforms.Compose([transforms.CenterCrop(side), transforms.ToImage(), transforms.ToDtype(torch.float32, scale=True),
+                               transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])])
+    pixels = torch.stack([view(image) for image in images]).numpy()
+    for stem in ["small", "medium"]:
+        settings = ["model.arch=resnet10", "model.width=0.25", f"model.stem={stem}", "eval.resize=256", f"data.image_size={side}",
+                    "eval.precise_batch_norm=0"]
+        settings = ["--recipe", "imagenet-resnet50-jigsaw", *(word for set in settings for word in ["--set", set])]
+        weights = folder / f"{stem}.safetensors"
+        pirl("export", "--weights", "random", "--format", "torchvision", "--output", weights, *settings)
+        pirl("embed", "--weights", weights, "--data", folder / "pack", "--output", folder / "stem.npy", *settings)
+        path = folder / f"{stem}.onnx"
+        pirl("export", "--weights", weights, "--format", "onnx", "--output", path, *settings)
+        session = onnxruntime.InferenceSession(str(path))
+        same = Check(stem, np.load(folder / "stem.npy"))
+        same("onnxruntime", session.run(["features"], {"images": pixels})[0])
+        print(f"resnet10 of width 0.25, model.stem = {stem}, onnxruntime: {same.worst['onnxruntime']:.1e}")
+
+
 subprocess.run(["cargo", "build", "--release", "--locked", "-p", "pirl-cli", "--features", "parquet"], cwd=ROOT, check=True)
+with tempfile.TemporaryDirectory() as folder:
+    folder = pathlib.Path(folder)
+    images = pack(folder)
+    check_stems(folder, images)
 for arch in sys.argv[1:] or ["resnet18", "resnet50"]:
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)

@@ -126,8 +126,7 @@ pub enum ModelError {
     },
     /// A format cannot hold a network.
     #[error(
-        "{format} cannot hold a network of {network}: {reason}; export it with --format torchvision or onnx, \
-         which hold any"
+        "{format} cannot hold a network of {network}: {reason}; --format torchvision holds any network"
     )]
     NotExportable {
         /// The format.

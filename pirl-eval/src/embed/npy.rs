@@ -73,7 +73,7 @@ mod tests {
     fn an_array_begins_as_numpy_writes_it() {
         // f = io.BytesIO(); np.save(f, np.zeros((60000, 512), np.float32)); f.getvalue()[:128]
         let expected = format!(
-            "{{'descr': '<f4', 'fortran_order': False, 'shape': (60000, 512), }}{:50}\n",
+            "{{'descr': '<f4', 'fortran_order': False, 'shape': (60000, 512), }}{:52}\n",
             ""
         );
         let written = preamble(60000, 512);
