@@ -229,10 +229,9 @@ fn a_map_is_looked_at_searched_and_chosen_from() {
         let visit = VISIT.replace("WIDTH", &width.to_string());
         fs::write(folder.path().join("visit.html"), visit).unwrap();
         let found = look(browser, folder.path(), "visit.html", dark);
-        let wanted = format!(
-            "fits=true seen=image 0: bars; image 1: bars; image 2: bars; image 3: rings; image 4: rings; \
-             image 5: rings said=3 found chosen=3 found, 6 chosen save=false ink=true legend=2 loaded=0"
-        );
+        let wanted = "fits=true seen=image 0: bars; image 1: bars; image 2: bars; image 3: rings; \
+                      image 4: rings; image 5: rings said=3 found chosen=3 found, 6 chosen save=false \
+                      ink=true legend=2 loaded=0";
         assert_eq!(found, wanted);
     }
 }
