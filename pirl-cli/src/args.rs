@@ -725,10 +725,19 @@ mod tests {
             let blocks = text.split("```sh\n").skip(1);
             for line in blocks.flat_map(|block| block.split("```").next().unwrap().lines()) {
                 let line = line.split(" #").next().unwrap();
+                // What is quoted is one word.
+                let parts = line.split('\'').enumerate();
+                let line: String = parts
+                    .map(|(part, text)| match part % 2 {
+                        0 => text.to_owned(),
+                        _ => text.replace(' ', "_"),
+                    })
+                    .collect();
                 let Some(at) = line.find("pirl ").filter(|_| !line.contains("cargo")) else {
                     continue;
                 };
                 let words = line[at..].split_whitespace();
+                let words = words.take_while(|word| ![">", ">>", "|", "&&"].contains(word));
                 let words = words.filter(|word| !word.starts_with("\"${")); // a shell's own
                 if let Err(error) = Cli::try_parse_from(words) {
                     panic!("{}: {line}\n{error}", page.display());
