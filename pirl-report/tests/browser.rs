@@ -186,7 +186,7 @@ frame.onload = () => setTimeout(() => {
   map.dispatchEvent(new view.KeyboardEvent("keydown", { key: "+" }));
   const loaded = view.performance.getEntriesByType("resource").filter(entry => !entry.name.startsWith("data:")).length;
   document.getElementById("found").textContent =
-    `fits=${page.documentElement.scrollWidth <= WIDTH} seen=${[...seen].sort().join("; ")} said=${said} chosen=${chosen} save=${save} ink=${first > 100} legend=${$("legend").children.length} loaded=${loaded}`;
+    `fits=${page.documentElement.scrollWidth <= WIDTH} seen=${[...seen].sort().join("; ")} said=${said} chosen=${chosen} save=${save} ink=${first >= 6 * 16} legend=${$("legend").children.length} loaded=${loaded}`;
 }, 300);
 </script>"#;
 
