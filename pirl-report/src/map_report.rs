@@ -211,7 +211,7 @@ mod tests {
             shade.save(class.join(format!("{image:03}.png"))).unwrap();
         }
         let out = folder.path().join("pack");
-        let source = ImageFolder::open(&folder.path().join("images")).unwrap();
+        let source = ImageFolder::open(folder.path().join("images")).unwrap();
         pack(&source, &out, &PackOptions::default(), &mut |_, _| {}).unwrap();
         let pack = Pack::open(&out).unwrap();
         (folder, pack)
