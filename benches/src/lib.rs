@@ -12,16 +12,20 @@
 //! assert!(benches::fill(7, 1000).iter().all(|x| (-1.0..1.0).contains(x)));
 //! ```
 //!
+//! [`peak_of`] tells how much memory a piece of work takes.
+//!
 //! [`run_example`] runs an example of the crate under test. The examples in the READMEs of the workspace
 //! and of every crate are doc tests of this one, which depends on all of them.
 
 mod cuda;
 mod example;
+mod memory;
 #[cfg(doctest)]
 mod readmes;
 
 pub use cuda::{Buffer, Dim3, Kernels, Stored};
 pub use example::run_example;
+pub use memory::{Counting, peak_of};
 
 /// Entry `i` of the pseudo-random sequence `seed`: uniform in `[-1, 1)`, exact in `f32`.
 pub fn formula(seed: u32, i: u32) -> f32 {

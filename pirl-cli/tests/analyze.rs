@@ -175,4 +175,6 @@ fn images_are_mapped_on_a_page_with_outliers_and_near_duplicates() {
     assert_eq!(bench.read("map/map.html"), page);
     let message = bench.fails(&[&map[..], &["--perplexity", "0"]].concat());
     assert!(message.contains("perplexity"), "{message}");
+    let message = bench.fails(&[&map[..], &["--near-duplicates", "nan"]].concat());
+    assert!(message.contains("between -1 and 1"), "{message}");
 }

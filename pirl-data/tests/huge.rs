@@ -6,51 +6,24 @@
 
 mod common;
 
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io::{BufWriter, Write as _};
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use common::{jpeg, picture};
 use pirl_data::{Annotated, List, Source, WebDataset};
 use tempfile::TempDir;
 
-/// Bytes in use, and the most since the last look.
-struct Counting;
-static USED: AtomicUsize = AtomicUsize::new(0);
-static PEAK: AtomicUsize = AtomicUsize::new(0);
-
-// SAFETY: both methods pass on to the system's allocator, with the arguments that the caller
-// promises are right for them; counting allocates nothing.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        let used = USED.fetch_add(layout.size(), Ordering::Relaxed) + layout.size();
-        PEAK.fetch_max(used, Ordering::Relaxed);
-        // SAFETY: see above.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        USED.fetch_sub(layout.size(), Ordering::Relaxed);
-        // SAFETY: see above.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
-
 #[global_allocator]
-static ALLOCATOR: Counting = Counting;
+static ALLOCATOR: benches::Counting = benches::Counting;
 
 /// Runs `read` on a file of so many bytes. It may take `memory` times as many, and `time`.
 fn bounded<T>(name: &str, bytes: u64, memory: f64, time: Duration, read: impl FnOnce() -> T) -> T {
-    let before = USED.load(Ordering::Relaxed);
-    PEAK.store(before, Ordering::Relaxed);
     let started = Instant::now();
-    let found = read();
+    let (found, peak) = benches::peak_of(read);
     let taken = started.elapsed();
-    let peak = PEAK.load(Ordering::Relaxed).saturating_sub(before);
     let share = peak as f64 / bytes as f64;
     eprintln!(
         "{name}: {} MiB in {taken:.1?}, memory {share:.2} times as much",

@@ -7,10 +7,8 @@ mod common;
 #[path = "../fuzz/parsers.rs"]
 mod parsers;
 
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::fs;
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use common::{Samples, jpeg, list_dir, picture, png};
@@ -25,30 +23,8 @@ const MEMORY: usize = 1 << 30;
 /// Ten times what the largest allowed image takes on a busy machine.
 const TIME: Duration = Duration::from_secs(60);
 
-/// Bytes in use, and the most since the last look.
-struct Counting;
-static USED: AtomicUsize = AtomicUsize::new(0);
-static PEAK: AtomicUsize = AtomicUsize::new(0);
-
-// SAFETY: both methods pass on to the system's allocator, with the arguments that the caller
-// promises are right for them; counting allocates nothing.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        let used = USED.fetch_add(layout.size(), Ordering::Relaxed) + layout.size();
-        PEAK.fetch_max(used, Ordering::Relaxed);
-        // SAFETY: see above.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        USED.fetch_sub(layout.size(), Ordering::Relaxed);
-        // SAFETY: see above.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
-
 #[global_allocator]
-static ALLOCATOR: Counting = Counting;
+static ALLOCATOR: benches::Counting = benches::Counting;
 
 /// How many mutations of each kind.
 fn mutations(default: usize) -> usize {
@@ -102,11 +78,8 @@ fn survive(
     for number in 0..count {
         let bytes = mutate(&mut rng, files);
         let start = bytes.get(..16).unwrap_or(&bytes).escape_ascii().to_string();
-        let before = USED.load(Ordering::Relaxed);
-        PEAK.store(before, Ordering::Relaxed);
         let started = Instant::now();
-        parse(&mut rng, bytes);
-        let taken = PEAK.load(Ordering::Relaxed).saturating_sub(before);
+        let ((), taken) = benches::peak_of(|| parse(&mut rng, bytes));
         let time = started.elapsed();
         assert!(
             taken < MEMORY,

@@ -150,6 +150,7 @@ fn what_changes_nothing_has_distance_0() {
     let report = report.unwrap();
     for name in ["identity", "photometric", "crop"] {
         assert_eq!(report[name].values, [0.0; 7], "{name}");
+        assert_eq!(report[name].relative, Some(0.0), "{name}");
     }
     // Four times a number by four is exact but for the sums on the way.
     assert!(report["several"].values.iter().all(|x| *x < 1e-6));
@@ -192,6 +193,13 @@ fn distances_are_between_unit_features_and_the_same_for_any_number_of_threads() 
     for name in ["crop", "photometric"] {
         let found = &report[name];
         assert!(found.mean > 0.0 && found.values.iter().all(|x| *x <= 2f64.sqrt()));
+        let median = |name: &str| {
+            let mut values = report[name].values.clone();
+            values.sort_by(f64::total_cmp);
+            values[4] // of 9
+        };
+        let relative = median(name) / median(ANOTHER_IMAGE);
+        assert!((found.relative.unwrap() - relative).abs() < 1e-12, "{name}");
     }
     let units = unit_features(&backbone, &pack);
     let next = units.iter().cycle().skip(1);

@@ -4,10 +4,8 @@
 #[path = "../fuzz/parsers.rs"]
 mod parsers;
 
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::fs;
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use candle_core::{DType, Device, Tensor};
@@ -20,30 +18,8 @@ use rand_chacha::ChaCha8Rng;
 const MEMORY: usize = 256 << 20;
 const TIME: Duration = Duration::from_secs(20);
 
-/// Bytes in use, and the most since the last look.
-struct Counting;
-static USED: AtomicUsize = AtomicUsize::new(0);
-static PEAK: AtomicUsize = AtomicUsize::new(0);
-
-// SAFETY: both methods pass on to the system's allocator, with the arguments that the caller
-// promises are right for them; counting allocates nothing.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        let used = USED.fetch_add(layout.size(), Ordering::Relaxed) + layout.size();
-        PEAK.fetch_max(used, Ordering::Relaxed);
-        // SAFETY: see above.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        USED.fetch_sub(layout.size(), Ordering::Relaxed);
-        // SAFETY: see above.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
-
 #[global_allocator]
-static ALLOCATOR: Counting = Counting;
+static ALLOCATOR: benches::Counting = benches::Counting;
 
 /// Changes a file in one to four ways, in its first and last bytes most often: names and shapes are there.
 fn mutate(rng: &mut ChaCha8Rng, files: &[Vec<u8>]) -> Vec<u8> {
@@ -84,11 +60,8 @@ fn survive(name: &str, files: &[Vec<u8>], seed: u64, parse: impl Fn(&[u8])) {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     for number in 0..count {
         let bytes = mutate(&mut rng, files);
-        let before = USED.load(Ordering::Relaxed);
-        PEAK.store(before, Ordering::Relaxed);
         let started = Instant::now();
-        parse(&bytes);
-        let taken = PEAK.load(Ordering::Relaxed).saturating_sub(before);
+        let ((), taken) = benches::peak_of(|| parse(&bytes));
         let time = started.elapsed();
         assert!(taken < MEMORY, "{name} {number} took {taken} bytes");
         assert!(time < TIME, "{name} {number} took {time:?}");

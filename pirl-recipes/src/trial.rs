@@ -182,6 +182,7 @@ impl Trial {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use pirl_data::{DataError, Encoding, PackOptions, RawSample, Source, pack};
 
     #[test]
     fn a_batch_is_halved_until_it_fits() {
@@ -205,5 +206,57 @@ mod tests {
         assert_eq!(trial.epochs(Duration::from_secs(1)), 1);
         assert_eq!(trial.epochs(Duration::from_secs(1 << 40)), MOST_EPOCHS);
         assert_eq!(trial.time(95), Duration::from_secs(1000));
+    }
+
+    struct Gray;
+
+    impl Source for Gray {
+        fn len(&self) -> usize {
+            24
+        }
+        fn class_names(&self) -> &[String] {
+            &[]
+        }
+        fn read(&self, index: usize) -> std::result::Result<RawSample<'_>, DataError> {
+            let pixels = (0..256).map(|at| (at * (index + 3) % 251) as u8);
+            Ok(RawSample {
+                name: index.to_string(),
+                bytes: pixels.collect::<Vec<u8>>().into(),
+                encoding: Encoding::Raw {
+                    height: 16,
+                    width: 16,
+                    channels: 1,
+                },
+                label: None,
+                objects: None,
+            })
+        }
+        fn describe(&self) -> String {
+            "grey".to_owned()
+        }
+    }
+
+    #[test]
+    fn filling_the_bank_takes_time_where_it_is_filled() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("pack");
+        pack(&Gray, &path, &PackOptions::default(), &mut |_, _| {}).unwrap();
+        let trial = |init: &str| {
+            let settings = [
+                "model.width=0.25",
+                "train.batch_size=4",
+                "loss.negatives=8",
+                "loader.workers=1",
+                init,
+            ];
+            let settings = settings.map(|setting| setting.parse().unwrap());
+            let recipe = Recipe::load("fashion-mnist", &settings).unwrap();
+            let inputs = Inputs::new(recipe, Pack::open(&path).unwrap(), 1, &alone()).unwrap();
+            try_steps(inputs, &[Device::Cpu]).unwrap()
+        };
+        let (filled, random) = (trial("bank.init=features"), trial("bank.init=random"));
+        assert!(filled.fill_seconds > 0.0 && filled.seconds > 0.0);
+        assert_eq!(random.fill_seconds, 0.0);
+        assert_eq!(random.steps_per_epoch, 6);
     }
 }

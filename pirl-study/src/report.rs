@@ -134,21 +134,26 @@ fn table(figure: &FigureOutcome, measure: &MeasureOutcome, published: &[Publishe
         rows.push(row);
     }
     for PublishedSeries { name, values } in published {
-        let mut row = vec![format!("{name} (published)").into()];
-        let value = |value: &f64| match value.is_finite() {
+        let name = format!("{name} (published)");
+        let values = values.iter().map(|value| match value.is_finite() {
             true => format!("{value:.1}"),
             false => "-".to_owned(),
-        };
-        row.extend(values.iter().map(|found| value(found).into()));
+        });
         if figure.x.is_empty() {
             // Side by side, the published values are a column and not a row.
             for (row, found) in rows.iter_mut().zip(values) {
-                row.push(value(found).into());
+                row.push(found.into());
             }
-            head.push(format!("{name} (published)"));
-            continue;
+            head.push(name);
+        } else {
+            rows.push(
+                [name]
+                    .into_iter()
+                    .chain(values)
+                    .map(TableCell::from)
+                    .collect(),
+            );
         }
-        rows.push(row);
     }
     Table {
         title: measure.label.clone(),

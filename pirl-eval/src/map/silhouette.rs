@@ -51,8 +51,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_is_that_of_scikit_learn() {
-        // sklearn.metrics.silhouette_score([[0, 0], [1, 0], [4, 0], [5, 1], [0, 3]], [0, 0, 1, 1, 2])
+    fn it_is_the_mean_over_points_of_how_much_nearer_their_own_class_is() {
         let points = [[0.0, 0.0], [1.0, 0.0], [4.0, 0.0], [5.0, 1.0], [0.0, 3.0]];
         let labels = [0, 0, 1, 1, 2].map(Some);
         let found = silhouette(&points, &labels).unwrap();

@@ -1,8 +1,8 @@
 //! `pirl analyze map`: the images of a pack as points of a page, alike ones near each other.
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use pirl_data::Pack;
-use pirl_eval::{FeatureMap, MapConfig, Neighbour, map_features, silhouette};
+use pirl_eval::{MapConfig, Neighbour, map_features, silhouette};
 use pirl_report::{Layout, MapReport, neighbour_sheet};
 use serde_json::{Value, json};
 
@@ -24,6 +24,11 @@ pub(crate) fn map(args: &MapArgs) -> Result<()> {
         ..MapConfig::default()
     };
     config.check()?;
+    let cosine = args.near_duplicates;
+    ensure!(
+        (-1.0..=1.0).contains(&cosine),
+        "--near-duplicates {cosine}: a cosine lies between -1 and 1"
+    );
     make_folder(&args.analyze.out)?;
     let network = {
         let analyze = &args.analyze;
@@ -77,7 +82,7 @@ pub(crate) fn map(args: &MapArgs) -> Result<()> {
         .iter()
         .map(|image| map.neighbours[*image as usize].clone())
         .collect();
-    let duplicates = map.near_duplicates(args.near_duplicates);
+    let duplicates = map.near_duplicates(cosine);
     sheet(args, &pack, "outliers.png", &outliers, &beside)?;
     let (first, second): (Vec<u32>, Vec<Vec<Neighbour>>) = duplicates
         .iter()
@@ -94,13 +99,15 @@ pub(crate) fn map(args: &MapArgs) -> Result<()> {
         )),
         duplicates.len()
     );
+    let pair = |(first, second): &(u32, Neighbour)| json!({ "images": [first, second.index], "cosine": second.cosine });
+    let pairs: Vec<Value> = duplicates.iter().map(pair).collect();
     let result = json!({
         "layer": args.layer,
         "settings": config,
         "silhouette": apart,
         "explained": map.explained,
         "outliers": outliers,
-        "near_duplicates": pairs(&map, args.near_duplicates),
+        "near_duplicates": pairs,
         "page": PAGE,
         "picture": PICTURE,
         "weights": network.facts,
@@ -123,11 +130,4 @@ fn sheet(
     }
     let sheet = neighbour_sheet(pack, images, pack, beside)?;
     write_png(&args.analyze.out.join(name), &sheet)
-}
-
-fn pairs(map: &FeatureMap, cosine: f32) -> Vec<Value> {
-    let pairs = map.near_duplicates(cosine).into_iter();
-    pairs
-        .map(|(first, second)| json!({ "images": [first, second.index], "cosine": second.cosine }))
-        .collect()
 }
