@@ -34,6 +34,8 @@ pub(crate) enum Command {
     /// Look at what a backbone's features are near to, and at what moves them
     #[command(subcommand)]
     Analyze(AnalyzeCommand),
+    /// Write the page of a run to send round: curves, results, neighbours, map, settings
+    Report(ReportArgs),
     /// Make many runs that differ in a few settings, and compare them: the paper's figures, or a sweep of
     /// one's own
     Study(StudyArgs),
@@ -576,6 +578,28 @@ pub(crate) struct InvarianceArgs {
     /// Images to measure, drawn from the pack
     #[arg(long, value_name = "COUNT", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(2..))]
     pub(crate) images: u32,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ReportArgs {
+    /// Folder of the run, whose report.html is written
+    #[arg(value_name = "RUN")]
+    pub(crate) run: PathBuf,
+    /// Images for the page, best those of a test set: how far changes move their features, what is near to
+    /// what, a map
+    #[arg(long, value_name = "PACK")]
+    pub(crate) data: Option<PathBuf>,
+    /// result.json of an evaluation of the run, for the page's table; may be repeated
+    #[arg(long, value_name = "FILE.json")]
+    pub(crate) results: Vec<PathBuf>,
+    /// Where features are read, averaged over the map
+    #[arg(long, value_name = "LAYER", default_value = "res5")]
+    pub(crate) layer: Layer,
+    /// Images of --data on the map, drawn by the seed
+    #[arg(long, value_name = "COUNT", default_value_t = 2000, value_parser = clap::value_parser!(u32).range(4..))]
+    pub(crate) images: u32,
+    #[command(flatten)]
+    pub(crate) options: RunArgs,
 }
 
 #[derive(Debug, Args)]

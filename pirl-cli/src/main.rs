@@ -9,7 +9,6 @@ mod interrupt;
 mod output;
 mod progress;
 mod ranks;
-mod report;
 mod run_dir;
 mod session;
 mod weights;
@@ -52,7 +51,11 @@ fn main() -> ExitCode {
 fn run(command: Command) -> Result<()> {
     if matches!(
         command,
-        Command::Eval(_) | Command::Analyze(_) | Command::Embed(_) | Command::Study(_)
+        Command::Eval(_)
+            | Command::Analyze(_)
+            | Command::Embed(_)
+            | Command::Report(_)
+            | Command::Study(_)
     ) {
         ranks::ensure_alone()?;
     }
@@ -73,6 +76,7 @@ fn run(command: Command) -> Result<()> {
         Command::Analyze(AnalyzeCommand::Neighbours(args)) => commands::analyze::neighbours(&args),
         Command::Analyze(AnalyzeCommand::Invariance(args)) => commands::analyze::invariance(&args),
         Command::Analyze(AnalyzeCommand::Map(args)) => commands::analyze::map(&args),
+        Command::Report(args) => commands::report::run(&args),
         Command::Study(args) => commands::study::run(&args),
         Command::Embed(args) => commands::embed::run(&args),
         Command::Export(args) => commands::export::run(&args),

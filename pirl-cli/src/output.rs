@@ -37,3 +37,25 @@ pub(crate) fn write_result(folder: &Path, result: &impl Serialize) -> Result<()>
 pub(crate) fn write_png(path: &Path, image: &Image) -> Result<()> {
     write_file(path, &png(image)?)
 }
+
+/// The path as a shell takes it.
+pub(crate) fn quoted(path: &Path) -> String {
+    let path = path.to_string_lossy();
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+=:@%".contains(c);
+    if !path.is_empty() && path.chars().all(plain) {
+        path.into_owned()
+    } else {
+        format!("'{}'", path.replace('\'', r"'\''"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_quoted_for_a_shell() {
+        assert_eq!(quoted(Path::new("runs/a-1")), "runs/a-1");
+        assert_eq!(quoted(Path::new("my 'run'")), r"'my '\''run'\'''");
+    }
+}

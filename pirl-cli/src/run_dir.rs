@@ -8,7 +8,7 @@ use pirl_core::FolderLock;
 use pirl_recipes::Recipe;
 use pirl_train::InitialWeights;
 
-use crate::output::write_file;
+use crate::output::{quoted, write_file};
 
 /// A folder with `config.toml`, `initial_weights.json` unless these were random, `metrics.jsonl`,
 /// TensorBoard events, `checkpoints/` and `report.html`.
@@ -86,7 +86,35 @@ impl RunDir {
         if let Some(initial) = &self.initial {
             initial.write(&self.path)?;
         }
-        write_file(&self.config(), recipe.to_toml()?.as_bytes())
+        let head = self.head()?;
+        write_file(
+            &self.config(),
+            format!("{head}\n{}", recipe.to_toml()?).as_bytes(),
+        )
+    }
+
+    /// The commands that have worked on the run, each with the version of this program, as comments.
+    fn head(&self) -> Result<String> {
+        let before = match fs::read_to_string(self.config()) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+            Err(error) => {
+                return Err(error)
+                    .with_context(|| format!("cannot read {}", self.config().display()));
+            }
+        };
+        let mut lines: Vec<&str> = before
+            .lines()
+            .take_while(|it| it.starts_with('#'))
+            .collect();
+        let words = std::env::args_os().skip(1);
+        let words: Vec<String> = words.map(|word| quoted(Path::new(&word))).collect();
+        let command = words.join(" ").replace(['\n', '\r'], " ");
+        let line = format!("# pirl {}: pirl {command}", env!("CARGO_PKG_VERSION"));
+        if !lines.contains(&line.as_str()) {
+            lines.push(&line);
+        }
+        Ok(lines.join("\n") + "\n")
     }
 
     /// The settings the run was started with.

@@ -12,9 +12,9 @@ use pirl_train::{
     TrainError, Training, resume, run, save,
 };
 
+use crate::commands::report;
 use crate::interrupt::{Interrupt, Interrupted};
 use crate::progress::Progress;
-use crate::report;
 use crate::run_dir::RunDir;
 
 /// A training about to run.

@@ -178,3 +178,61 @@ fn images_are_mapped_on_a_page_with_outliers_and_near_duplicates() {
     let message = bench.fails(&[&map[..], &["--near-duplicates", "nan"]].concat());
     assert!(message.contains("between -1 and 1"), "{message}");
 }
+
+#[test]
+fn the_page_of_a_run_is_made_whole() {
+    let bench = Bench::new();
+    bench.pack("pack", 40);
+    bench.pirl(&bench.pretrain("run", &[])).success();
+    let knn = ["eval", "knn", "--train", "pack", "--test", "pack", "--out"];
+    let settings = ["--set", "eval.baselines=false"];
+    let of_run = [&knn[..], &["found", "--weights", "run"], &settings].concat();
+    bench.pirl(&of_run).success();
+    let random = ["other", "--weights", "random", "--recipe", "tiny.toml"];
+    bench
+        .pirl(&[&knn[..], &random, &settings].concat())
+        .success();
+
+    let plain = bench.read("run/report.html");
+    let config = bench.read("run/config.toml");
+    let head = format!(
+        "# pirl {}: pirl pretrain --recipe tiny.toml --data pack --out run --seed 3",
+        env!("CARGO_PKG_VERSION")
+    );
+    assert!(config.starts_with(&head), "{config}");
+    assert!(plain.contains(&head) && !plain.contains("Neighbours"));
+
+    let error = bench.fails(&["report", "run", "--results", "other/result.json"]);
+    assert!(error.contains("other weights, \"random\""), "{error}");
+    assert_eq!(bench.read("run/report.html"), plain);
+
+    let report = ["report", "run", "--data", "pack", "--images", "20"];
+    let made = bench.json(&[&report[..], &["--results", "found/result.json"]].concat());
+    assert_eq!(made["report"], "run/report.html");
+    let page = bench.read("run/report.html");
+    for part in [
+        "nearest neighbours on res",
+        "<h2>Loss</h2>",
+        "<h2>Invariance: crop</h2>",
+        "<h2>Invariance: jigsaw</h2>",
+        "alt=\"Neighbours\"",
+        "of 20 images",
+        "alt=\"Map\"",
+        "Silhouette of the classes",
+        &head,
+    ] {
+        assert!(page.contains(part), "{part}");
+    }
+
+    // Those who worked on it are all named, each once.
+    let resume = ["--resume", "--set", "log.every=2"];
+    for _ in 0..2 {
+        bench.pirl(&bench.pretrain("run", &resume)).success();
+    }
+    let config = bench.read("run/config.toml");
+    let heads: Vec<&str> = config
+        .lines()
+        .take_while(|it| it.starts_with('#'))
+        .collect();
+    assert_eq!(heads, [head.clone(), head + " --resume --set log.every=2"]);
+}

@@ -62,7 +62,8 @@ fn the_first_run_is_as_written() {
         fs::write(raw.join(format!("{split}-labels-idx1-ubyte")), labels).unwrap();
     }
     run(&bench, "first-run.md", &["fetch"]);
-    assert!(bench.path("runs/first/report.html").is_file());
+    let report = bench.read("runs/first/report.html");
+    assert!(report.contains("nearest neighbours on res") && report.contains("<img alt=\"Map\""));
     assert!(bench.path("runs/first-knn/result.json").is_file());
 }
 

@@ -50,6 +50,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         ],
         charts: vec![loss, rate],
         settings: "seed = 0\n\n[optim]\nlr = 0.03\n",
+        ..RunReport::default()
     };
     std::fs::write(folder.join("report.html"), report.to_html()?)?;
     println!(

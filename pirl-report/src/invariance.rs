@@ -17,14 +17,12 @@ const CHART: (usize, usize) = (520, 330);
 /// Pixels between and around the charts.
 const GAP: usize = 24;
 
-/// A chart for each change, with the distribution that each of `reports` (weights by name) has of its
-/// distances; two charts in a row, on the same axes.
+/// The [charts](invariance_charts) as one picture, two in a row.
 ///
 /// # Errors
-/// [`ReportError::Empty`] without reports, or if the first has no change; [`ReportError::Draw`];
-/// [`ReportError::TooLarge`].
+/// Those of [`invariance_charts`]; [`ReportError::Draw`]; [`ReportError::TooLarge`].
 pub fn invariance_chart(reports: &[(String, BTreeMap<String, Distances>)]) -> Result<Image> {
-    let charts = charts(reports)?;
+    let charts = invariance_charts(reports)?;
     let images = charts.iter().map(|chart| chart.to_image(CHART.0, CHART.1));
     framed(
         &contact_sheet(&images.collect::<Result<Vec<Image>>>()?, 2, GAP)?,
@@ -32,7 +30,12 @@ pub fn invariance_chart(reports: &[(String, BTreeMap<String, Distances>)]) -> Re
     )
 }
 
-fn charts(reports: &[(String, BTreeMap<String, Distances>)]) -> Result<Vec<Chart>> {
+/// A chart for each change, with the distribution that each of `reports` (weights by name) has of its
+/// distances, on the same axes.
+///
+/// # Errors
+/// [`ReportError::Empty`] without reports, or if the first has no change.
+pub fn invariance_charts(reports: &[(String, BTreeMap<String, Distances>)]) -> Result<Vec<Chart>> {
     let Some((_, first)) = reports.first().filter(|(_, first)| !first.is_empty()) else {
         return Err(ReportError::Empty {
             picture: "a chart of distances",
@@ -55,7 +58,8 @@ fn charts(reports: &[(String, BTreeMap<String, Distances>)]) -> Result<Vec<Chart
     let highest = shares.fold(0.0f64, |most, &x| most.max(x));
     let highest = ((highest * 10.0).floor() + 1.0) / 10.0;
     let charts = histograms.iter().map(|(name, histograms)| {
-        let mut chart = Chart::new(*name, "L2 distance", "share of images")
+        let title = format!("Invariance: {name}");
+        let mut chart = Chart::new(title, "L2 distance", "share of images")
             .x_range([0.0, width])
             .y_range([0.0, highest])
             .note("mean");
@@ -127,7 +131,7 @@ mod tests {
             ("first".to_owned(), changes(0.5)),
             ("second".to_owned(), changes(0.3)),
         ];
-        let charts = charts(&reports).unwrap();
+        let charts = invariance_charts(&reports).unwrap();
         let titles: Vec<&str> = charts.iter().map(Chart::title).collect();
         assert_eq!(titles, ["another image", "crop"]);
         let svg = charts[1].to_svg(CHART.0, CHART.1).unwrap();

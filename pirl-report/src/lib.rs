@@ -1,13 +1,14 @@
 //! Pictures and pages of results: what a run did, what a detector found, what a network takes for alike.
 //!
 //! - [`Chart`]: curves between two axes, as SVG or as an image.
-//! - [`RunReport`]: the charts and settings of a run on one HTML page that needs nothing else.
+//! - [`RunReport`]: the charts, results, [pictures](Picture) and settings of a run on one HTML page that needs
+//!   nothing else.
 //! - [`StudyReport`]: the figures, tables and findings of a study, likewise.
 //! - [`EventFile`]: the same numbers for TensorBoard; [`RunLog`]: all that is logged of a run.
 //! - [`preview_sheet`]: images as training sees them, with where their views were cut.
 //! - [`detection_sheet`] and [`precision_recall_chart`]: what a detector found, and how often it was right.
 //! - [`neighbour_sheet`]: images beside those whose features are nearest.
-//! - [`invariance_chart`]: how far changes of an image move its features.
+//! - [`invariance_charts`] and [`invariance_chart`]: how far changes of an image move its features.
 //! - [`ModelCard`]: the page that goes with exported weights, in Markdown.
 //! - [`png`]: an image as the bytes of a file.
 //!
@@ -23,6 +24,7 @@
 //!     facts: vec![("last step".to_owned(), "50".to_owned())],
 //!     charts: vec![Chart::new("Loss", "step", "nats").series(Series::new("total", loss))],
 //!     settings: "seed = 0",
+//!     ..RunReport::default()
 //! };
 //! let page = report.to_html()?;
 //! assert!(page.contains("<polyline") && page.contains("seed = 0"));
@@ -55,14 +57,14 @@ mod ticks;
 pub use chart::Chart;
 pub use detection::{DetectionPanel, detection_sample, detection_sheet, precision_recall_chart};
 pub use error::{ReportError, Result};
-pub use invariance::invariance_chart;
+pub use invariance::{invariance_chart, invariance_charts};
 pub use map_report::{Layout, MapReport};
 pub use model_card::{CardResult, ModelCard};
 pub use neighbours::neighbour_sheet;
 pub use png::png;
 pub use preview::preview_sheet;
 pub use run_log::RunLog;
-pub use run_report::RunReport;
+pub use run_report::{Picture, RunReport};
 pub use series::Series;
 pub use study_report::{FigureReport, FindingReport, StudyReport, Table, TableCell};
 pub use tensorboard::EventFile;

@@ -55,10 +55,10 @@ impl ModelCard<'_> {
 /// A row of the table of results.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CardResult {
-    evaluation: String,
-    figures: String,
-    train: String,
-    test: String,
+    pub(crate) evaluation: String,
+    pub(crate) figures: String,
+    pub(crate) train: String,
+    pub(crate) test: String,
 }
 
 impl CardResult {

@@ -87,6 +87,7 @@ impl<'a> RunReport<'a> {
             facts,
             charts,
             settings,
+            ..Self::default()
         }
     }
 }

@@ -1,25 +1,45 @@
-//! The page of a run: its curves and its settings, in a file that needs nothing else.
+//! The page of a run: its curves, results, pictures and settings, in a file that needs nothing else.
 
 use askama::Template;
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use pirl_data::Image;
 
 use crate::chart::Chart;
 use crate::error::Result;
+use crate::model_card::CardResult;
 use crate::page::colors;
+use crate::png;
 
 /// Sides of a chart, pixels: two are beside each other on a screen, one is as wide as a telephone.
 const CHART: (usize, usize) = (420, 275);
 
 /// What a run did, for people to look at and to send round.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct RunReport<'a> {
     /// The run's name.
     pub title: &'a str,
     /// What stands above the charts, in a few words each: its name, and what it is.
     pub facts: Vec<(String, String)>,
+    /// What evaluations found.
+    pub results: Vec<CardResult>,
     /// In their order.
     pub charts: Vec<Chart>,
+    /// Below the charts, in their order.
+    pub pictures: Vec<Picture>,
     /// The settings, as text.
     pub settings: &'a str,
+}
+
+/// A picture on a page.
+#[derive(Clone, Debug)]
+pub struct Picture {
+    /// Its heading.
+    pub title: String,
+    /// What is seen, in a sentence or two.
+    pub note: String,
+    /// Drawn at its size, or smaller where the page is narrower.
+    pub image: Image,
 }
 
 #[derive(Template)]
@@ -27,7 +47,10 @@ pub struct RunReport<'a> {
 struct Page<'a> {
     title: &'a str,
     facts: &'a [(String, String)],
+    results: &'a [CardResult],
     charts: Vec<(&'a str, String)>,
+    /// The picture, its width, and its PNG file in base 64.
+    pictures: Vec<(&'a Picture, usize, String)>,
     settings: &'a str,
     /// Colours of charts by day and by night.
     colors: Vec<(String, String)>,
@@ -38,15 +61,23 @@ impl RunReport<'_> {
     /// nothing to load.
     ///
     /// # Errors
-    /// [`ReportError::Draw`](crate::ReportError::Draw) and [`ReportError::Page`](crate::ReportError::Page).
+    /// [`ReportError::Draw`](crate::ReportError::Draw) and [`ReportError::Page`](crate::ReportError::Page);
+    /// those of [`png`](crate::png()) for a picture.
     pub fn to_html(&self) -> Result<String> {
         let drawn = |chart| {
             let chart: &Chart = chart;
             Ok((chart.title(), chart.svg(CHART, false)?))
         };
+        let encoded = |picture| {
+            let picture: &Picture = picture;
+            let bytes = png(&picture.image)?;
+            Ok((picture, picture.image.width, BASE64_STANDARD.encode(bytes)))
+        };
         let page = Page {
             title: self.title,
             facts: &self.facts,
+            results: &self.results,
+            pictures: self.pictures.iter().map(encoded).collect::<Result<_>>()?,
             charts: self.charts.iter().map(drawn).collect::<Result<_>>()?,
             settings: self.settings,
             colors: colors(),
@@ -74,6 +105,7 @@ mod tests {
                 Chart::new("Speed", "step", "images per second").series(line(0.5)),
             ],
             settings,
+            ..RunReport::default()
         };
         report.to_html().unwrap()
     }
@@ -141,13 +173,33 @@ mod tests {
             }
         }
         assert!(found > 50);
-        let empty = RunReport {
-            title: "",
-            facts: vec![],
-            charts: vec![],
-            settings: "",
+        let page = RunReport::default().to_html().unwrap();
+        for part in ["Settings", "class=\"facts\"", "Results", "<table", "<img"] {
+            assert!(!page.contains(part), "{part}");
+        }
+    }
+
+    #[test]
+    fn results_and_pictures_are_in_the_page() {
+        let result = serde_json::json!({
+            "chosen": { "layer": "res4", "top1": 62.84 }, "train": { "images": 100 }, "test": { "images": 20 },
+        });
+        let image = Image::new(3, 2, (0..18).collect()).unwrap();
+        let report = RunReport {
+            results: vec![CardResult::of("r".as_ref(), &result).unwrap()],
+            pictures: vec![Picture {
+                title: "Alike".to_owned(),
+                note: "a <row>".to_owned(),
+                image: image.clone(),
+            }],
+            ..RunReport::default()
         };
-        let page = empty.to_html().unwrap();
-        assert!(!page.contains("Settings") && !page.contains("class=\"facts\""));
+        let page = report.to_html().unwrap();
+        let row = "<tr><td>linear classifier on res4</td><td>top-1 62.8</td><td>100 images</td><td>20 images</td></tr>";
+        assert!(page.contains(row), "{page}");
+        assert!(page.contains("<h2>Alike</h2>") && page.contains("a &#60;row&#62;"));
+        let (_, rest) = page.split_once("src=\"data:image/png;base64,").unwrap();
+        let bytes = BASE64_STANDARD.decode(rest.split('"').next().unwrap());
+        assert_eq!(Image::decode(&bytes.unwrap()).unwrap(), image);
     }
 }

@@ -1,7 +1,7 @@
 //! TensorBoard's event files: TFRecord frames around `tensorflow.Event` messages.
 //!
-//! Formats: tensorflow/core/lib/io/record_writer.h, tensorflow/core/util/event.proto and
-//! tensorflow/core/framework/summary.proto.
+//! Formats: tensorflow/core/lib/io/record_writer.h, tensorflow/core/util/event.proto,
+//! tensorflow/core/framework/summary.proto and histogram.proto.
 
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Write};
@@ -9,16 +9,18 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crc::{CRC_32_ISCSI, Crc};
+use pirl_data::Image;
 use prost::Message;
 
 use crate::error::{ReportError, Result};
+use crate::png;
 
 /// What every name of an event file begins with; the time follows, in seconds since 1970.
 const PREFIX: &str = "events.out.tfevents.";
 /// The last time whose number has ten digits.
 const LAST: u64 = 9_999_999_999;
 
-/// An open event file, to which a training adds the points of its curves.
+/// An open event file, to which a training adds the points of its curves, pictures and distributions.
 ///
 /// ```
 /// use pirl_report::EventFile;
@@ -69,13 +71,56 @@ impl EventFile {
     /// [`ReportError::Io`].
     pub fn scalars(&mut self, step: u64, values: &[(&str, f32)]) -> Result<()> {
         let values = values.iter().map(|&(tag, value)| Value {
-            tag: tag.to_owned(),
             simple_value: Some(value),
+            ..Value::of(tag)
         });
+        self.summary(step, values.collect())
+    }
+
+    /// Adds a picture.
+    ///
+    /// # Errors
+    /// [`ReportError::Io`]; those of [`png`](crate::png()).
+    pub fn image(&mut self, step: u64, tag: &str, image: &Image) -> Result<()> {
+        let side = |side: usize| side.try_into().unwrap_or(i32::MAX);
+        let picture = Picture {
+            height: side(image.height),
+            width: side(image.width),
+            colorspace: RGB,
+            encoded_image_string: png(image)?,
+        };
+        let image = Some(picture);
+        self.summary(
+            step,
+            vec![Value {
+                image,
+                ..Value::of(tag)
+            }],
+        )
+    }
+
+    /// Adds the distribution of `values`, in 40 bins of one width; what is not finite is left out, and
+    /// nothing is added where nothing is left.
+    ///
+    /// # Errors
+    /// [`ReportError::Io`].
+    pub fn histogram(&mut self, step: u64, tag: &str, values: &[f64]) -> Result<()> {
+        let Some(histo) = Histogram::of(values) else {
+            return Ok(());
+        };
+        let histo = Some(histo);
+        self.summary(
+            step,
+            vec![Value {
+                histo,
+                ..Value::of(tag)
+            }],
+        )
+    }
+
+    fn summary(&mut self, step: u64, value: Vec<Value>) -> Result<()> {
         self.write(Event {
-            summary: Some(Summary {
-                value: values.collect(),
-            }),
+            summary: Some(Summary { value }),
             ..Event::at(step)
         })
     }
@@ -124,7 +169,7 @@ fn seconds() -> f64 {
         .map_or(0.0, |elapsed| elapsed.as_secs_f64())
 }
 
-/// `tensorflow.Event`, as far as curves need it.
+/// `tensorflow.Event`, as far as curves, pictures and distributions need it.
 #[derive(Clone, PartialEq, Message)]
 struct Event {
     #[prost(double, tag = "1")]
@@ -165,6 +210,82 @@ struct Value {
     /// Optional, so that a 0 is written.
     #[prost(float, optional, tag = "2")]
     simple_value: Option<f32>,
+    #[prost(message, optional, tag = "4")]
+    image: Option<Picture>,
+    #[prost(message, optional, tag = "5")]
+    histo: Option<Histogram>,
+}
+
+impl Value {
+    /// Nothing, under a name.
+    fn of(tag: &str) -> Self {
+        Self {
+            tag: tag.to_owned(),
+            ..Self::default()
+        }
+    }
+}
+
+/// `tensorflow.Summary.Image`
+#[derive(Clone, PartialEq, Message)]
+struct Picture {
+    #[prost(int32, tag = "1")]
+    height: i32,
+    #[prost(int32, tag = "2")]
+    width: i32,
+    #[prost(int32, tag = "3")]
+    colorspace: i32,
+    #[prost(bytes, tag = "4")]
+    encoded_image_string: Vec<u8>,
+}
+
+/// Red, green and blue, as `Picture::colorspace` counts.
+const RGB: i32 = 3;
+
+/// `tensorflow.HistogramProto`
+#[derive(Clone, PartialEq, Message)]
+struct Histogram {
+    #[prost(double, tag = "1")]
+    min: f64,
+    #[prost(double, tag = "2")]
+    max: f64,
+    #[prost(double, tag = "3")]
+    num: f64,
+    #[prost(double, tag = "4")]
+    sum: f64,
+    #[prost(double, tag = "5")]
+    sum_squares: f64,
+    /// The upper end of each bin.
+    #[prost(double, repeated, tag = "6")]
+    bucket_limit: Vec<f64>,
+    #[prost(double, repeated, tag = "7")]
+    bucket: Vec<f64>,
+}
+
+/// Bins of a histogram.
+const BINS: usize = 40;
+
+impl Histogram {
+    fn of(values: &[f64]) -> Option<Self> {
+        let finite = || values.iter().copied().filter(|value| value.is_finite());
+        let (min, max) = (finite().reduce(f64::min)?, finite().reduce(f64::max)?);
+        // Equal values are a bin of their own, too.
+        let width = ((max - min) / BINS as f64).max(f64::MIN_POSITIVE);
+        let mut bucket = vec![0.0; BINS];
+        for value in finite() {
+            bucket[(((value - min) / width) as usize).min(BINS - 1)] += 1.0;
+        }
+        let limits = (1..BINS).map(|bin| min + bin as f64 * width);
+        Some(Self {
+            min,
+            max,
+            num: finite().count() as f64,
+            sum: finite().sum(),
+            sum_squares: finite().map(|value| value * value).sum(),
+            bucket_limit: limits.chain([max]).collect(),
+            bucket,
+        })
+    }
 }
 
 /// `tensorflow.SessionLog`
@@ -241,6 +362,38 @@ mod tests {
                 .windows(2)
                 .all(|pair| pair[0].wall_time <= pair[1].wall_time)
         );
+    }
+
+    #[test]
+    fn pictures_and_distributions_are_as_they_were_given() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut board = EventFile::create(folder.path(), 0).unwrap();
+        let image = Image::new(3, 2, (0..18).collect()).unwrap();
+        board.image(4, "sheet", &image).unwrap();
+        board.histogram(4, "none", &[f64::NAN]).unwrap();
+        board.histogram(4, "same", &[0.5; 3]).unwrap();
+        let values = [0.0, 1.0, 0.25, f64::INFINITY];
+        board.histogram(4, "cosines", &values).unwrap();
+        let events = events(&board.path);
+        let [_, sheet, same, cosines] = &events[..] else {
+            panic!("{events:?}");
+        };
+        let value = |event: &Event| event.summary.clone().unwrap().value.remove(0);
+        let picture = value(sheet).image.unwrap();
+        assert_eq!((picture.width, picture.height, sheet.step), (3, 2, 4));
+        assert_eq!(Image::decode(&picture.encoded_image_string).unwrap(), image);
+        let same = value(same).histo.unwrap();
+        assert_eq!(
+            (same.num, same.bucket[0], same.min, same.max),
+            (3.0, 3.0, 0.5, 0.5)
+        );
+        assert!(same.bucket_limit.is_sorted());
+        let (tag, found) = (value(cosines).tag, value(cosines).histo.unwrap());
+        assert_eq!((tag.as_str(), found.num, found.sum), ("cosines", 3.0, 1.25));
+        assert_eq!(found.sum_squares, 1.0625);
+        let filled: Vec<usize> = (0..BINS).filter(|bin| found.bucket[*bin] > 0.0).collect();
+        assert_eq!(filled, [0, 10, 39]);
+        assert_eq!((found.bucket_limit[9], found.bucket_limit[39]), (0.25, 1.0));
     }
 
     #[test]

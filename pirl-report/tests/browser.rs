@@ -5,7 +5,8 @@ use std::path::Path;
 use std::process::Command;
 
 use pirl_report::{
-    Chart, FigureReport, FindingReport, Layout, MapReport, RunReport, Series, StudyReport, Table,
+    Chart, FigureReport, FindingReport, Layout, MapReport, Picture, RunReport, Series, StudyReport,
+    Table,
 };
 
 /// A chart with long names and bars.
@@ -27,7 +28,13 @@ fn pages() -> [(&'static str, String); 2] {
         title: "runs/photos",
         facts: facts.clone(),
         charts: vec![chart("Loss"), chart("Speed")],
+        pictures: vec![Picture {
+            title: "Wide".to_owned(),
+            note: "wider than a telephone".to_owned(),
+            image: Image::new(1500, 40, vec![128; 1500 * 40 * 3]).unwrap(),
+        }],
         settings: "seed = 0",
+        ..RunReport::default()
     };
     let cells: Vec<_> = (0..12).map(|at| format!("{at}.0 ± 0.5").into()).collect();
     let head = (0..12).map(|at| format!("column {at}")).collect();

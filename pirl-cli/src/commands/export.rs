@@ -31,7 +31,10 @@ pub(crate) fn run(args: &ExportArgs) -> Result<()> {
     let (backbone, recipe) = (&loaded.backbone, &loaded.recipe);
     format.check(&recipe.model)?;
     let fingerprint = weights_fingerprint(backbone)?;
-    let results = args.results.iter().map(|path| result(path, &fingerprint));
+    let results = args
+        .results
+        .iter()
+        .map(|path| result_of(path, &fingerprint));
     let results: Vec<CardResult> = results.collect::<Result<_>>()?;
     let view = recipe.eval_view();
     let mut export = Export {
@@ -80,8 +83,8 @@ pub(crate) fn run(args: &ExportArgs) -> Result<()> {
     ))
 }
 
-/// A row of the model card, of an evaluation of the weights with this fingerprint.
-fn result(path: &Path, weights: &str) -> Result<CardResult> {
+/// A row of a table of results, of an evaluation of the weights with this fingerprint.
+pub(crate) fn result_of(path: &Path, weights: &str) -> Result<CardResult> {
     let text = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
     let result: Value =
         serde_json::from_slice(&text).with_context(|| format!("{} is not JSON", path.display()))?;
@@ -89,7 +92,7 @@ fn result(path: &Path, weights: &str) -> Result<CardResult> {
     let found = &result["weights"];
     ensure!(
         found["fingerprint"] == weights,
-        "{} is of other weights, {}: give --results of those that are exported",
+        "{} is of other weights, {}: give --results of these weights",
         path.display(),
         found["path"]
     );

@@ -13,5 +13,6 @@ pub(crate) mod manual;
 pub(crate) mod pretrain;
 pub(crate) mod preview;
 pub(crate) mod recipes;
+pub(crate) mod report;
 pub(crate) mod stats;
 pub(crate) mod study;

@@ -22,7 +22,7 @@ use serde_json::json;
 use super::eval::{batch_norm_seed, extraction, recompute_batch_norm};
 use crate::args::PretrainArgs;
 use crate::interrupt::Interrupted;
-use crate::output::{print, print_json};
+use crate::output::{print, print_json, quoted};
 use crate::progress::Progress;
 use crate::ranks::Company;
 use crate::run_dir::{RunDir, matters_to_pretraining};
@@ -409,26 +409,4 @@ fn resume_command(args: &PretrainArgs) -> String {
         quoted(&args.data),
         quoted(&args.out)
     )
-}
-
-/// The path as a shell takes it.
-fn quoted(path: &Path) -> String {
-    let path = path.to_string_lossy();
-    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+=:@%".contains(c);
-    if !path.is_empty() && path.chars().all(plain) {
-        path.into_owned()
-    } else {
-        format!("'{}'", path.replace('\'', r"'\''"))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn paths_are_quoted_for_a_shell() {
-        assert_eq!(quoted(Path::new("runs/a-1")), "runs/a-1");
-        assert_eq!(quoted(Path::new("my 'run'")), r"'my '\''run'\'''");
-    }
 }

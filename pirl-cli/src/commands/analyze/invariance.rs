@@ -61,7 +61,7 @@ pub(crate) fn invariance(args: &InvarianceArgs) -> Result<()> {
 }
 
 /// The pretext task's transformation, if the recipe has one; crops and colours of its views alone.
-fn changes(recipe: &Recipe) -> Result<Vec<Change>> {
+pub(crate) fn changes(recipe: &Recipe) -> Result<Vec<Change>> {
     let (data, view) = (&recipe.data, &recipe.transform.image);
     let mut changes = vec![
         Change::crop(data, view)?,

@@ -24,9 +24,9 @@ use crate::progress::Progress;
 use crate::weights::Weights;
 use crate::{device, weights};
 
-pub(crate) use invariance::invariance;
+pub(crate) use invariance::{changes, invariance};
 pub(crate) use map::map;
-pub(crate) use neighbours::neighbours;
+pub(crate) use neighbours::{draw, neighbours};
 
 /// A backbone, ready to be looked at.
 pub(crate) struct Network {
@@ -68,7 +68,12 @@ impl Network {
     }
 
     /// The averages of the layer's maps, of every image of `pack`.
-    fn features(&self, layer: &Layer, pack: &Pack, what: &'static str) -> Result<FeatureSet> {
+    pub(crate) fn features(
+        &self,
+        layer: &Layer,
+        pack: &Pack,
+        what: &'static str,
+    ) -> Result<FeatureSet> {
         let extraction = Extraction {
             layers: vec![layer.clone()],
             pool: Pool::Average,

@@ -88,7 +88,7 @@ pub(crate) fn neighbours(args: &NeighboursArgs) -> Result<()> {
 }
 
 /// The numbers of `count` of `len` images, or of all, ascending.
-fn draw(len: usize, count: usize, seed: u64) -> Vec<u32> {
+pub(crate) fn draw(len: usize, count: usize, seed: u64) -> Vec<u32> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let drawn = rand::seq::index::sample(&mut rng, len, count.min(len));
     let mut drawn: Vec<u32> = drawn.into_iter().map(|index| index as u32).collect();

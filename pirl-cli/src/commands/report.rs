@@ -1,0 +1,174 @@
+//! `report.html`: what a run did, what was found about it, and how to repeat it.
+
+use std::fs;
+
+use anyhow::{Context, Result};
+use candle_core::Device;
+use pirl_data::Pack;
+use pirl_eval::{MapConfig, Neighbour, invariance, map_features, silhouette, weights_fingerprint};
+use pirl_report::{
+    EventFile, Layout, MapReport, Picture, RunReport, invariance_charts, neighbour_sheet,
+};
+use pirl_train::MetricsFile;
+use serde_json::json;
+
+use super::analyze::{Network, changes, draw};
+use super::export::result_of;
+use crate::args::ReportArgs;
+use crate::output::{print, print_json, write_file};
+use crate::progress::Progress;
+use crate::run_dir::RunDir;
+use crate::weights::{self, Weights};
+
+/// Images whose neighbours are drawn.
+const QUERIES: usize = 8;
+/// Images that are changed, to see how far features move.
+const CHANGED: usize = 500;
+
+/// Writes the report of a run: its curves and settings.
+pub(crate) fn write(folder: &RunDir) -> Result<()> {
+    write_with(folder, |_, _| Ok(()))
+}
+
+pub(crate) fn run(args: &ReportArgs) -> Result<()> {
+    let folder = RunDir::open(&args.run)?;
+    let pack = args.data.as_ref().map(Pack::open).transpose()?;
+    write_with(&folder, |report, done| {
+        if !args.results.is_empty() {
+            let name = &args.run.to_string_lossy();
+            let file = Weights { name, prefix: None };
+            let loaded = weights::load(file, None, &[], None, &Device::Cpu)?;
+            let fingerprint = weights_fingerprint(&loaded.backbone)?;
+            let results = args
+                .results
+                .iter()
+                .map(|path| result_of(path, &fingerprint));
+            report.results = results.collect::<Result<_>>()?;
+        }
+        match &pack {
+            Some(pack) => look(args, &folder, done, pack, report),
+            None => Ok(()),
+        }
+    })?;
+    if args.options.json {
+        return print_json(&json!({ "run": args.run, "report": folder.report() }));
+    }
+    print(&folder.report().display().to_string())
+}
+
+/// Adds what the run's features make of the images of `pack`, to the page and to TensorBoard's events: how far
+/// changes move them, what is near to what, and all of them on a map.
+fn look(
+    args: &ReportArgs,
+    folder: &RunDir,
+    done: u64,
+    pack: &Pack,
+    report: &mut RunReport<'_>,
+) -> Result<()> {
+    let name = args.run.to_string_lossy();
+    let network = Network::load(&name, None, &args.options, pack)?;
+    let seed = network.recipe.seed;
+    let shown = draw(pack.len(), args.images as usize, seed);
+
+    let config = folder.config();
+    let untrained = Network::load("random", config.to_str(), &args.options, pack)?;
+    let changed = pack.subset(CHANGED.min(pack.len()), seed)?;
+    let mut distances = Vec::new();
+    for (name, network) in [("this run", &network), ("untrained", &untrained)] {
+        let mut progress = Progress::new("measuring", "images", changed.len() as u64, 0);
+        let measured = invariance(
+            &network.backbone,
+            &changed,
+            &network.recipe.eval_view(),
+            &changes(&network.recipe)?,
+            seed,
+            &mut |done, _| progress.at(done as u64, String::new),
+        )?;
+        progress.finish();
+        distances.push((name.to_owned(), measured));
+    }
+    report.charts.extend(invariance_charts(&distances)?);
+
+    let images = pack.select(&shown)?;
+    let map = {
+        let features = network.features(&args.layer, &images, "reading features")?;
+        let config = MapConfig::default();
+        let mut progress = Progress::new("t-SNE", "steps", config.iterations as u64, 0);
+        let map = map_features(&features.layers()[0], &config, &mut |done, _| {
+            progress.at(done as u64, String::new);
+        })?;
+        progress.finish();
+        map
+    };
+    let rows = draw(images.len(), QUERIES, seed);
+    let queries: Vec<u32> = rows.iter().map(|row| shown[*row as usize]).collect();
+    let neighbours = rows.iter().map(|row| {
+        let found = map.neighbours[*row as usize].iter();
+        let of_pack = |found: &Neighbour| Neighbour {
+            index: shown[found.index] as usize,
+            ..*found
+        };
+        found.map(of_pack).collect()
+    });
+    let neighbours: Vec<Vec<Neighbour>> = neighbours.collect();
+    let (layer, drawn) = (&args.layer, shown.len());
+    report.pictures.push(Picture {
+        title: "Neighbours".to_owned(),
+        note: format!(
+            "Images, and those of {drawn} whose features at {layer} have the highest cosine."
+        ),
+        image: neighbour_sheet(pack, &queries, pack, &neighbours)?,
+    });
+    let layouts = [Layout {
+        name: "t-SNE",
+        points: &map.tsne,
+    }];
+    let labels: Vec<_> = (0..drawn).map(|image| images.label(image)).collect();
+    let apart = silhouette(&map.tsne, &labels).map_or(String::new(), |apart| {
+        format!(" Silhouette of the classes {apart:.3}.")
+    });
+    let picture = MapReport {
+        title: "",
+        facts: vec![],
+        pack: &images,
+        layouts: &layouts,
+    };
+    report.pictures.push(Picture {
+        title: "Map".to_owned(),
+        note: format!(
+            "t-SNE of the features at {layer} of {drawn} images, in the colours of their classes.{apart}"
+        ),
+        image: picture.picture()?,
+    });
+    let mut events = EventFile::create(folder.path(), done)?;
+    for Picture { title, image, .. } in &report.pictures {
+        events.image(done, &format!("images/{}", title.to_lowercase()), image)?;
+    }
+    for (change, found) in &distances[0].1 {
+        events.histogram(done, &format!("invariance/{change}"), &found.values)?;
+    }
+    let nearest = map.neighbours.iter().filter_map(|found| found.first());
+    let cosines: Vec<f64> = nearest.map(|found| f64::from(found.cosine)).collect();
+    events.histogram(done, "cosine/nearest_neighbour", &cosines)?;
+    let data = args
+        .data
+        .as_ref()
+        .map_or(String::new(), |path| path.display().to_string());
+    report.facts.push(("images looked at".to_owned(), data));
+    Ok(())
+}
+
+/// Writes it with what `add` adds; that is told the number of steps done.
+fn write_with(
+    folder: &RunDir,
+    add: impl FnOnce(&mut RunReport<'_>, u64) -> Result<()>,
+) -> Result<()> {
+    let rows = MetricsFile::read(&folder.metrics())?;
+    let config = fs::read_to_string(folder.config())
+        .with_context(|| format!("cannot read {}", folder.config().display()))?;
+    let title = folder.path().display().to_string();
+    let mut report = RunReport::from_metrics(&title, &rows, &config);
+    let done = rows.last().and_then(|row| row.get("step")?.as_u64());
+    add(&mut report, done.unwrap_or(0))?;
+    write_file(&folder.report(), report.to_html()?.as_bytes())
+}
