@@ -133,7 +133,7 @@ mod tests {
         ];
         let charts = invariance_charts(&reports).unwrap();
         let titles: Vec<&str> = charts.iter().map(Chart::title).collect();
-        assert_eq!(titles, ["another image", "crop"]);
+        assert_eq!(titles, ["Invariance: another image", "Invariance: crop"]);
         let svg = charts[1].to_svg(CHART.0, CHART.1).unwrap();
         assert!(
             svg.contains("0.300 first") && svg.contains("0.200 second"),
@@ -162,7 +162,7 @@ mod tests {
         assert!(invariance_chart(&[("none".to_owned(), BTreeMap::new())]).is_err());
         let one = |values: &[f64]| {
             let changes = BTreeMap::from([("crop".to_owned(), distances(values))]);
-            charts(&[("one".to_owned(), changes)]).unwrap()[0]
+            invariance_charts(&[("one".to_owned(), changes)]).unwrap()[0]
                 .to_svg(CHART.0, CHART.1)
                 .unwrap()
         };

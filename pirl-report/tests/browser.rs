@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
+use pirl_data::Image;
 use pirl_report::{
     Chart, FigureReport, FindingReport, Layout, MapReport, Picture, RunReport, Series, StudyReport,
     Table,
