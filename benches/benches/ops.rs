@@ -10,7 +10,7 @@ use benches::fill;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use pirl_model::ops::batch_norm;
 use pirl_model::ops::batch_norm::{Affine, Gradients, Statistics};
-use pirl_model::ops::conv2d::{self, ConvShape};
+use pirl_model::ops::conv2d::{self, ConvShape, Winograd};
 use pirl_model::ops::pool::{self, PoolShape};
 
 /// Name and `n, side, c_in, c_out, kernel, stride` of the convolutions measured.
@@ -125,13 +125,13 @@ fn convolution(c: &mut Criterion) {
         let mut group = c.benchmark_group(format!("conv2d/{name}"));
         group.throughput(Throughput::Elements(operations(&s)));
         group.bench_function("forward", |b| {
-            b.iter(|| conv2d::forward(black_box(&s), &x, &weight, &mut out));
+            b.iter(|| conv2d::forward(black_box(&s), Winograd::Auto, &x, &weight, &mut out));
         });
         group.bench_function("backward input", |b| {
-            b.iter(|| conv2d::backward_input(black_box(&s), &weight, &dy, &mut dx));
+            b.iter(|| conv2d::backward_input(black_box(&s), Winograd::Auto, &weight, &dy, &mut dx));
         });
         group.bench_function("backward weight", |b| {
-            b.iter(|| conv2d::backward_weight(black_box(&s), &x, &dy, &mut dw));
+            b.iter(|| conv2d::backward_weight(black_box(&s), Winograd::Auto, &x, &dy, &mut dw));
         });
     }
 }
