@@ -145,8 +145,8 @@ pub struct ModelConfig {
     pub head: HeadKind,
     /// Which implementation runs the network, its optimiser, loss and bank; `fast` by default.
     pub ops: Ops,
-    /// Whether fast ops may compute 3x3 convolutions of stride 1 by Winograd's way, on a CPU in `f32`;
-    /// `auto` by default.
+    /// Whether fast ops on a CPU may compute `f32` convolutions of 3x3 taps and stride 1 by Winograd's
+    /// way; `auto` by default.
     pub winograd: Winograd,
 }
 

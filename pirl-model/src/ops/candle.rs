@@ -20,7 +20,8 @@ use super::reference;
 /// `oh = (h + 2 padding - k) / stride + 1`, rounded down. The result is a view of channels-last
 /// memory, and an `x` that is such a view too is read without a copy.
 ///
-/// Runs on a CPU in `f32`, and with the feature `cudnn` on a CUDA device in `f32`, `bf16` or `f16`;
+/// Runs on a CPU in `f32`, by Winograd's way where that is faster ([`Winograd::Auto`]; [`conv2d_direct`]
+/// never does), and with the feature `cudnn` on a CUDA device in `f32`, `bf16` or `f16`;
 /// elsewhere [`reference::conv2d`] does.
 ///
 /// # Errors

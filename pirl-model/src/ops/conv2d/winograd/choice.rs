@@ -1,4 +1,10 @@
 //! When Winograd's way pays.
+//!
+//! A model of its cost decides, so that the same sizes go the same way, with the same rounding, on every
+//! machine and with any number of threads. Costs are in products of two numbers by the direct kernels;
+//! the constants were fitted to 46 convolutions of 2x2 to 56x56 maps, batches of 1 to 400 and 3 to 512
+//! channels on AVX2. What the model chooses takes 1 to 3 % longer than the fastest of the three ways, in
+//! the geometric mean over those (`benches/RESULTS.md`).
 
 use serde::{Deserialize, Serialize};
 
@@ -46,7 +52,7 @@ impl Winograd {
             return Way::Direct;
         }
         let costs = [
-            (Way::Direct, direct(s)),
+            (Way::Direct, direct(s, product)),
             (Way::Two, of_tiles::<Two>(s, product)),
             (Way::Four, of_tiles::<Four>(s, product)),
         ];
@@ -60,29 +66,36 @@ pub(in super::super) fn possible(s: &ConvShape) -> bool {
     s.kernel == 3 && s.stride == 1 && s.padding <= 2 && s.in_len() > 0 && s.out_len() > 0
 }
 
-/// In products.
-fn direct(s: &ConvShape) -> f64 {
-    // Taps inside the map, over the places of an axis.
+/// A product with each tap inside the map.
+fn direct(s: &ConvShape, product: Product) -> f64 {
     let axis = |input: usize, output: usize| -> usize {
-        let of_place = |o: usize| {
+        let taps = |o: usize| {
             (o + 3)
                 .min(input + s.padding)
                 .saturating_sub(o.max(s.padding))
         };
-        (0..output).map(of_place).sum()
+        (0..output).map(taps).sum()
     };
     let (h, w) = s.out_hw();
-    (s.n * axis(s.h, h) * axis(s.w, w) * s.c_in * s.c_out) as f64
+    let taps = axis(s.h, h) * axis(s.w, w);
+    let (products, pairs) = ((s.n * taps) as f64, (s.c_in * s.c_out) as f64);
+    match product {
+        Product::Output | Product::Input => products * pairs,
+        // The sums of the tasks are cleared, added up and unpacked; each task packs for itself.
+        Product::Weight => (products + 38.0 * 9.0) * pairs + 4.6e6,
+    }
 }
 
+/// The products of tiles, the transforms of each channel of each tile, and that of the weight or of its
+/// gradient.
 fn of_tiles<W: Tiles>(s: &ConvShape, product: Product) -> f64 {
-    let (h, w) = match product {
-        Product::Input => (s.h, s.w),
-        Product::Output | Product::Weight => s.out_hw(),
+    let ((h, w), transform, weight) = match product {
+        Product::Output => (s.out_hw(), 32.0, 30.0),
+        Product::Input => ((s.h, s.w), 32.0, 30.0),
+        Product::Weight => (s.out_hw(), 25.0, 42.0),
     };
-    let tiles = s.n * h.div_ceil(W::OUT) * w.div_ceil(W::OUT);
-    let products = (tiles * W::PRODUCTS * s.c_in * s.c_out) as f64;
-    let transforms = 10.0 * (tiles * W::PRODUCTS * (s.c_in + s.c_out)) as f64;
-    let weight = 8.0 * (W::PRODUCTS * s.c_in * s.c_out) as f64;
-    products + transforms + weight
+    let tiles = (s.n * h.div_ceil(W::OUT) * w.div_ceil(W::OUT)) as f64;
+    let (pairs, channels) = ((s.c_in * s.c_out) as f64, (s.c_in + s.c_out) as f64);
+    let of_each_product = tiles * (pairs + transform * channels) + weight * pairs;
+    W::PRODUCTS as f64 * of_each_product
 }

@@ -13,8 +13,9 @@ use super::{Grid, Matrices, pixels, products, square, stride, transform_channels
 
 /// Tiles whose products are summed in registers before they are added to memory.
 const BLOCK: usize = 48;
-/// Input channels of a task, at most.
-const SHARE: usize = 64;
+/// Input channels of a task, where there are tasks enough, and where there are not: whole registers, and so
+/// many that the other side, which each share transforms for itself, costs little.
+const SHARE: [usize; 2] = [64, 32];
 /// Tiles below which a private sum is not worth its memory traffic.
 const CHUNK: usize = 96;
 
@@ -68,8 +69,8 @@ impl<'a> Work<'a> {
         let tiles = s.n * grid.len();
         let private = PRIVATE / (9 * s.c_in * s.c_out.next_multiple_of(K::WIDTH));
         let chunks = TASKS.min(tiles / CHUNK).min(private).max(1);
-        let most = s.c_in.div_ceil(TASKS.div_ceil(chunks)).min(SHARE);
-        let share = most.next_multiple_of(K::ROWS);
+        let enough = chunks * s.c_in.div_ceil(SHARE[0]) >= TASKS;
+        let share = SHARE[usize::from(!enough)];
         Self {
             s,
             grid,
