@@ -502,3 +502,18 @@ fn tiles_are_for_what_they_make_faster() {
         }
     }
 }
+
+/// A transformed weight that is kept in parts.
+#[test]
+fn a_weight_of_several_parts() {
+    check_shape_in::<f32>(ConvShape {
+        n: 1,
+        h: 2,
+        w: 1,
+        c_in: 512,
+        c_out: 600,
+        kernel: 3,
+        stride: 1,
+        padding: 1,
+    });
+}

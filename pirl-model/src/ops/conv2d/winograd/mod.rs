@@ -4,8 +4,8 @@
 //! A task has some tiles of the output and some of its channels. It transforms its tiles of the input,
 //! multiplies the 16 or 36 matrices (tiles, input channels) that this makes with those of the
 //! transformed weight by the kernel of the direct way, and transforms the products back. Both sets of
-//! matrices are a thread's own working memory of a few hundred KiB; nothing as large as an activation is
-//! ever stored.
+//! matrices are a thread's own working memory of about a MiB; nothing as large as an activation is ever
+//! stored.
 
 mod choice;
 pub(super) mod transform;
@@ -40,19 +40,19 @@ pub(super) fn forward<K: Kernel<Lane = f32>, W: Tiles>(
     finish: Option<&Finish<'_, f32>>,
     out: &mut [f32],
 ) {
-    let packed = pack_weight::<K, W>(s.c_in, s.c_out, |i, first, taps| {
+    let weights = |i: usize, first: usize, taps: &mut [[f32; 9]]| {
         for (o, taps) in (first..).zip(taps) {
             let scale = scale.map_or(1.0, |scale| scale[o]);
             let from = &weight[(o * s.c_in + i) * 9..][..9];
             *taps = array::from_fn(|tap| scale * from[tap]);
         }
-    });
+    };
     let maps = Maps {
         source: (s.h, s.w, s.c_in),
         destination: (s.out_hw().0, s.out_hw().1, s.c_out),
         padding: s.padding,
     };
-    product::<K, W>(&maps, x, &packed, out, finish);
+    product::<K, W>(&maps, x, weights, out, finish);
 }
 
 /// The gradient with respect to the input: the convolution of `dy` with the taps turned around.
@@ -64,53 +64,59 @@ pub(super) fn backward_input<K: Kernel<Lane = f32>, W: Tiles>(
     dy: &[f32],
     dx: &mut [f32],
 ) {
-    let packed = pack_weight::<K, W>(s.c_out, s.c_in, |o, first, taps| {
+    let weights = |o: usize, first: usize, taps: &mut [[f32; 9]]| {
         for (i, taps) in (first..).zip(taps) {
             let from = &weight[(o * s.c_in + i) * 9..][..9];
             *taps = array::from_fn(|tap| from[8 - tap]);
         }
-    });
+    };
     let maps = Maps {
         source: (s.out_hw().0, s.out_hw().1, s.c_out),
         destination: (s.h, s.w, s.c_in),
         padding: 2 - s.padding,
     };
-    product::<K, W>(&maps, dy, &packed, dx, None);
+    product::<K, W>(&maps, dy, weights, dx, None);
 }
 
-/// The transformed weight of so many source and destination channels: panels as of [`pack`], each with
-/// for every product of a tile, [`step`] apart, a row for every source channel. `fill` writes the nine taps from a
-/// source channel to each of some destination channels, from the first one given.
+/// The transformed weight from all source channels to some of the destination's: panels as of [`pack`],
+/// each with a matrix for every product of a tile, [`step`] apart, of a row for every source channel.
+/// `weights` writes the nine taps from a source channel to each of some destination channels, from the
+/// first one given.
 fn pack_weight<K: Kernel<Lane = f32>, W: Tiles>(
     sources: usize,
-    destinations: usize,
-    fill: impl Fn(usize, usize, &mut [[f32; 9]]) + Sync,
+    destinations: Range<usize>,
+    weights: impl Fn(usize, usize, &mut [[f32; 9]]) + Sync,
 ) -> Vec<f32> {
     let step = step(sources, K::WIDTH);
-    pack::<K>(W::PRODUCTS * step, destinations, |panel, first, columns| {
-        let mut taps = [[0.0; 9]; MAX_PANEL];
-        let mut turned = [[0.0; MAX_PANEL]; 9];
-        for source in 0..sources {
-            fill(source, first, &mut taps[..columns]);
-            for (column, taps) in taps[..columns].iter().enumerate() {
-                for (turned, tap) in turned.iter_mut().zip(taps) {
-                    turned[column] = *tap;
+    let start = destinations.start;
+    pack::<K>(
+        W::PRODUCTS * step,
+        destinations.len(),
+        |panel, first, columns| {
+            let mut taps = [[0.0; 9]; MAX_PANEL];
+            let mut turned = [[0.0; MAX_PANEL]; 9];
+            for source in 0..sources {
+                weights(source, start + first, &mut taps[..columns]);
+                for (column, taps) in taps[..columns].iter().enumerate() {
+                    for (turned, tap) in turned.iter_mut().zip(taps) {
+                        turned[column] = *tap;
+                    }
                 }
+                let from = square(|row, column| {
+                    let tap = if row < 3 && column < 3 {
+                        row * 3 + column
+                    } else {
+                        0
+                    };
+                    turned[tap].as_ptr()
+                });
+                let to = products::<W>(&mut panel[source * K::WIDTH..], step);
+                // SAFETY: the kernel's set is available, as every caller takes it from `Isa`. A row of
+                // `turned` has `MAX_PANEL` numbers, and each row of the panel `WIDTH`.
+                unsafe { K::transform::<W::Weight>(&from, &to, K::WIDTH / K::LANES) };
             }
-            let from = square(|row, column| {
-                let tap = if row < 3 && column < 3 {
-                    row * 3 + column
-                } else {
-                    0
-                };
-                turned[tap].as_ptr()
-            });
-            let to = products::<W>(&mut panel[source * K::WIDTH..], step);
-            // SAFETY: the kernel's set is available, as every caller takes it from `Isa`. A row of
-            // `turned` has `MAX_PANEL` numbers, and each row of the panel `WIDTH`.
-            unsafe { K::transform::<W::Weight>(&from, &to, K::WIDTH / K::LANES) };
-        }
-    })
+        },
+    )
 }
 
 /// Something for each place of a square.
@@ -269,7 +275,7 @@ impl Cut {
         /// third-level cache while one group after another passes.
         const WEIGHT: usize = 3 << 20;
         /// Numbers of a task's matrices, at most, unless that is less than the least number of tiles.
-        const MATRICES: usize = 5 << 15;
+        const MATRICES: usize = 1 << 18;
         /// Below, reading the weight takes longer than multiplying with it.
         const LEAST: usize = 24;
         let of_panel = W::PRODUCTS * K::WIDTH;
@@ -288,42 +294,51 @@ impl Cut {
     }
 }
 
-/// `out` = the convolution of `x` with the packed weight, then `finish`.
+/// `out` = the convolution of `x` with the weights, see [`pack_weight`], then `finish`.
 fn product<K: Kernel<Lane = f32>, W: Tiles>(
     maps: &Maps,
     x: &[f32],
-    packed: &[f32],
+    weights: impl Fn(usize, usize, &mut [[f32; 9]]) + Sync,
     out: &mut [f32],
     finish: Option<&Finish<'_, f32>>,
 ) {
+    /// Numbers of the transformed weight that are kept at a time, at most, where a panel has less: 40 MiB,
+    /// the whole of 512 to 512 channels.
+    const PACKED: usize = 10 << 20;
     let (h, w, channels) = maps.destination;
     if out.is_empty() {
         return;
     }
-    let panels = channels.div_ceil(K::WIDTH);
+    let sources = maps.source.2;
     let grid = Grid::new::<W>(maps.destination);
     let tiles = out.len() / (h * w * channels) * grid.len();
-    let cut = Cut::new::<K, W>(tiles, maps.source.2, panels);
     let out = Shared(out.as_mut_ptr());
-    let task = |task: usize| {
-        let (share, group) = (task / cut.groups, task % cut.groups);
-        let panels = share * panels / cut.shares..(share + 1) * panels / cut.shares;
-        let tiles = group * cut.tiles..((group + 1) * cut.tiles).min(tiles);
-        let task = Task::<K> {
-            maps,
-            grid,
-            panels: panels.clone(),
-            columns: panels.start * K::WIDTH..channels.min(panels.end * K::WIDTH),
-            tiles,
-            source: Matrices::new(cut.tiles, stride::<K>(maps.source.2)),
-            result: Matrices::new(cut.tiles, stride::<K>(panels.len() * K::WIDTH)),
-            kernel: PhantomData,
+    let part = (PACKED / (W::PRODUCTS * step(sources, K::WIDTH))).max(1) * K::WIDTH;
+    for start in (0..channels).step_by(part) {
+        let part = start..(start + part).min(channels);
+        let packed = pack_weight::<K, W>(sources, part.clone(), &weights);
+        let panels = part.len().div_ceil(K::WIDTH);
+        let cut = Cut::new::<K, W>(tiles, sources, panels);
+        let task = |task: usize| {
+            let (share, group) = (task / cut.groups, task % cut.groups);
+            let panels = share * panels / cut.shares..(share + 1) * panels / cut.shares;
+            let columns = start + panels.start * K::WIDTH..start + panels.end * K::WIDTH;
+            let task = Task::<K> {
+                maps,
+                grid,
+                panels: panels.clone(),
+                columns: columns.start..columns.end.min(channels),
+                tiles: group * cut.tiles..((group + 1) * cut.tiles).min(tiles),
+                source: Matrices::new(cut.tiles, stride::<K>(sources)),
+                result: Matrices::new(cut.tiles, stride::<K>(panels.len() * K::WIDTH)),
+                kernel: PhantomData,
+            };
+            // SAFETY: groups are disjoint in tiles and shares in channels, so no two tasks access one
+            // number of `out`, whose length is that of the destination.
+            unsafe { task.run::<W>(x, &packed, out.pointer(), finish) };
         };
-        // SAFETY: groups are disjoint in tiles and shares in channels, so no two tasks access one
-        // number of `out`, whose length is that of the destination.
-        unsafe { task.run::<W>(x, packed, out.pointer(), finish) };
-    };
-    (0..cut.groups * cut.shares).into_par_iter().for_each(task);
+        (0..cut.groups * cut.shares).into_par_iter().for_each(task);
+    }
 }
 
 /// The layout of the matrices of a task, a row for each tile.
@@ -346,8 +361,9 @@ impl Matrices {
 struct Task<'a, K> {
     maps: &'a Maps,
     grid: Grid,
+    /// Of the packed weight.
     panels: Range<usize>,
-    /// Channels of the panels.
+    /// Their channels.
     columns: Range<usize>,
     tiles: Range<usize>,
     source: Matrices,
