@@ -2,7 +2,7 @@
 //!
 //! A model of its cost decides, so that the same sizes go the same way, with the same rounding, on every
 //! machine and with any number of threads. Costs are in products of two numbers by the direct kernels;
-//! the constants were fitted to 46 convolutions of 2x2 to 56x56 maps, batches of 1 to 400 and 3 to 512
+//! the constants were fitted to 45 convolutions of 2x2 to 56x56 maps, batches of 1 to 400 and 3 to 512
 //! channels on AVX2. What the model chooses takes 1 to 3 % longer than the fastest of the three ways, in
 //! the geometric mean over those (`benches/RESULTS.md`).
 

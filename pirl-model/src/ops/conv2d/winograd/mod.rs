@@ -260,7 +260,8 @@ fn step(rows: usize, stride: usize) -> usize {
         }
 }
 
-/// How a product is cut into tasks. It depends on the sizes alone, never on the number of threads.
+/// How a part of a product is cut into tasks. It depends on the sizes alone, never on the number of
+/// threads.
 struct Cut {
     /// Tiles of a task.
     tiles: usize,
@@ -270,17 +271,13 @@ struct Cut {
 }
 
 impl Cut {
-    fn new<K: Kernel, W: Tiles>(tiles: usize, sources: usize, panels: usize) -> Self {
-        /// Numbers of the transformed weight that a task multiplies with, at most: they stay in the
-        /// third-level cache while one group after another passes.
-        const WEIGHT: usize = 3 << 20;
+    /// Of so many tiles, source channels and panels, in at least `tasks` where the sizes allow.
+    fn new<K: Kernel, W: Tiles>(tiles: usize, sources: usize, panels: usize, tasks: usize) -> Self {
         /// Numbers of a task's matrices, at most, unless that is less than the least number of tiles.
         const MATRICES: usize = 1 << 18;
         /// Below, reading the weight takes longer than multiplying with it.
         const LEAST: usize = 24;
-        let of_panel = W::PRODUCTS * K::WIDTH;
-        let shares = panels.div_ceil((WEIGHT / (of_panel * sources)).max(1));
-        let of_tile = W::PRODUCTS * sources + panels.div_ceil(shares) * of_panel;
+        let of_tile = W::PRODUCTS * (sources + panels * K::WIDTH);
         let most = (MATRICES / of_tile).max(LEAST);
         let each = tiles
             .div_ceil(tiles.div_ceil(most))
@@ -289,7 +286,7 @@ impl Cut {
         Self {
             tiles: each,
             groups,
-            shares: shares.max(TASKS.div_ceil(groups)).min(panels),
+            shares: tasks.div_ceil(groups).min(panels),
         }
     }
 }
@@ -302,9 +299,9 @@ fn product<K: Kernel<Lane = f32>, W: Tiles>(
     out: &mut [f32],
     finish: Option<&Finish<'_, f32>>,
 ) {
-    /// Numbers of the transformed weight that are kept at a time, at most, where a panel has less: 40 MiB,
-    /// the whole of 512 to 512 channels.
-    const PACKED: usize = 10 << 20;
+    /// Numbers of the transformed weight at a time, at most, where a panel has less: 12 MiB, which stay in
+    /// the third-level cache while one group of tiles after another passes.
+    const PACKED: usize = 3 << 20;
     let (h, w, channels) = maps.destination;
     if out.is_empty() {
         return;
@@ -313,12 +310,15 @@ fn product<K: Kernel<Lane = f32>, W: Tiles>(
     let grid = Grid::new::<W>(maps.destination);
     let tiles = out.len() / (h * w * channels) * grid.len();
     let out = Shared(out.as_mut_ptr());
-    let part = (PACKED / (W::PRODUCTS * step(sources, K::WIDTH))).max(1) * K::WIDTH;
+    let most = (PACKED / (W::PRODUCTS * step(sources, K::WIDTH))).max(1);
+    let panels = channels.div_ceil(K::WIDTH);
+    let parts = panels.div_ceil(most);
+    let part = panels.div_ceil(parts) * K::WIDTH;
     for start in (0..channels).step_by(part) {
         let part = start..(start + part).min(channels);
         let packed = pack_weight::<K, W>(sources, part.clone(), &weights);
         let panels = part.len().div_ceil(K::WIDTH);
-        let cut = Cut::new::<K, W>(tiles, sources, panels);
+        let cut = Cut::new::<K, W>(tiles, sources, panels, TASKS.div_ceil(parts));
         let task = |task: usize| {
             let (share, group) = (task / cut.groups, task % cut.groups);
             let panels = share * panels / cut.shares..(share + 1) * panels / cut.shares;

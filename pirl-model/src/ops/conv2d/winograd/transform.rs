@@ -3,7 +3,7 @@
 //! They are those of Toom and Cook: a tile of the input, the taps and a tile of the output are
 //! polynomials, and the product is taken at points. F(2x2, 3x3) uses 0, 1, -1 and infinity. F(4x4,
 //! 3x3) uses 0, 3/4, -3/4, 3/2, -3/2 and infinity: all coefficients of the input and of the output are
-//! exact in `f32`, and the error is a third to a fifth of that with the usual 1, -1, 2, -2
+//! exact in `f32`, and the error is half of that with the usual 1, -1, 2, -2
 //! (`benches/RESULTS.md`).
 
 use super::super::simd::Register;
