@@ -10,7 +10,7 @@ use benches::fill;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use pirl_model::ops::batch_norm;
 use pirl_model::ops::batch_norm::{Affine, Gradients, Statistics};
-use pirl_model::ops::conv2d::{self, ConvShape};
+use pirl_model::ops::conv2d::{self, ConvShape, Winograd};
 use pirl_model::ops::pool::{self, PoolShape};
 
 /// Name and `n, side, c_in, c_out, kernel, stride` of the convolutions measured.
@@ -124,15 +124,20 @@ fn convolution(c: &mut Criterion) {
         let (mut dx, mut dw) = (vec![0f32; s.in_len()], vec![0f32; s.weight_len()]);
         let mut group = c.benchmark_group(format!("conv2d/{name}"));
         group.throughput(Throughput::Elements(operations(&s)));
-        group.bench_function("forward", |b| {
-            b.iter(|| conv2d::forward(black_box(&s), &x, &weight, &mut out));
-        });
-        group.bench_function("backward input", |b| {
-            b.iter(|| conv2d::backward_input(black_box(&s), &weight, &dy, &mut dx));
-        });
-        group.bench_function("backward weight", |b| {
-            b.iter(|| conv2d::backward_weight(black_box(&s), &x, &dy, &mut dw));
-        });
+        // Both ways where there are two.
+        let ways = [(Winograd::Auto, ""), (Winograd::Off, ", direct")];
+        let ways = &ways[..if kernel == 3 && stride == 1 { 2 } else { 1 }];
+        for &(winograd, way) in ways {
+            group.bench_function(format!("forward{way}"), |b| {
+                b.iter(|| conv2d::forward(black_box(&s), winograd, &x, &weight, &mut out));
+            });
+            group.bench_function(format!("backward input{way}"), |b| {
+                b.iter(|| conv2d::backward_input(black_box(&s), winograd, &weight, &dy, &mut dx));
+            });
+            group.bench_function(format!("backward weight{way}"), |b| {
+                b.iter(|| conv2d::backward_weight(black_box(&s), winograd, &x, &dy, &mut dw));
+            });
+        }
     }
 }
 

@@ -19,7 +19,7 @@ use pirl_bank::{MemoryBank, NegativeSampler, SharedSampler};
 use pirl_core::allocator::{self, Allocator};
 use pirl_loss::{ContrastiveLoss, Negatives, Paper, total_loss};
 use pirl_model::ops::Element;
-use pirl_model::ops::conv2d::{self, ConvShape};
+use pirl_model::ops::conv2d::{self, ConvShape, Winograd};
 use pirl_model::{Backbone, Mode, ModelConfig, Precision, ResNet};
 use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
 use serde::Deserialize;
@@ -183,8 +183,8 @@ fn op<T: Element>([n, side, c_in, c_out, kernel, stride]: [usize; 6]) -> Box<dyn
     let (mut out, mut dx) = (dy.clone(), x.clone());
     let mut dw = vec![0f32; s.weight_len()];
     Box::new(move || {
-        conv2d::forward(&s, &x, &weight, &mut out);
-        conv2d::backward_input(&s, &weight, &dy, &mut dx);
-        conv2d::backward_weight(&s, &x, &dy, &mut dw);
+        conv2d::forward(&s, Winograd::Auto, &x, &weight, &mut out);
+        conv2d::backward_input(&s, Winograd::Auto, &weight, &dy, &mut dx);
+        conv2d::backward_weight(&s, Winograd::Auto, &x, &dy, &mut dw);
     })
 }

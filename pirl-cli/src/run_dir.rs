@@ -162,8 +162,9 @@ fn check_free(path: &Path) -> Result<()> {
 
 /// Whether a key of the recipe touches what pre-training computes.
 pub(crate) fn matters_to_pretraining(key: &str) -> bool {
-    const FREE: [&str; 7] = [
+    const FREE: [&str; 8] = [
         "bank.sharded",
+        "model.winograd", // so that a run from before it can go on with its own rounding
         "train.epochs",
         "train.steps",
         "log.",

@@ -125,7 +125,7 @@ impl C4 {
                 norm: norm.then(|| Norm::new(&mut builder, EXTRA_NORM, dim)),
                 average: head,
             };
-            Traced::new(plan, builder, model.ops, device)
+            Traced::new(plan, builder, model.ops, model.winograd, device)
         };
         let cut = config.frozen_stages;
         let frozen = config.norm == C4Norm::Frozen;

@@ -6,6 +6,8 @@ use candle_core::DType;
 use pirl_core::{Ops, SettingError, check};
 use serde::{Deserialize, Serialize};
 
+use crate::ops::conv2d::Winograd;
+
 /// Depth of a ResNet (He et al., arXiv:1512.03385), built as torchvision builds it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -143,6 +145,9 @@ pub struct ModelConfig {
     pub head: HeadKind,
     /// Which implementation runs the network, its optimiser, loss and bank; `fast` by default.
     pub ops: Ops,
+    /// Whether fast ops on a CPU may compute `f32` convolutions of 3x3 taps and stride 1 by Winograd's
+    /// way; `auto` by default.
+    pub winograd: Winograd,
 }
 
 /// The most channels of an image, as pirl-data has them.
@@ -157,6 +162,7 @@ impl Default for ModelConfig {
             channels: 3,
             head: HeadKind::Linear,
             ops: Ops::Fast,
+            winograd: Winograd::Auto,
         }
     }
 }

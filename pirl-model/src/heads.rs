@@ -277,7 +277,7 @@ impl HeadModule {
             let expected = format!("must be at least 1 in {name}");
             check(argument, size, size > 0, &expected)?;
         }
-        let traced = Traced::new(layers, builder, config.ops, device)?;
+        let traced = Traced::new(layers, builder, config.ops, config.winograd, device)?;
         Ok(Self {
             name,
             normalize,

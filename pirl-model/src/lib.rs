@@ -63,6 +63,7 @@ pub use export::{Export, ExportView, Exporter, exporter, exporters};
 pub use heads::{ClassifierHead, Head, JigsawHead, ProjectionHead, l2_normalize};
 pub use layer::Layer;
 pub use mode::Mode;
+pub use ops::conv2d::Winograd;
 pub use optim::{
     GradientSum, LossScale, OptimConfig, OptimKind, Optimizer, Schedule, ScheduleConfig,
     ScheduleKind,

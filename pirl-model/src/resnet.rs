@@ -41,7 +41,7 @@ impl ResNet {
         let mut builder = Builder::new(ChaCha8Rng::seed_from_u64(seed));
         let layers = ResNetLayers::new(config, &mut builder)?;
         Ok(Self {
-            traced: Traced::new(layers, builder, config.ops, device)?,
+            traced: Traced::new(layers, builder, config.ops, config.winograd, device)?,
             config: config.clone(),
         })
     }

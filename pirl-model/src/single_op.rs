@@ -8,6 +8,7 @@ use crate::engine::{Conv, Engine, Linear, Network, Norm, Traced};
 use crate::error::Result;
 use crate::layer::Layer;
 use crate::mode::Mode;
+use crate::ops::conv2d::Winograd;
 use crate::params::{Builder, Init, ParamSet};
 use pirl_core::Ops;
 
@@ -78,7 +79,7 @@ impl SingleOp {
     ) -> Result<Vec<(&'static str, Vec<f32>)>> {
         let mut builder = Builder::new(ChaCha8Rng::seed_from_u64(1));
         let network = Alone::new(self, shape, &mut builder);
-        let traced = Traced::new(network, builder, ops, device)?;
+        let traced = Traced::new(network, builder, ops, Winograd::Auto, device)?;
         if self.has_norm() {
             // Scales, shifts and statistics start as numbers that would hide a mistake.
             let set = traced.params().var();

@@ -5,7 +5,7 @@ use benches::fill;
 use candle_core::{Device, Tensor, Var};
 use half::{bf16, f16};
 use pirl_model::ops::batch_norm::{Affine, Gradients, Statistics};
-use pirl_model::ops::conv2d::{self, ConvShape};
+use pirl_model::ops::conv2d::{self, ConvShape, Winograd};
 use pirl_model::ops::pool::{self, PoolShape};
 use pirl_model::ops::{Element, batch_norm, linear, reference, relu};
 use pirl_model::{Arch, Backbone, Mode, ModelConfig, Ops, Precision, ResNet, Stem};
@@ -98,9 +98,9 @@ fn check_convolution<T: Half>() -> Result {
         let weight = wide(&stored::<T>(2, s.weight_len()));
         let (mut out, mut dx) = (vec![T::NAN; s.out_len()], vec![T::NAN; s.in_len()]);
         let mut dw = vec![f32::NAN; s.weight_len()];
-        conv2d::forward(&s, &x, &weight, &mut out);
-        conv2d::backward_input(&s, &weight, &dy, &mut dx);
-        conv2d::backward_weight(&s, &x, &dy, &mut dw);
+        conv2d::forward(&s, Winograd::Auto, &x, &weight, &mut out);
+        conv2d::backward_input(&s, Winograd::Auto, &weight, &dy, &mut dx);
+        conv2d::backward_weight(&s, Winograd::Auto, &x, &dy, &mut dw);
 
         let (oh, ow) = s.out_hw();
         let x = nchw(&x, (n, h, w, c_in))?;
@@ -142,8 +142,8 @@ fn check_rounding_of_a_weight<T: Half>() {
     );
     let run = |weight: &[f32]| {
         let (mut out, mut dx) = (vec![T::NAN; s.out_len()], vec![T::NAN; s.in_len()]);
-        conv2d::forward(&s, &x, weight, &mut out);
-        conv2d::backward_input(&s, weight, &dy, &mut dx);
+        conv2d::forward(&s, Winograd::Auto, &x, weight, &mut out);
+        conv2d::backward_input(&s, Winograd::Auto, weight, &dy, &mut dx);
         (out, dx)
     };
     assert_eq!(run(&weight), run(&wide(&stored::<T>(2, s.weight_len()))));

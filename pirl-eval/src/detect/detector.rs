@@ -75,7 +75,7 @@ impl Detector {
             stride == expected,
             &format!("must be {expected}, the stride of res4 after the stem of this backbone"),
         )?;
-        let (ops, device) = (backbone.config().ops, backbone.parameters().var().device());
+        let (model, device) = (backbone.config(), backbone.parameters().var().device());
         let rpn_seed = Stream::Rpn.seed(seed);
         let predictor_seed = Stream::Predictor.seed(seed);
         Ok(Self {
@@ -84,9 +84,15 @@ impl Detector {
                 &config.anchors,
                 c4.channels(),
                 rpn_seed,
-                (ops, device),
+                (model, device),
             )?,
-            heads: RoiHeads::new(&config.roi, classes, &c4, predictor_seed, (ops, device))?,
+            heads: RoiHeads::new(
+                &config.roi,
+                classes,
+                &c4,
+                predictor_seed,
+                (model.ops, device),
+            )?,
             c4,
             config: config.clone(),
         })

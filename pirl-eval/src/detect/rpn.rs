@@ -1,7 +1,7 @@
 //! The region proposal network (Ren et al., arXiv:1506.01497): where may something be?
 
 use candle_core::{Device, Tensor};
-use pirl_model::{Ops, ParamSet, ops};
+use pirl_model::{ModelConfig, Ops, ParamSet, Winograd, ops};
 use rand::Rng;
 
 use super::anchors::AnchorConfig;
@@ -23,6 +23,7 @@ pub(super) struct Rpn {
     anchors: AnchorConfig,
     params: ParamSet,
     ops: Ops,
+    winograd: Winograd,
 }
 
 /// What the network says about a batch.
@@ -52,7 +53,7 @@ impl Rpn {
         anchors: &AnchorConfig,
         channels: usize,
         seed: u64,
-        (ops, device): (Ops, &Device),
+        (model, device): (&ModelConfig, &Device),
     ) -> Result<Self> {
         let each = anchors.per_cell();
         let params: [(&str, &[usize], f64); 6] = [
@@ -67,7 +68,8 @@ impl Rpn {
             config: config.clone(),
             anchors: anchors.clone(),
             params: ParamSet::normal(seed, &params, device)?,
-            ops,
+            ops: model.ops,
+            winograd: model.winograd,
         })
     }
 
@@ -79,9 +81,10 @@ impl Rpn {
     pub(super) fn forward(&self, features: &Tensor) -> Result<RpnOutput> {
         let param = |name: &str| self.params.tracked(name);
         let (n, c, h, w) = features.dims4()?;
-        let conv2d = match self.ops {
-            Ops::Fast => ops::conv2d,
-            Ops::Reference => ops::reference::conv2d,
+        let conv2d = match (self.ops, self.winograd) {
+            (Ops::Fast, Winograd::Auto) => ops::conv2d,
+            (Ops::Fast, Winograd::Off) => ops::conv2d_direct,
+            (Ops::Reference, _) => ops::reference::conv2d,
         };
         let x = conv2d(features, &param("conv.weight")?, 1, 1)?;
         // Channels last, so that a cell's anchors are neighbours.

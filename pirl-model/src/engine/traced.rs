@@ -15,6 +15,7 @@ use crate::error::{ModelError, Result};
 use crate::layer::Layer;
 use crate::mode::Mode;
 use crate::ops::Element;
+use crate::ops::conv2d::Winograd;
 use crate::params::{Buffers, Builder, NormUpdate, ParamSet};
 use pirl_core::Ops;
 
@@ -25,12 +26,19 @@ pub(crate) struct Traced<N> {
     buffers: Buffers,
     arena: Arc<Arena>,
     ops: Ops,
+    winograd: Winograd,
     precision: Precision,
 }
 
 impl<N: Network> Traced<N> {
     /// `network` with the parameters that `builder` collected, on `device`.
-    pub(crate) fn new(network: N, builder: Builder, ops: Ops, device: &Device) -> Result<Self> {
+    pub(crate) fn new(
+        network: N,
+        builder: Builder,
+        ops: Ops,
+        winograd: Winograd,
+        device: &Device,
+    ) -> Result<Self> {
         let (params, buffers) = builder.finish(device)?;
         Ok(Self {
             network: Arc::new(network),
@@ -38,6 +46,7 @@ impl<N: Network> Traced<N> {
             buffers,
             arena: Arc::default(),
             ops,
+            winograd,
             precision: Precision::F32,
         })
     }
@@ -104,6 +113,7 @@ impl<N: Network> Traced<N> {
             buffers: self.buffers.clone(),
             arena: Arc::clone(&self.arena),
             mode,
+            winograd: self.winograd,
             outcome: Arc::clone(&outcome),
             tape: Mutex::default(),
         };
@@ -148,8 +158,14 @@ impl<N: Network> Traced<N> {
         let ((x, x_layout), (flat, flat_layout)) =
             (x.storage_and_layout(), flat.storage_and_layout());
         let (x, flat) = (cpu_slice(&x, x_layout)?, cpu_slice(&flat, flat_layout)?);
-        let mut engine =
-            Forward::<f32>::new(&self.params, flat, &self.buffers, Mode::Eval, &self.arena);
+        let mut engine = Forward::<f32>::new(
+            &self.params,
+            flat,
+            &self.buffers,
+            Mode::Eval,
+            self.winograd,
+            &self.arena,
+        );
         let input = engine.input(x, dims);
         let mut values = Vec::new();
         let show = &mut |layer, value: &tape::Value<f32>| {
@@ -190,6 +206,7 @@ struct ModuleOp<N, T: Element> {
     buffers: Buffers,
     arena: Arc<Arena>,
     mode: Mode,
+    winograd: Winograd,
     outcome: Arc<Mutex<Outcome>>,
     tape: Mutex<Option<Tape<T>>>,
 }
@@ -211,8 +228,14 @@ impl<N: Network, T: Element> CustomOp2 for ModuleOp<N, T> {
             [n, c] => (n, c, 1, 1),
             _ => x_layout.shape().dims4()?,
         };
-        let mut engine =
-            Forward::<T>::new(&self.params, flat, &self.buffers, self.mode, &self.arena);
+        let mut engine = Forward::<T>::new(
+            &self.params,
+            flat,
+            &self.buffers,
+            self.mode,
+            self.winograd,
+            &self.arena,
+        );
         let input = engine.input(x, dims);
         let out = match self.network.forward(&mut engine, &input, &mut |_, _| {}) {
             Ok(out) => out,

@@ -9,7 +9,7 @@ use pirl_core::storage::{slice, with_slice};
 
 #[cfg(feature = "cuda")]
 use super::batch_norm::{self, cuda::BatchNorm};
-use super::conv2d::{self as kernels, ConvShape};
+use super::conv2d::{self as kernels, ConvShape, Winograd};
 use super::pool::{self, PoolShape};
 use super::reference;
 
@@ -20,14 +20,41 @@ use super::reference;
 /// `oh = (h + 2 padding - k) / stride + 1`, rounded down. The result is a view of channels-last
 /// memory, and an `x` that is such a view too is read without a copy.
 ///
-/// Runs on a CPU in `f32`, and with the feature `cudnn` on a CUDA device in `f32`, `bf16` or `f16`;
+/// Runs on a CPU in `f32`, by Winograd's way where that is faster ([`Winograd::Auto`]; [`conv2d_direct`]
+/// never does), and with the feature `cudnn` on a CUDA device in `f32`, `bf16` or `f16`;
 /// elsewhere [`reference::conv2d`] does.
 ///
 /// # Errors
 /// If the shapes do not fit, the kernel is not square or larger than the padded input, or the
 /// stride is 0.
 pub fn conv2d(x: &Tensor, weight: &Tensor, stride: usize, padding: usize) -> Result<Tensor> {
-    convolve(x, weight, stride, padding, false)
+    convolve(
+        x,
+        weight,
+        stride,
+        padding,
+        Way {
+            tf32: false,
+            winograd: Winograd::Auto,
+        },
+    )
+}
+
+/// [`conv2d()`] never by Winograd's way.
+///
+/// # Errors
+/// As [`conv2d()`].
+pub fn conv2d_direct(x: &Tensor, weight: &Tensor, stride: usize, padding: usize) -> Result<Tensor> {
+    convolve(
+        x,
+        weight,
+        stride,
+        padding,
+        Way {
+            tf32: false,
+            winograd: Winograd::Off,
+        },
+    )
 }
 
 /// [`conv2d()`] for which cuDNN may round factors to TF32's ten binary places.
@@ -37,7 +64,16 @@ pub(crate) fn conv2d_tf32(
     stride: usize,
     padding: usize,
 ) -> Result<Tensor> {
-    convolve(x, weight, stride, padding, true)
+    convolve(
+        x,
+        weight,
+        stride,
+        padding,
+        Way {
+            tf32: true,
+            winograd: Winograd::Auto,
+        },
+    )
 }
 
 fn convolve(
@@ -45,7 +81,7 @@ fn convolve(
     weight: &Tensor,
     stride: usize,
     padding: usize,
-    tf32: bool,
+    way: Way,
 ) -> Result<Tensor> {
     let (n, c_in, h, w) = x.dims4()?;
     let (c_out, weight_c_in, kernel, kernel_w) = weight.dims4()?;
@@ -80,7 +116,7 @@ fn convolve(
         _ => weight.contiguous()?,
     };
     channels_last(x)?
-        .apply_op2(&weight, Convolution { shape, tf32 })?
+        .apply_op2(&weight, Convolution { shape, way })?
         .permute((0, 3, 1, 2))
 }
 
@@ -227,8 +263,16 @@ fn channels_last(x: &Tensor) -> Result<Tensor> {
 /// NHWC input and output; on a CPU PyTorch's weight, on a CUDA device with its channels last.
 struct Convolution {
     shape: ConvShape,
+    way: Way,
+}
+
+/// How a convolution may be computed.
+#[derive(Clone, Copy)]
+struct Way {
     #[cfg_attr(not(feature = "cudnn"), expect(dead_code, reason = "of cuDNN alone"))]
     tf32: bool,
+    /// On a CPU.
+    winograd: Winograd,
 }
 
 impl CustomOp2 for Convolution {
@@ -247,6 +291,7 @@ impl CustomOp2 for Convolution {
         let mut out = vec![0f32; s.out_len()];
         kernels::forward(
             s,
+            self.way.winograd,
             slice(x, x_layout)?,
             slice(weight, weight_layout)?,
             &mut out,
@@ -264,7 +309,8 @@ impl CustomOp2 for Convolution {
         weight_layout: &Layout,
     ) -> Result<(CudaStorage, Shape)> {
         let s = &self.shape;
-        let out = kernels::cudnn::forward(s, self.tf32, (x, x_layout), (weight, weight_layout))?;
+        let out =
+            kernels::cudnn::forward(s, self.way.tf32, (x, x_layout), (weight, weight_layout))?;
         let (oh, ow) = s.out_hw();
         Ok((out, (s.n, oh, ow, s.c_out).into()))
     }
@@ -282,11 +328,12 @@ impl CustomOp2 for Convolution {
             use kernels::cudnn::{backward_input, backward_weight};
             let wanted = |of: &Tensor, gradient: fn(_, _, _, _, _) -> _| {
                 of.track_op()
-                    .then(|| gradient(s, self.tf32, x, weight, dy))
+                    .then(|| gradient(s, self.way.tf32, x, weight, dy))
                     .transpose()
             };
             return Ok((wanted(x, backward_input)?, wanted(weight, backward_weight)?));
         }
+        let winograd = self.way.winograd;
         let gradient = |of: &Tensor, compute: &dyn Fn(&mut [f32]) -> Result<()>| {
             if !of.track_op() {
                 return Ok(None);
@@ -298,12 +345,14 @@ impl CustomOp2 for Convolution {
         Ok((
             gradient(x, &|dx| {
                 with_slice(weight, |weight| {
-                    with_slice(dy, |dy| kernels::backward_input(s, weight, dy, dx))
+                    with_slice(dy, |dy| {
+                        kernels::backward_input(s, winograd, weight, dy, dx)
+                    })
                 })?
             })?,
             gradient(weight, &|dw| {
                 with_slice(x, |x: &[f32]| {
-                    with_slice(dy, |dy| kernels::backward_weight(s, x, dy, dw))
+                    with_slice(dy, |dy| kernels::backward_weight(s, winograd, x, dy, dw))
                 })?
             })?,
         ))

@@ -1,7 +1,7 @@
 //! The fully connected layer, `y = x weight^T + bias`.
 
 use super::Element;
-use super::conv2d::{self, ConvShape};
+use super::conv2d::{self, ConvShape, Winograd};
 
 /// A linear layer is a 1x1 convolution over `rows` one-pixel images.
 fn as_conv(rows: usize, inputs: usize, outputs: usize) -> ConvShape {
@@ -30,7 +30,7 @@ pub fn forward<T: Element>(
     bias: Option<&[f32]>,
     y: &mut [T],
 ) {
-    conv2d::forward(&as_conv(rows, inputs, outputs), x, weight, y);
+    conv2d::forward(&as_conv(rows, inputs, outputs), Winograd::Off, x, weight, y);
     if let Some(bias) = bias {
         for row in y.chunks_exact_mut(outputs.max(1)) {
             for (y, b) in row.iter_mut().zip(bias) {
@@ -57,9 +57,9 @@ pub fn backward<T: Element>(
 ) {
     let shape = as_conv(rows, inputs, outputs);
     if let Some(dx) = dx {
-        conv2d::backward_input(&shape, weight, dy, dx);
+        conv2d::backward_input(&shape, Winograd::Off, weight, dy, dx);
     }
-    conv2d::backward_weight(&shape, x, dy, dw);
+    conv2d::backward_weight(&shape, Winograd::Off, x, dy, dw);
     if let Some(db) = db {
         db.fill(0.0);
         for row in dy.chunks_exact(outputs.max(1)) {

@@ -8,6 +8,7 @@ use rayon::prelude::*;
 use super::value::INPUT;
 use crate::engine::buffer::{Arena, Buffer};
 use crate::ops::Element;
+use crate::ops::conv2d::Winograd;
 use crate::ops::element::add;
 use crate::params::GradientWatch;
 
@@ -36,6 +37,7 @@ pub(crate) struct Tape<T: Element> {
     pub(super) values: usize,
     /// The id of the network's output.
     pub(super) output: usize,
+    pub(super) winograd: Winograd,
     pub(super) arena: Arc<Arena>,
 }
 
@@ -61,6 +63,7 @@ impl<T: Element> Tape<T> {
             dflat: vec![0.0; flat.len()],
             gradients: (0..self.values).map(|_| None).collect(),
             input_gradient,
+            winograd: self.winograd,
             arena: self.arena,
         };
         let mut output = pass.buffer(dy.len());
@@ -88,6 +91,7 @@ pub(super) struct Backward<'a, T: Element> {
     /// By the id of the value, of those still to be visited.
     gradients: Vec<Option<Buffer<T>>>,
     input_gradient: bool,
+    pub(super) winograd: Winograd,
     arena: Arc<Arena>,
 }
 

@@ -27,7 +27,13 @@ pub(super) fn forward<T: Element>(
 ) -> Value<T> {
     let (shape, weight) = (shape(conv, x), pass.range(conv.weight));
     let mut data = pass.buffer(shape.out_len());
-    conv2d::forward(&shape, &x.data, pass.parameter(&weight), &mut data);
+    conv2d::forward(
+        &shape,
+        pass.winograd,
+        &x.data,
+        pass.parameter(&weight),
+        &mut data,
+    );
     let (h, w) = shape.out_hw();
     let out = pass.value((x.n, h, w, conv.c_out), data);
     pass.record(|| Convolution {
@@ -58,7 +64,16 @@ pub(super) fn forward_folded<T: Element>(
     let affine = Affine::new(gamma, beta, &statistics);
     let residual = residual.map(|residual| &residual.data[..]);
     let mut data = pass.buffer(shape.out_len());
-    conv2d::forward_affine(&shape, &x.data, weight, &affine, residual, relu, &mut data);
+    conv2d::forward_affine(
+        &shape,
+        pass.winograd,
+        &x.data,
+        weight,
+        &affine,
+        residual,
+        relu,
+        &mut data,
+    );
     let (h, w) = shape.out_hw();
     pass.value((x.n, h, w, conv.c_out), data)
 }
@@ -89,11 +104,12 @@ impl<T: Element> Recorded<T> for Convolution<T> {
         let Self {
             shape, weight, x, ..
         } = *self;
+        let winograd = pass.winograd;
         let (weight, dw) = pass.parameter_and_gradient(&weight);
-        conv2d::backward_weight(&shape, &x.data, &dy, dw);
+        conv2d::backward_weight(&shape, winograd, &x.data, &dy, dw);
         if pass.wants(x.id) {
             let mut dx = pass.buffer(shape.in_len());
-            conv2d::backward_input(&shape, weight, &dy, &mut dx);
+            conv2d::backward_input(&shape, winograd, weight, &dy, &mut dx);
             drop(dy);
             pass.add(x.id, dx);
         }

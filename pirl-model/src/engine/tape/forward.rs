@@ -9,6 +9,7 @@ use super::value::Value;
 use crate::engine::buffer::{Arena, Buffer};
 use crate::mode::Mode;
 use crate::ops::Element;
+use crate::ops::conv2d::Winograd;
 use crate::params::{Buffers, NormUpdate, ParamId, ParamSet};
 
 /// A forward pass in progress.
@@ -17,6 +18,7 @@ pub(crate) struct Forward<'a, T: Element> {
     flat: &'a [f32],
     pub(super) buffers: &'a Buffers,
     pub(super) mode: Mode,
+    pub(super) winograd: Winograd,
     arena: Arc<Arena>,
     operations: Vec<Box<dyn Recorded<T>>>,
     /// How many values there are so far.
@@ -32,6 +34,7 @@ impl<'a, T: Element> Forward<'a, T> {
         flat: &'a [f32],
         buffers: &'a Buffers,
         mode: Mode,
+        winograd: Winograd,
         arena: &Arc<Arena>,
     ) -> Self {
         Self {
@@ -39,6 +42,7 @@ impl<'a, T: Element> Forward<'a, T> {
             flat,
             buffers,
             mode,
+            winograd,
             arena: Arc::clone(arena),
             operations: Vec::new(),
             values: 0,
@@ -63,6 +67,7 @@ impl<'a, T: Element> Forward<'a, T> {
             operations: self.operations,
             values: self.values,
             output: output.id,
+            winograd: self.winograd,
             arena: self.arena,
         };
         (self.updates, tape)

@@ -1,4 +1,4 @@
-//! The two micro-kernels: tiles of a matrix product held in registers.
+//! The micro-kernels: tiles of a matrix product held in registers, and the transforms of Winograd's.
 
 #[cfg(target_arch = "x86_64")]
 use core::arch::x86_64::{__m256, __m512};
@@ -10,15 +10,28 @@ use super::simd::DotBf16;
 #[cfg(test)]
 use super::simd::PlainPairs;
 use super::simd::{PlainRegister, Product, Register};
+use super::winograd::transform::{Square, Transform, transform_squares};
 use crate::ops::Element;
 
 /// The most destination channels a panel has, over all instruction sets.
 pub(super) const MAX_PANEL: usize = 32;
 
+/// Distances between the factors of [`Kernel::outer`], in lanes.
+pub(super) struct Strides {
+    /// From a tile of `x` to the next.
+    pub(super) tile: usize,
+    /// From the lanes of one `k` in `x` to those of the next.
+    pub(super) x: usize,
+    /// The same in `dy`.
+    pub(super) dy: usize,
+}
+
 /// The kernels of one instruction set, and the layouts they read.
 pub(super) trait Kernel {
     /// What they multiply.
     type Lane: Lane;
+    /// Numbers in a register.
+    const LANES: usize;
     /// Destination channels that a panel holds.
     const WIDTH: usize;
     /// Rows of the weight gradient that one tile of [`Kernel::outer`] computes, and that
@@ -45,18 +58,32 @@ pub(super) trait Kernel {
 
     /// `dw[m] += sum over k of x[k, m] * dy[k]`, for `m` in `0..len`.
     ///
-    /// `x` is packed by [`Kernel::pack_rows`], `dy` has `WIDTH` lanes for each of `depth` `k`, `dw`
-    /// as many numbers for each `m`.
+    /// `x` and `dy` are as `strides` says: of each of `depth` `k`, `dy` has `WIDTH` lanes and `x` has
+    /// `ROWS`, in tiles of as many `m`; `dw` has `WIDTH` numbers for each `m`.
     ///
     /// # Safety
-    /// The processor has the instruction set. `x` and `dy` are readable as described; `dw` is
-    /// readable and writable by the caller alone.
+    /// The processor has the instruction set. `x`, whole tiles of it, and `dy` are readable as
+    /// described; `dw` is readable and writable by the caller alone.
     unsafe fn outer(
         depth: usize,
+        strides: &Strides,
         x: *const Self::Lane,
         len: usize,
         dy: *const Self::Lane,
         dw: *mut f32,
+    );
+
+    /// Transforms squares of numbers along both axes: from the numbers at `from[row][column]` to
+    /// those at `to[row][column]`, and so on for `registers` of neighbours.
+    ///
+    /// # Safety
+    /// The processor has the instruction set. The first `T::FROM` rows and columns of `from` are
+    /// readable for `registers * LANES` numbers, the first `T::TO` of `to` writable for as many, by
+    /// the caller alone, and not among what is read.
+    unsafe fn transform<T: Transform>(
+        from: &Square<*const f32>,
+        to: &Square<*mut f32>,
+        registers: usize,
     );
 
     /// [`Lane::pack_tiles`] of `ROWS`.
@@ -84,7 +111,8 @@ macro_rules! kernel {
 
         impl Kernel for $name {
             type Lane = <$product as Product>::Lane;
-            const WIDTH: usize = <<$product as Product>::Sums as Register>::LANES * $vectors;
+            const LANES: usize = <<$product as Product>::Sums as Register>::LANES;
+            const WIDTH: usize = Self::LANES * $vectors;
             const ROWS: usize = $rows;
 
             $(#[target_feature(enable = $features)])?
@@ -108,13 +136,26 @@ macro_rules! kernel {
             $(#[target_feature(enable = $features)])?
             unsafe fn outer(
                 depth: usize,
+                strides: &Strides,
                 x: *const Self::Lane,
                 len: usize,
                 dy: *const Self::Lane,
                 dw: *mut f32,
             ) {
                 // SAFETY: the caller's promises are passed on.
-                unsafe { outer_tiles::<$product, $rows, $vectors>(depth, x, len, dy, dw) }
+                unsafe { outer_tiles::<$product, $rows, $vectors>(depth, strides, x, len, dy, dw) }
+            }
+
+            $(#[target_feature(enable = $features)])?
+            unsafe fn transform<T: Transform>(
+                from: &Square<*const f32>,
+                to: &Square<*mut f32>,
+                registers: usize,
+            ) {
+                // SAFETY: the caller's promises are passed on.
+                unsafe {
+                    transform_squares::<<$product as Product>::Sums, T>(from, to, registers)
+                }
             }
 
             $(#[target_feature(enable = $features)])?
@@ -225,18 +266,19 @@ unsafe fn gather_tiles<P: Product, const ROWS: usize, const VECTORS: usize>(
 #[inline(always)]
 unsafe fn outer_tiles<P: Product, const ROWS: usize, const VECTORS: usize>(
     depth: usize,
+    strides: &Strides,
     x: *const P::Lane,
     len: usize,
     dy: *const P::Lane,
     dw: *mut f32,
 ) {
     let lanes = P::Sums::LANES;
-    // SAFETY: tile `t` begins at `t * ROWS * depth` of `x` and has `ROWS` lanes for each of `depth`
-    // rows of `dy`; only rows below `len` of `dw` are accessed.
+    // SAFETY: the caller promises whole tiles of `x` and `depth` rows of `dy` at these strides; only
+    // rows below `len` of `dw` are accessed.
     unsafe {
         for first in (0..len).step_by(ROWS) {
             let mut sums = [[P::Sums::zero(); VECTORS]; ROWS];
-            let mut from = x.add(first * depth);
+            let mut from = x.add(first / ROWS * strides.tile);
             let mut from_dy = dy;
             for _ in 0..depth {
                 let mut gradients = [P::splat(P::Lane::ZERO); VECTORS];
@@ -249,8 +291,8 @@ unsafe fn outer_tiles<P: Product, const ROWS: usize, const VECTORS: usize>(
                         *sum = P::add(*sum, value, g);
                     }
                 }
-                from = from.add(ROWS);
-                from_dy = from_dy.add(lanes * VECTORS);
+                from = from.wrapping_add(strides.x);
+                from_dy = from_dy.wrapping_add(strides.dy);
             }
             add_to(
                 &sums,

@@ -5,7 +5,8 @@
 //! micro-kernel reads each input pixel where it lies, by a list of row offsets, and multiplies it
 //! with panels of packed weights; see `plan` for how taps on padding are left out. The gradient
 //! with respect to the input is the same product with reordered taps, that with respect to the
-//! weight a product over pixels; see `weight_gradient`.
+//! weight a product over pixels; see `weight_gradient`. Convolutions of 3x3 taps and stride 1 in `f32` go
+//! by tiles of the map where that is faster; see `winograd`.
 //!
 //! Activations may be stored as `bf16` or `f16`. Weights are then rounded to it, products are summed in
 //! `f32`, and sums are rounded once. Where the processor multiplies pairs of `bf16`, see `lane`, it is given
@@ -22,6 +23,7 @@ pub(crate) mod simd;
 #[cfg(test)]
 mod tests;
 mod weight_gradient;
+mod winograd;
 
 use std::ops::Range;
 use std::slice;
@@ -39,7 +41,10 @@ use super::Element;
 use super::batch_norm::Affine;
 use super::element::narrow;
 
+use winograd::{Product, Way};
+
 pub use shape::ConvShape;
+pub use winograd::Winograd;
 
 /// Evaluates an expression with `$kernel` the kernels of an instruction set.
 macro_rules! on_kernel {
@@ -75,15 +80,62 @@ macro_rules! on_kernel {
 #[cfg(test)]
 use on_kernel;
 
+/// Evaluates an expression by Winograd's way with `$kernel` the kernels of an instruction set and
+/// `$tiles` the tiles; false if the way is the direct one.
+macro_rules! on_tiles {
+    ($way:expr, $isa:expr, $kernel:ident, $tiles:ident => $run:expr) => {
+        match $way {
+            Way::Direct => false,
+            Way::Two => {
+                type $tiles = winograd::transform::Two;
+                on_tiles!($isa, $kernel => $run)
+            }
+            Way::Four => {
+                type $tiles = winograd::transform::Four;
+                on_tiles!($isa, $kernel => $run)
+            }
+        }
+    };
+    ($isa:expr, $kernel:ident => $run:expr) => {{
+        match $isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => {
+                type $kernel = kernel::Avx2;
+                $run
+            }
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => {
+                type $kernel = kernel::Avx512;
+                $run
+            }
+            // The others multiply `bf16`.
+            _ => {
+                type $kernel = kernel::Portable;
+                $run
+            }
+        }
+        true
+    }};
+}
+#[cfg(test)]
+use on_tiles;
+
 /// `out = x * weight`.
 ///
-/// `x`: NHWC, `weight`: `(c_out, c_in, kernel, kernel)`, `out`: NHWC, overwritten.
+/// `x`: NHWC, `weight`: `(c_out, c_in, kernel, kernel)`, `out`: NHWC, overwritten; `winograd` matters
+/// to `f32` alone, here and below.
 ///
 /// # Panics
 /// If a slice's length differs from what `s` says, or the stride is 0.
-pub fn forward<T: Element>(s: &ConvShape, x: &[T], weight: &[f32], out: &mut [T]) {
+pub fn forward<T: Element>(
+    s: &ConvShape,
+    winograd: Winograd,
+    x: &[T],
+    weight: &[f32],
+    out: &mut [T],
+) {
     check(s, x.len(), weight.len(), out.len());
-    on_kernel!(Isa::best::<T>(), K => forward_on::<K, T>(s, x, weight, None, None, out));
+    run_forward(s, winograd, x, weight, None, None, out);
 }
 
 /// `out = x * weight * scale + shift + residual`, then its positive part if `relu`: a convolution in
@@ -95,8 +147,10 @@ pub fn forward<T: Element>(s: &ConvShape, x: &[T], weight: &[f32], out: &mut [T]
 ///
 /// # Panics
 /// If a slice's length differs from what `s` says, or the stride is 0.
+#[allow(clippy::too_many_arguments, reason = "all that is done in one pass")]
 pub fn forward_affine<T: Element>(
     s: &ConvShape,
+    winograd: Winograd,
     x: &[T],
     weight: &[f32],
     affine: &Affine,
@@ -117,7 +171,47 @@ pub fn forward_affine<T: Element>(
         relu,
     };
     let scale = Some(&affine.scale[..]);
-    on_kernel!(Isa::best::<T>(), K => forward_on::<K, T>(s, x, weight, scale, Some(&finish), out));
+    run_forward(s, winograd, x, weight, scale, Some(&finish), out);
+}
+
+/// The lengths have been checked.
+fn run_forward<T: Element>(
+    s: &ConvShape,
+    winograd: Winograd,
+    x: &[T],
+    weight: &[f32],
+    scale: Option<&[f32]>,
+    finish: Option<&Finish<'_, T>>,
+    out: &mut [T],
+) {
+    let isa = Isa::best::<T>();
+    if let (Some(x), Some(out)) = (numbers(x), numbers_mut(out)) {
+        let finish = finish.map(|finish| Finish {
+            shift: finish.shift,
+            residual: finish.residual.and_then(numbers),
+            relu: finish.relu,
+        });
+        let finish = finish.as_ref();
+        let way = winograd.way(s, Product::Output);
+        if on_tiles!(way, isa, K, W => winograd::forward::<K, W>(s, x, weight, scale, finish, out))
+        {
+            return;
+        }
+    }
+    on_kernel!(isa, K => forward_on::<K, T>(s, x, weight, scale, finish, out));
+}
+
+/// The same numbers, if they are `f32`.
+fn numbers<T: Element>(x: &[T]) -> Option<&[f32]> {
+    // SAFETY: `T` is `f32`.
+    (T::DTYPE == DType::F32).then(|| unsafe { slice::from_raw_parts(x.as_ptr().cast(), x.len()) })
+}
+
+/// [`numbers`] to be written.
+fn numbers_mut<T: Element>(x: &mut [T]) -> Option<&mut [f32]> {
+    // SAFETY: `T` is `f32`, and the borrow is passed on.
+    (T::DTYPE == DType::F32)
+        .then(|| unsafe { slice::from_raw_parts_mut(x.as_mut_ptr().cast(), x.len()) })
 }
 
 /// The gradient of [`forward`] with respect to `x`, from `dy`, that of the output.
@@ -126,9 +220,22 @@ pub fn forward_affine<T: Element>(
 ///
 /// # Panics
 /// If a slice's length differs from what `s` says, or the stride is 0.
-pub fn backward_input<T: Element>(s: &ConvShape, weight: &[f32], dy: &[T], dx: &mut [T]) {
+pub fn backward_input<T: Element>(
+    s: &ConvShape,
+    winograd: Winograd,
+    weight: &[f32],
+    dy: &[T],
+    dx: &mut [T],
+) {
     check(s, dx.len(), weight.len(), dy.len());
-    on_kernel!(Isa::best::<T>(), K => backward_input_on::<K, T>(s, weight, dy, dx));
+    let isa = Isa::best::<T>();
+    if let (Some(dy), Some(dx)) = (numbers(dy), numbers_mut(dx)) {
+        let way = winograd.way(s, Product::Input);
+        if on_tiles!(way, isa, K, W => winograd::backward_input::<K, W>(s, weight, dy, dx)) {
+            return;
+        }
+    }
+    on_kernel!(isa, K => backward_input_on::<K, T>(s, weight, dy, dx));
 }
 
 /// The gradient of [`forward`] with respect to the weight, from `dy`, that of the output.
@@ -137,9 +244,22 @@ pub fn backward_input<T: Element>(s: &ConvShape, weight: &[f32], dy: &[T], dx: &
 ///
 /// # Panics
 /// If a slice's length differs from what `s` says, or the stride is 0.
-pub fn backward_weight<T: Element>(s: &ConvShape, x: &[T], dy: &[T], dw: &mut [f32]) {
+pub fn backward_weight<T: Element>(
+    s: &ConvShape,
+    winograd: Winograd,
+    x: &[T],
+    dy: &[T],
+    dw: &mut [f32],
+) {
     check(s, x.len(), dw.len(), dy.len());
-    on_kernel!(Isa::best::<T>(), K => weight_gradient::compute::<K, T>(s, x, dy, dw));
+    let isa = Isa::best::<T>();
+    if let (Some(x), Some(dy)) = (numbers(x), numbers(dy)) {
+        let way = winograd.way(s, Product::Weight);
+        if on_tiles!(way, isa, K, W => winograd::backward_weight::<K, W>(s, x, dy, dw)) {
+            return;
+        }
+    }
+    on_kernel!(isa, K => weight_gradient::compute::<K, T>(s, x, dy, dw));
 }
 
 /// The lengths have been checked. Each output channel of the weight is multiplied by its `scale`.
@@ -153,7 +273,7 @@ fn forward_on<K: Kernel, T: Element>(
 ) {
     let taps = s.kernel * s.kernel;
     let (each, lanes) = (K::Lane::NUMBERS, lanes::<K::Lane>(s.c_in));
-    let packed = pack::<K>(taps * lanes, s.c_out, |panel, first, columns| {
+    let packed = pack::<K>(taps * lanes * K::WIDTH, s.c_out, |panel, first, columns| {
         let rows = s.c_in * taps;
         let of_panel = &weight[first * rows..][..columns * rows];
         let mut scales = [1.0; kernel::MAX_PANEL];
@@ -181,7 +301,7 @@ fn backward_input_on<K: Kernel, T: Element>(s: &ConvShape, weight: &[f32], dy: &
         })
         .collect();
     let (each, lanes) = (K::Lane::NUMBERS, lanes::<K::Lane>(s.c_out));
-    let packed = pack::<K>(taps * lanes, s.c_in, |panel, first, columns| {
+    let packed = pack::<K>(taps * lanes * K::WIDTH, s.c_in, |panel, first, columns| {
         for o in 0..s.c_out {
             let of_panel = &weight[(o * s.c_in + first) * taps..][..columns * taps];
             for (i, of_pair) in of_panel.chunks_exact(taps).enumerate() {
@@ -212,18 +332,18 @@ fn check(s: &ConvShape, x: usize, weight: usize, out: usize) {
     );
 }
 
-/// A matrix of `rows` lanes by `columns` as panels of as many columns as the kernel takes, the last one
-/// filled up with zeros. `fill` writes a panel, given its first column and how many it has.
+/// A matrix of so many `columns` as panels of as many as the kernel takes, each of `len` lanes, what is
+/// not filled being zeros. `fill` writes a panel, given its first column and how many it has.
 fn pack<K: Kernel>(
-    rows: usize,
+    len: usize,
     columns: usize,
     fill: impl Fn(&mut [K::Lane], usize, usize) + Sync,
 ) -> Vec<K::Lane> {
     let width = K::WIDTH;
-    let mut packed = vec![K::Lane::ZERO; columns.div_ceil(width) * rows * width];
-    if rows > 0 {
+    let mut packed = vec![K::Lane::ZERO; columns.div_ceil(width) * len];
+    if len > 0 {
         packed
-            .par_chunks_mut(rows * width)
+            .par_chunks_mut(len)
             .enumerate()
             .for_each(|(p, panel)| {
                 fill(panel, p * width, width.min(columns - p * width));

@@ -70,6 +70,9 @@ pub(super) unsafe trait Register: Copy {
     /// Zeros.
     unsafe fn zero() -> Self;
 
+    /// The same number everywhere.
+    unsafe fn splat(x: f32) -> Self;
+
     /// The `LANES` numbers at `from`, which need not be aligned.
     ///
     /// # Safety
@@ -84,6 +87,12 @@ pub(super) unsafe trait Register: Copy {
 
     /// `self + other`.
     unsafe fn plus(self, other: Self) -> Self;
+
+    /// `self - other`.
+    unsafe fn minus(self, other: Self) -> Self;
+
+    /// `self + a * b`, rounded once or twice.
+    unsafe fn plus_product(self, a: Self, b: Self) -> Self;
 }
 
 /// How lanes are multiplied and added to sums.
@@ -126,6 +135,11 @@ unsafe impl Register for PlainRegister {
     }
 
     #[inline(always)]
+    unsafe fn splat(x: f32) -> Self {
+        PlainRegister([x; 8])
+    }
+
+    #[inline(always)]
     unsafe fn load(from: *const f32) -> Self {
         // SAFETY: the caller promises 8 readable numbers; an array of f32 read unaligned has no
         // further demands.
@@ -145,6 +159,22 @@ unsafe impl Register for PlainRegister {
         }
         self
     }
+
+    #[inline(always)]
+    unsafe fn minus(mut self, other: Self) -> Self {
+        for (difference, x) in self.0.iter_mut().zip(other.0) {
+            *difference -= x;
+        }
+        self
+    }
+
+    #[inline(always)]
+    unsafe fn plus_product(mut self, a: Self, b: Self) -> Self {
+        for ((sum, a), b) in self.0.iter_mut().zip(a.0).zip(b.0) {
+            *sum += a * b;
+        }
+        self
+    }
 }
 
 // SAFETY: plain arrays run anywhere.
@@ -155,7 +185,8 @@ unsafe impl Product for PlainRegister {
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> PlainRegister {
-        PlainRegister([x; 8])
+        // SAFETY: plain arrays run anywhere.
+        unsafe { <PlainRegister as Register>::splat(x) }
     }
 
     #[inline(always)]
@@ -165,11 +196,9 @@ unsafe impl Product for PlainRegister {
     }
 
     #[inline(always)]
-    unsafe fn add(mut sums: PlainRegister, a: PlainRegister, b: PlainRegister) -> PlainRegister {
-        for ((sum, a), b) in sums.0.iter_mut().zip(a.0).zip(b.0) {
-            *sum += a * b;
-        }
-        sums
+    unsafe fn add(sums: PlainRegister, a: PlainRegister, b: PlainRegister) -> PlainRegister {
+        // SAFETY: plain arrays run anywhere.
+        unsafe { sums.plus_product(a, b) }
     }
 }
 
@@ -224,6 +253,12 @@ mod x86 {
         }
 
         #[inline(always)]
+        unsafe fn splat(x: f32) -> Self {
+            // SAFETY: as for the whole impl.
+            unsafe { _mm256_set1_ps(x) }
+        }
+
+        #[inline(always)]
         unsafe fn load(from: *const f32) -> Self {
             // SAFETY: as for the whole impl.
             unsafe { _mm256_loadu_ps(from) }
@@ -240,6 +275,18 @@ mod x86 {
             // SAFETY: as for the whole impl.
             unsafe { _mm256_add_ps(self, other) }
         }
+
+        #[inline(always)]
+        unsafe fn minus(self, other: Self) -> Self {
+            // SAFETY: as for the whole impl.
+            unsafe { _mm256_sub_ps(self, other) }
+        }
+
+        #[inline(always)]
+        unsafe fn plus_product(self, a: Self, b: Self) -> Self {
+            // SAFETY: as for the whole impl.
+            unsafe { _mm256_fmadd_ps(a, b, self) }
+        }
     }
 
     // SAFETY: as above.
@@ -251,19 +298,19 @@ mod x86 {
         #[inline(always)]
         unsafe fn splat(x: f32) -> Self {
             // SAFETY: as for the whole impl.
-            unsafe { _mm256_set1_ps(x) }
+            unsafe { <Self as Register>::splat(x) }
         }
 
         #[inline(always)]
         unsafe fn load(from: *const f32) -> Self {
             // SAFETY: as for the whole impl.
-            unsafe { _mm256_loadu_ps(from) }
+            unsafe { <Self as Register>::load(from) }
         }
 
         #[inline(always)]
         unsafe fn add(sums: Self, a: Self, b: Self) -> Self {
             // SAFETY: as for the whole impl.
-            unsafe { _mm256_fmadd_ps(a, b, sums) }
+            unsafe { sums.plus_product(a, b) }
         }
     }
 
@@ -275,6 +322,12 @@ mod x86 {
         unsafe fn zero() -> Self {
             // SAFETY: as for the whole impl.
             unsafe { _mm512_setzero_ps() }
+        }
+
+        #[inline(always)]
+        unsafe fn splat(x: f32) -> Self {
+            // SAFETY: as for the whole impl.
+            unsafe { _mm512_set1_ps(x) }
         }
 
         #[inline(always)]
@@ -294,6 +347,18 @@ mod x86 {
             // SAFETY: as for the whole impl.
             unsafe { _mm512_add_ps(self, other) }
         }
+
+        #[inline(always)]
+        unsafe fn minus(self, other: Self) -> Self {
+            // SAFETY: as for the whole impl.
+            unsafe { _mm512_sub_ps(self, other) }
+        }
+
+        #[inline(always)]
+        unsafe fn plus_product(self, a: Self, b: Self) -> Self {
+            // SAFETY: as for the whole impl.
+            unsafe { _mm512_fmadd_ps(a, b, self) }
+        }
     }
 
     // SAFETY: as above.
@@ -305,19 +370,19 @@ mod x86 {
         #[inline(always)]
         unsafe fn splat(x: f32) -> Self {
             // SAFETY: as for the whole impl.
-            unsafe { _mm512_set1_ps(x) }
+            unsafe { <Self as Register>::splat(x) }
         }
 
         #[inline(always)]
         unsafe fn load(from: *const f32) -> Self {
             // SAFETY: as for the whole impl.
-            unsafe { _mm512_loadu_ps(from) }
+            unsafe { <Self as Register>::load(from) }
         }
 
         #[inline(always)]
         unsafe fn add(sums: Self, a: Self, b: Self) -> Self {
             // SAFETY: as for the whole impl.
-            unsafe { _mm512_fmadd_ps(a, b, sums) }
+            unsafe { sums.plus_product(a, b) }
         }
     }
 

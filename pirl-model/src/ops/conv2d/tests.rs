@@ -71,6 +71,12 @@ fn assert_close<T: Element>(what: &str, got: &[T], want: &[f64], magnitude: &[f6
     }
 }
 
+/// Winograd's tiles round by the magnitudes of all their numbers, so an entry's bound is not its own.
+fn largest(magnitudes: &[f64]) -> Vec<f64> {
+    let largest = magnitudes.iter().copied().fold(0.0, f64::max);
+    vec![largest; magnitudes.len()]
+}
+
 fn check_shape(s: ConvShape) {
     check_shape_in::<f32>(s);
     check_shape_in::<bf16>(s);
@@ -126,6 +132,35 @@ fn check_shape_in<T: Element>(s: ConvShape) {
         let mut dw = vec![f32::NAN; s.weight_len()];
         on_kernel!(isa, K => weight_gradient::compute::<K, T>(&s, &x, &dy, &mut dw));
         assert_close(&what("dw"), &dw, &want.dw, &size.dw);
+        let (Some(x), Some(dy), true) = (numbers(&x), numbers(&dy), winograd::possible(&s)) else {
+            continue;
+        };
+        for way in [Way::Two, Way::Four] {
+            let what = |of: &str| format!("{isa:?} {way:?} {of} of {s:?}");
+            let mut out = vec![f32::NAN; s.out_len()];
+            on_tiles!(way, isa, K, W => winograd::forward::<K, W>(&s, x, &weight, None, None, &mut out));
+            assert_close(&what("output"), &out, &want.out, &largest(&size.out));
+            out.fill(f32::NAN);
+            let finish = Finish {
+                shift: finish.shift,
+                residual: finish.residual.and_then(numbers),
+                relu: finish.relu,
+            };
+            let finish = Some(&finish);
+            on_tiles!(way, isa, K, W => winograd::forward::<K, W>(&s, x, &weight, scale, finish, &mut out));
+            assert_close(
+                &what("finished output"),
+                &out,
+                &finished,
+                &largest(&finished_size),
+            );
+            let mut dx = vec![f32::NAN; s.in_len()];
+            on_tiles!(way, isa, K, W => winograd::backward_input::<K, W>(&s, &weight, dy, &mut dx));
+            assert_close(&what("dx"), &dx, &want.dx, &largest(&size.dx));
+            let mut dw = vec![f32::NAN; s.weight_len()];
+            on_tiles!(way, isa, K, W => winograd::backward_weight::<K, W>(&s, x, dy, &mut dw));
+            assert_close(&what("dw"), &dw, &want.dw, &largest(&size.dw));
+        }
     }
 }
 
@@ -171,7 +206,16 @@ fn a_rectified_nan_stays_one() {
         shift: vec![0.5],
     };
     let mut out = [7.0; 2];
-    forward_affine(&s, &[f32::NAN, -1.0], &[1.0], &affine, None, true, &mut out);
+    forward_affine(
+        &s,
+        Winograd::Auto,
+        &[f32::NAN, -1.0],
+        &[1.0],
+        &affine,
+        None,
+        true,
+        &mut out,
+    );
     assert!(out[0].is_nan() && out[1] == 0.0, "{out:?}");
 }
 
@@ -254,10 +298,10 @@ fn an_empty_batch_has_no_output_and_no_gradient() {
         padding: 1,
     };
     let weight = fill(2, s.weight_len());
-    forward::<f32>(&s, &[], &weight, &mut []);
-    backward_input::<bf16>(&s, &weight, &[], &mut []);
+    forward::<f32>(&s, Winograd::Auto, &[], &weight, &mut []);
+    backward_input::<bf16>(&s, Winograd::Auto, &weight, &[], &mut []);
     let mut dw = vec![f32::NAN; s.weight_len()];
-    backward_weight::<bf16>(&s, &[], &[], &mut dw);
+    backward_weight::<bf16>(&s, Winograd::Auto, &[], &[], &mut dw);
     assert!(dw.iter().all(|&w| w == 0.0));
 }
 
@@ -274,18 +318,20 @@ fn a_slice_of_the_wrong_length_panics() {
         stride: 1,
         padding: 1,
     };
-    forward(&s, &[0.0; 31], &[0.0; 54], &mut [0.0; 48]);
+    forward(&s, Winograd::Auto, &[0.0; 31], &[0.0; 54], &mut [0.0; 48]);
 }
 
 #[test]
 fn the_number_of_threads_changes_no_bit() {
-    threads_change_no_bit::<f32>();
-    threads_change_no_bit::<bf16>();
+    threads_change_no_bit::<f32>(Winograd::Auto, 600);
+    threads_change_no_bit::<f32>(Winograd::Auto, 2);
+    threads_change_no_bit::<f32>(Winograd::Off, 600);
+    threads_change_no_bit::<bf16>(Winograd::Off, 600);
 }
 
-fn threads_change_no_bit<T: Element>() {
+fn threads_change_no_bit<T: Element>(winograd: Winograd, n: usize) {
     let s = ConvShape {
-        n: 600,
+        n,
         h: 4,
         w: 4,
         c_in: 20,
@@ -309,9 +355,9 @@ fn threads_change_no_bit<T: Element>() {
                 vec![zero; s.in_len()],
                 vec![0.0; s.weight_len()],
             );
-            forward(&s, &x, &weight, &mut out);
-            backward_input(&s, &weight, &dy, &mut dx);
-            backward_weight(&s, &x, &dy, &mut dw);
+            forward(&s, winograd, &x, &weight, &mut out);
+            backward_input(&s, winograd, &weight, &dy, &mut dx);
+            backward_weight(&s, winograd, &x, &dy, &mut dw);
             let stored = out.iter().chain(&dx).map(|v| v.to_f32());
             stored.chain(dw).map(f32::to_bits).collect::<Vec<_>>()
         })
@@ -344,4 +390,130 @@ fn many_channels() {
             });
         }
     }
+}
+
+/// As a part of the direct way's, the error of each op by tiles: at most 4 for those of 2x2, 20 for those
+/// of 4x4; and at most 1e-4 of the numbers themselves. Both of the root of the mean square and of the
+/// largest.
+#[test]
+fn tiles_round_little_more_than_the_direct_way() {
+    for (c_in, c_out, side, padding) in [
+        (1, 4, 9, 1),
+        (3, 16, 12, 1),
+        (16, 24, 9, 0),
+        (64, 48, 7, 1),
+        (300, 20, 4, 1),
+        (20, 300, 4, 2),
+    ] {
+        let s = ConvShape {
+            n: 2,
+            h: side,
+            w: side + 1,
+            c_in,
+            c_out,
+            kernel: 3,
+            stride: 1,
+            padding,
+        };
+        let (x, dy) = (fill(1, s.in_len()), fill(3, s.out_len()));
+        let weight = fill(2, s.weight_len());
+        let want = oracle(&s, &x, &weight, &dy, false);
+        let (mut out, mut dx) = (dy.clone(), x.clone());
+        let mut dw = weight.clone();
+        let errors = |found: [&[f32]; 3]| {
+            [
+                (found[0], &want.out),
+                (found[1], &want.dx),
+                (found[2], &want.dw),
+            ]
+            .map(|(found, want)| error(found, want))
+        };
+        for isa in Isa::available::<f32>() {
+            on_kernel!(isa, K => forward_on::<K, f32>(&s, &x, &weight, None, None, &mut out));
+            on_kernel!(isa, K => backward_input_on::<K, f32>(&s, &weight, &dy, &mut dx));
+            on_kernel!(isa, K => weight_gradient::compute::<K, f32>(&s, &x, &dy, &mut dw));
+            let direct = errors([&out, &dx, &dw]);
+            for (way, times) in [(Way::Two, 4.0), (Way::Four, 20.0)] {
+                on_tiles!(way, isa, K, W => {
+                    winograd::forward::<K, W>(&s, &x, &weight, None, None, &mut out);
+                    winograd::backward_input::<K, W>(&s, &weight, &dy, &mut dx);
+                    winograd::backward_weight::<K, W>(&s, &x, &dy, &mut dw);
+                });
+                let found = errors([&out, &dx, &dw]);
+                for ((op, found), direct) in ["output", "dx", "dw"].iter().zip(found).zip(direct) {
+                    let what =
+                        format!("{isa:?} {way:?} {op} of {s:?}: {found:?}, direct {direct:?}");
+                    for (found, direct) in found.into_iter().zip(direct) {
+                        assert!(found <= times * direct && found <= 1e-4, "{what}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Of the differences, the root of the mean square and the largest, as a part of those of `want`.
+fn error(found: &[f32], want: &[f64]) -> [f64; 2] {
+    let differences = found
+        .iter()
+        .zip(want)
+        .map(|(&found, want)| f64::from(found) - want);
+    let differences: Vec<f64> = differences.collect();
+    let sizes = |x: &[f64]| {
+        let squares: f64 = x.iter().map(|x| x * x).sum();
+        [
+            squares.sqrt(),
+            x.iter().fold(0.0, |most: f64, x| most.max(x.abs())),
+        ]
+    };
+    let (differences, want) = (sizes(&differences), sizes(want));
+    [differences[0] / want[0], differences[1] / want[1]]
+}
+
+#[test]
+fn tiles_are_for_what_they_make_faster() {
+    let s = ConvShape {
+        n: 16,
+        h: 28,
+        w: 28,
+        c_in: 128,
+        c_out: 128,
+        kernel: 3,
+        stride: 1,
+        padding: 1,
+    };
+    for product in [Product::Output, Product::Input, Product::Weight] {
+        assert_eq!(Winograd::Auto.way(&s, product), Way::Four);
+        assert_eq!(Winograd::Off.way(&s, product), Way::Direct);
+        for other in [
+            ConvShape { stride: 2, ..s },
+            ConvShape { kernel: 1, ..s },
+            ConvShape { padding: 3, ..s },
+            ConvShape { n: 0, ..s },
+            ConvShape { c_in: 0, ..s },
+            ConvShape { h: 1, w: 1, ..s },
+            ConvShape { h: 2, w: 2, ..s },
+        ] {
+            assert_eq!(
+                Winograd::Auto.way(&other, product),
+                Way::Direct,
+                "{other:?}"
+            );
+        }
+    }
+}
+
+/// A transformed weight that is kept in parts.
+#[test]
+fn a_weight_of_several_parts() {
+    check_shape_in::<f32>(ConvShape {
+        n: 1,
+        h: 2,
+        w: 1,
+        c_in: 512,
+        c_out: 600,
+        kernel: 3,
+        stride: 1,
+        padding: 1,
+    });
 }

@@ -10,7 +10,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::kernel::Kernel;
+use super::kernel::{Kernel, Strides};
 use super::lane::lanes;
 use super::plan::{self, Group, Plan};
 use super::scratch;
@@ -26,7 +26,7 @@ const SPAN: usize = 180; // 4 * 45, 6 * 30, 10 * 18
 /// Pixels below which a private sum is not worth its memory traffic.
 const CHUNK: usize = 512;
 /// Numbers that all private sums have together, at most.
-const PRIVATE: usize = 1 << 23;
+pub(super) const PRIVATE: usize = 1 << 23;
 
 /// Writes the gradient to `dw`; the slices have the lengths that `s` says.
 pub(super) fn compute<K: Kernel, T: Element>(s: &ConvShape, x: &[T], dy: &[T], dw: &mut [f32]) {
@@ -155,6 +155,11 @@ impl<K: Kernel> Work<K> {
         sum: &mut [f32],
     ) {
         let panel = sum.len() / self.panels();
+        let strides = Strides {
+            tile: K::ROWS * depth,
+            x: K::ROWS,
+            dy: K::WIDTH,
+        };
         for p in 0..self.panels() {
             // SAFETY: the set is available, as every caller takes it from `Isa`. The inputs have as
             // many rows as `place`, filled up to whole tiles, of `depth` lanes; the gradients have
@@ -163,6 +168,7 @@ impl<K: Kernel> Work<K> {
             unsafe {
                 K::outer(
                     depth,
+                    &strides,
                     packed.inputs.as_ptr(),
                     place.len(),
                     packed.gradients.as_ptr().add(p * depth * K::WIDTH),
@@ -181,7 +187,7 @@ struct Packed<'a, L> {
 
 /// Adds up the sums of the chunks, in their order: `sums` has the shares of one chunk after those of
 /// another. The totals are where the first chunk's sums were.
-fn add_chunks(sums: &mut [Vec<f32>], shares: usize) -> &[Vec<f32>] {
+pub(super) fn add_chunks(sums: &mut [Vec<f32>], shares: usize) -> &[Vec<f32>] {
     let (totals, rest) = sums.split_at_mut(shares);
     totals
         .par_iter_mut()
@@ -197,7 +203,7 @@ fn add_chunks(sums: &mut [Vec<f32>], shares: usize) -> &[Vec<f32>] {
 }
 
 /// Restores PyTorch's layout `(c_out, c_in, taps)` of a panel from its rows, `taps` by `c_in`.
-fn unpack<'a>(
+pub(super) fn unpack<'a>(
     dw: &mut [f32],
     c_in: usize,
     taps: usize,
