@@ -2,7 +2,7 @@
 
 use pirl_eval::{
     EvalConfig, EvalError, FeatureSet, LayerFeatures, LowShot, LowShotConfig, LowShotMethod,
-    LowShotReport, Presence, Probe,
+    LowShotReport, Presence, Probe, ReportTable,
 };
 use pirl_model::Layer;
 
@@ -146,6 +146,26 @@ fn images_of_several_classes_are_ranked_by_machines_alone() {
         let error = probe.with_presence(of_train, of_test).unwrap_err();
         assert!(error.to_string().contains("must be svm"), "{error}");
     }
+}
+
+#[test]
+fn machines_that_were_stopped_are_counted() {
+    let layers = |report: &LowShotReport| -> usize {
+        let layers = report.shots[&8].layers.values();
+        layers.map(|layer| layer.unfinished).sum()
+    };
+    let mut config = config(LowShotMethod::Svm, &[8]);
+    let whole = run(&config, 0).unwrap();
+    assert_eq!(layers(&whole), 0);
+    assert!(!whole.headline().contains("max_passes"));
+    config.svm.max_passes = 1;
+    let cut = run(&config, 0).unwrap();
+    // Of each class in each draw at each of two layers.
+    assert_eq!(layers(&cut), CLASSES * 3 * 2);
+    assert!(
+        cut.headline()
+            .contains("18 machines were stopped by eval.svm.max_passes")
+    );
 }
 
 #[test]

@@ -75,7 +75,7 @@ struct Row<'a> {
 impl ClassesReport<'_> {
     /// One HTML page: the confusion matrix (of up to 30 classes with names and numbers, of more as a picture),
     /// the pairs of classes that are confused most, the reliability diagram, and recall, precision and images of
-    /// every class. Light or dark as its reader's screen, with nothing to load.
+    /// every class, with the share of right ones and the expected calibration error. Light or dark as its reader's screen, with nothing to load.
     ///
     /// # Errors
     /// [`ReportError::Empty`] without classes; [`ReportError::Draw`] and [`ReportError::Page`].
@@ -115,10 +115,20 @@ impl ClassesReport<'_> {
                 100.0 * cell.images as f64 / totals[cell.class] as f64
             ),
         });
+        let right = confusion.cells().iter();
+        let right = right.filter(|cell| cell.class == cell.predicted);
+        let right: usize = right.map(|cell| cell.images).sum();
+        let top1 = 100.0 * right as f64 / totals.iter().sum::<usize>().max(1) as f64;
+        let mut facts = self.facts.clone();
+        facts.push(("top-1".to_owned(), format!("{top1:.1} %")));
+        facts.extend(calibration.as_ref().map(|calibration| {
+            let ece = format!("{:.1} %", calibration.ece);
+            ("expected calibration error".to_owned(), ece)
+        }));
         let calibration = calibration.as_ref().map(reliability);
         let page = Page {
             title: self.title,
-            facts: &self.facts,
+            facts: &facts,
             settings: "",
             colors: colors(),
             matrix: match drawn_small {
@@ -155,10 +165,6 @@ fn reliability(calibration: &Calibration) -> Chart {
     Chart::new("Calibration", "confidence, %", "accuracy, %")
         .x_range(ends)
         .y_range(ends)
-        .note(format!(
-            "{:.1} % expected calibration error",
-            calibration.ece
-        ))
         .series(Series::new("accuracy", points))
         .series(Series::new("if deserved", [(0.0, 0.0), (100.0, 100.0)]))
 }
@@ -281,7 +287,7 @@ mod tests {
     fn page(classes: u32) -> String {
         let report = ClassesReport {
             title: "runs/photos on TEST",
-            facts: vec![("top-1".to_owned(), "66.7 %".to_owned())],
+            facts: vec![("classes".to_owned(), classes.to_string())],
             classification: &classification(classes),
         };
         report.to_html().unwrap()
@@ -303,7 +309,8 @@ mod tests {
         let rows = page.split("recall, %").nth(1).unwrap();
         assert!(rows.contains("<td>12</td><td>66.7</td><td>66.7</td>"));
         // (45, 0) and (95, 100): 5 and 45 points apart.
-        assert!(page.contains("18.3 % expected calibration error"));
+        let error = "<dt>expected calibration error</dt><dd>18.3 %</dd>";
+        assert!(page.contains(error) && page.contains("<dt>top-1</dt><dd>66.7 %</dd>"));
         assert_eq!(lines(&page, color(0)).len(), 1);
     }
 

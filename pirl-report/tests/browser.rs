@@ -34,7 +34,7 @@ fn classes(count: u32) -> String {
     let predictions: Vec<_> = predictions.collect();
     let report = ClassesReport {
         title: "runs/photos on a/long/path/to/a/pack",
-        facts: vec![("top-1".to_owned(), "66.7 %".to_owned())],
+        facts: vec![("classes".to_owned(), count.to_string())],
         classification: &Classification::new(&predictions, &names).unwrap(),
     };
     report.to_html().unwrap()

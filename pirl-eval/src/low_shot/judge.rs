@@ -26,6 +26,8 @@ pub(super) struct Candidate {
     pub(super) setting: f64,
     pub(super) held_out: f64,
     pub(super) test: f64,
+    /// Machines that were stopped before they were done.
+    pub(super) unfinished: usize,
 }
 
 /// Trains on draws from one layer's features and tests.
@@ -44,6 +46,9 @@ enum Prepared<'a> {
     /// With the rows held out and those of the test.
     Knn(&'a Knn, [Rows; 2], &'a Labels),
 }
+
+/// What a machine says of the rows held out and of the test rows.
+type Scores = [Vec<f64>; 2];
 
 impl<'a> Judge<'a> {
     /// `None` if the method cannot learn from images of several classes.
@@ -83,15 +88,22 @@ impl<'a> Judge<'a> {
             setting,
             held_out,
             test,
+            unfinished: 0,
         };
         let found = match &self.prepared {
             Prepared::Svm(svm, rows, targets, classes) => {
                 let costs = svm.costs().iter();
                 let of = |cost: &f64| {
-                    let scores = self.scores((svm, *cost), rows, (targets, *classes), draw);
-                    (*cost, self.score(targets, &scores))
+                    let (scores, finished): (Vec<_>, Vec<bool>) = self
+                        .scores((svm, *cost), rows, (targets, *classes), draw)
+                        .into_iter()
+                        .unzip();
+                    Candidate {
+                        unfinished: finished.iter().filter(|finished| !**finished).count(),
+                        ..candidate((*cost, self.score(targets, &scores)))
+                    }
                 };
-                costs.map(of).collect()
+                return Ok(costs.map(of).collect());
             }
             Prepared::Linear(probe, steps, standardizer, labels) => {
                 let sets = (self.train, self.test);
@@ -106,14 +118,15 @@ impl<'a> Judge<'a> {
         Ok(found.into_iter().map(candidate).collect())
     }
 
-    /// For each class what its machine says of the rows held out and of the test rows.
+    /// For each class what its machine says of the rows held out and of the test rows, and whether it came within
+    /// the tolerance.
     fn scores(
         &self,
         (svm, cost): (&Svm, f64),
         [train, test]: &[Vec<f32>; 2],
         (targets, classes): (&Targets<'_>, usize),
         draw: &Draw,
-    ) -> Vec<[Vec<f64>; 2]> {
+    ) -> Vec<(Scores, bool)> {
         let dim = self.train.dim();
         let of = |class: usize| {
             let positive: Vec<bool> = match targets {
@@ -132,13 +145,13 @@ impl<'a> Judge<'a> {
             let held_out = self.held_out.iter();
             let held_out = held_out.map(|row| machine.score(problem.row(*row as usize)));
             let test = test.chunks_exact(dim).map(|row| machine.score(row));
-            [held_out.collect(), test.collect()]
+            ([held_out.collect(), test.collect()], machine.finished)
         };
         (0..classes).into_par_iter().map(of).collect()
     }
 
     /// The measure on the rows held out and on the test rows, in percent.
-    fn score(&self, targets: &Targets<'_>, scores: &[[Vec<f64>; 2]]) -> [f64; 2] {
+    fn score(&self, targets: &Targets<'_>, scores: &[Scores]) -> [f64; 2] {
         match targets {
             Targets::One(labels) => {
                 let held_out = self.held_out.iter();
@@ -157,7 +170,7 @@ impl<'a> Judge<'a> {
 }
 
 /// Share of rows whose own class has the highest score; of equal scores the lower class counts.
-fn top1(scores: &[[Vec<f64>; 2]], set: usize, labels: &[u32]) -> f64 {
+fn top1(scores: &[Scores], set: usize, labels: &[u32]) -> f64 {
     let right = labels.iter().enumerate().filter(|(row, label)| {
         let mut best = 0;
         for (class, of) in scores.iter().enumerate() {
@@ -171,12 +184,7 @@ fn top1(scores: &[[Vec<f64>; 2]], set: usize, labels: &[u32]) -> f64 {
 }
 
 /// Over the classes that a row shows; a row with only difficult objects of a class is left out for it.
-fn mean_average_precision(
-    scores: &[[Vec<f64>; 2]],
-    set: usize,
-    presence: &Presence,
-    rows: &[u32],
-) -> f64 {
+fn mean_average_precision(scores: &[Scores], set: usize, presence: &Presence, rows: &[u32]) -> f64 {
     let precisions = scores.iter().enumerate().filter_map(|(class, of)| {
         let presence: Vec<i8> = presence.of(class).collect();
         let of = rows.iter().zip(&of[set]);

@@ -67,6 +67,8 @@ pub struct LowShotLayer {
     pub test: Spread,
     /// Of each draw, on the test set.
     pub by_draw: Vec<f64>,
+    /// Support vector machines of all draws that reached `eval.svm.max_passes` before the tolerance.
+    pub unfinished: usize,
 }
 
 /// How a figure varies over draws.
@@ -113,6 +115,7 @@ struct Setting {
     setting: f64,
     held_out: f64,
     by_draw: Vec<f64>,
+    unfinished: usize,
 }
 
 impl Setting {
@@ -132,12 +135,14 @@ impl Draws {
         let first = self.candidates.iter().take(1).flatten().enumerate();
         let settings = first.map(|(place, candidate)| {
             let draws = self.candidates.iter().filter_map(|draw| draw.get(place));
+            let unfinished = draws.clone().map(|found| found.unfinished).sum();
             let (held_out, by_draw): (Vec<f64>, Vec<f64>) =
                 draws.map(|found| (found.held_out, found.test)).unzip();
             Setting {
                 setting: candidate.setting,
                 held_out: Spread::of(&held_out).mean,
                 by_draw,
+                unfinished,
             }
         });
         settings.collect()
@@ -196,6 +201,7 @@ fn result(layers: &BTreeMap<Layer, Draws>) -> Option<LowShotResult> {
             held_out: own.held_out,
             test: Spread::of(&own.by_draw),
             by_draw: own.by_draw.clone(),
+            unfinished: own.unfinished,
         };
         Some((layer.clone(), row))
     });
@@ -243,7 +249,14 @@ impl ReportTable for LowShotReport {
             _ => "top-1",
         };
         let shots: Vec<String> = shots.collect();
+        let layers = self.shots.values().flat_map(|of| of.layers.values());
+        let unfinished: usize = layers.map(|of| of.unfinished).sum();
         let mut text = format!("{metric} in %, labels of each class: {}", shots.join(", "));
+        if unfinished > 0 {
+            text += &format!(
+                "\n{unfinished} machines were stopped by eval.svm.max_passes before they were done"
+            );
+        }
         for (k, reason) in &self.left_out {
             text += &format!("\nwith {k}: left out, {reason}");
         }
