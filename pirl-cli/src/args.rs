@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use pirl_data::{Columns, Depth, SourceFormat};
-use pirl_eval::Dataset;
+use pirl_eval::{Dataset, LowShotMethod};
 use pirl_model::{Exporter, Layer, exporters};
 use pirl_recipes::Setting;
 
@@ -413,6 +413,9 @@ pub(crate) enum EvalCommand {
     Knn(ProbeArgs),
     /// One-versus-rest linear support vector machines; images may show several classes
     Svm(ProbeArgs),
+    /// A few labels of each class, in several draws: support vector machines, linear classifiers or nearest
+    /// neighbours
+    LowShot(LowShotArgs),
     /// The whole network, fine-tuned on all labels or a few
     Finetune(FinetuneArgs),
     /// Faster R-CNN, trained and tested on detection data sets
@@ -454,6 +457,27 @@ pub(crate) struct ProbeArgs {
     /// Folder that keeps the features, for other probes of the same weights and packs
     #[arg(long, value_name = "DIR")]
     pub(crate) cache: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LowShotArgs {
+    #[command(flatten)]
+    pub(crate) probe: ProbeArgs,
+    /// What learns, instead of the recipe's: svm, linear or knn
+    #[arg(long, value_name = "NAME", value_parser = low_shot_method())]
+    pub(crate) method: Option<LowShotMethod>,
+    /// Numbers of labels of each class, instead of the recipe's
+    #[arg(long, value_name = "COUNT,...", value_delimiter = ',')]
+    pub(crate) shots: Vec<usize>,
+    /// Draws of the labelled images, instead of the recipe's
+    #[arg(long, value_name = "COUNT")]
+    pub(crate) draws: Option<usize>,
+}
+
+/// `--method` of `eval low-shot`
+fn low_shot_method() -> impl TypedValueParser<Value = LowShotMethod> {
+    let names = LowShotMethod::ALL.map(LowShotMethod::name);
+    PossibleValuesParser::new(names).try_map(|name| name.parse::<LowShotMethod>())
 }
 
 /// `--dataset`

@@ -72,6 +72,7 @@ fn run(command: Command) -> Result<()> {
         Command::Eval(EvalCommand::Knn(args)) => commands::eval::knn(&args),
         Command::Eval(EvalCommand::Detect(args)) => commands::eval::detect(&args),
         Command::Eval(EvalCommand::Svm(args)) => commands::eval::svm(&args),
+        Command::Eval(EvalCommand::LowShot(args)) => commands::eval::low_shot(&args),
         Command::Eval(EvalCommand::Finetune(args)) => commands::eval::finetune(&args),
         Command::Analyze(AnalyzeCommand::Neighbours(args)) => commands::analyze::neighbours(&args),
         Command::Analyze(AnalyzeCommand::Invariance(args)) => commands::analyze::invariance(&args),

@@ -38,7 +38,13 @@ fn neighbours_are_drawn_and_listed() {
             .map(|o| o["cosine"].as_f64().unwrap())
             .collect();
         assert!(cosines.is_sorted_by(|a, b| a >= b), "{cosines:?}");
-        assert!(["bars", "rings"].contains(&query["class"].as_str().unwrap()));
+        let class = query["class"].as_str().unwrap();
+        assert!(["bars", "rings"].contains(&class));
+        assert!(
+            query["name"].as_str().unwrap().starts_with(class),
+            "{query}"
+        );
+        assert!(others[0]["name"].as_str().unwrap().ends_with(".png"));
     }
     assert!(result["same_class"].is_number() && result["weights"]["fingerprint"].is_string());
     assert_eq!(
@@ -160,6 +166,13 @@ fn images_are_mapped_on_a_page_with_outliers_and_near_duplicates() {
     // The copy's number is that of its name among the others of its class.
     let pair = &result["near_duplicates"][0];
     assert_eq!(pair["images"], serde_json::json!([2, 15]), "{result}");
+    let names = serde_json::json!(["bars/0004.png", "bars/copy.png"]);
+    assert_eq!(pair["names"], names);
+    let outlier = &result["outliers"][0];
+    assert!(
+        outlier["index"].is_number() && outlier["name"].is_string(),
+        "{outlier}"
+    );
     for file in [
         "map.html",
         "map.png",

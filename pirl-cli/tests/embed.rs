@@ -71,6 +71,12 @@ fn a_runs_features_and_embeddings_are_written() {
         25
     );
 
+    let text = bench.read(result["labels"].as_str().unwrap());
+    assert!(
+        text.starts_with("index,label,class,name\n0,0,bars,bars/0000.png\n"),
+        "{text}"
+    );
+
     let of_file = "run/checkpoints/step-00000003/model.safetensors";
     bench
         .pirl(&embed(of_file, "a.csv", &["--layer", "embedding"]))

@@ -38,6 +38,20 @@ fn fine_tuning_writes_the_labels_it_used_and_takes_them_again() {
     );
     assert!(first["top1"].is_number() && first["top5"] == 100.0);
     assert_eq!(first["settings"]["epochs"], 2);
+    assert_eq!(first["per_class"]["bars"]["support"], 20);
+    assert!(first["calibration"]["ece"].is_number());
+    let matrix = bench.read("few/confusion.csv");
+    let sums = matrix.lines().skip(1).map(|line| {
+        let numbers = line.split(',').skip(1);
+        numbers.map(|number| number.parse::<u32>().unwrap()).sum()
+    });
+    assert_eq!(sums.collect::<Vec<u32>>(), [20, 20]);
+    let page = bench.read("few/classes.html");
+    assert!(
+        page.contains("fine-tuning") || page.contains("semi-supervised"),
+        "{page}"
+    );
+    assert!(page.contains("Calibration") && page.contains("taken for rings"));
     assert!(first["weights"]["fingerprint"].is_string() && first["seed"].is_number());
     let list = fs::read_to_string(bench.path("few/labels.txt")).unwrap();
     assert_eq!(
@@ -237,6 +251,43 @@ fn linear_probes_on_random_crops_go_on_from_their_checkpoint() {
 }
 
 #[test]
+fn probes_say_class_by_class_what_they_take_for_what() {
+    let bench = Bench::new();
+    bench.pack("pack", 40);
+    for (probe, calibrated) in [("linear", true), ("knn", false)] {
+        let result = bench.json(&[
+            "eval",
+            probe,
+            "--weights",
+            "random",
+            "--recipe",
+            "tiny.toml",
+            "--train",
+            "pack",
+            "--test",
+            "pack",
+            "--set=eval.knn.k=3",
+            "--out",
+            probe,
+        ]);
+        let classes = result["per_class"].as_object().unwrap();
+        let found = classes.values().map(|class| {
+            let recall = class["recall"].as_f64().unwrap();
+            recall * class["support"].as_f64().unwrap() / 40.0
+        });
+        let top1 = result["chosen"]["top1"].as_f64().unwrap();
+        assert!((found.sum::<f64>() - top1).abs() < 1e-9, "{result}");
+        assert_eq!(result["calibration"].is_object(), calibrated);
+        assert!(result["baselines"]["pixels"]["per_class"]["rings"].is_object());
+        let matrix = bench.read(&format!("{probe}/confusion.csv"));
+        assert!(matrix.starts_with("class,bars,rings\nbars,"), "{matrix}");
+        let page = bench.read(&format!("{probe}/classes.html"));
+        assert_eq!(page.contains("Calibration"), calibrated);
+        assert!(page.contains("pack by random"), "{page}");
+    }
+}
+
+#[test]
 fn support_vector_machines_rank_each_class() {
     let bench = Bench::new();
     bench.pack("pack", 40);
@@ -270,4 +321,65 @@ fn support_vector_machines_rank_each_class() {
     let published = bench.json(&[&svm[..], &grid].concat());
     assert_eq!(published["published"]["figures"]["PIRL"], 81.1);
     assert_eq!(published["pool"], "grid");
+}
+
+#[test]
+fn a_few_labels_are_drawn_several_times_beside_the_baselines() {
+    let bench = Bench::new();
+    bench.pack("pack", 40);
+    let low_shot = [
+        "eval",
+        "low-shot",
+        "--weights",
+        "random",
+        "--recipe",
+        "tiny.toml",
+        "--train",
+        "pack",
+        "--test",
+        "pack",
+        "--set=eval.layers=[\"res2\", \"res5\"]",
+        "--shots",
+        "4,1,96",
+        "--draws",
+        "2",
+        "--cache",
+        "features",
+    ];
+    for method in ["svm", "linear", "knn"] {
+        let more = ["--method", method, "--out", method];
+        let result = bench.json(&[&low_shot[..], &more].concat());
+        assert_eq!(result["method"], method);
+        assert_eq!(
+            (&result["metric"], &result["draws"]),
+            (&"top1".into(), &2.into())
+        );
+        let shots: Vec<_> = result["shots"].as_object().unwrap().keys().collect();
+        assert_eq!(shots, ["1", "4"]);
+        let reason = result["left_out"]["96"].as_str().unwrap();
+        assert!(
+            reason.contains("show \"") && reason.contains("not 96"),
+            "{reason}"
+        );
+        let four = &result["shots"]["4"];
+        assert!(four["chosen"]["mean"].as_f64().unwrap() >= 50.0);
+        assert_eq!(four["layers"].as_object().unwrap().len(), 2);
+        assert_eq!(
+            four["layers"]["res5"]["by_draw"].as_array().unwrap().len(),
+            2
+        );
+        let pixels = &result["baselines"]["pixels"]["shots"]["4"]["chosen"];
+        assert!(pixels["mean"].is_number() && pixels["layer"] == "pixels");
+        assert_eq!(result["settings"]["shots"], serde_json::json!([4, 1, 96]));
+        assert!(result["settings"][method].is_object());
+        let written: serde_json::Value =
+            serde_json::from_str(&bench.read(&format!("{method}/result.json"))).unwrap();
+        assert_eq!(written, result);
+    }
+    let text = bench.pirl(&low_shot).success();
+    let text = String::from_utf8_lossy(&text.get_output().stdout).into_owned();
+    assert!(text.contains("k = 4") && text.contains("±"), "{text}");
+    assert!(text.contains("with 96: left out"), "{text}");
+    let message = bench.fails(&[&low_shot[..12], &["90"]].concat());
+    assert!(message.contains("at least 90 are needed"), "{message}");
 }

@@ -281,3 +281,39 @@ fn what_cannot_be_is_said_before_the_first_run() {
     }
     assert_eq!(bench.read("other/study.txt"), "title = Others\n");
 }
+
+#[test]
+fn a_few_labels_are_a_measure() {
+    let bench = bench();
+    let text = r#"
+        title = "Labels"
+        recipe = "tiny.toml"
+        seeds = [1]
+        set = { eval.low_shot.method = "knn", eval.low_shot.draws = 2 }
+        [[figures]]
+        name = "labels"
+        title = "Labels"
+        measures = [{ probe = "low-shot", shots = 2 }, { probe = "low-shot", shots = 5 }]
+        series = [{ name = "untrained", weights = "untrained" }, { name = "pixels", weights = "pixels" }]
+    "#;
+    fs::write(bench.path("study.toml"), text).unwrap();
+    let found = bench.json(&study("study", &[]));
+    for (place, shots) in [(0, "2"), (1, "5")] {
+        let measure = &found["figures"][0]["measures"][place];
+        assert_eq!(measure["label"], format!("{shots} labels a class, in %"));
+        let values = [0, 1].map(|series| {
+            let value = &measure["series"][series]["cells"][0]["values"][0];
+            let run = bench.path("study").join(value["run"].as_str().unwrap());
+            (run, value["value"].as_f64().unwrap())
+        });
+        let result = fs::read_dir(&values[0].0).unwrap().find_map(|entry| {
+            let text = fs::read(entry.unwrap().path().join("result.json")).ok()?;
+            let result: Value = serde_json::from_slice(&text).unwrap();
+            result["shots"].get(shots).is_some().then_some(result)
+        });
+        let result = result.unwrap();
+        let mean = |of: &Value| of["shots"][shots]["chosen"]["mean"].clone();
+        assert_eq!(values[0].1, mean(&result));
+        assert_eq!(values[1].1, mean(&result["baselines"]["pixels"]));
+    }
+}

@@ -61,7 +61,10 @@ proptest! {
             prop_assert_eq!(whole.bytes(index), Some(&*sample.bytes));
             prop_assert_eq!(cut.label(index), sample.label);
             prop_assert_eq!(whole.label(index), sample.label);
+            prop_assert_eq!(cut.name(index), Some(&*sample.name));
+            prop_assert_eq!(whole.name(index), Some(&*sample.name));
         }
+        prop_assert!(cut.has_names() && cut.name(count).is_none());
         prop_assert_eq!(cut.bytes(count), None);
         prop_assert_eq!(cut.label(count), None);
     }
@@ -80,6 +83,7 @@ proptest! {
         if let Ok(pack) = opened {
             for index in 0..pack.len() {
                 let _ = pack.label(index);
+                let _ = pack.name(index);
                 let _ = pack.decode(index);
             }
         }
@@ -98,7 +102,9 @@ fn any_safetensors_reader_opens_it() {
     assert_eq!(labels.shape(), [12]);
     assert_eq!(labels.data()[8], 1, "sample 1 has label 1");
     let (header, metadata) = SafeTensors::read_metadata(&bytes).unwrap();
-    for name in ["offsets", "labels"] {
+    let names = tensors.tensor("names").unwrap();
+    assert!(names.data().starts_with(b"sample 0sample 1sample 2"));
+    for name in ["offsets", "labels", "name_offsets"] {
         let start = 8 + header + metadata.info(name).unwrap().data_offsets.0;
         assert_eq!(start % 8, 0, "{name} is aligned");
     }
@@ -121,7 +127,86 @@ fn fingerprint_depends_on_bytes_and_labels() {
     for (other, name) in [(bytes, "b"), (labels, "c"), (names, "d")] {
         assert_ne!(original, print(&other, name), "{name}");
     }
-    assert_eq!(original, print(&Samples::raw(5, 2), "e"));
+    let renamed = Samples {
+        first: 7,
+        ..Samples::raw(5, 2)
+    };
+    assert_eq!(original, print(&renamed, "e"));
+}
+
+/// The pack at `path` without the tensors of names, as earlier versions wrote it.
+fn forget_names(path: &Path) {
+    let bytes = fs::read(path).unwrap();
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
+    let kept = tensors.tensors().into_iter();
+    let kept = kept.filter(|(name, _)| !name.contains("name"));
+    let metadata = header.metadata().clone();
+    fs::write(path, safetensors::serialize(kept, metadata).unwrap()).unwrap();
+}
+
+#[test]
+fn names_are_those_of_the_files_and_a_pack_without_them_is_the_same_pack() {
+    let dir = TempDir::new().unwrap();
+    let folder = mixed_folder();
+    let source = ImageFolder::open(folder.path()).unwrap();
+    let options = PackOptions {
+        shard_bytes: 20_000,
+        ..PackOptions::default()
+    };
+    let report = write(&source, &dir.path().join("set"), &options);
+    assert!(report.shards.len() > 1);
+    let pack = Pack::open(dir.path().join("set")).unwrap();
+    let names: Vec<&str> = (0..pack.len()).map(|at| pack.name(at).unwrap()).collect();
+    // Every seventh, from number 3 on, is no image.
+    assert_eq!(names[..4], ["a/00.jpg", "a/01.jpg", "a/02.jpg", "a/04.jpg"]);
+    let last = names.len() - 1;
+    assert_eq!(names[last], "b/29.jpg");
+    let part = pack.select(&[2, last as u32]).unwrap();
+    assert_eq!(
+        (part.name(0), part.name(1)),
+        (Some("a/02.jpg"), Some("b/29.jpg"))
+    );
+    assert_eq!(part.name(2), None);
+
+    for path in pack.paths() {
+        forget_names(path);
+    }
+    let old = Pack::open(dir.path().join("set")).unwrap();
+    assert!(pack.has_names() && !old.has_names() && old.name(0).is_none());
+    assert_eq!(old.fingerprint(), pack.fingerprint());
+    let found = old.verify(&mut |_, _| {}, &|| false).unwrap();
+    assert_eq!(
+        (found.broken.len(), &*found.fingerprint),
+        (0, pack.fingerprint())
+    );
+}
+
+#[test]
+fn a_damaged_name_is_none_and_verifying_finds_it() {
+    for (index, value, wrong) in [
+        (5, u64::MAX, vec![4, 5]),
+        (5, 4000, vec![4, 5]),
+        (0, 9, vec![0]),
+    ] {
+        let dir = TempDir::new().unwrap();
+        let path = small_pack(dir.path(), 1 << 30).shards[0].clone();
+        poke(&path, "name_offsets", index, value);
+        let pack = Pack::open(&path).unwrap();
+        let none: Vec<usize> = (0..12).filter(|at| pack.name(*at).is_none()).collect();
+        assert_eq!(none, wrong, "{value}");
+        let found = pack.verify(&mut |_, _| {}, &|| false).unwrap();
+        assert_eq!(found.broken.len(), wrong.len());
+        assert!(found.broken[0].reason.contains("its name"));
+    }
+    let dir = TempDir::new().unwrap();
+    let path = small_pack(dir.path(), 1 << 30).shards[0].clone();
+    let mut bytes = fs::read(&path).unwrap();
+    let at = bytes.windows(8).position(|at| at == b"sample 3").unwrap();
+    bytes[at] = 0xFF;
+    fs::write(&path, bytes).unwrap();
+    let pack = Pack::open(&path).unwrap();
+    assert_eq!((pack.name(2), pack.name(3)), (Some("sample 2"), None));
 }
 
 #[test]
@@ -368,7 +453,7 @@ fn statistics_name_what_is_broken_and_count_what_is_there_twice() {
     let pack = Pack::open(&set).unwrap();
     let found = measure(&pack, 0);
     assert_eq!((found.images, found.broken.len()), (pack.len(), 1));
-    assert_eq!(found.broken[0].name, "sample 0");
+    assert!(found.broken[0].name.starts_with("sample 0 ("), "{found:?}");
     let text = found.describe(&pack, &pack.counts().unwrap());
     assert!(
         text.contains("sample 0") && text.contains("2, of 26 to 26 images"),

@@ -1,43 +1,57 @@
 //! Top-1 and top-5 accuracy.
 
+use crate::classification::{Classification, Prediction, share_right};
+use crate::error::Result;
 use crate::probe::percent;
 
-/// Counts how often the right class is first, and among the first five.
+/// What was predicted for each row, and how often the right class is among the first five.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Tally {
-    first: usize,
+    predictions: Vec<Prediction>,
     among_five: usize,
-    rows: usize,
 }
 
 impl Tally {
     /// Adds a row of logits and its class. `None`, and nothing added, for a logit that is not
     /// finite or a class without one.
     pub(crate) fn add(&mut self, logits: &[f32], label: usize) -> Option<()> {
-        let rank = rank(logits, label)?;
-        self.rows += 1;
-        self.first += usize::from(rank < 1);
-        self.among_five += usize::from(rank < 5);
+        self.among_five += usize::from(rank(logits, label)? < 5);
+        let mut predicted = 0;
+        for (class, z) in logits.iter().enumerate() {
+            if *z > logits[predicted] {
+                predicted = class;
+            }
+        }
+        let highest = logits[predicted];
+        let sum: f32 = logits.iter().map(|z| (z - highest).exp()).sum();
+        self.predictions.push(Prediction {
+            label: label as u32,
+            predicted: predicted as u32,
+            confidence: Some(1.0 / sum),
+        });
         Some(())
     }
 
-    /// The counts of both.
-    pub(crate) fn merge(self, other: Self) -> Self {
-        Self {
-            first: self.first + other.first,
-            among_five: self.among_five + other.among_five,
-            rows: self.rows + other.rows,
-        }
+    /// The rows of both.
+    pub(crate) fn merge(mut self, other: Self) -> Self {
+        self.predictions.extend(other.predictions);
+        self.among_five += other.among_five;
+        self
+    }
+
+    /// Class by class.
+    pub(crate) fn classification(&self, names: &[String]) -> Result<Classification> {
+        Classification::new(&self.predictions, names)
     }
 
     /// Share of rows whose right class is first, in percent.
     pub(crate) fn top1(&self) -> f64 {
-        percent(self.first, self.rows)
+        share_right(&self.predictions)
     }
 
     /// Share of rows whose right class is among the first five, in percent.
     pub(crate) fn top5(&self) -> f64 {
-        percent(self.among_five, self.rows)
+        percent(self.among_five, self.predictions.len())
     }
 }
 
@@ -80,6 +94,6 @@ mod tests {
         assert_eq!((tally.top1(), tally.top5()), (25.0, 50.0 + 25.0));
         assert_eq!(tally.add(&[f32::NAN; 8], 0), None);
         let both = tally.clone().merge(tally);
-        assert_eq!((both.rows, both.top1()), (8, 25.0));
+        assert_eq!((both.predictions.len(), both.top1()), (8, 25.0));
     }
 }

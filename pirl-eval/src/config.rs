@@ -5,7 +5,7 @@ use pirl_model::Layer;
 use serde::{Deserialize, Serialize};
 
 use crate::detect::DetectConfig;
-use crate::{FinetuneConfig, KnnConfig, LinearConfig, Pool, SvmConfig};
+use crate::{FinetuneConfig, KnnConfig, LinearConfig, LowShotConfig, Pool, SvmConfig};
 
 /// How images are seen, where features are read, and the settings of each evaluation.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -30,7 +30,7 @@ pub struct EvalConfig {
     pub crop_scale: [f64; 2],
     /// Probability that a training view is mirrored; 0.5 by default.
     pub flip: f64,
-    /// Whether linear probes on plain views and nearest neighbours are also run on
+    /// Whether linear probes on plain views, nearest neighbours and low-shot evaluations are also run on
     /// [`Baselines`](crate::Baselines): raw pixels and the untrained network; on by default.
     pub baselines: bool,
     /// Linear probes.
@@ -41,6 +41,8 @@ pub struct EvalConfig {
     pub detect: DetectConfig,
     /// Support vector machines.
     pub svm: SvmConfig,
+    /// A few labels of each class.
+    pub low_shot: LowShotConfig,
     /// Fine-tuning of the whole network.
     pub finetune: FinetuneConfig,
 }
@@ -62,6 +64,7 @@ impl Default for EvalConfig {
             knn: KnnConfig::default(),
             detect: DetectConfig::default(),
             svm: SvmConfig::default(),
+            low_shot: LowShotConfig::default(),
             finetune: FinetuneConfig::default(),
         }
     }
@@ -98,6 +101,7 @@ impl EvalConfig {
             ("knn", self.knn.check()),
             ("detect", self.detect.check()),
             ("svm", self.svm.check()),
+            ("low_shot", self.low_shot.check()),
             ("finetune", self.finetune.check()),
         ];
         for (table, checked) in tables {

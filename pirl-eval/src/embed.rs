@@ -23,19 +23,20 @@ use crate::extract::{Extraction, visit_features};
 use crate::feature_set::LayerFeatures;
 use crate::memory::feature_sizes;
 
-/// A format of files of features.
+/// A format of files of features. Names of images are those of the pack; of one without, none are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum EmbedFormat {
     /// NumPy's: a `float32` array `(images, features)` of one layer. A table `FILE.labels.csv` beside it has
-    /// the columns `index`, `label` and `class`.
+    /// the columns `index`, `label`, `class` and `name`.
     Npy,
-    /// A line for each image: `index`, `label`, `class`, then `res5_0`, `res5_1`, ... of each layer.
+    /// A line for each image: `index`, `label`, `class`, `name`, then `res5_0`, `res5_1`, ... of each layer.
     Csv,
-    /// A tensor `(images, features)` for each layer, by its name, and `labels` (I64; -1 for none). The
-    /// metadata has `class_names`, a JSON list, and the notes.
+    /// A tensor `(images, features)` for each layer, by its name, `labels` (I64; -1 for none), and `names` (U8,
+    /// UTF-8) with `name_offsets` (U64, one more than images), as in a pack. The metadata has `class_names`, a
+    /// JSON list, and the notes.
     Safetensors,
-    /// A row for each image: `index`, `label`, `class`, and for each layer a list of floats. The file's
+    /// A row for each image: `index`, `label`, `class`, `name`, and for each layer a list of floats. The file's
     /// metadata has the notes. With the feature `parquet`.
     Parquet,
 }
@@ -122,7 +123,8 @@ struct Header<'a> {
     /// Rows to come.
     images: usize,
     layers: &'a [(Layer, usize)],
-    class_names: &'a [String],
+    /// Of which the images, their classes and names are.
+    pack: &'a Pack,
     /// Where the features are from: keys and values of the format's own metadata.
     notes: &'a [(&'a str, String)],
 }
@@ -134,20 +136,36 @@ struct Rows<'a> {
     /// In the header's order.
     layers: &'a [LayerFeatures],
     labels: &'a [Option<u32>],
-    class_names: &'a [String],
+    pack: &'a Pack,
 }
 
 impl Rows<'_> {
-    /// The number of row `row`, its label and its class, as text.
-    fn describe(&self, row: usize) -> [String; 3] {
-        let label = self.labels.get(row).copied().flatten();
-        let class = label.and_then(|label| self.class_names.get(label as usize));
-        [
-            (self.first + row).to_string(),
-            label.map_or(String::new(), |label| label.to_string()),
-            class.cloned().unwrap_or_default(),
-        ]
+    fn class(&self, label: Option<u32>) -> Option<&str> {
+        let class = self.pack.class_names().get(label? as usize);
+        class.map(String::as_str)
     }
+
+    /// The number of row `row`, its label, its class and, if the pack has names, its name, as text.
+    fn describe(&self, row: usize) -> Vec<String> {
+        let label = self.labels.get(row).copied().flatten();
+        let number = self.first + row;
+        let mut fields = vec![
+            number.to_string(),
+            label.map_or(String::new(), |label| label.to_string()),
+            self.class(label).unwrap_or_default().to_owned(),
+        ];
+        if self.pack.has_names() {
+            fields.push(self.pack.name(number).unwrap_or_default().to_owned());
+        }
+        fields
+    }
+}
+
+/// The names of the columns of [`Rows::describe`].
+fn columns(pack: &Pack) -> Vec<String> {
+    let name = pack.has_names().then_some("name");
+    let columns = ["index", "label", "class"].into_iter().chain(name);
+    columns.map(str::to_owned).collect()
 }
 
 /// A file that rows are added to.
@@ -191,7 +209,7 @@ pub fn embed(
     let header = Header {
         images: pack.len(),
         layers: &layers,
-        class_names: pack.class_names(),
+        pack,
         notes,
     };
     let labels = (format == EmbedFormat::Npy).then(|| output.with_extension("labels.csv"));
@@ -214,7 +232,7 @@ pub fn embed(
                 first,
                 layers: &layers,
                 labels: &labels,
-                class_names: header.class_names,
+                pack,
             };
             sink.add(&rows).map_err(|error| failed(output, error))?;
             first += labels.len();

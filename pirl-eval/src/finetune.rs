@@ -4,6 +4,7 @@
 //! `.../fulltune/imagenet1k`): random crops and flips, batch norm in training mode, SGD with
 //! Nesterov momentum, a rate that falls in steps; then the plain view of each test image.
 
+use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -18,6 +19,7 @@ use pirl_train::{Batches, MODEL, OPTIMIZER, State, Step, TrainError, Training};
 use serde::{Deserialize, Serialize};
 
 use crate::accuracy::Tally;
+use crate::classification::Classification;
 use crate::error::{EvalError, Result};
 use crate::label_subset::check_label_fraction;
 use crate::linear::softmax_minus_target;
@@ -111,6 +113,27 @@ pub struct FinetuneReport {
     pub labelled_images: usize,
     /// Steps of training.
     pub steps: usize,
+    /// Class by class.
+    #[serde(flatten)]
+    pub classification: Classification,
+}
+
+impl fmt::Display for FinetuneReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            top1,
+            top5,
+            labelled_images,
+            steps,
+            ..
+        } = self;
+        let part = 100.0 * self.label_fraction;
+        write!(
+            f,
+            "fine-tuned on {labelled_images} labelled images ({part:.3}% of them), {steps} steps: top-1 \
+             {top1:.2}%, top-5 {top5:.2}%"
+        )
+    }
 }
 
 /// A network that is being fine-tuned. It changes the backbone it was made with.
@@ -236,6 +259,7 @@ impl<'a> Finetune<'a> {
             label_fraction: self.label_fraction,
             labelled_images: self.pack.len(),
             steps: self.done as usize,
+            classification: tally.classification(test.class_names())?,
         })
     }
 }

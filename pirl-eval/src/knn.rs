@@ -10,11 +10,12 @@ use pirl_model::Layer;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use crate::classification::{Classification, Prediction, share_right};
 use crate::error::{EvalError, Result};
 use crate::feature_set::{FeatureSet, LayerFeatures};
 use crate::nearest::{Candidate, QUERIES, nearest, normalise};
 use crate::probe::{
-    Best, Labels, Probe, check_held_out, comparable, highest, hold_out, percent, rows_held_out,
+    Best, Labels, Probe, check_held_out, comparable, highest, hold_out, rows_held_out,
 };
 use crate::table::{ReportTable, headline};
 
@@ -98,6 +99,9 @@ pub struct KnnReport {
     pub layers: BTreeMap<Layer, KnnLayer>,
     /// The layer with the highest accuracy on the test set.
     pub best: Best,
+    /// `chosen`, class by class.
+    #[serde(flatten)]
+    pub classification: Classification,
 }
 
 /// What nearest neighbours chose without the test set.
@@ -145,7 +149,7 @@ pub struct Knn {
 }
 
 /// Rows of norm 1 and their labels.
-struct Rows {
+pub(crate) struct Rows {
     values: Vec<f32>,
     labels: Vec<u32>,
     dim: usize,
@@ -153,7 +157,7 @@ struct Rows {
 
 impl Rows {
     /// Those of the given numbers, divided by their L2 norms.
-    fn of(features: &LayerFeatures, labels: &[u32], numbers: &[u32]) -> Self {
+    pub(crate) fn of(features: &LayerFeatures, labels: &[u32], numbers: &[u32]) -> Self {
         let dim = features.dim();
         let mut values = vec![0.0; numbers.len() * dim];
         let rows = values.par_chunks_mut(dim).zip(numbers);
@@ -180,20 +184,20 @@ impl Knn {
         Ok(Self { config, seed })
     }
 
-    /// The accuracy on `queries`, in percent, with each of `ks` neighbours of `bank`; `ks` rise, the
-    /// last at most the rows of `bank`.
+    /// What `queries` are taken for with each of `ks` neighbours of `bank`; `ks` rise, the last at most the
+    /// rows of `bank`.
     ///
     /// Of equally near neighbours the one with the lower index counts as nearer; of classes with
     /// equal votes the lower wins.
-    fn accuracies(
+    fn predictions(
         &self,
         (bank, queries): (&Rows, &Rows),
         ks: &[usize],
         classes: usize,
         progress: &mut dyn FnMut(usize),
-    ) -> Vec<f64> {
+    ) -> Vec<Vec<Prediction>> {
         let (dim, most) = (bank.dim, ks.last().copied().unwrap_or(0));
-        let mut right = vec![0; ks.len()];
+        let mut predictions = vec![Vec::with_capacity(queries.labels.len()); ks.len()];
         let mut done = 0;
         // A few blocks of queries at a time, so that progress can be reported between them.
         let groups = queries.values.chunks(QUERIES * 32 * dim);
@@ -206,17 +210,37 @@ impl Knn {
                 .flat_map_iter(|neighbours| self.votes(&neighbours, &bank.labels, classes, ks))
                 .collect();
             for (found, label) in found.chunks_exact(ks.len()).zip(labels) {
-                for (right, class) in right.iter_mut().zip(found) {
-                    *right += usize::from(class == label);
+                for (predictions, class) in predictions.iter_mut().zip(found) {
+                    predictions.push(Prediction {
+                        label: *label,
+                        predicted: *class,
+                        confidence: None,
+                    });
                 }
             }
             done += labels.len();
             progress(done);
         }
-        let queries = queries.labels.len();
-        right
-            .into_iter()
-            .map(|right| percent(right, queries))
+        predictions
+    }
+
+    /// For each number of neighbours, of a few rows at most all, the accuracies on two sets of queries.
+    pub(crate) fn few(
+        &self,
+        bank: &Rows,
+        queries: &[Rows; 2],
+        classes: usize,
+    ) -> Vec<(f64, [f64; 2])> {
+        let rows = bank.labels.len();
+        let mut ks: Vec<usize> = self.config.k.iter().map(|k| (*k).min(rows)).collect();
+        ks.sort_unstable();
+        ks.dedup();
+        let [first, second] = queries
+            .each_ref()
+            .map(|queries| self.predictions((bank, queries), &ks, classes, &mut |_| {}));
+        let pairs = first.into_iter().zip(second);
+        let ks = ks.into_iter().map(|k| k as f64);
+        ks.zip(pairs.map(|(first, second)| [share_right(&first), share_right(&second)]))
             .collect()
     }
 
@@ -251,32 +275,36 @@ impl Knn {
         ks: &[usize],
         split: Option<&(Vec<u32>, Vec<u32>)>,
         progress: &mut dyn FnMut(usize),
-    ) -> Option<KnnLayer> {
+    ) -> Option<(KnnLayer, Vec<Prediction>)> {
         let all = |features: &LayerFeatures| -> Vec<u32> { (0..features.rows() as u32).collect() };
         let classes = labels.classes;
         let held_out: Option<Vec<f64>> = split.map(|(kept, held_out)| {
             let rows = |numbers| Rows::of(train, &labels.train, numbers);
-            self.accuracies((&rows(kept), &rows(held_out)), ks, classes, progress)
+            let found = self.predictions((&rows(kept), &rows(held_out)), ks, classes, progress);
+            found.iter().map(|found| share_right(found)).collect()
         });
         let before = split.map_or(0, |(_, held_out)| held_out.len());
         let bank = Rows::of(train, &labels.train, &all(train));
         let queries = Rows::of(test, &labels.test, &all(test));
-        let tested = self.accuracies((&bank, &queries), ks, classes, &mut |done| {
+        let mut tested = self.predictions((&bank, &queries), ks, classes, &mut |done| {
             progress(before + done);
         });
-        let accuracies = ks.iter().zip(tested).enumerate().map(|(at, (k, top1))| {
+        let accuracies = ks.iter().zip(&tested).enumerate().map(|(at, (k, tested))| {
             let held_out = held_out.as_ref().map(|held_out| held_out[at]);
+            let top1 = share_right(tested);
             (*k, KnnAccuracy { held_out, top1 })
         });
         let by_k: BTreeMap<usize, KnnAccuracy> = accuracies.collect();
         let (k, chosen) = highest(by_k.iter(), |(_, accuracy)| accuracy.held_out)?;
-        Some(KnnLayer {
+        let predictions = tested.swap_remove(ks.iter().position(|other| other == k)?);
+        let layer = KnnLayer {
             top1: chosen.top1,
             k: *k,
             held_out: chosen.held_out,
             dim: train.dim(),
             by_k,
-        })
+        };
+        Some((layer, predictions))
     }
 }
 
@@ -306,11 +334,13 @@ impl Probe for Knn {
             train: train.describe(),
             test: test.describe(),
         };
-        let mut layers = BTreeMap::new();
+        let (mut layers, mut predictions) = (BTreeMap::new(), BTreeMap::new());
         for (number, pair) in train.layers().iter().zip(test.layers()).enumerate() {
             let mut done = |done| progress(number * each + done, total);
             let found = self.probe_layer(pair, &labels, &ks, split.as_ref(), &mut done);
-            layers.insert(pair.0.layer().clone(), found.ok_or_else(none)?);
+            let (row, predicted) = found.ok_or_else(none)?;
+            layers.insert(pair.0.layer().clone(), row);
+            predictions.insert(pair.0.layer().clone(), predicted);
         }
         let best = Best::of(layers.iter().map(|(layer, row)| (layer.clone(), row.top1)));
         let (layer, row) = highest(layers.iter(), |(_, row)| row.held_out).ok_or_else(none)?;
@@ -320,7 +350,9 @@ impl Probe for Knn {
             held_out: row.held_out,
             top1: row.top1,
         };
+        let predictions = predictions.get(layer).ok_or_else(none)?;
         Ok(KnnReport {
+            classification: Classification::new(predictions, train.class_names())?,
             top1: chosen.top1,
             k: chosen.k,
             chosen,
@@ -351,6 +383,10 @@ impl ReportTable for KnnReport {
             .iter()
             .map(|(layer, found)| (layer, row(found)))
             .collect()
+    }
+
+    fn classification(&self) -> Option<&Classification> {
+        Some(&self.classification)
     }
 
     fn headline(&self) -> String {

@@ -7,7 +7,7 @@
 //! held-out part of the training images. [`BaselineInputs`] runs the same probe on raw pixels and on
 //! the untrained network, without which an accuracy says little. [`RandomCropProbe`] is the linear
 //! probe as published, on new random crops in each epoch, whose features are computed for each batch
-//! anew. None changes the backbone, so a probe
+//! anew. [`LowShot`] learns from a few labels of each class, in several draws. None changes the backbone, so a probe
 //! measures the representation alone. [`Svm`] does the same for images that show several classes, given
 //! as a [`Presence`]. [`Finetune`] trains the backbone too, on all labels or on a [`LabelSubset`], and
 //! [`detect`] makes it the trunk of a detector.
@@ -40,6 +40,7 @@
 mod accuracy;
 mod baselines;
 mod cache;
+mod classification;
 mod config;
 pub mod detect;
 mod embed;
@@ -52,6 +53,7 @@ mod invariance;
 mod knn;
 mod label_subset;
 mod linear;
+mod low_shot;
 mod map;
 mod memory;
 mod monitor;
@@ -66,6 +68,10 @@ mod table;
 
 pub use baselines::{BaselineInputs, Baselines, Untrained, WithBaselines, pixel_features};
 pub use cache::{FeatureCache, weights_fingerprint};
+pub use classification::{
+    Calibration, CalibrationBin, ClassAccuracy, Classification, Confusion, ConfusionCell,
+    Prediction,
+};
 pub use config::EvalConfig;
 pub use embed::{EmbedFormat, Embedded, embed};
 pub use embedder::Embedder;
@@ -80,10 +86,16 @@ pub use linear::{
     Crops, LayerReport, LinearChoice, LinearConfig, LinearProbe, LinearReport, RandomCropProbe,
     RateReport, Select,
 };
+pub use low_shot::{
+    LowShot, LowShotChoice, LowShotConfig, LowShotLayer, LowShotMethod, LowShotReport,
+    LowShotResult, Spread,
+};
 pub use map::{FeatureMap, MapConfig, map_features, silhouette};
 pub use memory::{check_memory, feature_bytes, images_per_second};
 pub use monitor::Monitor;
-pub use neighbours::{Neighbour, nearest_neighbours};
+pub use neighbours::{
+    ImageName, Neighbour, NeighbourName, NeighbourReport, QueryReport, nearest_neighbours,
+};
 pub use pool::Pool;
 pub use presence::Presence;
 pub use probe::{Best, Probe, check_packs};

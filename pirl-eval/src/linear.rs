@@ -20,6 +20,7 @@ mod random_crops;
 mod report;
 mod samples;
 
+pub(crate) use batch_norm::Standardizer;
 pub use config::{Crops, LinearConfig, Select};
 pub(crate) use gradient::softmax_minus_target;
 pub use probe::LinearProbe;

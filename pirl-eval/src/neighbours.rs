@@ -1,12 +1,14 @@
 //! Retrieval: images, and those whose features are nearest.
 
 use pirl_core::check;
+use pirl_data::Pack;
 use rayon::prelude::*;
 use serde::Serialize;
 
 use crate::error::{EvalError, Result};
 use crate::feature_set::LayerFeatures;
 use crate::nearest::{QUERIES, nearest, normalised};
+use crate::probe::percent;
 
 /// An image near a query.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -15,6 +17,88 @@ pub struct Neighbour {
     pub index: usize,
     /// The cosine of its features and the query's.
     pub cosine: f32,
+}
+
+/// An image of a pack, as results name it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ImageName {
+    /// Its number.
+    pub index: usize,
+    /// Its name, if the pack has names.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Its class, if it has one.
+    pub class: Option<String>,
+}
+
+impl ImageName {
+    /// Of image `index` of `pack`.
+    pub fn of(pack: &Pack, index: usize) -> Self {
+        let class = |label: u32| pack.class_names().get(label as usize).cloned();
+        Self {
+            index,
+            name: pack.name(index).map(str::to_owned),
+            class: pack.label(index).and_then(class),
+        }
+    }
+}
+
+/// Queries with their neighbours, by name.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct NeighbourReport {
+    /// Share of the neighbours that are of their query's class, in percent, of those that both have one;
+    /// `None` where there are none.
+    pub same_class: Option<f64>,
+    /// In their order.
+    pub queries: Vec<QueryReport>,
+}
+
+/// A query with its neighbours.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct QueryReport {
+    /// The query.
+    #[serde(flatten)]
+    pub image: ImageName,
+    /// The nearest first.
+    pub neighbours: Vec<NeighbourName>,
+}
+
+/// A neighbour, by name.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct NeighbourName {
+    /// The image of the gallery.
+    #[serde(flatten)]
+    pub image: ImageName,
+    /// As of [`Neighbour`].
+    pub cosine: f32,
+}
+
+impl NeighbourReport {
+    /// Of the images `queries` of `pack`, and what [`nearest_neighbours`] found for each in `gallery`.
+    pub fn new(pack: &Pack, queries: &[u32], gallery: &Pack, found: &[Vec<Neighbour>]) -> Self {
+        let (mut same, mut labelled) = (0, 0);
+        let queries = queries.iter().zip(found).map(|(query, found)| {
+            let image = ImageName::of(pack, *query as usize);
+            let neighbours = found.iter().map(|found| {
+                let other = ImageName::of(gallery, found.index);
+                if image.class.is_some() && other.class.is_some() {
+                    labelled += 1;
+                    same += usize::from(image.class == other.class);
+                }
+                NeighbourName {
+                    image: other,
+                    cosine: found.cosine,
+                }
+            });
+            let neighbours = neighbours.collect();
+            QueryReport { image, neighbours }
+        });
+        let queries = queries.collect();
+        Self {
+            same_class: (labelled > 0).then(|| percent(same, labelled)),
+            queries,
+        }
+    }
 }
 
 /// The `k` rows of `gallery` nearest to each row of `queries` by cosine, nearest first; of equally

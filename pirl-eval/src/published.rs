@@ -7,7 +7,7 @@ use pirl_model::{Layer, ScheduleKind};
 use serde::Serialize;
 
 use crate::error::{EvalError, Result};
-use crate::{Crops, EvalConfig, FinetuneConfig, LinearConfig, Pool};
+use crate::{Crops, EvalConfig, FinetuneConfig, LinearConfig, LowShotConfig, Pool};
 
 /// Which evaluation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,6 +18,8 @@ pub enum Protocol {
     Knn,
     /// Support vector machines.
     Svm,
+    /// A few labels of each class.
+    LowShot,
     /// Fine-tuning of the whole network.
     Finetune {
         /// On all labels.
@@ -98,7 +100,10 @@ impl Dataset {
             (Self::Imagenet, Protocol::Finetune { full: false }) => {
                 finetune(config, 70, 0.01, &[30]);
             }
-            (Self::Voc07, Protocol::Svm) => svm(config),
+            (Self::Voc07, Protocol::Svm) | (Self::Voc07 | Self::Places205, Protocol::LowShot) => {
+                svm(config);
+                config.low_shot = LowShotConfig::default();
+            }
             (dataset, protocol) => {
                 return Err(EvalError::NoProtocol {
                     dataset: dataset.name(),
@@ -292,6 +297,7 @@ impl fmt::Display for Protocol {
             Self::Linear => "linear",
             Self::Knn => "k-NN",
             Self::Svm => "SVM",
+            Self::LowShot => "low-shot",
             Self::Finetune { full: true } => "full fine-tuning",
             Self::Finetune { full: false } => "semi-supervised",
         })

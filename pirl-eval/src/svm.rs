@@ -5,6 +5,7 @@
 //! trained on all of it, and its ranking of the test set is evaluated by average precision.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use pirl_core::{SettingError, check};
 use pirl_model::Layer;
@@ -20,9 +21,12 @@ mod average_precision;
 mod folds;
 mod solver;
 
-use average_precision::{envelope, stepwise};
+pub(crate) use average_precision::envelope;
+pub(crate) use solver::Problem;
+
+use average_precision::stepwise;
 use folds::stratified;
-use solver::{Problem, Solver};
+use solver::Solver;
 
 /// Settings of [`Svm`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -112,6 +116,26 @@ pub struct SvmLayer {
     pub dim: usize,
     /// Final machines that reached `max_passes` before the tolerance.
     pub unfinished: usize,
+}
+
+impl fmt::Display for SvmReport {
+    /// A row for each layer, then the best.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "layer  features     mAP")?;
+        for (layer, found) in &self.layers {
+            let layer = layer.to_string();
+            writeln!(f, "{layer:<5}  {:>8}  {:>6.2}", found.dim, found.map)?;
+        }
+        let unfinished: usize = self.layers.values().map(|layer| layer.unfinished).sum();
+        if unfinished > 0 {
+            writeln!(
+                f,
+                "{unfinished} machines were stopped by eval.svm.max_passes before they were done"
+            )?;
+        }
+        let SvmBest { layer, map } = &self.best;
+        write!(f, "best: {layer} with {map:.2}% mAP")
+    }
 }
 
 /// One-versus-rest linear support vector machines on every layer of frozen features.
@@ -245,7 +269,12 @@ impl Svm {
         scored.reduce(better).map_or(1.0, |(cost, _)| cost)
     }
 
-    fn solver(&self, cost: f64) -> Solver {
+    /// Those that are chosen from.
+    pub(crate) fn costs(&self) -> &[f64] {
+        &self.config.costs
+    }
+
+    pub(crate) fn solver(&self, cost: f64) -> Solver {
         Solver {
             cost,
             positive_weight: self.config.positive_weight,
@@ -257,7 +286,7 @@ impl Svm {
 }
 
 /// x / (|x| + 1e-5), row by row: VISSL's `normalize`.
-fn normalised(features: &LayerFeatures) -> Vec<f32> {
+pub(crate) fn normalised(features: &LayerFeatures) -> Vec<f32> {
     let mut values = features.values().to_vec();
     values.par_chunks_mut(features.dim()).for_each(|row| {
         let squares: f64 = row.iter().map(|x| f64::from(*x).powi(2)).sum();

@@ -2,6 +2,8 @@
 
 use pirl_model::Layer;
 
+use crate::classification::Classification;
+
 /// A report of probes as the rows of a table.
 pub trait ReportTable {
     /// The columns after the layer's name.
@@ -12,6 +14,11 @@ pub trait ReportTable {
 
     /// What was chosen and its accuracy, in words.
     fn headline(&self) -> String;
+
+    /// What was chosen, class by class, of a single classifier.
+    fn classification(&self) -> Option<&Classification> {
+        None
+    }
 }
 
 /// A choice with its accuracy on the test set and that on the held-out part of the training set, and

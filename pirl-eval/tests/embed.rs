@@ -47,16 +47,21 @@ fn floats(bytes: &[u8]) -> Vec<f32> {
         .collect()
 }
 
-/// The columns `index`, `label` and `class` of a table, as the pack has them.
+/// The columns `index`, `label`, `class` and `name` of a table, as the pack has them.
 fn assert_labels(rows: &[csv::StringRecord], pack: &Pack) {
     assert_eq!(rows.len(), pack.len());
     for (index, row) in rows.iter().enumerate() {
         let label = pack.label(index);
         let class = label.map_or("", |label| &pack.class_names()[label as usize]);
         let label = label.map_or(String::new(), |label| label.to_string());
+        let name = pack.name(index).unwrap();
+        assert!(
+            name.ends_with(&format!("{index:03}.png")) || !class.is_empty(),
+            "{name}"
+        );
         assert_eq!(
-            (&row[0], &row[1], &row[2]),
-            (&*index.to_string(), &*label, class)
+            (&row[0], &row[1], &row[2], &row[3]),
+            (&*index.to_string(), &*label, class, name)
         );
     }
 }
@@ -81,16 +86,16 @@ fn files_hold_the_features_that_probes_use() {
         assert!(String::from_utf8_lossy(&bytes[10..128]).contains(&shape));
         assert_eq!(floats(&bytes[128..]), features.values());
         let (names, rows) = table(&path("labels.csv"));
-        assert_eq!(names, ["index", "label", "class"][..]);
+        assert_eq!(names, ["index", "label", "class", "name"][..]);
         assert_labels(&rows, &pack);
 
         let set = write(&pack, &two, &path("csv")).unwrap();
         let (names, rows) = table(&path("csv"));
         let [a, b] = [0, 1].map(|layer| set.layers()[layer].dim());
         let ends = [
-            names[3].to_owned(),
-            names[3 + a].to_owned(),
-            names[2 + a + b].to_owned(),
+            names[4].to_owned(),
+            names[4 + a].to_owned(),
+            names[3 + a + b].to_owned(),
         ];
         assert_eq!(
             ends,
@@ -102,7 +107,7 @@ fn files_hold_the_features_that_probes_use() {
         );
         assert_labels(&rows, &pack);
         for (index, row) in rows.iter().enumerate() {
-            let values: Vec<f32> = row.iter().skip(3).map(|x| x.parse().unwrap()).collect();
+            let values: Vec<f32> = row.iter().skip(4).map(|x| x.parse().unwrap()).collect();
             let layers = set.layers().iter();
             let expected: Vec<f32> = layers
                 .flat_map(|layer| layer.values()[index * layer.dim()..][..layer.dim()].to_vec())
@@ -125,6 +130,17 @@ fn files_hold_the_features_that_probes_use() {
             .collect();
         let expected = (0..11).map(|index| pack.label(index).map_or(-1, i64::from));
         assert_eq!(labels, expected.collect::<Vec<_>>());
+        let ends = file.tensor("name_offsets").unwrap();
+        let ends = ends.data().chunks_exact(8);
+        let ends: Vec<usize> = ends
+            .map(|word| u64::from_le_bytes(word.try_into().unwrap()) as usize)
+            .collect();
+        let text = file.tensor("names").unwrap();
+        let text = std::str::from_utf8(text.data()).unwrap();
+        assert_eq!((ends.len(), ends[11]), (12, text.len()));
+        for index in 0..11 {
+            assert_eq!(Some(&text[ends[index]..ends[index + 1]]), pack.name(index));
+        }
         let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
         let notes = header.metadata().as_ref().unwrap();
         assert_eq!(notes["weights"], "random, of seed 3");
@@ -153,8 +169,9 @@ fn parquet_has_a_list_for_each_layer() {
         assert_eq!(row.get_long(0).unwrap(), index as i64);
         assert_eq!(row.get_long(1).unwrap(), i64::from(label));
         assert_eq!(row.get_string(2).unwrap(), CLASSES[label as usize]);
+        assert_eq!(Some(&**row.get_string(3).unwrap()), pack.name(index));
         for (place, layer) in set.layers().iter().enumerate() {
-            let list = row.get_list(3 + place).unwrap();
+            let list = row.get_list(4 + place).unwrap();
             let values = list.elements().iter().map(|field| match field {
                 parquet::record::Field::Float(value) => *value,
                 other => panic!("{other:?}"),

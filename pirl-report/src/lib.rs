@@ -6,6 +6,7 @@
 //! - [`StudyReport`]: the figures, tables and findings of a study, likewise.
 //! - [`EventFile`]: the same numbers for TensorBoard; [`RunLog`]: all that is logged of a run.
 //! - [`preview_sheet`]: images as training sees them, with where their views were cut.
+//! - [`ClassesReport`]: what a classifier takes for what, class by class, and its calibration.
 //! - [`detection_sheet`] and [`precision_recall_chart`]: what a detector found, and how often it was right.
 //! - [`neighbour_sheet`]: images beside those whose features are nearest.
 //! - [`invariance_charts`] and [`invariance_chart`]: how far changes of an image move its features.
@@ -33,6 +34,7 @@
 
 mod canvas;
 mod chart;
+mod classes_report;
 mod detection;
 mod error;
 mod font;
@@ -55,6 +57,7 @@ mod tensorboard;
 mod ticks;
 
 pub use chart::Chart;
+pub use classes_report::ClassesReport;
 pub use detection::{DetectionPanel, detection_sample, detection_sheet, precision_recall_chart};
 pub use error::{ReportError, Result};
 pub use invariance::{invariance_chart, invariance_charts};

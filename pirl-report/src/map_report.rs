@@ -60,7 +60,8 @@ struct Page<'a> {
 impl MapReport<'_> {
     /// The page: points coloured by class, with the image at the pointer, to be moved, enlarged, searched and
     /// chosen from; light or dark as its reader's screen; nothing else is loaded. Up to 25,000 images have
-    /// thumbnails in it. Images that cannot be decoded have none.
+    /// thumbnails in it. Images that cannot be decoded have none. Images are called as in the pack, if it has
+    /// names, and found by them.
     ///
     /// # Errors
     /// [`ReportError::Empty`] without a layout or an image; [`ReportError::Rows`] unless there is a point for
@@ -74,9 +75,11 @@ impl MapReport<'_> {
         });
         let labels =
             (0..images).map(|image| self.pack.label(image).map_or(-1, |label| label as i32));
+        let names = (0..images).map(|image| self.pack.name(image).unwrap_or_default());
         let data = json!({
             "images": images,
             "classes": self.pack.class_names(),
+            "names": self.pack.has_names().then(|| names.collect::<Vec<_>>()),
             "labels": base64(labels.flat_map(i32::to_le_bytes)),
             "layouts": layouts.collect::<Vec<_>>(),
             "colors": (0..COLORS.len()).map(|at| hex(color(at))).collect::<Vec<_>>(),
@@ -240,6 +243,7 @@ mod tests {
         assert_eq!(bytes(&data["layouts"][0]["points"]).len(), 5 * 8);
         assert_eq!(bytes(&data["labels"])[..8], [0, 0, 0, 0, 0, 0, 0, 0]);
         assert_eq!(data["classes"][0], "<b>");
+        assert_eq!(data["names"][1], "<b>/002.png");
         let sheet = image::load_from_memory(&bytes(&data["thumbnails"]["jpeg"])).unwrap();
         assert_eq!((sheet.width(), sheet.height()), (3 * 48, 2 * 48));
         assert!(page.contains("<title>&#60;Pets&#62;</title>"));

@@ -78,6 +78,28 @@ impl CardResult {
             } else if result["map"].is_number() {
                 let layer = result["best"]["layer"].as_str()?;
                 (format!("SVMs on {layer}"), figure("mAP", &result["map"])?)
+            } else if let Some(shots) = result["shots"].as_object() {
+                let learner = match result["method"].as_str()? {
+                    "svm" => "SVMs",
+                    "linear" => "linear classifiers",
+                    _ => "nearest neighbours",
+                };
+                let shots = shots.iter();
+                let shots = shots.map(|(k, found)| Some((k.parse::<usize>().ok()?, found)));
+                let mut shots: Vec<(usize, &Value)> = shots.collect::<Option<_>>()?;
+                shots.sort_by_key(|(k, _)| *k);
+                let figures = shots
+                    .into_iter()
+                    .map(|(k, found)| figure(&format!("{k} labels"), &found["chosen"]["mean"]));
+                let figures: Vec<String> = figures.collect::<Option<_>>()?;
+                let metric = match result["metric"].as_str()? {
+                    "map" => "mAP",
+                    _ => "top-1",
+                };
+                (
+                    format!("{learner} on a few labels of each class, {metric}"),
+                    figures.join(", "),
+                )
             } else if let Some(fraction) = number(&result["label_fraction"]) {
                 let what = format!("fine-tuned on {}% of the labels", 100.0 * fraction);
                 (what, figure("top-1", &result["top1"])?)
@@ -139,6 +161,17 @@ mod tests {
             (
                 json!({ "map": 80.0, "best": { "layer": "res5", "map": 80.0 } }),
                 ["SVMs on res5", "mAP 80.0"],
+            ),
+            (
+                json!({
+                    "method": "svm",
+                    "metric": "top1",
+                    "shots": { "16": { "chosen": { "mean": 50.0 } }, "2": { "chosen": { "mean": 20.0 } } },
+                }),
+                [
+                    "SVMs on a few labels of each class, top-1",
+                    "2 labels 20.0, 16 labels 50.0",
+                ],
             ),
         ];
         let results: Vec<CardResult> = rows

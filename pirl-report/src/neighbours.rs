@@ -27,7 +27,7 @@ pub(crate) const SAME: Color = [0x1c, 0x86, 0x44];
 pub(crate) const OTHER: Color = [0xc2, 0x31, 0x3a];
 
 /// A contact sheet: a row for each of the images `queries` of `pack`, first the image, then its
-/// `neighbours` in `gallery`, each with its class, number and cosine; the class, and an edge around the
+/// `neighbours` in `gallery`, each with its class, cosine and file, or number if the pack has no names; the class, and an edge around the
 /// image, in green where it is the query's, in red where it is another.
 ///
 /// # Errors
@@ -108,7 +108,13 @@ fn show(
     let at = |row: usize| (x as i64, (y + PANEL + 4 + row) as i64);
     let name = class(pack, index).unwrap_or_default();
     sheet.text(at(0), PANEL, name, CLASS, hue.unwrap_or(INK))?;
-    let facts = format!("{fact}, number {index}");
+    let facts = match pack
+        .name(index)
+        .and_then(|name| name.rsplit(['/', '\\']).next())
+    {
+        Some(name) => format!("{fact}, {name}"),
+        None => format!("{fact}, number {index}"),
+    };
     sheet.text(at(CLASS.line()), PANEL, &facts, FACTS, FAINT)
 }
 

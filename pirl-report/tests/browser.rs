@@ -5,9 +5,10 @@ use std::path::Path;
 use std::process::Command;
 
 use pirl_data::Image;
+use pirl_eval::{Classification, Prediction};
 use pirl_report::{
-    Chart, FigureReport, FindingReport, Layout, MapReport, Picture, RunReport, Series, StudyReport,
-    Table,
+    Chart, ClassesReport, FigureReport, FindingReport, Layout, MapReport, Picture, RunReport,
+    Series, StudyReport, Table,
 };
 
 /// A chart with long names and bars.
@@ -23,7 +24,24 @@ fn chart(title: &str) -> Chart {
         .series(curve("jigsaw, covariant, with a long name", 45.0))
 }
 
-fn pages() -> [(&'static str, String); 2] {
+/// Every third image is taken for one of the next class.
+fn classes(count: u32) -> String {
+    let names: Vec<String> = (0..count).map(|at| format!("class {at}")).collect();
+    let predictions = (0..12 * count).map(|image| Prediction {
+        label: image / 12,
+        predicted: (image / 12 + u32::from(image % 3 == 0)) % count,
+        confidence: Some((image % 15) as f32 / 15.0),
+    });
+    let predictions: Vec<_> = predictions.collect();
+    let report = ClassesReport {
+        title: "runs/photos on a/long/path/to/a/pack",
+        facts: vec![("classes".to_owned(), count.to_string())],
+        classification: &Classification::new(&predictions, &names).unwrap(),
+    };
+    report.to_html().unwrap()
+}
+
+fn pages() -> [(&'static str, String); 4] {
     let facts = vec![("data".to_owned(), "a/long/path/to/a/pack".repeat(4))];
     let run = RunReport {
         title: "runs/photos",
@@ -63,6 +81,8 @@ fn pages() -> [(&'static str, String); 2] {
     [
         ("run", run.to_html().unwrap()),
         ("study", study.to_html().unwrap()),
+        ("classes", classes(10)),
+        ("many-classes", classes(1000)),
     ]
 }
 
@@ -136,7 +156,10 @@ fn pages_fit_a_telephone_and_a_screen_in_light_and_dark() {
             let wide: usize = wide.parse().unwrap();
             assert!(wide <= width, "{name} is {wide} pixels wide at {width}");
             for part in [
-                "svgs=2 shown=true".to_owned(),
+                format!(
+                    "svgs={} shown=true",
+                    if name == "many-classes" { 1 } else { 2 }
+                ),
                 format!("dark={dark}"),
                 "loaded=0".to_owned(),
             ] {
@@ -185,16 +208,25 @@ frame.onload = () => setTimeout(() => {
   $("search").value = "rings";
   $("search").dispatchEvent(new view.Event("input"));
   const said = $("said").textContent;
+  $("search").value = "S/2.png";
+  $("search").dispatchEvent(new view.Event("input"));
+  const byName = $("said").textContent;
   point("pointerdown", 1, 1, { shiftKey: true });
   point("pointermove", box.width - 1, box.height - 1, { shiftKey: true });
   point("pointerup", box.width - 1, box.height - 1, { shiftKey: true });
   const chosen = $("said").textContent, save = $("save").disabled;
+  let list = "";
+  view.Blob = function (parts) { list = parts.join(""); };
+  view.URL.createObjectURL = () => '#';
+  view.HTMLAnchorElement.prototype.click = () => {};
+  $("save").click();
+  list = list.split("\n").slice(0, 2).join("|") + "|" + list.split("\n").length;
   $("layout").selectedIndex = 1;
   $("layout").dispatchEvent(new view.Event("change"));
   map.dispatchEvent(new view.KeyboardEvent("keydown", { key: "+" }));
   const loaded = view.performance.getEntriesByType("resource").filter(entry => !entry.name.startsWith("data:")).length;
   document.getElementById("found").textContent =
-    `fits=${page.documentElement.scrollWidth <= WIDTH} seen=${[...seen].sort().join("; ")} said=${said} chosen=${chosen} save=${save} ink=${first >= 6 * 16} legend=${$("legend").children.length} loaded=${loaded}`;
+    `fits=${page.documentElement.scrollWidth <= WIDTH} seen=${[...seen].sort().join("; ")} said=${said} by_name=${byName} chosen=${chosen} list=${list} save=${save} ink=${first >= 6 * 16} legend=${$("legend").children.length} loaded=${loaded}`;
 }, 300);
 </script>"#;
 
@@ -237,9 +269,10 @@ fn a_map_is_looked_at_searched_and_chosen_from() {
         let visit = VISIT.replace("WIDTH", &width.to_string());
         fs::write(folder.path().join("visit.html"), visit).unwrap();
         let found = look(browser, folder.path(), "visit.html", dark);
-        let wanted = "fits=true seen=image 0: bars; image 1: bars; image 2: bars; image 3: rings; \
-                      image 4: rings; image 5: rings said=3 found chosen=3 found, 6 chosen save=false \
-                      ink=true legend=2 loaded=0";
+        let wanted = "fits=true seen=bars/0.png: bars; bars/2.png: bars; bars/4.png: bars; rings/1.png: \
+                      rings; rings/3.png: rings; rings/5.png: rings said=3 found by_name=1 found \
+                      chosen=1 found, 6 chosen list=path,class,number|bars/0.png,bars,0|8 save=false ink=true \
+                      legend=2 loaded=0";
         assert_eq!(found, wanted);
     }
 }

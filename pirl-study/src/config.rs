@@ -157,6 +157,16 @@ pub enum Measure {
         #[serde(default)]
         data: usize,
     },
+    /// A few labels of each class, by the settings `eval.low_shot`: the mean over draws of top-1 (mean average
+    /// precision where images may show several classes) in percent, at the layer that held-out images choose.
+    #[serde(rename = "low-shot")]
+    LowShot {
+        /// That many.
+        shots: usize,
+        /// As of linear classifiers.
+        #[serde(default)]
+        data: usize,
+    },
     /// The whole network, fine-tuned on a part of the labels; top-1 in percent.
     Finetune {
         /// That part.
@@ -469,6 +479,9 @@ impl Measure {
             }
             Self::Knn { layer, data } => format!("k-NN, top-1 in % ({}{})", of(layer), on(data)),
             Self::Svm { data } => format!("SVM, mAP in %{}", on(data)),
+            Self::LowShot { shots, data } => {
+                format!("{shots} labels a class, in %{}", on(data))
+            }
             Self::Finetune { labels, data } => {
                 let percent = (labels * 1e4).round() / 1e2;
                 format!(

@@ -8,8 +8,8 @@ use candle_core::Device;
 use pirl_data::Pack;
 use pirl_eval::detect::DetectTrainer;
 use pirl_eval::{
-    Extraction, FeatureSet, Knn, LinearProbe, Presence, Probe, Svm, extract_features,
-    pixel_features,
+    EvalError, Extraction, FeatureSet, Knn, LinearProbe, LowShot, Presence, Probe, Svm,
+    extract_features, pixel_features,
 };
 use pirl_model::ResNet;
 use pirl_recipes::{Inputs, Recipe, backbone_seed, try_steps};
@@ -216,6 +216,8 @@ struct Tried {
     knn: f64,
     /// Support vector machines of a training image.
     svm: f64,
+    /// A low-shot evaluation of as many labels as it has here, whatever the images.
+    low_shot: f64,
     /// A step of a detector, and an image that it is tested on.
     detector_step: f64,
     detector_image: f64,
@@ -242,6 +244,7 @@ fn several(run: &Run, images: &Images, jobs: usize, threads: usize) -> Result<Tr
         linear: mean(|tried| tried.linear),
         knn: mean(|tried| tried.knn),
         svm: mean(|tried| tried.svm),
+        low_shot: mean(|tried| tried.low_shot),
         detector_step: mean(|tried| tried.detector_step),
         detector_image: mean(|tried| tried.detector_image),
     })
@@ -304,6 +307,11 @@ fn attempt(recipe: &Recipe, run: &Run, images: &Images) -> Attempted<Tried> {
     if asks(|evaluation| matches!(evaluation, Evaluation::Svm(_))) {
         tried.svm = attempt_svm(recipe, (&train, &features), (&test, &tested))?;
     }
+    let mut few_labels = run.tasks.iter();
+    let few_labels = few_labels.find(|task| matches!(task.evaluation, Evaluation::LowShot(_)));
+    if let Some(task) = few_labels {
+        tried.low_shot = attempt_low_shot(task, (&train, &features), (&test, &tested))?;
+    }
     let mut sets = vec![(features, tested)];
     if !run.trained {
         // Raw pixels are measured with it.
@@ -344,6 +352,30 @@ fn attempt_svm(
     let (train, test) = ((features, &present), (tested, &test_present));
     probe.evaluate(train, test, &mut |_, _| {})?;
     Ok(started.elapsed().as_secs_f64() / features.labels().len() as f64)
+}
+
+/// Seconds of a low-shot evaluation, by one draw of one label of each class.
+fn attempt_low_shot(
+    task: &Task,
+    (train, features): (&Pack, &FeatureSet),
+    (test, tested): (&Pack, &FeatureSet),
+) -> Attempted<f64> {
+    let mut eval = task.recipe.eval.clone();
+    let config = &mut eval.low_shot;
+    let labels = (config.draws * config.shots.iter().sum::<usize>()) as f64;
+    (config.draws, config.shots) = (1, vec![1]);
+    let mut probe = LowShot::new(&eval, task.recipe.seed)?;
+    if train.has_objects() {
+        let (train, test) = Presence::of_packs(train, test)?;
+        probe = probe.with_presence(train, test)?;
+    }
+    let started = Instant::now();
+    match probe.evaluate(features, tested, &mut |_, _| {}) {
+        Ok(_) => Ok(labels * started.elapsed().as_secs_f64()),
+        // So many classes that the images tried have none of one: not estimated.
+        Err(EvalError::NoPositives { .. }) => Ok(0.0),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// A few steps of a detector, and a few images found in.
@@ -409,9 +441,10 @@ impl Tried {
         for Task { evaluation, .. } in &run.tasks {
             cost.rest += PROCESS;
             let (data, probed) = match *evaluation {
-                Evaluation::Linear(data) | Evaluation::Knn(data) | Evaluation::Svm(data) => {
-                    (data, true)
-                }
+                Evaluation::Linear(data)
+                | Evaluation::Knn(data)
+                | Evaluation::Svm(data)
+                | Evaluation::LowShot(data) => (data, true),
                 Evaluation::Finetune(_, data) => (data, false),
                 Evaluation::Detect => {
                     cost.rest += self.detector(recipe, images);
@@ -430,6 +463,7 @@ impl Tried {
             cost.rest += match *evaluation {
                 Evaluation::Linear(_) => train as f64 * self.linear,
                 Evaluation::Svm(_) => train as f64 * self.svm,
+                Evaluation::LowShot(_) => self.low_shot,
                 Evaluation::Knn(_) => pairs(train, test, recipe.eval.knn.held_out) * self.knn,
                 Evaluation::Finetune(labels, _) => {
                     let seen = labels * (train * recipe.eval.finetune.epochs) as f64;

@@ -55,6 +55,8 @@ pub enum Evaluation {
     Knn(usize),
     /// `pirl eval svm`.
     Svm(usize),
+    /// `pirl eval low-shot`.
+    LowShot(usize),
     /// `pirl eval finetune`, on this part of the labels.
     Finetune(f64, usize),
     /// `pirl analyze invariance`, on the images judged by of the first pair.
@@ -405,6 +407,11 @@ impl Planner<'_> {
             ),
             Measure::Knn { data, .. } => (Evaluation::Knn(data), "knn", "eval.knn.", pair(data)?),
             Measure::Svm { data } => (Evaluation::Svm(data), "svm", "eval.svm.", pair(data)?),
+            Measure::LowShot { shots, data } => {
+                recipe.eval.low_shot.shots = vec![shots];
+                let task = Evaluation::LowShot(data);
+                (task, "low-shot", "eval.low_shot.", pair(data)?)
+            }
             Measure::Finetune { labels, data } => {
                 recipe.eval.finetune.label_fraction = labels;
                 let task = Evaluation::Finetune(labels, data);
@@ -426,10 +433,12 @@ impl Planner<'_> {
                 (Evaluation::Detect, "detect", "eval.detect.", packs)
             }
         };
+        let learner = format!("eval.{}.", recipe.eval.low_shot.method.name());
         let matters = |key: &str| {
             let shared = key.starts_with("eval.") && key.matches('.').count() == 1;
             let pretext = evaluation == Evaluation::Invariance && key.starts_with("pretext.");
-            shared || pretext || key.starts_with(keys) || key == "data.image_size"
+            let learner = matches!(evaluation, Evaluation::LowShot(_)) && key.starts_with(&learner);
+            shared || pretext || learner || key.starts_with(keys) || key == "data.image_size"
         };
         let hash = hash(&(settings(&recipe, matters)? + &packs));
         Ok(Task {
@@ -466,6 +475,7 @@ fn pointer(measure: &Measure, weights: Weights) -> String {
             (At::Chosen, _) => format!("{of}/chosen/top1"),
         },
         Measure::Svm { .. } => "/best/map".to_owned(),
+        Measure::LowShot { shots, .. } => format!("{of}/shots/{shots}/chosen/mean"),
         Measure::Finetune { .. } => "/top1".to_owned(),
         Measure::Invariance { change, relative } => {
             let figure = if *relative { "relative" } else { "mean" };

@@ -78,6 +78,7 @@ impl<'a> Processes<'a> {
             Evaluation::Linear(data) => ("linear", data),
             Evaluation::Knn(data) => ("knn", data),
             Evaluation::Svm(data) => ("svm", data),
+            Evaluation::LowShot(data) => ("low-shot", data),
             Evaluation::Finetune(_, data) => ("finetune", data),
             Evaluation::Detect => ("detect", 0),
             Evaluation::Invariance => ("invariance", 0),
@@ -102,7 +103,10 @@ impl<'a> Processes<'a> {
             false => line.words(&["--weights", "random"]),
         };
         match task.evaluation {
-            Evaluation::Linear(_) | Evaluation::Knn(_) | Evaluation::Svm(_) => {
+            Evaluation::Linear(_)
+            | Evaluation::Knn(_)
+            | Evaluation::Svm(_)
+            | Evaluation::LowShot(_) => {
                 line.path("--cache", &folder.features(run));
             }
             Evaluation::Finetune(..) | Evaluation::Detect => {

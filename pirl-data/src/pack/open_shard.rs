@@ -6,7 +6,7 @@ use super::schema::{self, Description, Extent};
 use crate::{Objects, RawSample};
 
 /// A shard that samples are added to. Samples are written to the file at once, after space for the
-/// header; offsets, labels and objects are kept here until it is closed.
+/// header; offsets, labels, names and objects are kept here until it is closed.
 pub(super) struct OpenShard {
     path: PathBuf,
     file: BufWriter<File>,
@@ -14,6 +14,9 @@ pub(super) struct OpenShard {
     /// Where each sample begins, and where the last ends.
     offsets: Vec<u64>,
     labels: Vec<i64>,
+    /// The names of the samples, one after the other, and where each begins and the last ends.
+    names: String,
+    name_offsets: Vec<u64>,
     /// Where the objects of each sample begin, and where those of the last end; only the
     /// first 0 where no objects are annotated.
     box_offsets: Vec<u64>,
@@ -30,6 +33,8 @@ impl OpenShard {
             reserved,
             offsets: vec![0],
             labels: Vec::new(),
+            names: String::new(),
+            name_offsets: vec![0],
             box_offsets: vec![0],
             objects: Objects::default(),
         })
@@ -48,6 +53,8 @@ impl OpenShard {
         self.file.write_all(&sample.bytes)?;
         self.offsets.push(self.bytes() + sample.bytes.len() as u64);
         self.labels.extend(sample.label.map(i64::from));
+        self.names.push_str(&sample.name);
+        self.name_offsets.push(self.names.len() as u64);
         if let Some(objects) = &sample.objects {
             for (bounds, label, difficult) in objects.iter() {
                 self.objects.push(bounds, label, difficult);
@@ -65,6 +72,7 @@ impl OpenShard {
             bytes: end.next_multiple_of(8),
             samples: self.offsets.len() as u64 - 1,
             labelled: !self.labels.is_empty(),
+            names: Some(self.names.len() as u64),
             objects: annotated.then_some(self.objects.len() as u64),
         };
         let padding = (extent.bytes - end) as usize;
@@ -74,6 +82,9 @@ impl OpenShard {
         }
         for label in &self.labels {
             self.file.write_all(&label.to_le_bytes())?;
+        }
+        for offset in &self.name_offsets {
+            self.file.write_all(&offset.to_le_bytes())?;
         }
         if annotated {
             for offset in &self.box_offsets {
@@ -89,6 +100,7 @@ impl OpenShard {
                 self.file.write_all(&[u8::from(*difficult)])?;
             }
         }
+        self.file.write_all(self.names.as_bytes())?;
         self.file.flush()?;
         drop(self.file);
         write_header(&self.path, description, number, extent, self.reserved)?;

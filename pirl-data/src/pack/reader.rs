@@ -15,8 +15,8 @@ use crate::{DataError, Encoding, Image, Objects};
 
 /// A packed data set, memory-mapped.
 ///
-/// Opening reads and checks the header, the offsets, the labels and the boxes. Samples are read when they
-/// are asked for, and only the system's page cache holds them. Clones share the map.
+/// Opening reads and checks the header, the offsets, the labels and the boxes. Samples and their names are
+/// read when they are asked for, and only the system's page cache holds them. Clones share the map.
 #[derive(Clone, Debug)]
 pub struct Pack {
     shards: Arc<Shards>,
@@ -147,6 +147,28 @@ impl Pack {
         self.renumbered(shard.label(sample)?)
     }
 
+    /// What sample `index` was called where it came from, to find it by: the path of its file inside the
+    /// folder or archive, or a file and a number. `None` past the end, of packs that earlier versions made,
+    /// and for a name that is damaged.
+    pub fn name(&self, index: usize) -> Option<&str> {
+        let (shard, sample) = self.locate(index)?;
+        shard.name(sample)
+    }
+
+    /// Sample `index` in words, for messages.
+    pub(super) fn called(&self, index: usize) -> String {
+        let name = self.name(index).filter(|name| !name.is_empty());
+        name.map_or_else(
+            || format!("sample {index}"),
+            |name| format!("sample {index} ({name})"),
+        )
+    }
+
+    /// Whether its samples have names, unless some are damaged.
+    pub fn has_names(&self) -> bool {
+        self.shards.shards.iter().all(Shard::has_names)
+    }
+
     fn renumbered(&self, label: u32) -> Option<u32> {
         match &self.classes {
             Some(classes) => *classes.labels.get(label as usize)?,
@@ -225,7 +247,7 @@ impl Pack {
             .collect();
         if !unknown.is_empty() {
             return Err(DataError::UnknownClasses {
-                path: self.name().to_owned(),
+                path: self.first_path().to_owned(),
                 unknown,
                 known: names.len(),
             });
@@ -264,7 +286,7 @@ impl Pack {
     }
 
     /// 32 hexadecimal digits that depend on the class names and on the encoding, label,
-    /// objects and bytes of every sample, and not on how they are cut into shards.
+    /// objects and bytes of every sample, and not on how they are called or cut into shards.
     ///
     /// It was computed while packing; [`Pack::verify`] compares it with the samples.
     pub fn fingerprint(&self) -> &str {
@@ -318,7 +340,7 @@ impl Pack {
             len: self.len(),
         })?;
         decode(bytes, self.encoding()).map_err(|reason| DataError::Decode {
-            name: format!("sample {index} of {}", self.name().display()),
+            name: format!("{} of {}", self.called(index), self.first_path().display()),
             reason,
         })
     }
@@ -417,7 +439,7 @@ impl Pack {
         self.chosen.is_some() || self.classes.is_some()
     }
 
-    fn name(&self) -> &Path {
+    fn first_path(&self) -> &Path {
         self.shards.paths.first().map_or(Path::new(""), |path| path)
     }
 

@@ -1,7 +1,8 @@
 //! The names and the layout of a shard, shared by the writer and the reader.
 //!
 //! A shard is a safetensors file of `bytes` (U8), `offsets` (U64, one more than samples) and, when
-//! labelled, `labels` (I64). Where objects are annotated it has, instead of labels, `box_offsets`
+//! labelled, `labels` (I64). `name_offsets` (U64, one more than samples) say where the name of each
+//! sample begins in `names` (U8, UTF-8), which packs of earlier versions lack. Where objects are annotated it has, instead of labels, `box_offsets`
 //! (U64, one more than samples), `box_labels` (I64), `boxes` (F32, four a box) and `difficult` (U8).
 //! `bytes` comes first in the file and is padded with zeros to a multiple
 //! of 8, so that samples can be written as they arrive and the tensors after it stay aligned. The
@@ -21,6 +22,8 @@ pub(super) const EXTENSION: &str = "safetensors";
 pub(super) const BYTES: &str = "bytes";
 pub(super) const OFFSETS: &str = "offsets";
 pub(super) const LABELS: &str = "labels";
+pub(super) const NAME_OFFSETS: &str = "name_offsets";
+pub(super) const NAMES: &str = "names";
 pub(super) const BOX_OFFSETS: &str = "box_offsets";
 pub(super) const BOX_LABELS: &str = "box_labels";
 pub(super) const BOXES: &str = "boxes";
@@ -149,6 +152,8 @@ pub(super) struct Extent {
     pub(super) bytes: u64,
     pub(super) samples: u64,
     pub(super) labelled: bool,
+    /// Bytes of the names of its samples, where it has them.
+    pub(super) names: Option<u64>,
     /// Annotated objects, where there are annotations.
     pub(super) objects: Option<u64>,
 }
@@ -183,11 +188,18 @@ pub(super) fn header(
     if extent.labelled {
         tensor(LABELS, "I64", &[samples], 8);
     }
+    // Numbers of eight bytes before others, so that all are aligned.
+    if extent.names.is_some() {
+        tensor(NAME_OFFSETS, "U64", &[samples + 1], 8);
+    }
     if let Some(objects) = extent.objects {
         tensor(BOX_OFFSETS, "U64", &[samples + 1], 8);
         tensor(BOX_LABELS, "I64", &[objects], 8);
         tensor(BOXES, "F32", &[objects, 4], 4);
         tensor(DIFFICULT, "U8", &[objects], 1);
+    }
+    if let Some(bytes) = extent.names {
+        tensor(NAMES, "U8", &[bytes], 1);
     }
     let mut json = serde_json::Value::Object(tensors).to_string().into_bytes();
     let length = (json.len() + 8).next_multiple_of(8).max(reserved) - 8;
@@ -216,6 +228,7 @@ pub(super) fn reserved(class_names: &[String], source: &str) -> usize {
         bytes: longest,
         samples: longest,
         labelled: true,
+        names: Some(longest),
         objects: Some(longest),
     };
     header(&description, longest, extent, 0).len()
@@ -281,7 +294,7 @@ pub(super) fn existing_shards(stem: &Path) -> Result<Vec<PathBuf>, DataError> {
 /// The fingerprint of a pack's content: class names, and encoding, label, objects and bytes of every
 /// sample.
 ///
-/// How the samples are cut into shards does not enter it.
+/// How the samples are called, and cut into shards, does not enter it.
 pub(super) struct Fingerprint(Xxh3);
 
 impl Fingerprint {

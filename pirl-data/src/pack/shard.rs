@@ -22,8 +22,16 @@ pub(super) struct Shard {
     bytes: Range<usize>,
     offsets: Range<usize>,
     labels: Option<Range<usize>>,
+    names: Option<NameRanges>,
     objects: Option<ObjectRanges>,
     samples: usize,
+}
+
+/// What is in them is checked when a name is asked for, so that opening does not read them.
+#[derive(Debug)]
+struct NameRanges {
+    offsets: Range<usize>,
+    text: Range<usize>,
 }
 
 #[derive(Debug)]
@@ -44,7 +52,7 @@ struct Tensors<'a> {
 }
 
 impl Shard {
-    /// Maps a file and checks all of it except the samples. Returns the shard with what its metadata
+    /// Maps a file and checks all of it except the samples and their names. Returns the shard with what its metadata
     /// says: the description of the pack, and the number of the shard.
     pub(super) fn open(path: &Path) -> Result<(Self, Description, u64), DataError> {
         let bad = |reason: String| bad(path, reason);
@@ -73,6 +81,7 @@ impl Shard {
             .ok_or_else(|| bad("its offsets are empty".to_owned()))?;
         check_offsets(slice(&map, &offsets), total, "bytes of samples").map_err(bad)?;
         let labels = tensors.labels(samples, &description)?;
+        let names = tensors.names(samples)?;
         let objects = tensors.objects(samples, &description)?;
         match (description.class_names.is_empty(), &labels, &objects) {
             (false, None, None) => {
@@ -91,6 +100,7 @@ impl Shard {
             bytes,
             offsets,
             labels,
+            names,
             objects,
             samples,
         };
@@ -122,6 +132,7 @@ impl Shard {
             bytes: self.bytes.len() as u64,
             samples: self.samples as u64,
             labelled: self.labels.is_some(),
+            names: self.names.as_ref().map(|names| names.text.len() as u64),
             objects: self.objects.as_ref().map(|o| o.difficult.len() as u64),
         }
     }
@@ -149,6 +160,17 @@ impl Shard {
     pub(super) fn label(&self, index: usize) -> Option<u32> {
         let labels = slice(&self.map, self.labels.as_ref()?);
         u32::try_from(word(labels, index)?).ok()
+    }
+
+    pub(super) fn has_names(&self) -> bool {
+        self.names.is_some()
+    }
+
+    /// `None` if there is none, or it is damaged.
+    pub(super) fn name(&self, index: usize) -> Option<&str> {
+        let NameRanges { offsets, text } = self.names.as_ref()?;
+        let range = span(slice(&self.map, offsets), index)?;
+        std::str::from_utf8(slice(&self.map, text).get(range)?).ok()
     }
 
     pub(super) fn has_objects(&self) -> bool {
@@ -240,6 +262,17 @@ impl Tensors<'_> {
             });
         }
         Ok(Some(labels))
+    }
+
+    fn names(&self, samples: usize) -> Result<Option<NameRanges>, DataError> {
+        let Some((offsets, count)) = self.find(schema::NAME_OFFSETS, Dtype::U64, &[])? else {
+            return Ok(None);
+        };
+        let (text, _) = self.required(schema::NAMES, Dtype::U8)?;
+        if count != samples + 1 {
+            return Err(self.bad(format!("{count} offsets of names for {samples} samples")));
+        }
+        Ok(Some(NameRanges { offsets, text }))
     }
 
     fn objects(

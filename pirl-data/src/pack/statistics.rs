@@ -119,7 +119,7 @@ impl ImageStatistics {
                     Ok(look) => look,
                     Err(error) => {
                         broken.push(Skipped {
-                            name: format!("sample {index}"),
+                            name: pack.called(index),
                             reason: error.to_string(),
                         });
                         failure.get_or_insert(error);

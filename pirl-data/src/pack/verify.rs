@@ -14,7 +14,8 @@ const CHUNK: usize = 256;
 /// What [`Pack::verify`] found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verification {
-    /// Samples that do not decode, and objects that leave their image, by their number.
+    /// Samples that do not decode, objects that leave their image, and names that are not UTF-8, by their
+    /// number and, where there is one, their name.
     pub broken: Vec<Skipped>,
     /// The fingerprint of what is in the files; that of the pack unless they are damaged.
     pub fingerprint: String,
@@ -76,7 +77,7 @@ impl Pack {
                         found.side_range = (least.min(shorter), greatest.max(shorter));
                     }
                     Err(reason) => found.broken.push(Skipped {
-                        name: format!("sample {index}"),
+                        name: self.called(index),
                         reason,
                     }),
                 }
@@ -101,6 +102,9 @@ impl Pack {
     fn check(&self, index: usize) -> Result<usize, String> {
         let bytes = self.bytes(index).unwrap_or_default();
         let image = crate::decode::decode(bytes, self.encoding())?;
+        if self.has_names() && self.name(index).is_none() {
+            return Err("its name is not UTF-8, or ends past those of all".to_owned());
+        }
         let objects = self.objects(index).unwrap_or_default();
         for (number, (bounds, _, _)) in objects.iter().enumerate() {
             if cut(bounds, image.width, image.height) != Ok(Cut::Whole(bounds)) {

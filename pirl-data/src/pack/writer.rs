@@ -127,8 +127,9 @@ impl Writer {
                 let bytes = shard.sample(index).unwrap_or_default();
                 let encoding = crate::decode::of_sample(bytes, description.encoding);
                 let (label, objects) = (shard.label(index), shard.objects(index));
+                let number = || format!("image {} of the pack", self.samples + index as u64);
                 let seen = Seen {
-                    name: format!("image {} of the pack", self.samples + index as u64),
+                    name: shard.name(index).map_or_else(number, str::to_owned),
                     label,
                 };
                 self.seen.entry(xxh3_128(bytes)).or_insert(seen);

@@ -3,14 +3,14 @@
 use std::fs::File;
 use std::io;
 
-use super::{Header, Rows, Sink};
+use super::{Header, Rows, Sink, columns};
 
 pub(super) struct Csv<'a>(csv::Writer<&'a mut File>);
 
 impl<'a> Csv<'a> {
     pub(super) fn begin(file: &'a mut File, header: &Header<'_>) -> io::Result<Self> {
         let mut table = csv::Writer::from_writer(file);
-        let mut names = ["index", "label", "class"].map(str::to_owned).to_vec();
+        let mut names = columns(header.pack);
         for (layer, dim) in header.layers {
             names.extend((0..*dim).map(|column| format!("{layer}_{column}")));
         }

@@ -6,7 +6,7 @@ use std::io::{self, BufWriter, Write};
 
 use pirl_data::Pack;
 
-use super::{Failed, Header, Rows, Sink};
+use super::{Failed, Header, Rows, Sink, columns};
 
 pub(super) struct Npy<'a>(BufWriter<&'a mut File>);
 
@@ -32,18 +32,16 @@ fn preamble(rows: usize, columns: usize) -> Vec<u8> {
     [START, &length.to_le_bytes(), dict.as_bytes()].concat()
 }
 
-/// The table of labels that stands beside an array.
+/// The table of labels and names that stands beside an array.
 pub(super) fn write_labels(file: &mut File, pack: &Pack) -> Result<(), Failed> {
     let mut table = csv::Writer::from_writer(file);
-    table
-        .write_record(["index", "label", "class"])
-        .map_err(io::Error::from)?;
+    table.write_record(columns(pack)).map_err(io::Error::from)?;
     for index in 0..pack.len() {
         let rows = Rows {
             first: index,
             layers: &[],
             labels: &[pack.label(index)],
-            class_names: pack.class_names(),
+            pack,
         };
         table
             .write_record(rows.describe(0))

@@ -29,7 +29,9 @@ struct Group {
     labels: Vec<i64>,
     labelled: Vec<i16>,
     classes: Vec<ByteArray>,
-    named: Vec<i16>,
+    classified: Vec<i16>,
+    /// `None` if the pack has no names.
+    names: Option<Vec<ByteArray>>,
     /// The numbers of each layer, and how many a row has.
     layers: Vec<(Vec<f32>, usize)>,
 }
@@ -49,6 +51,7 @@ impl<'a> Parquet<'a> {
             writer: writer.map_err(io::Error::other)?,
             group: Group {
                 layers: layers.map(|(_, dim)| (Vec::new(), *dim)).collect(),
+                names: header.pack.has_names().then(Vec::new),
                 ..Group::default()
             },
         })
@@ -67,16 +70,22 @@ fn column(name: &str, physical: PhysicalType, is: Repetition) -> PrimitiveTypeBu
     Type::primitive_type_builder(name, physical).with_repetition(is)
 }
 
-/// `index`, `label`, `class`, and for each layer a list of floats.
+/// `index`, `label`, `class`, `name` if there are names, and for each layer a list of floats.
 fn schema(header: &Header<'_>) -> Result<TypePtr, ParquetError> {
+    let text = |name, is| {
+        column(name, PhysicalType::BYTE_ARRAY, is)
+            .with_logical_type(Some(LogicalType::String))
+            .with_converted_type(ConvertedType::UTF8)
+            .build()
+    };
     let mut fields = vec![
         column("index", PhysicalType::INT64, Repetition::REQUIRED).build()?,
         column("label", PhysicalType::INT64, Repetition::OPTIONAL).build()?,
-        column("class", PhysicalType::BYTE_ARRAY, Repetition::OPTIONAL)
-            .with_logical_type(Some(LogicalType::String))
-            .with_converted_type(ConvertedType::UTF8)
-            .build()?,
+        text("class", Repetition::OPTIONAL)?,
     ];
+    if header.pack.has_names() {
+        fields.push(text("name", Repetition::REQUIRED)?);
+    }
     for (layer, _) in header.layers {
         let element = column("element", PhysicalType::FLOAT, Repetition::REQUIRED).build()?;
         let list = Type::group_type_builder("list")
@@ -109,6 +118,7 @@ impl Group {
         let layers = std::mem::take(&mut self.layers).into_iter();
         *self = Self {
             layers: layers.map(|(_, dim)| (Vec::new(), dim)).collect(),
+            names: self.names.is_some().then(Vec::new),
             ..Self::default()
         };
     }
@@ -119,7 +129,10 @@ impl Group {
     ) -> Result<(), ParquetError> {
         write_column::<Int64Type, W>(rows, &self.index, None, None)?;
         write_column::<Int64Type, W>(rows, &self.labels, Some(&self.labelled), None)?;
-        write_column::<ByteArrayType, W>(rows, &self.classes, Some(&self.named), None)?;
+        write_column::<ByteArrayType, W>(rows, &self.classes, Some(&self.classified), None)?;
+        if let Some(names) = &self.names {
+            write_column::<ByteArrayType, W>(rows, names, None, None)?;
+        }
         for (values, dim) in &self.layers {
             // Every list has as many elements, at least one: the first begins it.
             let present = vec![1; values.len()];
@@ -154,11 +167,13 @@ impl Sink for Parquet<'_> {
             group.index.push((rows.first + row) as i64);
             group.labels.extend(label.map(i64::from));
             group.labelled.push(i16::from(label.is_some()));
-            let class = label.and_then(|label| rows.class_names.get(label as usize));
-            group
-                .classes
-                .extend(class.map(|name| ByteArray::from(name.as_str())));
-            group.named.push(i16::from(class.is_some()));
+            let class = rows.class(*label);
+            group.classes.extend(class.map(ByteArray::from));
+            group.classified.push(i16::from(class.is_some()));
+            if let Some(names) = &mut group.names {
+                let name = rows.pack.name(rows.first + row).unwrap_or_default();
+                names.push(ByteArray::from(name));
+            }
         }
         for ((values, _), layer) in group.layers.iter_mut().zip(rows.layers) {
             values.extend_from_slice(layer.values());

@@ -11,6 +11,8 @@ use super::{Header, Rows, Sink};
 /// Stands for "no label".
 const UNLABELLED: i64 = -1;
 const LABELS: &str = "labels";
+const NAMES: &str = "names";
+const NAME_OFFSETS: &str = "name_offsets";
 
 pub(super) struct Safetensors<'a> {
     file: &'a mut File,
@@ -42,17 +44,37 @@ impl<'a> Safetensors<'a> {
         };
         // Numbers of eight bytes first: all are aligned then.
         let labels = place(LABELS.to_owned(), Dtype::I64, vec![header.images], 8)?;
+        let names = |image| header.pack.name(image).unwrap_or_default();
+        let named = header.pack.has_names();
+        let name_offsets = named
+            .then(|| {
+                place(
+                    NAME_OFFSETS.to_owned(),
+                    Dtype::U64,
+                    vec![header.images + 1],
+                    8,
+                )
+            })
+            .transpose()?;
         let mut layers = Vec::new();
         for (layer, dim) in header.layers {
             let start = place(layer.to_string(), Dtype::F32, vec![header.images, *dim], 4)?;
             layers.push((start, *dim));
         }
+        let mut ends = vec![0usize];
+        for image in 0..if named { header.images } else { 0 } {
+            ends.push(ends[image] + names(image).len());
+        }
+        let bytes = ends[ends.len() - 1];
+        let text = named
+            .then(|| place(NAMES.to_owned(), Dtype::U8, vec![bytes], 1))
+            .transpose()?;
         let mut notes: HashMap<String, String> = header
             .notes
             .iter()
             .map(|(key, value)| ((*key).to_owned(), value.clone()))
             .collect();
-        let class_names = serde_json::to_string(header.class_names)?;
+        let class_names = serde_json::to_string(header.pack.class_names())?;
         notes.insert("class_names".to_owned(), class_names);
         let metadata = Metadata::new(Some(notes), tensors).map_err(io::Error::other)?;
         let mut json = serde_json::to_vec(&metadata)?;
@@ -61,14 +83,22 @@ impl<'a> Safetensors<'a> {
         file.write_all(&json)?;
         let start = 8 + json.len() as u64;
         file.set_len(start + end as u64)?;
-        Ok(Self {
+        let mut written = Self {
             file,
             layers: layers
                 .into_iter()
                 .map(|(at, dim)| (start + at, dim))
                 .collect(),
             labels: start + labels,
-        })
+        };
+        if let (Some(offsets), Some(text)) = (name_offsets, text) {
+            let ends = ends.iter().map(|end| (*end as u64).to_le_bytes());
+            let ends: Vec<u8> = ends.flatten().collect();
+            written.write_at(start + offsets, &ends)?;
+            let all: String = (0..header.images).map(names).collect();
+            written.write_at(start + text, all.as_bytes())?;
+        }
+        Ok(written)
     }
 
     fn write_at(&mut self, at: u64, bytes: &[u8]) -> io::Result<()> {

@@ -12,6 +12,7 @@ use super::config::{LinearConfig, Select};
 use super::gradient::gradient;
 use super::report::{LayerReport, LinearReport, choose, rates};
 use super::samples::Samples;
+use crate::accuracy::Tally;
 use crate::error::{EvalError, Result};
 use crate::feature_set::{FeatureSet, LayerFeatures};
 use crate::probe::{Labels, Probe, comparable, hold_out};
@@ -65,6 +66,47 @@ impl LinearProbe {
         Ok(classifiers)
     }
 
+    /// Trains on a few rows, in at least so many steps, and returns for each learning rate the top-1 on the
+    /// rows held out and on the test set, in percent; 0 where the weights left the finite numbers.
+    pub(crate) fn few(
+        &self,
+        steps: usize,
+        (train, test): (&LayerFeatures, &LayerFeatures),
+        standardizer: &Standardizer,
+        labels: &Labels,
+        (rows, held_out): (&[u32], &[u32]),
+    ) -> Result<Vec<(f64, [f64; 2])>> {
+        let epoch = rows.len().div_ceil(self.config.batch_size).max(1);
+        let epochs = self.config.epochs.max(steps.div_ceil(epoch));
+        let longer = Self {
+            config: LinearConfig {
+                epochs,
+                ..self.config.clone()
+            },
+            seed: self.seed,
+        };
+        let classes = labels.classes;
+        let samples = |features, labels| Samples {
+            features,
+            standardizer,
+            labels,
+            classes,
+        };
+        let training = samples(train, &labels.train);
+        let lrs = &self.config.lrs;
+        let folded = longer.train(&training, rows, lrs, &mut || {})?.folded();
+        let every: Vec<u32> = (0..test.rows() as u32).collect();
+        let first = rates(lrs, &accuracy(&training, held_out, &folded));
+        let second = rates(
+            lrs,
+            &accuracy(&samples(test, &labels.test), &every, &folded),
+        );
+        let pairs = first.into_iter().zip(second);
+        Ok(pairs
+            .map(|(first, second)| (first.lr, [first.top1, second.top1]))
+            .collect())
+    }
+
     /// Whether the learning rate or the layer is to be chosen on a held-out part of the training set.
     fn holds_out(&self, layers: usize) -> bool {
         self.config.select == Select::Validation && self.config.lrs.len() * layers > 1
@@ -77,7 +119,7 @@ impl LinearProbe {
         labels: &Labels,
         holds_out: bool,
         epoch_done: &mut dyn FnMut(),
-    ) -> Result<LayerReport> {
+    ) -> Result<(LayerReport, Tally)> {
         let standardizer = Standardizer::of(train);
         let training = Samples {
             features: train,
@@ -116,14 +158,15 @@ impl LinearProbe {
             (chosen, None, rates, tested.map(|(_, tested)| tested))
         };
         let tested = tested.flatten().ok_or_else(diverged)?;
-        Ok(LayerReport {
+        let report = LayerReport {
             top1: tested.top1(),
             top5: tested.top5(),
             lr: chosen.lr,
             held_out,
             dim: train.dim(),
             rates: if lrs.len() > 1 { rates } else { Vec::new() },
-        })
+        };
+        Ok((report, tested))
     }
 }
 
@@ -151,7 +194,7 @@ impl Probe for LinearProbe {
             let report = self.probe_layer(pair, &labels, holds_out, &mut epoch_done)?;
             layers.insert(pair.0.layer().clone(), report);
         }
-        LinearReport::new(layers, self.config.select)
+        LinearReport::new(layers, self.config.select, train.class_names())
     }
 }
 

@@ -237,9 +237,9 @@ impl<'a> RandomCropProbe<'a> {
                 dim: probe.dim,
                 rates: if lrs.len() > 1 { rates } else { Vec::new() },
             };
-            layers.insert(probe.layer.clone(), report);
+            layers.insert(probe.layer.clone(), (report, tally.clone()));
         }
-        LinearReport::new(layers, self.config.select)
+        LinearReport::new(layers, self.config.select, test.class_names())
     }
 }
 

@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::config::Select;
 use crate::accuracy::Tally;
+use crate::classification::Classification;
 use crate::error::{EvalError, Result};
 use crate::probe::{Best, highest};
 use crate::table::{ReportTable, headline};
@@ -24,15 +25,28 @@ pub struct LinearReport {
     pub layers: BTreeMap<Layer, LayerReport>,
     /// The layer with the highest accuracy on the test set.
     pub best: Best,
+    /// The headline's classifier, class by class.
+    #[serde(flatten)]
+    pub classification: Classification,
 }
 
 impl LinearReport {
-    pub(super) fn new(layers: BTreeMap<Layer, LayerReport>, select: Select) -> Result<Self> {
-        let best = Best::of(layers.iter().map(|(layer, row)| (layer.clone(), row.top1)));
-        let best = best.ok_or_else(|| EvalError::Layers {
+    /// Of each layer with its classifier's tally of the test set.
+    pub(super) fn new(
+        layers: BTreeMap<Layer, (LayerReport, Tally)>,
+        select: Select,
+        names: &[String],
+    ) -> Result<Self> {
+        let none = || EvalError::Layers {
             train: "of no layer".to_owned(),
             test: "of no layer".to_owned(),
-        })?;
+        };
+        let (layers, tallies): (BTreeMap<Layer, LayerReport>, BTreeMap<Layer, Tally>) = layers
+            .into_iter()
+            .map(|(layer, (row, tally))| ((layer.clone(), row), (layer, tally)))
+            .unzip();
+        let best = Best::of(layers.iter().map(|(layer, row)| (layer.clone(), row.top1)));
+        let best = best.ok_or_else(none)?;
         let by_test = layers
             .get_key_value(&best.layer)
             .filter(|_| select == Select::Test);
@@ -43,7 +57,10 @@ impl LinearReport {
             held_out: row.held_out,
             top1: row.top1,
         });
+        let headline = chosen.as_ref().map_or(&best.layer, |chosen| &chosen.layer);
+        let tally = tallies.get(headline).ok_or_else(none)?;
         Ok(Self {
+            classification: tally.classification(names)?,
             chosen,
             layers,
             best,
@@ -129,6 +146,10 @@ impl ReportTable for LinearReport {
         };
         let layers = self.layers.iter();
         layers.map(|(layer, found)| (layer, row(found))).collect()
+    }
+
+    fn classification(&self) -> Option<&Classification> {
+        Some(&self.classification)
     }
 
     fn headline(&self) -> String {

@@ -26,7 +26,7 @@ pub(super) fn stepwise(scored: Vec<(f64, bool)>) -> f64 {
 
 /// The area under the precision envelope (VISSL's `get_precision_recall`): at each recall the
 /// highest precision of any recall as high. 0 without a positive.
-pub(super) fn envelope(scored: Vec<(f64, bool)>) -> f64 {
+pub(crate) fn envelope(scored: Vec<(f64, bool)>) -> f64 {
     let scored = ranked(scored);
     let mut hits = 0;
     let precisions: Vec<f64> = scored

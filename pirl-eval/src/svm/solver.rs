@@ -12,33 +12,33 @@ use rand_chacha::ChaCha8Rng;
 const STILL: f64 = 1e-12;
 
 /// All samples, of which a machine may learn from some.
-pub(super) struct Problem<'a> {
+pub(crate) struct Problem<'a> {
     /// `(samples, dim)`, row by row.
-    pub(super) rows: &'a [f32],
-    pub(super) dim: usize,
-    pub(super) positive: &'a [bool],
+    pub(crate) rows: &'a [f32],
+    pub(crate) dim: usize,
+    pub(crate) positive: &'a [bool],
 }
 
 impl Problem<'_> {
-    pub(super) fn row(&self, row: usize) -> &[f32] {
+    pub(crate) fn row(&self, row: usize) -> &[f32] {
         &self.rows[row * self.dim..][..self.dim]
     }
 }
 
-pub(super) struct Solver {
-    pub(super) cost: f64,
-    pub(super) positive_weight: f64,
-    pub(super) tolerance: f64,
-    pub(super) max_passes: usize,
-    pub(super) seed: u64,
+pub(crate) struct Solver {
+    pub(crate) cost: f64,
+    pub(crate) positive_weight: f64,
+    pub(crate) tolerance: f64,
+    pub(crate) max_passes: usize,
+    pub(crate) seed: u64,
 }
 
 /// A trained machine.
-pub(super) struct Machine {
+pub(crate) struct Machine {
     weight: Vec<f64>,
     intercept: f64,
     /// Whether it came within the tolerance.
-    pub(super) finished: bool,
+    pub(crate) finished: bool,
 }
 
 /// A sample with its multiplier.
@@ -54,7 +54,7 @@ struct Sample<'a> {
 
 impl Machine {
     /// w.x + b
-    pub(super) fn score(&self, row: &[f32]) -> f64 {
+    pub(crate) fn score(&self, row: &[f32]) -> f64 {
         dot(&self.weight, row) + self.intercept
     }
 
@@ -69,7 +69,7 @@ impl Machine {
 impl Solver {
     /// Minimises |w|^2 / 2 + sum over `chosen` of C_i max(0, 1 - y_i (w.x_i + b))^2, C_i being the
     /// cost, times the positive weight for positives.
-    pub(super) fn train(&self, problem: &Problem<'_>, chosen: &[u32]) -> Machine {
+    pub(crate) fn train(&self, problem: &Problem<'_>, chosen: &[u32]) -> Machine {
         let mut samples: Vec<Sample<'_>> = chosen
             .iter()
             .map(|row| {

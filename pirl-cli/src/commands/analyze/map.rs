@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 use pirl_data::Pack;
-use pirl_eval::{MapConfig, Neighbour, map_features, silhouette};
+use pirl_eval::{ImageName, MapConfig, Neighbour, map_features, silhouette};
 use pirl_report::{Layout, MapReport, neighbour_sheet};
 use serde_json::{Value, json};
 
@@ -99,14 +99,17 @@ pub(crate) fn map(args: &MapArgs) -> Result<()> {
         )),
         duplicates.len()
     );
-    let pair = |(first, second): &(u32, Neighbour)| json!({ "images": [first, second.index], "cosine": second.cosine });
+    let pair = |(first, second): &(u32, Neighbour)| {
+        let names = [*first as usize, second.index].map(|image| pack.name(image));
+        json!({ "images": [first, second.index], "names": names, "cosine": second.cosine })
+    };
     let pairs: Vec<Value> = duplicates.iter().map(pair).collect();
     let result = json!({
         "layer": args.layer,
         "settings": config,
         "silhouette": apart,
         "explained": map.explained,
-        "outliers": outliers,
+        "outliers": outliers.iter().map(|image| ImageName::of(&pack, *image as usize)).collect::<Vec<_>>(),
         "near_duplicates": pairs,
         "page": PAGE,
         "picture": PICTURE,

@@ -2,11 +2,11 @@
 
 use anyhow::{Result, ensure};
 use pirl_data::Pack;
-use pirl_eval::nearest_neighbours;
+use pirl_eval::{NeighbourReport, nearest_neighbours};
 use pirl_report::neighbour_sheet;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::{Network, finish, make_folder};
 use crate::args::NeighboursArgs;
@@ -41,41 +41,19 @@ pub(crate) fn neighbours(args: &NeighboursArgs) -> Result<()> {
     let sheet = args.analyze.out.join(SHEET);
     write_png(&sheet, &neighbour_sheet(&pack, &queries, searched, &found)?)?;
 
-    let class = |pack: &Pack, index: usize| {
-        let label = pack.label(index)?;
-        pack.class_names().get(label as usize).cloned()
-    };
-    let (mut same, mut labelled) = (0u32, 0u32);
-    let rows: Vec<Value> = queries
-        .iter()
-        .zip(&found)
-        .map(|(&query, found)| {
-            let own = class(&pack, query as usize);
-            let neighbours = found.iter().map(|neighbour| {
-                let other = class(searched, neighbour.index);
-                if own.is_some() && other.is_some() {
-                    labelled += 1;
-                    same += u32::from(own == other);
-                }
-                json!({ "index": neighbour.index, "class": other, "cosine": neighbour.cosine })
-            });
-            let neighbours: Vec<Value> = neighbours.collect();
-            json!({ "index": query, "class": own, "neighbours": neighbours })
-        })
-        .collect();
-    let same_class = (labelled > 0).then(|| 100.0 * f64::from(same) / f64::from(labelled));
+    let report = NeighbourReport::new(&pack, &queries, searched, &found);
     let result = json!({
         "layer": args.layer,
         "neighbours": k,
-        "same_class": same_class,
-        "queries": rows,
+        "same_class": report.same_class,
+        "queries": report.queries,
         "sheet": SHEET,
         "weights": network.facts,
         "data": describe_pack(&args.analyze.data, &pack),
         "gallery": args.gallery.as_deref().map(|path| describe_pack(path, searched)),
         "seed": network.recipe.seed,
     });
-    let agreement = same_class.map_or(String::new(), |share| {
+    let agreement = report.same_class.map_or(String::new(), |share| {
         format!("; {share:.1}% of the neighbours are of the query's class")
     });
     let text = format!(

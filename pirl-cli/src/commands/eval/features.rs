@@ -77,6 +77,7 @@ fn on_random_crops(args: &ProbeArgs, task: &Task, resume: bool) -> Result<()> {
     let mut facts = task.facts(&args.eval, settings);
     facts["pool"] = json!(extraction.pool);
     facts["precise_batch_norm"] = json!(statistics);
+    task.write_classes(&args.eval, &report.classification)?;
     let baselines = None;
     let report = WithBaselines { report, baselines };
     task.finish(&args.eval, &report, facts, || report.to_string())
@@ -180,14 +181,14 @@ fn show(progress: &mut Option<Progress>, what: &'static str, done: usize, total:
 
 impl Task {
     /// Reads the features, runs the probe on them and on its baselines, and reports.
-    fn run<P: Probe<Report: ReportTable>>(
+    pub(super) fn run<P: Probe<Report: ReportTable>>(
         &self,
         args: &ProbeArgs,
         probe: &P,
         what: &'static str,
         settings: Value,
     ) -> Result<()> {
-        let extraction = extraction(&self.recipe);
+        let extraction = self.extraction();
         let statistics = self.recompute_batch_norm(&extraction)?;
         let train = self.features(args, &self.train, &extraction, "reading training features")?;
         let test = self.features(args, &self.test, &extraction, "reading test features")?;
@@ -196,6 +197,9 @@ impl Task {
             show(&mut progress, what, done, total);
         })?;
         drop((train, test)); // the baselines need the memory
+        if let Some(classification) = report.classification() {
+            self.write_classes(&args.eval, classification)?;
+        }
         let mut facts = self.facts(&args.eval, settings);
         facts["pool"] = json!(extraction.pool);
         facts["precise_batch_norm"] = json!(statistics);

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use pirl_eval::{Finetune, FinetuneReport, LabelSubset, Protocol};
+use pirl_eval::{Finetune, LabelSubset, Protocol};
 use serde_json::json;
 
 use super::Task;
@@ -58,9 +58,10 @@ pub(crate) fn finetune(args: &FinetuneArgs) -> Result<()> {
         progress.finish();
         report
     };
+    task.write_classes(&args.eval, &report.classification)?;
     let mut facts = task.facts(&args.eval, settings);
     facts["labels"] = json!(labels);
-    task.finish(&args.eval, &report, facts, || table(&report))
+    task.finish(&args.eval, &report, facts, || report.to_string())
 }
 
 /// The labelled images: those of `--labels`, or a balanced draw.
@@ -89,15 +90,4 @@ fn write_labels(args: &FinetuneArgs, subset: &LabelSubset) -> Result<Option<Path
     let path = out.join("labels.txt");
     write_file(&path, subset.to_text().as_bytes())?;
     Ok(Some(path))
-}
-
-fn table(report: &FinetuneReport) -> String {
-    format!(
-        "fine-tuned on {} labelled images ({:.3}% of them), {} steps: top-1 {:.2}%, top-5 {:.2}%",
-        report.labelled_images,
-        100.0 * report.label_fraction,
-        report.steps,
-        report.top1,
-        report.top5
-    )
 }

@@ -3,6 +3,7 @@
 mod detect;
 mod features;
 mod finetune;
+mod low_shot;
 mod svm;
 
 use std::fs;
@@ -10,9 +11,10 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use pirl_data::{ImageView, Pack, ViewConfig};
-use pirl_eval::{Dataset, Extraction, Protocol, check_packs, weights_fingerprint};
+use pirl_eval::{Classification, Dataset, Extraction, Protocol, check_packs, weights_fingerprint};
 use pirl_model::ResNet;
 use pirl_recipes::Recipe;
+use pirl_report::ClassesReport;
 use pirl_train::{BoxError, Identity, Training};
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -20,7 +22,7 @@ use serde_json::{Value, json};
 use features::BatchNormStatistics;
 
 use crate::args::EvalArgs;
-use crate::output::{print, print_json, write_result};
+use crate::output::{print, print_json, write_file, write_result};
 use crate::run_dir::RunDir;
 use crate::session::{Session, nothing};
 use crate::weights::Weights;
@@ -29,6 +31,7 @@ use crate::{device, weights};
 pub(crate) use detect::detect;
 pub(crate) use features::{batch_norm_seed, extraction, knn, linear, recompute_batch_norm};
 pub(crate) use finetune::finetune;
+pub(crate) use low_shot::low_shot;
 pub(crate) use svm::svm;
 
 /// What is kept for the test of images that come without one, the same in every evaluation.
@@ -53,8 +56,10 @@ struct Task {
 impl Task {
     fn open(args: &EvalArgs, dataset: Option<Dataset>, protocol: Protocol) -> Result<Self> {
         let (train, test) = open_packs(args)?;
-        if protocol != Protocol::Svm {
-            check_packs(&train, &test)?;
+        match protocol {
+            Protocol::Svm => {}
+            Protocol::LowShot if train.has_objects() => {}
+            _ => check_packs(&train, &test)?,
         }
         let run = &args.run;
         let device = device::parse(&run.device)?;
@@ -91,6 +96,18 @@ impl Task {
     fn recompute_batch_norm(&self, extraction: &Extraction) -> Result<BatchNormStatistics> {
         let saved = self.precise_batch_norm;
         recompute_batch_norm(&self.backbone, &self.recipe, &self.train, extraction, saved)
+    }
+
+    /// How features are read. Where images may show several classes the whole image counts, since an object
+    /// may stand at its edge.
+    fn extraction(&self) -> Extraction {
+        let mut extraction = features::extraction(&self.recipe);
+        extraction.view.stretch = match self.protocol {
+            Protocol::Svm => true,
+            Protocol::LowShot => self.train.has_objects(),
+            _ => false,
+        };
+        extraction
     }
 
     /// Random crops and flips, no colours: how training sees images.
@@ -150,9 +167,31 @@ impl Task {
             "view": {
                 "resize": self.recipe.eval.resize,
                 "crop": self.recipe.eval_view().crop,
+                "stretch": self.extraction().view.stretch,
             },
             "settings": settings,
         })
+    }
+
+    /// Writes what a classifier takes for what into `--out`: `classes.html` and `confusion.csv`.
+    fn write_classes(&self, args: &EvalArgs, found: &Classification) -> Result<()> {
+        let Some(out) = &args.out else {
+            return Ok(());
+        };
+        fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
+        let test = args.test.as_ref().unwrap_or(&args.train);
+        let fact = |name: &str, fact: String| (name.to_owned(), fact);
+        let page = ClassesReport {
+            title: &format!("{} by {}", test.display(), self.origin),
+            facts: vec![
+                fact("evaluation", self.protocol.to_string()),
+                fact("images", self.test.len().to_string()),
+                fact("classes", found.confusion.classes().len().to_string()),
+            ],
+            classification: found,
+        };
+        write_file(&out.join("classes.html"), page.to_html()?.as_bytes())?;
+        write_file(&out.join("confusion.csv"), &found.confusion.to_csv()?)
     }
 
     /// Writes and prints a report with the facts it rests on, and the published figures, if the data

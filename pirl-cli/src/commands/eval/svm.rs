@@ -1,11 +1,10 @@
 //! `pirl eval svm`: support vector machines on frozen features, VOC07's classification protocol.
 
 use anyhow::Result;
-use pirl_eval::{Presence, Protocol, Svm, SvmReport};
+use pirl_eval::{Presence, Protocol, Svm};
 use serde_json::json;
 
 use super::Task;
-use super::features::extraction;
 use crate::args::ProbeArgs;
 use crate::progress::Progress;
 
@@ -14,8 +13,7 @@ pub(crate) fn svm(args: &ProbeArgs) -> Result<()> {
     let config = &task.recipe.eval.svm;
     let svm = Svm::new(config.clone(), task.recipe.seed)?;
     let (train_presence, test_presence) = Presence::of_packs(&task.train, &task.test)?;
-    let mut extraction = extraction(&task.recipe);
-    extraction.view.stretch = true; // the whole image counts: an object may stand at its edge
+    let extraction = task.extraction();
     let statistics = task.recompute_batch_norm(&extraction)?;
     let train = task.features(args, &task.train, &extraction, "reading training features")?;
     let test = task.features(args, &task.test, &extraction, "reading test features")?;
@@ -29,29 +27,6 @@ pub(crate) fn svm(args: &ProbeArgs) -> Result<()> {
     progress.finish();
     let mut facts = task.facts(&args.eval, serde_json::to_value(config)?);
     facts["pool"] = json!(extraction.pool);
-    facts["view"]["stretch"] = json!(true);
     facts["precise_batch_norm"] = json!(statistics);
-    task.finish(&args.eval, &report, facts, || table(&report))
-}
-
-fn table(report: &SvmReport) -> String {
-    let mut text = "layer  features     mAP\n".to_owned();
-    for (layer, found) in &report.layers {
-        text += &format!(
-            "{:<5}  {:>8}  {:>6.2}\n",
-            layer.to_string(),
-            found.dim,
-            found.map
-        );
-    }
-    let unfinished: usize = report.layers.values().map(|layer| layer.unfinished).sum();
-    if unfinished > 0 {
-        text += &format!(
-            "{unfinished} machines were stopped by eval.svm.max_passes before they were done\n"
-        );
-    }
-    text + &format!(
-        "best: {} with {:.2}% mAP",
-        report.best.layer, report.best.map
-    )
+    task.finish(&args.eval, &report, facts, || report.to_string())
 }
