@@ -78,7 +78,7 @@ def step_case(name, layout, bf16):
     return step(CASES["step"][name], layout, torch.bfloat16 if bf16 else None)
 
 
-def step(case, layout, autocast, device="cpu"):
+def step(case, layout, autocast, device="cpu", foreach=None):
     """A training step on images that are on the device already; `autocast`: the type, or None for f32."""
     batch, image, patch = case["batch"], case["image"], case["patch"]
     trunk, features = resnet(case["depth"], case["width"])
@@ -95,7 +95,7 @@ def step(case, layout, autocast, device="cpu"):
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": 1e-4},
         {"params": [p for p in parameters if p.ndim == 1], "weight_decay": 0.0},
     ]
-    sgd = torch.optim.SGD(groups, lr=0.01, momentum=0.9)
+    sgd = torch.optim.SGD(groups, lr=0.01, momentum=0.9, foreach=foreach)
     scaler = torch.amp.GradScaler(device, enabled=autocast == torch.float16)
     bank = F.normalize(torch.randn(case["bank"], DIM, device=device), dim=1)
     rows = torch.arange(batch, device=device)

@@ -3,7 +3,7 @@
 #[cfg(feature = "cuda")]
 use candle_core::CudaStorage;
 use candle_core::{
-    CpuStorage, CustomOp1, CustomOp2, DType, Device, Layout, Result, Shape, Tensor, bail,
+    CpuStorage, CustomOp1, CustomOp2, D, DType, Device, Layout, Result, Shape, Tensor, bail,
 };
 use pirl_core::storage::{slice, with_slice};
 
@@ -27,28 +27,8 @@ use super::reference;
 /// If the shapes do not fit, the kernel is not square or larger than the padded input, or the
 /// stride is 0.
 pub fn conv2d(x: &Tensor, weight: &Tensor, stride: usize, padding: usize) -> Result<Tensor> {
-    convolve(x, weight, stride, padding, false)
-}
-
-/// [`conv2d()`] for which cuDNN may round factors to TF32's ten binary places.
-pub(crate) fn conv2d_tf32(
-    x: &Tensor,
-    weight: &Tensor,
-    stride: usize,
-    padding: usize,
-) -> Result<Tensor> {
-    convolve(x, weight, stride, padding, true)
-}
-
-fn convolve(
-    x: &Tensor,
-    weight: &Tensor,
-    stride: usize,
-    padding: usize,
-    tf32: bool,
-) -> Result<Tensor> {
-    let (n, c_in, h, w) = x.dims4()?;
-    let (c_out, weight_c_in, kernel, kernel_w) = weight.dims4()?;
+    let (_, c_in, h, w) = x.dims4()?;
+    let (_, weight_c_in, kernel, kernel_w) = weight.dims4()?;
     if kernel != kernel_w || kernel == 0 || stride == 0 {
         bail!(
             "conv2d needs a square kernel and a stride of at least 1, got {kernel}x{kernel_w} and {stride}"
@@ -64,6 +44,46 @@ fn convolve(
     if !fast || (x.device().is_cuda() && x.elem_count() == 0) {
         return reference::conv2d(x, weight, stride, padding);
     }
+    channels_second(&convolve_nhwc(
+        &channels_last(x)?,
+        weight,
+        stride,
+        padding,
+        false,
+    )?)
+}
+
+/// [`conv2d()`] of `x` `(n, h, w, c_in)`, to `(n, oh, ow, c_out)`; `weight` as there. For networks whose maps
+/// stay in this layout: to Candle a change of layout has a gradient like any op. With `tf32` cuDNN may round
+/// factors to TF32's ten binary places.
+pub(crate) fn conv2d_nhwc(
+    x: &Tensor,
+    weight: &Tensor,
+    stride: usize,
+    padding: usize,
+    tf32: bool,
+) -> Result<Tensor> {
+    let runs = runs_fast(x, cfg!(feature = "cudnn")) && x.dtype() == weight.dtype();
+    if runs && x.elem_count() > 0 {
+        return convolve_nhwc(x, weight, stride, padding, tf32);
+    }
+    channels_last(&reference::conv2d(
+        &channels_second(x)?,
+        weight,
+        stride,
+        padding,
+    )?)
+}
+
+/// By an op of this crate, which there is for `x`.
+fn convolve_nhwc(
+    x: &Tensor,
+    weight: &Tensor,
+    stride: usize,
+    padding: usize,
+    tf32: bool,
+) -> Result<Tensor> {
+    let ((n, h, w, c_in), (c_out, _, kernel, _)) = (x.dims4()?, weight.dims4()?);
     let shape = ConvShape {
         n,
         h,
@@ -79,9 +99,8 @@ fn convolve(
         Device::Cuda(_) => channels_last(weight)?,
         _ => weight.contiguous()?,
     };
-    channels_last(x)?
-        .apply_op2(&weight, Convolution { shape, tf32 })?
-        .permute((0, 3, 1, 2))
+    x.contiguous()?
+        .apply_op2(&weight, Convolution { shape, tf32 })
 }
 
 /// Max-pooling of `x` with minus infinity beyond its borders, differentiable.
@@ -126,6 +145,24 @@ pub fn max_pool2d(x: &Tensor, kernel: usize, stride: usize, padding: usize) -> R
         .permute((0, 3, 1, 2))
 }
 
+/// The max-pooling of a network, 3x3 with stride 2 and padding 1, of `x` `(n, h, w, c)`.
+pub(crate) fn max_pool_nhwc(x: &Tensor) -> Result<Tensor> {
+    let (n, h, w, c) = x.dims4()?;
+    if !runs_fast(x, cfg!(feature = "cuda")) || x.elem_count() == 0 {
+        return channels_last(&max_pool2d(&channels_second(x)?, 3, 2, 1)?);
+    }
+    let shape = PoolShape {
+        n,
+        h,
+        w,
+        c,
+        kernel: 3,
+        stride: 2,
+        padding: 1,
+    };
+    x.contiguous()?.apply_op1(MaxPool(shape))
+}
+
 /// Batch norm of `x` by the batch's own statistics, then the residual, then ReLU; differentiable in
 /// `x`, `gamma`, `beta` and the residual.
 ///
@@ -149,15 +186,10 @@ pub fn batch_norm_train(
 ) -> Result<(Tensor, Tensor, Tensor)> {
     #[cfg(feature = "cuda")]
     if x.device().is_cuda() && runs_fast(x, true) && x.elem_count() > 0 {
-        let x = channels_last(x)?;
-        let [mean, var, inv_std] = batch_norm::cuda::statistics(&x, eps as f32)?;
-        let op = BatchNorm {
-            mean: mean.clone(),
-            inv_std,
-            of_batch: true,
-            relu,
-        };
-        return Ok((normalise(&x, gamma, beta, residual, op)?, mean, var));
+        let (x, residual) = (channels_last(x)?, residual.map(channels_last).transpose()?);
+        let affine = Tensor::cat(&[gamma, beta], 0)?;
+        let found = batch_norm_nhwc(&x, &affine, None, eps, residual.as_ref(), relu)?;
+        return Ok((channels_second(&found.0)?, found.1, found.2));
     }
     reference::batch_norm_train(x, gamma, beta, eps, residual, relu)
 }
@@ -183,32 +215,62 @@ pub fn batch_norm_eval(
 ) -> Result<Tensor> {
     #[cfg(feature = "cuda")]
     if x.device().is_cuda() && runs_fast(x, true) && x.elem_count() > 0 {
-        let op = BatchNorm {
-            mean: mean.detach(),
-            inv_std: (var.detach() + eps)?.sqrt()?.recip()?,
-            of_batch: false,
-            relu,
-        };
-        return normalise(&channels_last(x)?, gamma, beta, residual, op);
+        let (x, residual) = (channels_last(x)?, residual.map(channels_last).transpose()?);
+        let affine = Tensor::cat(&[gamma, beta], 0)?;
+        let given = Some((mean, var));
+        let (out, ..) = batch_norm_nhwc(&x, &affine, given, eps, residual.as_ref(), relu)?;
+        return channels_second(&out);
     }
     reference::batch_norm_eval(x, gamma, beta, mean, var, eps, residual, relu)
 }
 
-/// `x` is NHWC, the result a view of such memory.
-#[cfg(feature = "cuda")]
-fn normalise(
+/// Batch norm of `x` `(n, h, w, c)` by the `given` mean and variance, or without any by the batch's own, then
+/// the residual, then ReLU; `affine`: gamma, then beta, `(2 c)`. Returns the output, and the mean and the
+/// biased variance that it was normalised by, which carry no gradient.
+pub(crate) fn batch_norm_nhwc(
     x: &Tensor,
-    gamma: &Tensor,
-    beta: &Tensor,
+    affine: &Tensor,
+    given: Option<(&Tensor, &Tensor)>,
+    eps: f64,
     residual: Option<&Tensor>,
-    op: BatchNorm,
-) -> Result<Tensor> {
-    let affine = Tensor::cat(&[gamma, beta], 0)?;
-    let out = match residual {
-        Some(residual) => x.apply_op3(&affine, &channels_last(residual)?, op)?,
-        None => x.apply_op2(&affine, op)?,
+    relu: bool,
+) -> Result<(Tensor, Tensor, Tensor)> {
+    #[cfg(feature = "cuda")]
+    if x.device().is_cuda() && runs_fast(x, true) && x.elem_count() > 0 {
+        let x = x.contiguous()?;
+        let ([mean, var, inv_std], of_batch) = match given {
+            None => (batch_norm::cuda::statistics(&x, eps as f32)?, true),
+            Some((mean, var)) => {
+                let (mean, var) = (mean.detach(), var.detach());
+                let inv_std = (&var + eps)?.sqrt()?.recip()?;
+                ([mean, var, inv_std], false)
+            }
+        };
+        let op = BatchNorm {
+            mean: mean.clone(),
+            inv_std,
+            of_batch,
+            relu,
+        };
+        let out = match residual {
+            Some(residual) => x.apply_op3(affine, &residual.contiguous()?, op)?,
+            None => x.apply_op2(affine, op)?,
+        };
+        return Ok((out, mean, var));
+    }
+    let c = x.dim(D::Minus1)?;
+    let (gamma, beta) = (affine.narrow(0, 0, c)?, affine.narrow(0, c, c)?);
+    let residual = residual.map(channels_second).transpose()?;
+    let (x, residual) = (channels_second(x)?, residual.as_ref());
+    let (out, mean, var) = match given {
+        None => reference::batch_norm_train(&x, &gamma, &beta, eps, residual, relu)?,
+        Some((mean, var)) => {
+            let out =
+                reference::batch_norm_eval(&x, &gamma, &beta, mean, var, eps, residual, relu)?;
+            (out, mean.clone(), var.clone())
+        }
     };
-    out.permute((0, 3, 1, 2))
+    Ok((channels_last(&out)?, mean, var))
 }
 
 /// Whether an op of this crate can run on `x`; `on_cuda`: whether there is one for CUDA devices.
@@ -222,6 +284,10 @@ fn runs_fast(x: &Tensor, on_cuda: bool) -> bool {
 
 fn channels_last(x: &Tensor) -> Result<Tensor> {
     x.permute((0, 2, 3, 1))?.contiguous()
+}
+
+fn channels_second(x: &Tensor) -> Result<Tensor> {
+    x.permute((0, 3, 1, 2))
 }
 
 /// NHWC input and output; on a CPU PyTorch's weight, on a CUDA device with its channels last.
