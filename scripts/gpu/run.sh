@@ -22,7 +22,7 @@ rm -rf "$out/stages" "$out/runs"
 mkdir -p "$out/stages" "$out/runs"
 pirl=$here/pirl
 ends=$((SECONDS + ${PIRL_GPU_SECONDS:-470}))
-names=()
+names=() rows=() # of the stages, and of the table in the report
 unset RUST_LOG RUST_BACKTRACE
 
 say() { printf '== %s\n' "$*" >&2; }
@@ -60,11 +60,12 @@ stage() {
   {
     printf '{"name": "%s", "status": "%s", "seconds": %s, "exit_code": %d' "$name" "$status" \
       "$(awk "BEGIN { printf \"%.1f\", $end - $begin }")" "$code"
-    [ -z "$why" ] || printf ', "why": "%s"' "$(printf %s "$why" | text -)"
+    [ -z "$why" ] || printf ', "why": "%s"' "$(printf '%s' "$why" | text - | sed 's/\\n$//')"
     if [ "$(head -c 1 "$files.out")" = "{" ]; then printf ', "result": '; cat "$files.out"; else printf ', "printed": "%s"' "$(text "$files.out")"; fi
     [ ! -s "$files.err" ] || printf ', "said": "%s"' "$(text "$files.err")"
     printf '}\n'
   } >"$files.json"
+  rows+=("| $name | $status | $(awk "BEGIN { printf \"%.1f\", $end - $begin }") | ${why//|/\\|} |")
   say "$name: $status${why:+, $why}"
   [ "$status" = passed ]
 }
@@ -107,7 +108,7 @@ libnccl.so.2|NCCL 2 or pip install nvidia-nccl-cu13"
 # Puts the folders of the libraries that are found into LD_LIBRARY_PATH, and says what is missing.
 find_libraries() {
   local library brings folder found path=${LD_LIBRARY_PATH:-} list
-  list=$(folders | awk 'NF && !seen[$0]++')
+  list=$(folders | awk 'NF && !seen[$0]++' | while read -r folder; do [ ! -d "$folder" ] || printf '%s\n' "$folder"; done)
   libraries=""
   missing=()
   while IFS='|' read -r library brings; do
@@ -128,7 +129,7 @@ find_libraries() {
     fi
   done <<<"$wanted"
   export LD_LIBRARY_PATH=$path
-  searched=$(tr '\n' ' ' <<<"$list")
+  searched=$(paste -sd ' ' <<<"$list")
 }
 
 # A network and a batch that take no time.
@@ -252,17 +253,17 @@ number() { grep -o "\"$1\": *[-+0-9.eEnul]*" "$2" | sed 's/.*: *//'; }
 {
   echo "# pirl on this machine"
   echo
-  if [ "$gpu" = true ]; then echo "With a GPU: $(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader 2>/dev/null | head -1)."
+  if [ "$gpu" = true ]; then echo "With a GPU:$(sed -n 's/^ *"model": "\(.*\)",/ \1/p' "$out/stages/gpu.out"), driver $(nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null | head -1)."
   else echo "There is no GPU here: $(head -1 "$out/stages/gpu.err"). What follows is of the CPU."; fi
-  for library in "${missing[@]}"; do echo; echo "Missing: $library; looked in $searched"; done
+  if [ ${#missing[@]} -gt 0 ]; then
+    printf '\nMissing:\n\n'
+    printf -- '- %s\n' "${missing[@]}"
+    printf '\nLooked in %s and where ldconfig looks.\n' "${searched:-LD_LIBRARY_PATH}"
+  fi
   echo
   echo "| stage | outcome | seconds | |"
   echo "| --- | --- | --- | --- |"
-  for name in "${names[@]}"; do
-    awk -v name="$name" '
-      function value(key) { return match($0, "\"" key "\": \"?[^\",}]*") ? substr($0, RSTART, RLENGTH) : "" }
-      NR == 1 { status = value("status"); seconds = value("seconds"); why = value("why"); sub(/.*: "?/, "", status); sub(/.*: /, "", seconds); sub(/.*: "?/, "", why); print "| " name " | " status " | " seconds " | " why " |" }' "$out/stages/$name.json"
-  done
+  printf '%s\n' "${rows[@]}"
   for name in losses-gpu-and-cpu resume-of-gpu-on-cpu resume-of-cpu-on-gpu resume-on-cpu two-copies; do
     file=$out/stages/$name.out
     [ -s "$file" ] || continue
@@ -285,7 +286,9 @@ number() { grep -o "\"$1\": *[-+0-9.eEnul]*" "$2" | sed 's/.*: *//'; }
       [ -e "$theirs" ] || theirs=/dev/null
       paste -d ' ' <(number batch_size "$ours") <(number images_per_second "$ours" | head -n "$(number batch_size "$ours" | wc -l)") <(number memory_mib "$ours") \
         <(number images_per_second "$theirs") <(number memory_mib "$theirs") |
-        awk -v precision=$precision 'NF >= 3 { printf "| %s | %s | %.0f | %s | %s | %s | %s |\n", precision, $1, $2, $3, NF > 3 ? sprintf("%.0f", $4) : "", $5, $4 > 0 ? sprintf("%.2f", $2 / $4) : "" }'
+        awk -v precision=$precision '
+          function rate(x) { return x == "" ? "" : x == "null" ? "failed" : sprintf("%.0f", x) }
+          { printf("| %s | %s | %s | %s | %s | %s | %s |\n", precision, $1, rate($2), $3, rate($4), $5, ($2 > 0 && $4 > 0 ? sprintf("%.2f", $2 / $4) : "")) }'
     done
   fi
 } >"$out/report.md"

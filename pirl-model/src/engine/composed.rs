@@ -22,8 +22,8 @@ pub(crate) struct Composed<'a> {
     set: &'a ParamSet,
     /// Of a pass that is differentiated.
     cut: Option<Cut>,
-    /// Those asked for so far.
-    params: Vec<Option<Tensor>>,
+    /// Those asked for so far, by their first parameter.
+    parts: Vec<Option<Tensor>>,
     buffers: &'a Buffers,
     mode: Mode,
     ops: Ops,
@@ -45,7 +45,7 @@ impl<'a> Composed<'a> {
         Ok(Self {
             set,
             cut: mode.records().then(|| Cut::new(flat)).transpose()?,
-            params: vec![None; set.params().len()],
+            parts: vec![None; set.params().len()],
             buffers,
             mode,
             ops,
@@ -55,17 +55,22 @@ impl<'a> Composed<'a> {
     }
 
     fn param(&mut self, id: ParamId) -> Result<Tensor> {
-        if let Some(found) = &self.params[id.index()] {
+        let param = self.set.param(id);
+        let part = self.part(id, param.elements())?;
+        Ok(part.reshape(param.shape.as_slice())?)
+    }
+
+    /// The `len` numbers from the first of a parameter on, always as many for the same one.
+    fn part(&mut self, first: ParamId, len: usize) -> Result<Tensor> {
+        if let Some(found) = &self.parts[first.index()] {
             return Ok(found.clone());
         }
-        let param = self.set.param(id);
-        let (start, len) = (param.offset, param.elements());
+        let start = self.set.param(first).offset;
         let part = match &self.cut {
             Some(cut) => cut.part(start, len)?,
             None => self.set.var().as_detached_tensor().narrow(0, start, len)?,
         };
-        let found = part.reshape(param.shape.as_slice())?;
-        Ok(self.params[id.index()].insert(found).clone())
+        Ok(self.parts[first.index()].insert(part).clone())
     }
 
     /// Maps, or vectors, as the pass takes them.
@@ -84,18 +89,10 @@ impl<'a> Composed<'a> {
         })
     }
 
-    /// Gamma and beta of a batch norm, one after the other.
+    /// Gamma and beta of a batch norm, which follow each other in the set, as one.
     fn affine(&mut self, layer: &Norm) -> Result<Tensor> {
         let (gamma, beta) = (self.set.param(layer.weight), self.set.param(layer.bias));
-        if let Some(cut) = &self.cut
-            && gamma.offset + gamma.elements() == beta.offset
-        {
-            return Ok(cut.part(gamma.offset, gamma.elements() + beta.elements())?);
-        }
-        Ok(Tensor::cat(
-            &[self.param(layer.weight)?, self.param(layer.bias)?],
-            0,
-        )?)
+        self.part(layer.weight, gamma.elements() + beta.elements())
     }
 
     /// A parameter as the factor of a product.
