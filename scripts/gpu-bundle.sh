@@ -27,12 +27,13 @@ mkdir -p "$bundle/tests" "$bundle/data" "$bundle/benches/peers"
 
 # Every executable, under its package's name.
 "${build[@]}" --message-format json 2>/dev/null | python3 -c '
-import json, re, sys
+import json, sys
 for line in sys.stdin:
     message = json.loads(line)
-    if message.get("executable"):
-        package = re.split("[/#@]", message["manifest_path"])[-2]
-        print(message["executable"], "pirl" if message["target"]["kind"] == ["bin"] else "tests/" + package)
+    kind = message.get("target", {}).get("kind")
+    if message.get("executable") and kind in (["bin"], ["test"]):
+        package = message["manifest_path"].split("/")[-2]
+        print(message["executable"], "pirl" if kind == ["bin"] else "tests/" + package)
 ' | while read -r built name; do install -m 755 "$built" "$bundle/$name"; done
 strip "$bundle/pirl" "$bundle"/tests/*
 

@@ -33,7 +33,7 @@ LIBRARIES = {
     "curand": "libcurand.so.10", "nvrtc": "libnvrtc.so.13", "cudnn": "libcudnn.so.9", "nccl": "libnccl.so.2",
 }
 # Of cuBLAS, cuDNN and cuRAND, what works on the device.
-WORK = re.compile(r"cublas\w*Gemm\w*|cublasLtMatmul|cudnnConvolution(Forward|BackwardData|BackwardFilter)|curandGenerate\w+")
+WORK = re.compile(r"cublas\w*[gG]em[mv]\w*|cublasLtMatmul|cudnnConvolution(Forward|BackwardData|BackwardFilter)|curandGenerate\w+")
 PROFILE = """
 import collections, json, sys, torch
 from pirl_torch import CASES, step

@@ -4,6 +4,8 @@
 //! One flat tensor means one gradient a backward pass and one loop an optimiser step, however many
 //! layers there are; the names, shapes and offsets beside it make it torchvision's state dict.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fmt;
 use std::ops::Range;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -233,15 +235,17 @@ pub(crate) struct NormUpdate {
 #[derive(Debug)]
 pub(crate) struct Seen {
     pub(crate) norm: NormId,
-    /// `(c)`.
-    pub(crate) mean: Tensor,
-    /// `(c)`, biased.
-    pub(crate) var: Tensor,
+    /// Mean, then biased variance, `(2 c)`.
+    pub(crate) statistics: Tensor,
     /// Numbers of a channel.
     pub(crate) rows: usize,
 }
 
 impl Seen {
+    fn channels(&self) -> usize {
+        self.statistics.elem_count() / 2
+    }
+
     /// What makes the variance unbiased.
     fn unbiased(&self) -> f32 {
         self.rows as f32 / (self.rows as f32 - 1.0)
@@ -261,16 +265,18 @@ struct Running {
     norms: Vec<RunningNorm>,
     /// What is to be added to them.
     ahead: Option<Ahead>,
+    /// What makes the statistics of a pass unbiased, on its device, by channels and rows of each norm: few,
+    /// as batches have few sizes.
+    unbiased: HashMap<Vec<(usize, usize)>, Tensor>,
 }
 
 /// The sum of what passes on a device have added: a statistic is `kept` times what it was, and `added`.
 #[derive(Debug)]
 struct Ahead {
     kept: f32,
-    /// Mean and biased variance of each of `norms`, one after the other.
+    /// Mean and variance of each of `norms`, one after the other.
     added: Tensor,
-    /// Each with the factor that makes its variance unbiased.
-    norms: Vec<(usize, f32)>,
+    norms: Vec<usize>,
     batches: i64,
 }
 
@@ -295,10 +301,9 @@ impl Buffers {
 
     /// Puts the statistics back as they were. The snapshot must be of the same module.
     pub fn restore(&self, snapshot: Snapshot) {
-        *self.write() = Running {
-            norms: snapshot.0,
-            ahead: None,
-        };
+        let mut running = self.write();
+        running.norms = snapshot.0;
+        running.ahead = None;
     }
 
     /// Back to mean 0, variance 1, no batch seen.
@@ -352,15 +357,14 @@ impl Buffers {
         let Some(first) = seen.first() else {
             return Ok(());
         };
-        let both = |seen: &Seen| [seen.mean.detach(), seen.var.detach()];
-        let numbers: Vec<Tensor> = seen.iter().flat_map(both).collect();
+        let numbers: Vec<Tensor> = seen.iter().map(|seen| seen.statistics.detach()).collect();
         let numbers = Tensor::cat(&numbers, 0)?;
-        if first.mean.device().is_cpu() || average {
+        if first.statistics.device().is_cpu() || average {
             let numbers = numbers.to_vec1::<f32>()?;
             let mut rest = numbers.as_slice();
             let updates = seen.iter().map(|seen| {
                 let mut next = || {
-                    let (head, tail) = rest.split_at(seen.mean.elem_count());
+                    let (head, tail) = rest.split_at(seen.channels());
                     rest = tail;
                     head.to_vec()
                 };
@@ -380,17 +384,30 @@ impl Buffers {
 
     /// Moves the statistics later by `numbers`, mean and variance of each of `seen`.
     fn add_ahead(&self, seen: &[Seen], numbers: &Tensor) -> Result<()> {
-        let norms: Vec<_> = seen
-            .iter()
-            .map(|seen| (seen.norm.0, seen.unbiased()))
-            .collect();
+        let norms: Vec<usize> = seen.iter().map(|seen| seen.norm.0).collect();
         let others = |ahead: &Ahead| ahead.norms != norms;
         if self.read().ahead.as_ref().is_some_and(others) {
             self.settle()?;
         }
         let mut running = self.write();
+        let sizes = seen
+            .iter()
+            .map(|seen| (seen.channels(), seen.rows))
+            .collect();
+        let unbiased = match running.unbiased.entry(sizes) {
+            Entry::Occupied(factors) => factors.into_mut(),
+            Entry::Vacant(place) => {
+                let of = |seen: &Seen| {
+                    let ones = std::iter::repeat_n(1.0, seen.channels());
+                    ones.chain(std::iter::repeat_n(seen.unbiased(), seen.channels()))
+                };
+                let factors: Vec<f32> = seen.iter().flat_map(of).collect();
+                let len = factors.len();
+                place.insert(Tensor::from_vec(factors, len, numbers.device())?)
+            }
+        };
         let (kept, weight) = (f64::from(1.0 - MOMENTUM), f64::from(MOMENTUM));
-        let added = (numbers * weight)?;
+        let added = ((numbers * &*unbiased)? * weight)?;
         running.ahead = Some(match running.ahead.take() {
             None => Ahead {
                 kept: kept as f32,
@@ -419,14 +436,11 @@ impl Buffers {
         };
         let added = ahead.added.to_vec1::<f32>()?;
         let mut added = added.into_iter();
-        for (norm, unbiased) in ahead.norms {
+        for norm in ahead.norms {
             let norm = &mut running.norms[norm];
             norm.batches += ahead.batches;
-            for (number, added) in norm.mean.iter_mut().zip(&mut added) {
+            for (number, added) in norm.mean.iter_mut().chain(&mut norm.var).zip(&mut added) {
                 *number = *number * ahead.kept + added;
-            }
-            for (number, added) in norm.var.iter_mut().zip(&mut added) {
-                *number = *number * ahead.kept + added * unbiased;
             }
         }
         Ok(())
@@ -635,7 +649,7 @@ impl Builder {
             },
             Buffers(Arc::new(RwLock::new(Running {
                 norms: self.norms,
-                ahead: None,
+                ..Running::default()
             }))),
         ))
     }
@@ -663,15 +677,12 @@ mod tests {
                 .take(if pass < 5 { 2 } else { 1 });
             let seen = norms.map(|(norm, channels)| Seen {
                 norm: NormId(norm),
-                mean: numbers(10 * pass + norm as u32, channels).unwrap(),
-                var: numbers(100 * pass + norm as u32, channels).unwrap(),
-                rows: 5 + norm,
+                statistics: numbers(10 * pass + norm as u32, 2 * channels).unwrap(),
+                rows: 5 + norm + pass as usize % 2,
             });
             let seen: Vec<Seen> = seen.collect();
             now.see(&seen, false).unwrap();
-            let both = seen
-                .iter()
-                .flat_map(|seen| [seen.mean.clone(), seen.var.clone()]);
+            let both = seen.iter().map(|seen| seen.statistics.clone());
             let both = Tensor::cat(&both.collect::<Vec<_>>(), 0).unwrap();
             later.add_ahead(&seen, &both).unwrap();
         }

@@ -284,7 +284,7 @@ number() { grep -o "\"$1\": *[-+0-9.eEnul]*" "$2" | sed 's/.*: *//'; }
       ours=$out/stages/speed-$precision.out theirs=$out/stages/torch-$precision.out
       [ -s "$ours" ] || continue
       [ -e "$theirs" ] || theirs=/dev/null
-      paste -d ' ' <(number batch_size "$ours") <(number images_per_second "$ours" | head -n "$(number batch_size "$ours" | wc -l)") <(number memory_mib "$ours") \
+      paste -d ' ' <(number batch_size "$ours") <(number images_per_second "$ours" | head -n "$(number batch_size "$ours" | wc -l)") <(number memory_mib "$ours" | tail -n "$(number batch_size "$ours" | wc -l)") \
         <(number images_per_second "$theirs") <(number memory_mib "$theirs") |
         awk -v precision=$precision '
           function rate(x) { return x == "" ? "" : x == "null" ? "failed" : sprintf("%.0f", x) }

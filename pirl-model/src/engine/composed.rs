@@ -7,7 +7,7 @@
 
 use candle_core::{DType, Tensor};
 
-use super::cut::Cut;
+use super::cut::{Cut, cut_out};
 use super::{Conv, Engine, Linear, Norm};
 use crate::config::Precision;
 use crate::error::{ModelError, Result};
@@ -54,21 +54,30 @@ impl<'a> Composed<'a> {
         })
     }
 
+    /// A parameter in its own shape and type.
     fn param(&mut self, id: ParamId) -> Result<Tensor> {
-        let param = self.set.param(id);
-        let part = self.part(id, param.elements())?;
-        Ok(part.reshape(param.shape.as_slice())?)
+        let set = self.set;
+        self.part(id, &set.param(id).shape, DType::F32, false)
     }
 
-    /// The `len` numbers from the first of a parameter on, always as many for the same one.
-    fn part(&mut self, first: ParamId, len: usize) -> Result<Tensor> {
+    /// A part of the set that begins with the parameter `first`; always the same for the same one.
+    fn part(
+        &mut self,
+        first: ParamId,
+        shape: &[usize],
+        dtype: DType,
+        channels_last: bool,
+    ) -> Result<Tensor> {
         if let Some(found) = &self.parts[first.index()] {
             return Ok(found.clone());
         }
         let start = self.set.param(first).offset;
         let part = match &self.cut {
-            Some(cut) => cut.part(start, len)?,
-            None => self.set.var().as_detached_tensor().narrow(0, start, len)?,
+            Some(cut) => cut.part(start, shape, dtype, channels_last)?,
+            None => {
+                let flat = self.set.var().as_detached_tensor();
+                cut_out(&flat, start, shape, dtype, channels_last)?
+            }
         };
         Ok(self.parts[first.index()].insert(part).clone())
     }
@@ -92,12 +101,15 @@ impl<'a> Composed<'a> {
     /// Gamma and beta of a batch norm, which follow each other in the set, as one.
     fn affine(&mut self, layer: &Norm) -> Result<Tensor> {
         let (gamma, beta) = (self.set.param(layer.weight), self.set.param(layer.bias));
-        self.part(layer.weight, gamma.elements() + beta.elements())
+        let len = gamma.elements() + beta.elements();
+        self.part(layer.weight, &[len], DType::F32, false)
     }
 
     /// A parameter as the factor of a product.
-    fn factor(&mut self, id: ParamId) -> Result<Tensor> {
-        Ok(self.param(id)?.to_dtype(self.precision.dtype())?)
+    fn factor(&mut self, id: ParamId, channels_last: bool) -> Result<Tensor> {
+        let set = self.set;
+        let dtype = self.precision.dtype();
+        self.part(id, &set.param(id).shape, dtype, channels_last)
     }
 
     /// Adds to the running statistics what the pass has seen.
@@ -118,7 +130,7 @@ impl Engine for Composed<'_> {
         residual: Option<&Tensor>,
         relu: bool,
     ) -> Result<Tensor> {
-        let weight = self.factor(conv.weight)?;
+        let weight = self.factor(conv.weight, self.ops == Ops::Fast)?;
         let (stride, padding) = (conv.stride, conv.padding);
         let tf32 = self.precision == Precision::Tf32;
         let x = match self.ops {
@@ -157,7 +169,7 @@ impl Engine for Composed<'_> {
             Some(running??)
         };
         let (eps, given) = (Norm::EPS.into(), given.as_ref());
-        let (out, mean, var) = match self.ops {
+        let (out, statistics) = match self.ops {
             Ops::Fast => {
                 let affine = self.affine(layer)?;
                 let given = given.map(|(mean, var)| (mean, var));
@@ -166,12 +178,16 @@ impl Engine for Composed<'_> {
             Ops::Reference => {
                 let (gamma, beta) = (self.param(layer.weight)?, self.param(layer.bias)?);
                 match given {
-                    None => reference::batch_norm_train(&maps, &gamma, &beta, eps, residual, relu)?,
+                    None => {
+                        let (out, mean, var) =
+                            reference::batch_norm_train(&maps, &gamma, &beta, eps, residual, relu)?;
+                        (out, Tensor::cat(&[mean, var], 0)?)
+                    }
                     Some((mean, var)) => {
                         let out = reference::batch_norm_eval(
                             &maps, &gamma, &beta, mean, var, eps, residual, relu,
                         )?;
-                        (out, mean.clone(), var.clone())
+                        (out, mean.clone())
                     }
                 }
             }
@@ -179,8 +195,7 @@ impl Engine for Composed<'_> {
         if given.is_none() {
             self.statistics.push(Seen {
                 norm: layer.stats,
-                mean,
-                var,
+                statistics,
                 rows,
             });
         }
@@ -208,7 +223,10 @@ impl Engine for Composed<'_> {
     }
 
     fn linear(&mut self, layer: &Linear, x: &Tensor) -> Result<Tensor> {
-        let (weight, bias) = (self.factor(layer.weight)?, self.factor(layer.bias)?);
+        let (weight, bias) = (
+            self.factor(layer.weight, false)?,
+            self.factor(layer.bias, false)?,
+        );
         Ok(reference::linear(x, &weight, Some(&bias))?)
     }
 

@@ -44,17 +44,12 @@ pub fn conv2d(x: &Tensor, weight: &Tensor, stride: usize, padding: usize) -> Res
     if !fast || (x.device().is_cuda() && x.elem_count() == 0) {
         return reference::conv2d(x, weight, stride, padding);
     }
-    channels_second(&convolve_nhwc(
-        &channels_last(x)?,
-        weight,
-        stride,
-        padding,
-        false,
-    )?)
+    let (x, weight) = (channels_last(x)?, weight.permute((0, 2, 3, 1))?);
+    channels_second(&convolve_nhwc(&x, &weight, stride, padding, false)?)
 }
 
-/// [`conv2d()`] of `x` `(n, h, w, c_in)`, to `(n, oh, ow, c_out)`; `weight` as there. For networks whose maps
-/// stay in this layout: to Candle a change of layout has a gradient like any op. With `tf32` cuDNN may round
+/// [`conv2d()`] of `x` `(n, h, w, c_in)`, to `(n, oh, ow, c_out)`; `weight`: `(c_out, k, k, c_in)`. For
+/// networks whose maps stay in this layout: to Candle a change of layout has a gradient like any op. With `tf32` cuDNN may round
 /// factors to TF32's ten binary places.
 pub(crate) fn conv2d_nhwc(
     x: &Tensor,
@@ -67,9 +62,10 @@ pub(crate) fn conv2d_nhwc(
     if runs && x.elem_count() > 0 {
         return convolve_nhwc(x, weight, stride, padding, tf32);
     }
+    let (x, weight) = (channels_second(x)?, channels_second(weight)?);
     channels_last(&reference::conv2d(
-        &channels_second(x)?,
-        weight,
+        &x,
+        &weight.contiguous()?,
         stride,
         padding,
     )?)
@@ -83,7 +79,7 @@ fn convolve_nhwc(
     padding: usize,
     tf32: bool,
 ) -> Result<Tensor> {
-    let ((n, h, w, c_in), (c_out, _, kernel, _)) = (x.dims4()?, weight.dims4()?);
+    let ((n, h, w, c_in), (c_out, kernel, ..)) = (x.dims4()?, weight.dims4()?);
     let shape = ConvShape {
         n,
         h,
@@ -94,10 +90,10 @@ fn convolve_nhwc(
         stride,
         padding,
     };
-    // cuDNN wants weights with their channels last, too.
+    // cuDNN wants weights with their channels last, too, and the kernels for CPUs do not.
     let weight = match weight.device() {
-        Device::Cuda(_) => channels_last(weight)?,
-        _ => weight.contiguous()?,
+        Device::Cuda(_) => weight.contiguous()?,
+        _ => channels_second(weight)?.contiguous()?,
     };
     x.contiguous()?
         .apply_op2(&weight, Convolution { shape, tf32 })
@@ -188,8 +184,10 @@ pub fn batch_norm_train(
     if x.device().is_cuda() && runs_fast(x, true) && x.elem_count() > 0 {
         let (x, residual) = (channels_last(x)?, residual.map(channels_last).transpose()?);
         let affine = Tensor::cat(&[gamma, beta], 0)?;
-        let found = batch_norm_nhwc(&x, &affine, None, eps, residual.as_ref(), relu)?;
-        return Ok((channels_second(&found.0)?, found.1, found.2));
+        let (out, both) = batch_norm_nhwc(&x, &affine, None, eps, residual.as_ref(), relu)?;
+        let c = both.elem_count() / 2;
+        let (mean, var) = (both.narrow(0, 0, c)?, both.narrow(0, c, c)?);
+        return Ok((channels_second(&out)?, mean, var));
     }
     reference::batch_norm_train(x, gamma, beta, eps, residual, relu)
 }
@@ -218,15 +216,15 @@ pub fn batch_norm_eval(
         let (x, residual) = (channels_last(x)?, residual.map(channels_last).transpose()?);
         let affine = Tensor::cat(&[gamma, beta], 0)?;
         let given = Some((mean, var));
-        let (out, ..) = batch_norm_nhwc(&x, &affine, given, eps, residual.as_ref(), relu)?;
+        let (out, _) = batch_norm_nhwc(&x, &affine, given, eps, residual.as_ref(), relu)?;
         return channels_second(&out);
     }
     reference::batch_norm_eval(x, gamma, beta, mean, var, eps, residual, relu)
 }
 
 /// Batch norm of `x` `(n, h, w, c)` by the `given` mean and variance, or without any by the batch's own, then
-/// the residual, then ReLU; `affine`: gamma, then beta, `(2 c)`. Returns the output, and the mean and the
-/// biased variance that it was normalised by, which carry no gradient.
+/// the residual, then ReLU; `affine`: gamma, then beta, `(2 c)`. Returns the output, and of the batch's own
+/// statistics the mean, then the biased variance, `(2 c)`, which carry no gradient.
 pub(crate) fn batch_norm_nhwc(
     x: &Tensor,
     affine: &Tensor,
@@ -234,43 +232,51 @@ pub(crate) fn batch_norm_nhwc(
     eps: f64,
     residual: Option<&Tensor>,
     relu: bool,
-) -> Result<(Tensor, Tensor, Tensor)> {
+) -> Result<(Tensor, Tensor)> {
     #[cfg(feature = "cuda")]
     if x.device().is_cuda() && runs_fast(x, true) && x.elem_count() > 0 {
         let x = x.contiguous()?;
-        let ([mean, var, inv_std], of_batch) = match given {
-            None => (batch_norm::cuda::statistics(&x, eps as f32)?, true),
+        let c = x.dim(D::Minus1)?;
+        let (statistics, mean, inv_std) = match given {
+            None => {
+                let all = batch_norm::cuda::statistics(&x, eps as f32)?;
+                let (mean, inv_std) = (all.narrow(0, 0, c)?, all.narrow(0, 2 * c, c)?);
+                (all.narrow(0, 0, 2 * c)?, mean, inv_std)
+            }
             Some((mean, var)) => {
-                let (mean, var) = (mean.detach(), var.detach());
-                let inv_std = (&var + eps)?.sqrt()?.recip()?;
-                ([mean, var, inv_std], false)
+                let inv_std = (var.detach() + eps)?.sqrt()?.recip()?;
+                (mean.detach(), mean.detach(), inv_std)
             }
         };
         let op = BatchNorm {
-            mean: mean.clone(),
+            mean,
             inv_std,
-            of_batch,
+            of_batch: given.is_none(),
             relu,
         };
         let out = match residual {
             Some(residual) => x.apply_op3(affine, &residual.contiguous()?, op)?,
             None => x.apply_op2(affine, op)?,
         };
-        return Ok((out, mean, var));
+        return Ok((out, statistics));
     }
     let c = x.dim(D::Minus1)?;
     let (gamma, beta) = (affine.narrow(0, 0, c)?, affine.narrow(0, c, c)?);
     let residual = residual.map(channels_second).transpose()?;
     let (x, residual) = (channels_second(x)?, residual.as_ref());
-    let (out, mean, var) = match given {
-        None => reference::batch_norm_train(&x, &gamma, &beta, eps, residual, relu)?,
+    let (out, statistics) = match given {
+        None => {
+            let (out, mean, var) =
+                reference::batch_norm_train(&x, &gamma, &beta, eps, residual, relu)?;
+            (out, Tensor::cat(&[mean, var], 0)?)
+        }
         Some((mean, var)) => {
             let out =
                 reference::batch_norm_eval(&x, &gamma, &beta, mean, var, eps, residual, relu)?;
-            (out, mean.clone(), var.clone())
+            (out, mean.clone())
         }
     };
-    Ok((channels_last(&out)?, mean, var))
+    Ok((channels_last(&out)?, statistics))
 }
 
 /// Whether an op of this crate can run on `x`; `on_cuda`: whether there is one for CUDA devices.
