@@ -22,6 +22,9 @@ rm -rf "$out/stages" "$out/runs"
 mkdir -p "$out/stages" "$out/runs"
 pirl=$here/pirl
 ends=$((SECONDS + ${PIRL_GPU_SECONDS:-470}))
+python="" has_torch=false libraries="" searched=""
+# A network and a batch that take no time.
+tiny=(--recipe fashion-mnist --set train.batch_size=16 --set model.width=0.25)
 names=() rows=() # of the stages, and of the table in the report
 unset RUST_LOG RUST_BACKTRACE
 
@@ -45,7 +48,7 @@ stage() {
   else
     say "$name (at most $limit s)"
     if declare -F "$1" >/dev/null; then # a function of this script, in a shell that can be timed
-      timeout -k 5 "$limit" bash -c "$(declare -f); out='$out' pirl='$pirl' here='$here'; $*" >"$files.out" 2>"$files.err" || code=$?
+      timeout -k 5 "$limit" bash -c "$(declare -f; declare -p out pirl here python has_torch libraries searched tiny); $*" >"$files.out" 2>"$files.err" || code=$?
     else
       timeout -k 5 "$limit" "$@" >"$files.out" 2>"$files.err" || code=$?
     fi
@@ -72,11 +75,9 @@ stage() {
 
 # --- What is here ---
 
-python=""
 for candidate in "${PYTHON:-}" python3 python; do
   [ -n "$candidate" ] && command -v "$candidate" >/dev/null && { python=$candidate; break; }
 done
-has_torch=false
 [ -n "$python" ] && timeout 60 "$python" -c 'import torch' 2>/dev/null && has_torch=true
 
 # Folders where NVIDIA's libraries may be, a line each.
@@ -131,9 +132,6 @@ find_libraries() {
   export LD_LIBRARY_PATH=$path
   searched=$(paste -sd ' ' <<<"$list")
 }
-
-# A network and a batch that take no time.
-tiny=(--recipe fashion-mnist --set train.batch_size=16 --set model.width=0.25)
 
 machine() {
   printf '{"kernel": "%s", "glibc": "%s", "cpu": "%s", "cores": %d, "memory_gib": %d' "$(uname -r)" \

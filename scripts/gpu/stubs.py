@@ -6,7 +6,8 @@
 Every function of theirs that cudarc declares jumps to the library's own, which is looked for when one of
 them is first called. So a program starts on machines without any of them, and it can be linked without
 them. Without the driver its functions return CUDA_ERROR_NO_DEVICE, which programs report as an error of
-theirs; a missing library, or a function that an old one lacks, ends the process with a line that says what
+theirs. Candle opens cuRAND with every device, and this project draws no number on one: without it all but
+drawing succeeds. Any other missing library, or a function that an old one lacks, ends the process with a line that says what
 is missing, where it was looked for and what brings it.
 
 x86-64 and the calling convention of Linux. Needs cargo, for the place of cudarc's source, a C compiler and
@@ -91,6 +92,7 @@ RESOLVER = r"""
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <unistd.h>
 
 __attribute__((visibility("hidden"))) void *places_@id@[@count@];
@@ -107,12 +109,12 @@ static void open_library(void) {
     }
 }
 
-static int no_device(void) { return 100; } /* CUDA_ERROR_NO_DEVICE */
+static int without(void) { return @without@; }
 
 __attribute__((visibility("hidden"))) void *find_@id@(unsigned long number) {
     pthread_once(&once, open_library);
     void *function = library ? dlsym(library, names[number]) : 0;
-    if (!function && !library && @is_driver@) function = (void *)no_device;
+    if (!function && !library && (@tolerated@)) function = (void *)without;
     if (!function) {
         const char *folders = getenv("LD_LIBRARY_PATH");
         if (library)
@@ -171,7 +173,13 @@ def main():
             for number, function in enumerate(functions)
         )
         code = RESOLVER.replace("@id@", name).replace("@count@", str(len(functions))).replace("@library@", library)
-        code = code.replace("@brings@", brings).replace("@is_driver@", str(int(module == "driver")))
+        code = code.replace("@brings@", brings)
+        # What to return where a library is missing, and for which functions.
+        without, tolerated = {
+            "driver": ("100", "1"),  # CUDA_ERROR_NO_DEVICE
+            "curand": ("0", 'strncmp(names[number], "curandGenerate", 14)'),
+        }.get(module, ("0", "0"))
+        code = code.replace("@without@", without).replace("@tolerated@", tolerated)
         code = code.replace("@names@", ", ".join(f'"{function}"' for function in functions))
         lines = "".join(f'    "{line}\\n"\n' for line in assembly.replace('"', '\\"').splitlines())
         archive(folder, name, f"{code}\n__asm__(\n{lines});\n")
