@@ -71,16 +71,22 @@ def paper(query, positive, negatives, tau):
 
 def infonce(query, positive, negatives, tau):
     z = torch.cat([(query * positive).sum(1, keepdim=True), query @ negatives.T], 1) / tau
-    return F.cross_entropy(z, torch.zeros(len(z), dtype=torch.long))
+    return F.cross_entropy(z, torch.zeros(len(z), dtype=torch.long, device=z.device))
 
 
 def step_case(name, layout, bf16):
-    case = CASES["step"][name]
+    return step(CASES["step"][name], layout, torch.bfloat16 if bf16 else None)
+
+
+def step(case, layout, autocast, device="cpu", foreach=None):
+    """A training step on images that are on the device already; `autocast`: the type, or None for f32."""
     batch, image, patch = case["batch"], case["image"], case["patch"]
     trunk, features = resnet(case["depth"], case["width"])
-    f, g1, g2 = nn.Linear(features, DIM), nn.Linear(features, DIM), nn.Linear(DIM * PATCHES, DIM)
+    heads = [nn.Linear(features, DIM), nn.Linear(features, DIM), nn.Linear(DIM * PATCHES, DIM)]
+    trunk, (f, g1, g2) = trunk.to(device), (head.to(device) for head in heads)
     loss = paper if case["loss"] == "paper" else infonce
-    images, patches = torch.randn(batch, 3, image, image), torch.randn(batch * PATCHES, 3, patch, patch)
+    images = torch.randn(batch, 3, image, image, device=device)
+    patches = torch.randn(batch * PATCHES, 3, patch, patch, device=device)
     if layout == "channels_last":
         trunk = trunk.to(memory_format=torch.channels_last)
         images, patches = (x.contiguous(memory_format=torch.channels_last) for x in (images, patches))
@@ -89,23 +95,26 @@ def step_case(name, layout, bf16):
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": 1e-4},
         {"params": [p for p in parameters if p.ndim == 1], "weight_decay": 0.0},
     ]
-    sgd = torch.optim.SGD(groups, lr=0.01, momentum=0.9)
-    bank = F.normalize(torch.randn(case["bank"], DIM), dim=1)
-    rows = torch.arange(batch)
+    sgd = torch.optim.SGD(groups, lr=0.01, momentum=0.9, foreach=foreach)
+    scaler = torch.amp.GradScaler(device, enabled=autocast == torch.float16)
+    bank = F.normalize(torch.randn(case["bank"], DIM, device=device), dim=1)
+    rows = torch.arange(batch, device=device)
     negatives = bank[-case["negatives"]:].clone()
 
     def run():
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+        with torch.autocast(device, dtype=autocast, enabled=autocast is not None):
             of_patches, of_images = trunk(patches), trunk(images)
             g, v = g2(g1(of_patches).reshape(batch, -1)), f(of_images)
         g, v = F.normalize(g.float(), dim=1), F.normalize(v.float(), dim=1)
         positive = bank[rows]
         total = (loss(g, positive, negatives, case["tau"]) + loss(v, positive, negatives, case["tau"])) / 2
         sgd.zero_grad()
-        total.backward()
-        sgd.step()
+        scaler.scale(total).backward()
+        scaler.step(sgd)
+        scaler.update()
         with torch.no_grad():
             bank[rows] = F.normalize(0.5 * bank[rows] + 0.5 * v, dim=1)
+        return total
 
     return run
 

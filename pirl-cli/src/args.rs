@@ -718,6 +718,9 @@ pub(crate) struct DoctorArgs {
     /// Batches to time, instead of 2, 4 and 8 images on a CPU and 16 to 128 on a GPU
     #[arg(long, value_name = "IMAGES,...", value_delimiter = ',', value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(2..=65536))]
     pub(crate) batch_sizes: Vec<usize>,
+    /// Time training alone: compare no op with the reference
+    #[arg(long)]
+    pub(crate) skip_checks: bool,
     /// How long the loader is measured, after its first batch
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) seconds: u32,

@@ -1,6 +1,8 @@
 //! `--device`.
 
-use anyhow::{Context, Result, bail};
+#[cfg(feature = "cuda")]
+use anyhow::Context;
+use anyhow::{Result, bail};
 use candle_core::Device;
 
 /// Devices with commas between them, as `cuda:0,cuda:1`; one named twice does the work of two.
@@ -18,7 +20,7 @@ pub(crate) fn parse(name: &str) -> Result<Device> {
     if name == "cpu" {
         return Ok(Device::Cpu);
     }
-    let number = match name.strip_prefix("cuda") {
+    let number: Option<usize> = match name.strip_prefix("cuda") {
         Some("") => Some(0),
         Some(rest) => rest
             .strip_prefix(':')
@@ -26,14 +28,14 @@ pub(crate) fn parse(name: &str) -> Result<Device> {
         None => None,
     };
     match number {
-        Some(_) if !candle_core::utils::cuda_is_available() => {
-            bail!(
-                "--device {name}: this program was built without CUDA; use --device cpu, or build \
-                 it with `cargo build --release -p pirl-cli --features cuda`, which needs NVIDIA's \
-                 CUDA toolkit (`--features cudnn`: cuDNN as well)"
-            )
-        }
-        Some(number) => Device::new_cuda(number).with_context(|| format!("--device {name}")),
+        #[cfg(feature = "cuda")]
+        Some(number) => pirl_model::cuda::open(number).with_context(|| format!("--device {name}")),
+        #[cfg(not(feature = "cuda"))]
+        Some(_) => bail!(
+            "--device {name}: this program was built without CUDA; use --device cpu, or build it with \
+             `cargo build --release -p pirl-cli --features cuda`, which needs NVIDIA's CUDA toolkit \
+             (`--features cudnn`: cuDNN as well)"
+        ),
         None => bail!(
             "--device {name:?}: expected cpu or cuda:N, or with pretrain several, as cuda:0,cuda:1, or \
              cuda:local"

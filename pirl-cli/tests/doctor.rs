@@ -56,6 +56,17 @@ fn a_sound_cpu_passes_every_check_and_is_timed() {
 }
 
 #[test]
+fn training_can_be_timed_without_the_checks() {
+    let report = Bench::new().json(&[&QUICK[..], &["--skip-checks"]].concat());
+    assert_eq!(report["checks"].as_array().unwrap().len(), 0);
+    assert_eq!(report["step"].as_array().unwrap().len(), 2);
+    // Only a GPU's memory is counted.
+    assert!(report["step"][0]["memory_mib"].is_null());
+    let verdict = report["verdict"].as_str().unwrap();
+    assert!(verdict.contains("no op was compared"), "{verdict}");
+}
+
+#[test]
 #[cfg(not(feature = "cuda"))]
 fn a_gpu_without_cuda_in_the_build_is_told_what_to_build() {
     let message = Bench::new().fails(&["doctor", "--device", "cuda:0"]);

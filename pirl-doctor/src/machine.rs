@@ -18,8 +18,9 @@ pub struct Versions {
 }
 
 impl Versions {
-    /// Of this build; `candle` is the version of candle-core, where it is known.
-    pub fn new(candle: Option<&'static str>) -> Self {
+    /// Of this build; `candle` is the version of candle-core, where it is known. cuDNN is asked for its
+    /// version if `device` is a GPU: elsewhere it need not be installed.
+    pub fn new(candle: Option<&'static str>, device: &Device) -> Self {
         let features = [
             ("cuda", cfg!(feature = "cuda")),
             ("cudnn", cfg!(feature = "cudnn")),
@@ -32,7 +33,7 @@ impl Versions {
                 .filter_map(|(name, on)| on.then_some(name))
                 .collect(),
             cuda_driver: cuda_driver(),
-            cudnn: cudnn(),
+            cudnn: if device.is_cuda() { cudnn() } else { None },
         }
     }
 }

@@ -32,6 +32,7 @@ impl Report {
         let failed = checks.iter().filter(|check| !check.passed).count();
         let count = checks.len();
         let ops = match failed {
+            _ if count == 0 => "no op was compared with the reference".to_owned(),
             0 => format!("all {count} checks agree with the reference"),
             _ => format!("{failed} of {count} checks disagree with the reference"),
         };
@@ -90,7 +91,7 @@ mod tests {
         };
         let machine = Machine::of("cpu", &Device::Cpu).unwrap();
         let checks = check_all(cases, &Device::Cpu);
-        Report::new(Versions::new(None), machine, checks, speed)
+        Report::new(Versions::new(None, &Device::Cpu), machine, checks, speed)
     }
 
     /// An op whose fast version is wrong by `error` in one of its numbers.

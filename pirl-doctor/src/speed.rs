@@ -42,6 +42,8 @@ pub struct StepSpeed {
     pub batch_size: usize,
     /// Absent where the step failed, for want of memory for instance.
     pub images_per_second: Option<f64>,
+    /// The most memory of a GPU that its tensors took.
+    pub memory_mib: Option<u64>,
     /// Why it failed.
     pub message: Option<String>,
 }
@@ -67,6 +69,9 @@ pub enum Limit {
 
 /// What is timed: a recipe's step and loader.
 pub trait Workload {
+    /// Where steps are taken.
+    fn device(&self) -> &Device;
+
     /// Images that a pack must have for steps with batches of this size.
     fn images(&self, batch_size: usize) -> usize;
 
@@ -179,6 +184,7 @@ fn time_steps(
     pack(&dots, &path, &PackOptions::default(), &mut |_, _| {})?;
     let mut steps = Vec::with_capacity(sizes.len());
     for &batch_size in sizes {
+        take_peak_mib(workload.device()); // that of other sizes
         let step = workload.step(Pack::open(&path)?, batch_size);
         let (images_per_second, message) = match step.and_then(seconds) {
             Ok(seconds) => (Some(batch_size as f64 / seconds), None),
@@ -187,10 +193,22 @@ fn time_steps(
         steps.push(StepSpeed {
             batch_size,
             images_per_second,
+            memory_mib: take_peak_mib(workload.device()),
             message,
         });
     }
     Ok(steps)
+}
+
+/// The most memory of a GPU that its tensors took since the last call.
+fn take_peak_mib(device: &Device) -> Option<u64> {
+    #[cfg(feature = "cuda")]
+    if let Device::Cuda(device) = device {
+        let peak = pirl_model::cuda::take_peak_memory(device).ok().flatten();
+        return peak.map(|bytes| bytes >> 20);
+    }
+    let _ = device;
+    None
 }
 
 /// Seconds of a step: after a first, which may allocate and choose algorithms, the mean of as many
@@ -318,7 +336,10 @@ impl fmt::Display for Speed {
         for step in &self.step {
             match (step.images_per_second, &step.message) {
                 (Some(rate), _) => {
-                    write!(f, "\n  batch {:>4}  {rate:>8.1} images/s", step.batch_size)?
+                    write!(f, "\n  batch {:>4}  {rate:>8.1} images/s", step.batch_size)?;
+                    if let Some(memory) = step.memory_mib {
+                        write!(f, ", {memory} MiB")?;
+                    }
                 }
                 (None, message) => write!(
                     f,

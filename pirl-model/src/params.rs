@@ -4,6 +4,8 @@
 //! One flat tensor means one gradient a backward pass and one loop an optimiser step, however many
 //! layers there are; the names, shapes and offsets beside it make it torchvision's state dict.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fmt;
 use std::ops::Range;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -229,12 +231,54 @@ pub(crate) struct NormUpdate {
     pub(crate) var: Vec<f32>,
 }
 
+/// What a batch norm saw in one forward pass, on whatever device.
+#[derive(Debug)]
+pub(crate) struct Seen {
+    pub(crate) norm: NormId,
+    /// Mean, then biased variance, `(2 c)`.
+    pub(crate) statistics: Tensor,
+    /// Numbers of a channel.
+    pub(crate) rows: usize,
+}
+
+impl Seen {
+    fn channels(&self) -> usize {
+        self.statistics.elem_count() / 2
+    }
+
+    /// What makes the variance unbiased.
+    fn unbiased(&self) -> f32 {
+        self.rows as f32 / (self.rows as f32 - 1.0)
+    }
+}
+
 /// The running statistics of a module's batch norms: `running_mean`, `running_var` and
 /// `num_batches_tracked` of each, as PyTorch keeps them.
 ///
-/// A clone shares the numbers. The default has no batch norm.
+/// A clone shares the numbers. The default has no batch norm. What training adds on a GPU stays there
+/// until the numbers are asked for, so that no step waits for it.
 #[derive(Debug, Clone, Default)]
-pub struct Buffers(Arc<RwLock<Vec<RunningNorm>>>);
+pub struct Buffers(Arc<RwLock<Running>>);
+
+#[derive(Debug, Default)]
+struct Running {
+    norms: Vec<RunningNorm>,
+    /// What is to be added to them.
+    ahead: Option<Ahead>,
+    /// What makes the statistics of a pass unbiased, on its device, by channels and rows of each norm: few,
+    /// as batches have few sizes.
+    unbiased: HashMap<Vec<(usize, usize)>, Tensor>,
+}
+
+/// The sum of what passes on a device have added: a statistic is `kept` times what it was, and `added`.
+#[derive(Debug)]
+struct Ahead {
+    kept: f32,
+    /// Mean and variance of each of `norms`, one after the other.
+    added: Tensor,
+    norms: Vec<usize>,
+    batches: i64,
+}
 
 /// The statistics of a module at one time.
 #[derive(Debug, Clone)]
@@ -247,32 +291,47 @@ const FIELDS: [&str; 3] = ["running_mean", "running_var", "num_batches_tracked"]
 
 impl Buffers {
     /// A copy of all statistics, for [`Buffers::restore`].
-    pub fn snapshot(&self) -> Snapshot {
-        Snapshot(self.read().clone())
+    ///
+    /// # Errors
+    /// If a device does not answer.
+    pub fn snapshot(&self) -> Result<Snapshot> {
+        self.settle()?;
+        Ok(Snapshot(self.read().norms.clone()))
     }
 
     /// Puts the statistics back as they were. The snapshot must be of the same module.
     pub fn restore(&self, snapshot: Snapshot) {
-        *self.write() = snapshot.0;
+        let mut running = self.write();
+        running.norms = snapshot.0;
+        running.ahead = None;
     }
 
     /// Back to mean 0, variance 1, no batch seen.
     pub fn reset(&self) {
-        for norm in self.write().iter_mut() {
+        let mut running = self.write();
+        running.ahead = None;
+        for norm in &mut running.norms {
             norm.mean.fill(0.0);
             norm.var.fill(1.0);
             norm.batches = 0;
         }
     }
 
-    pub(crate) fn with<T>(&self, id: NormId, read: impl FnOnce(&RunningNorm) -> T) -> T {
-        read(&self.read()[id.0])
+    /// # Errors
+    /// If a device does not answer.
+    pub(crate) fn with<T>(&self, id: NormId, read: impl FnOnce(&RunningNorm) -> T) -> Result<T> {
+        self.settle()?;
+        Ok(read(&self.read().norms[id.0]))
     }
 
     /// Moves the statistics by PyTorch's momentum, or, with `average`, to the plain mean over all
     /// batches since [`Buffers::reset`].
-    pub(crate) fn update(&self, updates: &[NormUpdate], average: bool) {
-        let mut norms = self.write();
+    ///
+    /// # Errors
+    /// If a device does not answer.
+    pub(crate) fn update(&self, updates: &[NormUpdate], average: bool) -> Result<()> {
+        self.settle()?;
+        let norms = &mut self.write().norms;
         for update in updates {
             let norm = &mut norms[update.norm.0];
             norm.batches += 1;
@@ -286,11 +345,110 @@ impl Buffers {
                 *running += weight * (new - *running);
             }
         }
+        Ok(())
+    }
+
+    /// [`Buffers::update`] by what a pass saw. In the host's memory at once; on a device the numbers of
+    /// passes in training are added up there.
+    ///
+    /// # Errors
+    /// If a device does not answer.
+    pub(crate) fn see(&self, seen: &[Seen], average: bool) -> Result<()> {
+        let Some(first) = seen.first() else {
+            return Ok(());
+        };
+        let numbers: Vec<Tensor> = seen.iter().map(|seen| seen.statistics.detach()).collect();
+        let numbers = Tensor::cat(&numbers, 0)?;
+        if first.statistics.device().is_cpu() || average {
+            let numbers = numbers.to_vec1::<f32>()?;
+            let mut rest = numbers.as_slice();
+            let updates = seen.iter().map(|seen| {
+                let mut next = || {
+                    let (head, tail) = rest.split_at(seen.channels());
+                    rest = tail;
+                    head.to_vec()
+                };
+                NormUpdate {
+                    norm: seen.norm,
+                    mean: next(),
+                    var: next()
+                        .into_iter()
+                        .map(|var| var * seen.unbiased())
+                        .collect(),
+                }
+            });
+            return self.update(&updates.collect::<Vec<_>>(), average);
+        }
+        self.add_ahead(seen, &numbers)
+    }
+
+    /// Moves the statistics later by `numbers`, mean and variance of each of `seen`.
+    fn add_ahead(&self, seen: &[Seen], numbers: &Tensor) -> Result<()> {
+        let norms: Vec<usize> = seen.iter().map(|seen| seen.norm.0).collect();
+        let others = |ahead: &Ahead| ahead.norms != norms;
+        if self.read().ahead.as_ref().is_some_and(others) {
+            self.settle()?;
+        }
+        let mut running = self.write();
+        let sizes = seen
+            .iter()
+            .map(|seen| (seen.channels(), seen.rows))
+            .collect();
+        let unbiased = match running.unbiased.entry(sizes) {
+            Entry::Occupied(factors) => factors.into_mut(),
+            Entry::Vacant(place) => {
+                let of = |seen: &Seen| {
+                    let ones = std::iter::repeat_n(1.0, seen.channels());
+                    ones.chain(std::iter::repeat_n(seen.unbiased(), seen.channels()))
+                };
+                let factors: Vec<f32> = seen.iter().flat_map(of).collect();
+                let len = factors.len();
+                place.insert(Tensor::from_vec(factors, len, numbers.device())?)
+            }
+        };
+        let (kept, weight) = (f64::from(1.0 - MOMENTUM), f64::from(MOMENTUM));
+        let added = ((numbers * &*unbiased)? * weight)?;
+        running.ahead = Some(match running.ahead.take() {
+            None => Ahead {
+                kept: kept as f32,
+                added,
+                norms,
+                batches: 1,
+            },
+            Some(before) => Ahead {
+                kept: before.kept * kept as f32,
+                added: ((before.added * kept)? + added)?,
+                norms,
+                batches: before.batches + 1,
+            },
+        });
+        Ok(())
+    }
+
+    /// Adds what a device has added up.
+    fn settle(&self) -> Result<()> {
+        if self.read().ahead.is_none() {
+            return Ok(());
+        }
+        let mut running = self.write();
+        let Some(ahead) = running.ahead.take() else {
+            return Ok(());
+        };
+        let added = ahead.added.to_vec1::<f32>()?;
+        let mut added = added.into_iter();
+        for norm in ahead.norms {
+            let norm = &mut running.norms[norm];
+            norm.batches += ahead.batches;
+            for (number, added) in norm.mean.iter_mut().chain(&mut norm.var).zip(&mut added) {
+                *number = *number * ahead.kept + added;
+            }
+        }
+        Ok(())
     }
 
     /// Names and shapes of all tensors.
     pub(crate) fn names(&self) -> Vec<(String, Vec<usize>)> {
-        let norms = self.read();
+        let norms = &self.read().norms;
         let of = |norm: &RunningNorm| {
             let shapes = [vec![norm.mean.len()], vec![norm.var.len()], Vec::new()];
             let name = norm.name.clone();
@@ -307,8 +465,9 @@ impl Buffers {
     /// # Errors
     /// Only if Candle cannot make a tensor.
     pub fn entries(&self) -> Result<Vec<(String, Tensor)>> {
+        self.settle()?;
         let mut entries = Vec::new();
-        for norm in self.read().iter() {
+        for norm in &self.read().norms {
             let tensors = [
                 Tensor::new(norm.mean.as_slice(), &Device::Cpu)?,
                 Tensor::new(norm.var.as_slice(), &Device::Cpu)?,
@@ -327,7 +486,8 @@ impl Buffers {
     /// [`ModelError::UnknownTensor`], [`ModelError::WrongShape`].
     pub fn set(&self, name: &str, value: &Tensor) -> Result<()> {
         let (layer, field) = name.rsplit_once('.').ok_or_else(|| unknown(name))?;
-        let mut norms = self.write();
+        self.settle()?;
+        let norms = &mut self.write().norms;
         let norm = norms.iter_mut().find(|norm| norm.name == layer);
         let norm = norm.ok_or_else(|| unknown(name))?;
         let target = match field {
@@ -346,11 +506,11 @@ impl Buffers {
     }
 
     // The lock is held for plain copies alone; were one to panic, the numbers are still numbers.
-    fn read(&self) -> std::sync::RwLockReadGuard<'_, Vec<RunningNorm>> {
+    fn read(&self) -> std::sync::RwLockReadGuard<'_, Running> {
         self.0.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn write(&self) -> std::sync::RwLockWriteGuard<'_, Vec<RunningNorm>> {
+    fn write(&self) -> std::sync::RwLockWriteGuard<'_, Running> {
         self.0.write().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -487,7 +647,52 @@ impl Builder {
                 params,
                 watch: Watch::default(),
             },
-            Buffers(Arc::new(RwLock::new(self.norms))),
+            Buffers(Arc::new(RwLock::new(Running {
+                norms: self.norms,
+                ..Running::default()
+            }))),
         ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Statistics that a device adds up for later are those that are added at once.
+    #[test]
+    fn statistics_that_wait_are_those_that_do_not() {
+        let buffers = || {
+            let mut builder = Builder::with(None);
+            builder.norm("a", 3);
+            builder.norm("b", 2);
+            builder.finish(&Device::Cpu).unwrap().1
+        };
+        let (now, later) = (buffers(), buffers());
+        let numbers = |seed, len| Tensor::from_vec(benches::fill(seed, len), len, &Device::Cpu);
+        for pass in 0..7 {
+            // The last passes leave one out.
+            let norms = [(0, 3), (1, 2)]
+                .into_iter()
+                .take(if pass < 5 { 2 } else { 1 });
+            let seen = norms.map(|(norm, channels)| Seen {
+                norm: NormId(norm),
+                statistics: numbers(10 * pass + norm as u32, 2 * channels).unwrap(),
+                rows: 5 + norm + pass as usize % 2,
+            });
+            let seen: Vec<Seen> = seen.collect();
+            now.see(&seen, false).unwrap();
+            let both = seen.iter().map(|seen| seen.statistics.clone());
+            let both = Tensor::cat(&both.collect::<Vec<_>>(), 0).unwrap();
+            later.add_ahead(&seen, &both).unwrap();
+        }
+        assert!(later.read().ahead.is_some());
+        let (now, later) = (now.entries().unwrap(), later.entries().unwrap());
+        for ((name, now), (_, later)) in now.iter().zip(&later) {
+            let flat = |t: &Tensor| t.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>();
+            for (now, later) in flat(now).unwrap().iter().zip(flat(later).unwrap()) {
+                assert!((now - later).abs() < 1e-6, "{name}: {now}, later {later}");
+            }
+        }
     }
 }

@@ -25,7 +25,8 @@ pub fn precise_batch_norm<E: From<ModelError>>(
     if statistics.is_empty() {
         return Ok(0);
     }
-    let before: Vec<_> = statistics.iter().map(Buffers::snapshot).collect();
+    let before = statistics.iter().map(Buffers::snapshot);
+    let before = before.collect::<Result<Vec<_>, _>>()?;
     statistics.iter().for_each(Buffers::reset);
     let run = || {
         let mut count = 0;

@@ -13,7 +13,7 @@ use pirl_model::{
 
 use crate::checkpoint::{MODEL, OPTIMIZER, State};
 use crate::collective::{
-    Collective, Digest, Ranks, alone, any, ensure_equal, from_bytes, to_bytes,
+    Collective, Digest, Ranks, alone, any, ensure_equal, from_bytes, to_bytes, with_gradients_on,
 };
 use crate::error::{Result, TrainError};
 use crate::networks::Networks;
@@ -107,10 +107,14 @@ impl<O: Objective> LearnerBuilder<O> {
 
     /// The learner, its networks untrained.
     ///
+    /// With several ranks, all of them build theirs at the same time.
+    ///
     /// # Errors
     /// [`TrainError::NoDevice`]; those of the backbone, the heads and the optimiser; a precision that
     /// the backbone does not have.
     pub fn build(mut self) -> Result<Learner<O>> {
+        let (device, further) = self.devices.split_first().ok_or(TrainError::NoDevice)?;
+        self.ranks = with_gradients_on(self.ranks, device)?;
         self.objective.join(&self.ranks)?;
         let networks = |device: &Device| {
             let mut backbone = (self.backbone)(device)?;
@@ -118,7 +122,6 @@ impl<O: Objective> LearnerBuilder<O> {
             let heads = self.objective.heads(backbone.feature_dim(), device)?;
             Networks::new(backbone, heads, device)
         };
-        let (device, further) = self.devices.split_first().ok_or(TrainError::NoDevice)?;
         let main = networks(device)?;
         let workers = further
             .iter()

@@ -79,6 +79,8 @@ mod worker;
 
 pub use batches::Batches;
 pub use checkpoint::{BACKBONE, Checkpoints, MODEL, OPTIMIZER, State, run_of};
+#[cfg(feature = "nccl")]
+pub use collective::Nccl;
 pub use collective::{
     Alone, Collective, Join, Pending, Place, Ranks, Threads, alone, join, launched,
 };

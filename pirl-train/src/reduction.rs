@@ -98,6 +98,9 @@ impl Reduction {
             let early = early.take().unwrap_or_default();
             sums.push(match gradient {
                 None => None,
+                Some(gradient) if self.ranks.all_reduce_on_device(&gradient)? => {
+                    Some((gradient, None))
+                }
                 Some(gradient) => {
                     let values = gradient.flatten_all()?.to_vec1::<f32>()?;
                     let mut buckets = early.buckets;
@@ -107,7 +110,7 @@ impl Reduction {
                         buckets.push(Bucket { from, sum });
                         end = from;
                     }
-                    Some((gradient, values, buckets))
+                    Some((gradient, Some((values, buckets))))
                 }
             });
         }
@@ -115,7 +118,8 @@ impl Reduction {
         for sum in sums {
             merged.push(match sum {
                 None => None,
-                Some((gradient, mut values, buckets)) => {
+                Some((gradient, None)) => Some(gradient),
+                Some((gradient, Some((mut values, buckets)))) => {
                     for Bucket { from, sum } in buckets {
                         let sum = sum.wait()?;
                         values[from..from + sum.len()].copy_from_slice(&sum);

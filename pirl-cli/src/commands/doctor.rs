@@ -23,9 +23,14 @@ const ON_GPU: [usize; 4] = [16, 32, 64, 128];
 
 pub(crate) fn run(args: &DoctorArgs) -> Result<()> {
     let device = device::parse(&args.device)?;
-    let checks = check_all(&cases(), &device);
+    let cases = if args.skip_checks {
+        Vec::new()
+    } else {
+        cases()
+    };
+    let checks = check_all(&cases, &device);
     let report = Report::new(
-        Versions::new(option_env!("PIRL_CANDLE_VERSION")),
+        Versions::new(option_env!("PIRL_CANDLE_VERSION"), &device),
         Machine::of(&args.device, &device)?,
         checks,
         speed(args, &device)?,
@@ -66,6 +71,10 @@ struct Timed<'a> {
 }
 
 impl Workload for Timed<'_> {
+    fn device(&self) -> &Device {
+        self.device
+    }
+
     /// The bank has a row for each image, so there must be enough to draw from.
     fn images(&self, batch_size: usize) -> usize {
         self.recipe.loss.negatives + 1 + batch_size

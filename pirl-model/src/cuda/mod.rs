@@ -12,9 +12,10 @@
 //!     "KERNEL twice(float *x, int n) { if (threadIdx.x < n) x[threadIdx.x] *= 2.0f; }",
 //! );
 //!
-//! let device = candle_core::CudaDevice::new_with_stream(0)?;
+//! let gpu = cuda::open(0)?;
+//! let device = gpu.as_cuda_device()?;
 //! let mut x = device.alloc_zeros::<f32>(8)?;
-//! let kernel = DOUBLE.get(&device, "twice", DType::F32)?;
+//! let kernel = DOUBLE.get(device, "twice", DType::F32)?;
 //! let mut launch = kernel.launch();
 //! let n = cuda::int(8)?;
 //! launch.arg(&mut x).arg(&n);
@@ -23,6 +24,7 @@
 //! # Ok::<(), candle_core::Error>(())
 //! ```
 
+mod device;
 mod staging;
 
 use std::collections::HashMap;
@@ -38,6 +40,7 @@ use candle_core::{
     CudaDevice, CudaStorage, DType, Error, Layout, Result, Shape, Storage, Tensor, WithDType, bail,
 };
 
+pub use device::{open, take_peak_memory};
 pub(crate) use staging::Staging;
 
 /// What kernels begin with.

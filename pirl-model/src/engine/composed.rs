@@ -2,39 +2,34 @@
 //! by op. The ops are this crate's where it has some for the device; else, or if the plain reference
 //! is asked for, they are Candle's own.
 //!
-//! Nothing is read back from the device during a pass; the statistics of all its batch norms are
-//! fetched together at the end.
+//! Nothing is read back from the device, neither during a pass nor at its end: what it adds to the running
+//! statistics stays there until somebody asks for them.
 
 use candle_core::{DType, Tensor};
 
+use super::cut::{Cut, cut_out};
 use super::{Conv, Engine, Linear, Norm};
 use crate::config::Precision;
 use crate::error::{ModelError, Result};
 use crate::mode::Mode;
 use crate::ops::{self, reference};
-use crate::params::{Buffers, NormId, NormUpdate, Param, ParamId, ParamSet};
+use crate::params::{Buffers, ParamId, ParamSet, Seen};
 use pirl_core::Ops;
 
-/// A forward pass in progress; values are NCHW or `(n, c)` tensors, the maps of this crate's ops views
-/// of NHWC memory.
+/// A forward pass in progress; values are `(n, c)` tensors or maps, NHWC with this crate's ops and NCHW with
+/// Candle's: between ops no map changes its layout.
 pub(crate) struct Composed<'a> {
     set: &'a ParamSet,
-    /// Of the set, in order and flat.
-    params: Vec<Tensor>,
+    /// Of a pass that is differentiated.
+    cut: Option<Cut>,
+    /// Those asked for so far, by their first parameter.
+    parts: Vec<Option<Tensor>>,
     buffers: &'a Buffers,
     mode: Mode,
     ops: Ops,
     /// Of maps and vectors, and of the factors of products.
     precision: Precision,
     statistics: Vec<Seen>,
-}
-
-/// What a batch norm saw.
-struct Seen {
-    norm: NormId,
-    mean: Tensor,
-    /// Unbiased.
-    var: Tensor,
 }
 
 impl<'a> Composed<'a> {
@@ -46,16 +41,11 @@ impl<'a> Composed<'a> {
         ops: Ops,
         precision: Precision,
     ) -> Result<Self> {
-        let flat = if mode.records() {
-            set.var().as_tensor().clone()
-        } else {
-            set.var().as_detached_tensor()
-        };
-        let mut params = Vec::with_capacity(set.params().len());
-        split(&flat, set.params(), &mut params)?;
+        let flat = set.var().as_tensor();
         Ok(Self {
             set,
-            params,
+            cut: mode.records().then(|| Cut::new(flat)).transpose()?,
+            parts: vec![None; set.params().len()],
             buffers,
             mode,
             ops,
@@ -64,53 +54,69 @@ impl<'a> Composed<'a> {
         })
     }
 
-    fn param(&self, id: ParamId) -> Result<Tensor> {
-        let shape = self.set.param(id).shape.as_slice();
-        Ok(self.params[id.index()].reshape(shape)?)
+    /// A parameter in its own shape and type.
+    fn param(&mut self, id: ParamId) -> Result<Tensor> {
+        let set = self.set;
+        self.part(id, &set.param(id).shape, DType::F32, false)
+    }
+
+    /// A part of the set that begins with the parameter `first`; always the same for the same one.
+    fn part(
+        &mut self,
+        first: ParamId,
+        shape: &[usize],
+        dtype: DType,
+        channels_last: bool,
+    ) -> Result<Tensor> {
+        if let Some(found) = &self.parts[first.index()] {
+            return Ok(found.clone());
+        }
+        let start = self.set.param(first).offset;
+        let part = match &self.cut {
+            Some(cut) => cut.part(start, shape, dtype, channels_last)?,
+            None => {
+                let flat = self.set.var().as_detached_tensor();
+                cut_out(&flat, start, shape, dtype, channels_last)?
+            }
+        };
+        Ok(self.parts[first.index()].insert(part).clone())
+    }
+
+    /// Maps, or vectors, as the pass takes them.
+    pub(crate) fn input(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(match x.rank() {
+            4 if self.ops == Ops::Fast => x.permute((0, 2, 3, 1))?.contiguous()?,
+            _ => x.clone(),
+        })
+    }
+
+    /// A value of the pass as others take it: maps are NCHW.
+    pub(crate) fn output(&self, value: &Tensor) -> Result<Tensor> {
+        Ok(match value.rank() {
+            4 if self.ops == Ops::Fast => value.permute((0, 3, 1, 2))?,
+            _ => value.clone(),
+        })
+    }
+
+    /// Gamma and beta of a batch norm, which follow each other in the set, as one.
+    fn affine(&mut self, layer: &Norm) -> Result<Tensor> {
+        let (gamma, beta) = (self.set.param(layer.weight), self.set.param(layer.bias));
+        let len = gamma.elements() + beta.elements();
+        self.part(layer.weight, &[len], DType::F32, false)
     }
 
     /// A parameter as the factor of a product.
-    fn factor(&self, id: ParamId) -> Result<Tensor> {
-        Ok(self.param(id)?.to_dtype(self.precision.dtype())?)
+    fn factor(&mut self, id: ParamId, channels_last: bool) -> Result<Tensor> {
+        let set = self.set;
+        let dtype = self.precision.dtype();
+        self.part(id, &set.param(id).shape, dtype, channels_last)
     }
 
-    /// What the pass adds to the running statistics.
-    pub(crate) fn updates(self) -> Result<Vec<NormUpdate>> {
-        if self.statistics.is_empty() {
-            return Ok(Vec::new());
-        }
-        let both = |seen: &Seen| [seen.mean.detach(), seen.var.detach()];
-        let numbers: Vec<Tensor> = self.statistics.iter().flat_map(both).collect();
-        let numbers = Tensor::cat(&numbers, 0)?.to_vec1::<f32>()?;
-        let mut rest = numbers.as_slice();
-        let updates = self.statistics.iter().map(|seen| {
-            let mut next = || {
-                let (head, tail) = rest.split_at(seen.mean.elem_count());
-                rest = tail;
-                head.to_vec()
-            };
-            NormUpdate {
-                norm: seen.norm,
-                mean: next(),
-                var: next(),
-            }
-        });
-        Ok(updates.collect())
+    /// Adds to the running statistics what the pass has seen.
+    pub(crate) fn finish(self) -> Result<()> {
+        self.buffers
+            .see(&self.statistics, self.mode == Mode::Calibrate)
     }
-}
-
-/// Cuts `flat`, which holds `params` one after the other, into them. It is halved again and again:
-/// the gradient of a part is padded to the size of what it was cut from, and cutting all parts from
-/// the whole would pad each to the size of the whole.
-fn split(flat: &Tensor, params: &[Param], parts: &mut Vec<Tensor>) -> Result<()> {
-    if let [_] | [] = params {
-        parts.extend(params.iter().map(|_| flat.clone()));
-        return Ok(());
-    }
-    let (left, right) = params.split_at(params.len() / 2);
-    let len = right[0].offset - left[0].offset;
-    split(&flat.narrow(0, 0, len)?, left, parts)?;
-    split(&flat.narrow(0, len, flat.dim(0)? - len)?, right, parts)
 }
 
 impl Engine for Composed<'_> {
@@ -124,13 +130,13 @@ impl Engine for Composed<'_> {
         residual: Option<&Tensor>,
         relu: bool,
     ) -> Result<Tensor> {
-        let weight = self.factor(conv.weight)?;
-        let conv2d = match (self.ops, self.precision) {
-            (Ops::Fast, Precision::Tf32) => ops::conv2d_tf32,
-            (Ops::Fast, _) => ops::conv2d,
-            (Ops::Reference, _) => reference::conv2d,
+        let weight = self.factor(conv.weight, self.ops == Ops::Fast)?;
+        let (stride, padding) = (conv.stride, conv.padding);
+        let tf32 = self.precision == Precision::Tf32;
+        let x = match self.ops {
+            Ops::Fast => ops::conv2d_nhwc(x, &weight, stride, padding, tf32)?,
+            Ops::Reference => reference::conv2d(x, &weight, stride, padding)?,
         };
-        let x = conv2d(x, &weight, conv.stride, conv.padding)?;
         self.batch_norm(norm, &x, residual, relu)
     }
 
@@ -141,55 +147,58 @@ impl Engine for Composed<'_> {
         residual: Option<&Tensor>,
         relu: bool,
     ) -> Result<Tensor> {
-        let (gamma, beta) = (self.param(layer.weight)?, self.param(layer.bias)?);
         // A vector is a map of one pixel.
-        let maps = if x.rank() == 2 {
-            x.unsqueeze(2)?.unsqueeze(3)?
-        } else {
-            x.clone()
+        let maps = match (x.dims(), self.ops) {
+            (&[n, c], Ops::Fast) => x.reshape((n, 1, 1, c))?,
+            (&[n, c], Ops::Reference) => x.reshape((n, c, 1, 1))?,
+            _ => x.clone(),
         };
-        let (n, c, h, w) = maps.dims4()?;
-        let out = if self.mode.uses_batch() {
-            let rows = n * h * w;
+        let channels = self.set.param(layer.weight).elements();
+        let rows = maps.elem_count() / channels.max(1);
+        let given = if self.mode.uses_batch() {
             if rows < 2 {
-                let layer = self.buffers.with(layer.stats, |norm| norm.name.clone());
+                let layer = self.buffers.with(layer.stats, |norm| norm.name.clone())?;
                 return Err(ModelError::SingleValue { layer });
             }
-            let normalise = match self.ops {
-                Ops::Fast => ops::batch_norm_train,
-                Ops::Reference => reference::batch_norm_train,
-            };
-            let (out, mean, var) =
-                normalise(&maps, &gamma, &beta, Norm::EPS.into(), residual, relu)?;
-            let unbiased = (var * (rows as f64 / (rows - 1) as f64))?;
+            None
+        } else {
+            let tensor = |numbers: &[f32]| Tensor::from_slice(numbers, channels, x.device());
+            let running = self.buffers.with(layer.stats, |norm| {
+                Ok::<_, ModelError>((tensor(&norm.mean)?, tensor(&norm.var)?))
+            });
+            Some(running??)
+        };
+        let (eps, given) = (Norm::EPS.into(), given.as_ref());
+        let (out, statistics) = match self.ops {
+            Ops::Fast => {
+                let affine = self.affine(layer)?;
+                let given = given.map(|(mean, var)| (mean, var));
+                ops::batch_norm_nhwc(&maps, &affine, given, eps, residual, relu)?
+            }
+            Ops::Reference => {
+                let (gamma, beta) = (self.param(layer.weight)?, self.param(layer.bias)?);
+                match given {
+                    None => {
+                        let (out, mean, var) =
+                            reference::batch_norm_train(&maps, &gamma, &beta, eps, residual, relu)?;
+                        (out, Tensor::cat(&[mean, var], 0)?)
+                    }
+                    Some((mean, var)) => {
+                        let out = reference::batch_norm_eval(
+                            &maps, &gamma, &beta, mean, var, eps, residual, relu,
+                        )?;
+                        (out, mean.clone())
+                    }
+                }
+            }
+        };
+        if given.is_none() {
             self.statistics.push(Seen {
                 norm: layer.stats,
-                mean,
-                var: unbiased,
+                statistics,
+                rows,
             });
-            out
-        } else {
-            let (mean, var) = self.buffers.with(layer.stats, |norm| {
-                let mean = Tensor::from_slice(&norm.mean, c, x.device());
-                let var = Tensor::from_slice(&norm.var, c, x.device());
-                (mean, var)
-            });
-            let (mean, var) = (mean?, var?);
-            let normalise = match self.ops {
-                Ops::Fast => ops::batch_norm_eval,
-                Ops::Reference => reference::batch_norm_eval,
-            };
-            normalise(
-                &maps,
-                &gamma,
-                &beta,
-                &mean,
-                &var,
-                Norm::EPS.into(),
-                residual,
-                relu,
-            )?
-        };
+        }
         match x.rank() {
             2 => Ok(out.reshape(x.shape())?),
             _ => Ok(out),
@@ -197,21 +206,27 @@ impl Engine for Composed<'_> {
     }
 
     fn max_pool(&mut self, x: &Tensor) -> Result<Tensor> {
-        let max_pool2d = match self.ops {
-            Ops::Fast => ops::max_pool2d,
-            Ops::Reference => reference::max_pool2d,
-        };
-        Ok(max_pool2d(x, 3, 2, 1)?)
+        Ok(match self.ops {
+            Ops::Fast => ops::max_pool_nhwc(x)?,
+            Ops::Reference => reference::max_pool2d(x, 3, 2, 1)?,
+        })
     }
 
     fn average_pool(&mut self, x: &Tensor) -> Result<Tensor> {
         // In short types the sum over a map would be rounded at every term.
-        let mean = reference::global_average_pool(&x.to_dtype(DType::F32)?)?;
+        let x = x.to_dtype(DType::F32)?;
+        let mean = match self.ops {
+            Ops::Fast => x.mean((1, 2))?,
+            Ops::Reference => reference::global_average_pool(&x)?,
+        };
         Ok(mean.to_dtype(self.precision.dtype())?)
     }
 
     fn linear(&mut self, layer: &Linear, x: &Tensor) -> Result<Tensor> {
-        let (weight, bias) = (self.factor(layer.weight)?, self.factor(layer.bias)?);
+        let (weight, bias) = (
+            self.factor(layer.weight, false)?,
+            self.factor(layer.bias, false)?,
+        );
         Ok(reference::linear(x, &weight, Some(&bias))?)
     }
 
@@ -222,5 +237,100 @@ impl Engine for Composed<'_> {
     fn join(&mut self, x: &Tensor, group: usize) -> Result<Tensor> {
         let (n, c) = x.dims2()?;
         Ok(x.reshape((n / group, group * c))?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+    use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
+
+    use super::*;
+    use crate::engine::Network;
+    use crate::layer::Layer;
+    use crate::params::Builder;
+
+    /// Of every kind of layer, one with a residual, and one that is used twice.
+    struct Small {
+        first: (Conv, Norm),
+        again: (Conv, Norm),
+        vectors: Norm,
+        linear: Linear,
+    }
+
+    impl Small {
+        fn new(builder: &mut Builder) -> Self {
+            Self {
+                first: (
+                    Conv::new(builder, "a", (3, 6), 3, 2),
+                    Norm::new(builder, "an", 6),
+                ),
+                again: (
+                    Conv::new(builder, "b", (6, 6), 1, 1),
+                    Norm::new(builder, "bn", 6),
+                ),
+                vectors: Norm::new(builder, "vn", 6),
+                linear: Linear::new(builder, "l", 6, 4),
+            }
+        }
+    }
+
+    impl Network for Small {
+        fn forward<E: Engine>(
+            &self,
+            engine: &mut E,
+            x: &E::Value,
+            _: &mut dyn FnMut(Layer, &E::Value),
+        ) -> Result<E::Value> {
+            let x = engine.conv_norm(&self.first.0, &self.first.1, x, None, true)?;
+            let x = engine.max_pool(&x)?;
+            let x = engine.conv_norm(&self.again.0, &self.again.1, &x, Some(&x), true)?;
+            let x = engine.conv_norm(&self.again.0, &self.again.1, &x, Some(&x), true)?;
+            let x = engine.average_pool(&x)?;
+            let x = engine.batch_norm(&self.vectors, &x, None, false)?;
+            let x = engine.relu(&x)?;
+            let x = engine.linear(&self.linear, &x)?;
+            engine.join(&x, 2)
+        }
+    }
+
+    /// Output, gradients of input and parameters, and the running statistics after it.
+    fn pass(ops: Ops, mode: Mode) -> Vec<Vec<f32>> {
+        let mut builder = Builder::new(ChaCha8Rng::seed_from_u64(1));
+        let network = Small::new(&mut builder);
+        let (set, buffers) = builder.finish(&Device::Cpu).unwrap();
+        let numbers = benches::fill(1, 4 * 3 * 11 * 9);
+        let x = candle_core::Var::from_vec(numbers, (4, 3, 11, 9), &Device::Cpu).unwrap();
+        let mut engine = Composed::new(&set, &buffers, mode, ops, Precision::F32).unwrap();
+        let input = engine.input(x.as_tensor()).unwrap();
+        let out = network.forward(&mut engine, &input, &mut |_, _| {});
+        let out = engine.output(&out.unwrap()).unwrap();
+        engine.finish().unwrap();
+        let weights = Tensor::from_vec(benches::fill(2, out.elem_count()), out.shape(), x.device());
+        let loss = (&out * weights.unwrap()).unwrap().sum_all().unwrap();
+        let gradients = loss.backward().unwrap();
+        let mut found = vec![out];
+        found.extend(
+            [x.as_tensor(), set.var().as_tensor()].map(|of| gradients.get(of).unwrap().clone()),
+        );
+        let statistics = buffers.entries().unwrap().into_iter();
+        found.extend(statistics.map(|(_, tensor)| tensor.to_dtype(DType::F32).unwrap()));
+        let flat = |tensor: Tensor| tensor.flatten_all().unwrap().to_vec1().unwrap();
+        found.into_iter().map(flat).collect()
+    }
+
+    #[test]
+    fn maps_that_keep_their_layout_have_the_numbers_of_candles_ops() {
+        for mode in [Mode::Train, Mode::Frozen] {
+            let (found, expected) = (pass(Ops::Fast, mode), pass(Ops::Reference, mode));
+            assert_eq!(found.len(), expected.len());
+            for (found, expected) in found.iter().zip(&expected) {
+                let scale = expected.iter().fold(1e-3, |most: f32, x| most.max(x.abs()));
+                let pairs = found.iter().zip(expected);
+                let error = pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+                assert_eq!(found.len(), expected.len());
+                assert!(error < 1e-4 * scale, "{mode:?}: {error} of {scale}");
+            }
+        }
     }
 }

@@ -8,6 +8,7 @@
 
 mod buffer;
 mod composed;
+mod cut;
 mod tape;
 mod traced;
 

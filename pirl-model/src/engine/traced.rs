@@ -96,11 +96,13 @@ impl<N: Network> Traced<N> {
             let x = if mode.records() { x } else { x.detach() };
             let (set, buffers) = (&self.params, &self.buffers);
             let mut engine = Composed::new(set, buffers, mode, self.ops, self.precision)?;
-            let x = x.to_dtype(self.precision.dtype())?;
+            let x = engine.input(&x)?.to_dtype(self.precision.dtype())?;
             let out = self.network.forward(&mut engine, &x, &mut |_, _| {})?;
-            (out.to_dtype(DType::F32)?, engine.updates()?)
+            let out = engine.output(&out)?;
+            engine.finish()?;
+            return Ok(out.to_dtype(DType::F32)?);
         };
-        self.buffers.update(&updates, mode == Mode::Calibrate);
+        self.buffers.update(&updates, mode == Mode::Calibrate)?;
         Ok(out)
     }
 
@@ -144,9 +146,11 @@ impl<N: Network> Traced<N> {
                     maps.push((layer, map.clone()));
                 }
             };
+            let x = engine.input(&x)?;
             self.network.forward(&mut engine, &x, show)?;
-            // To this engine, what an average leaves is a vector.
             for (_, map) in &mut maps {
+                *map = engine.output(map)?;
+                // To this engine, what an average leaves is a vector.
                 if map.rank() == 2 {
                     *map = map.unsqueeze(2)?.unsqueeze(3)?;
                 }

@@ -135,7 +135,7 @@ impl Engine for Recorder<'_> {
                 (scale, (f64::from(beta) - f64::from(mean) * scale) as f32)
             });
             folded.unzip()
-        });
+        })?;
         let numbers = self.numbers(conv.weight)?;
         let of_channel = (numbers.len() / scales.len().max(1)).max(1);
         let numbers = numbers.chunks(of_channel).zip(&scales);

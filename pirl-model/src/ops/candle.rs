@@ -3,7 +3,7 @@
 #[cfg(feature = "cuda")]
 use candle_core::CudaStorage;
 use candle_core::{
-    CpuStorage, CustomOp1, CustomOp2, DType, Device, Layout, Result, Shape, Tensor, bail,
+    CpuStorage, CustomOp1, CustomOp2, D, DType, Device, Layout, Result, Shape, Tensor, bail,
 };
 use pirl_core::storage::{slice, with_slice};
 
@@ -28,16 +28,7 @@ use super::reference;
 /// If the shapes do not fit, the kernel is not square or larger than the padded input, or the
 /// stride is 0.
 pub fn conv2d(x: &Tensor, weight: &Tensor, stride: usize, padding: usize) -> Result<Tensor> {
-    convolve(
-        x,
-        weight,
-        stride,
-        padding,
-        Way {
-            tf32: false,
-            winograd: Winograd::Auto,
-        },
-    )
+    convolve(x, weight, stride, padding, Winograd::Auto)
 }
 
 /// [`conv2d()`] never by Winograd's way.
@@ -45,35 +36,7 @@ pub fn conv2d(x: &Tensor, weight: &Tensor, stride: usize, padding: usize) -> Res
 /// # Errors
 /// As [`conv2d()`].
 pub fn conv2d_direct(x: &Tensor, weight: &Tensor, stride: usize, padding: usize) -> Result<Tensor> {
-    convolve(
-        x,
-        weight,
-        stride,
-        padding,
-        Way {
-            tf32: false,
-            winograd: Winograd::Off,
-        },
-    )
-}
-
-/// [`conv2d()`] for which cuDNN may round factors to TF32's ten binary places.
-pub(crate) fn conv2d_tf32(
-    x: &Tensor,
-    weight: &Tensor,
-    stride: usize,
-    padding: usize,
-) -> Result<Tensor> {
-    convolve(
-        x,
-        weight,
-        stride,
-        padding,
-        Way {
-            tf32: true,
-            winograd: Winograd::Auto,
-        },
-    )
+    convolve(x, weight, stride, padding, Winograd::Off)
 }
 
 fn convolve(
@@ -81,10 +44,10 @@ fn convolve(
     weight: &Tensor,
     stride: usize,
     padding: usize,
-    way: Way,
+    winograd: Winograd,
 ) -> Result<Tensor> {
-    let (n, c_in, h, w) = x.dims4()?;
-    let (c_out, weight_c_in, kernel, kernel_w) = weight.dims4()?;
+    let (_, c_in, h, w) = x.dims4()?;
+    let (_, weight_c_in, kernel, kernel_w) = weight.dims4()?;
     if kernel != kernel_w || kernel == 0 || stride == 0 {
         bail!(
             "conv2d needs a square kernel and a stride of at least 1, got {kernel}x{kernel_w} and {stride}"
@@ -100,6 +63,50 @@ fn convolve(
     if !fast || (x.device().is_cuda() && x.elem_count() == 0) {
         return reference::conv2d(x, weight, stride, padding);
     }
+    let (x, weight) = (channels_last(x)?, weight.permute((0, 2, 3, 1))?);
+    let way = Way {
+        tf32: false,
+        winograd,
+    };
+    channels_second(&convolve_nhwc(&x, &weight, stride, padding, way)?)
+}
+
+/// [`conv2d()`] of `x` `(n, h, w, c_in)`, to `(n, oh, ow, c_out)`; `weight`: `(c_out, k, k, c_in)`. For
+/// networks whose maps stay in this layout: to Candle a change of layout has a gradient like any op. With
+/// `tf32` cuDNN may round factors to TF32's ten binary places.
+pub(crate) fn conv2d_nhwc(
+    x: &Tensor,
+    weight: &Tensor,
+    stride: usize,
+    padding: usize,
+    tf32: bool,
+) -> Result<Tensor> {
+    let runs = runs_fast(x, cfg!(feature = "cudnn")) && x.dtype() == weight.dtype();
+    if runs && x.elem_count() > 0 {
+        let way = Way {
+            tf32,
+            winograd: Winograd::Auto,
+        };
+        return convolve_nhwc(x, weight, stride, padding, way);
+    }
+    let (x, weight) = (channels_second(x)?, channels_second(weight)?);
+    channels_last(&reference::conv2d(
+        &x,
+        &weight.contiguous()?,
+        stride,
+        padding,
+    )?)
+}
+
+/// By an op of this crate, which there is for `x`.
+fn convolve_nhwc(
+    x: &Tensor,
+    weight: &Tensor,
+    stride: usize,
+    padding: usize,
+    way: Way,
+) -> Result<Tensor> {
+    let ((n, h, w, c_in), (c_out, kernel, ..)) = (x.dims4()?, weight.dims4()?);
     let shape = ConvShape {
         n,
         h,
@@ -110,14 +117,13 @@ fn convolve(
         stride,
         padding,
     };
-    // cuDNN wants weights with their channels last, too.
+    // cuDNN wants weights with their channels last, too, and the kernels for CPUs do not.
     let weight = match weight.device() {
-        Device::Cuda(_) => channels_last(weight)?,
-        _ => weight.contiguous()?,
+        Device::Cuda(_) => weight.contiguous()?,
+        _ => channels_second(weight)?.contiguous()?,
     };
-    channels_last(x)?
-        .apply_op2(&weight, Convolution { shape, way })?
-        .permute((0, 3, 1, 2))
+    x.contiguous()?
+        .apply_op2(&weight, Convolution { shape, way })
 }
 
 /// Max-pooling of `x` with minus infinity beyond its borders, differentiable.
@@ -162,6 +168,24 @@ pub fn max_pool2d(x: &Tensor, kernel: usize, stride: usize, padding: usize) -> R
         .permute((0, 3, 1, 2))
 }
 
+/// The max-pooling of a network, 3x3 with stride 2 and padding 1, of `x` `(n, h, w, c)`.
+pub(crate) fn max_pool_nhwc(x: &Tensor) -> Result<Tensor> {
+    let (n, h, w, c) = x.dims4()?;
+    if !runs_fast(x, cfg!(feature = "cuda")) || x.elem_count() == 0 {
+        return channels_last(&max_pool2d(&channels_second(x)?, 3, 2, 1)?);
+    }
+    let shape = PoolShape {
+        n,
+        h,
+        w,
+        c,
+        kernel: 3,
+        stride: 2,
+        padding: 1,
+    };
+    x.contiguous()?.apply_op1(MaxPool(shape))
+}
+
 /// Batch norm of `x` by the batch's own statistics, then the residual, then ReLU; differentiable in
 /// `x`, `gamma`, `beta` and the residual.
 ///
@@ -185,15 +209,12 @@ pub fn batch_norm_train(
 ) -> Result<(Tensor, Tensor, Tensor)> {
     #[cfg(feature = "cuda")]
     if x.device().is_cuda() && runs_fast(x, true) && x.elem_count() > 0 {
-        let x = channels_last(x)?;
-        let [mean, var, inv_std] = batch_norm::cuda::statistics(&x, eps as f32)?;
-        let op = BatchNorm {
-            mean: mean.clone(),
-            inv_std,
-            of_batch: true,
-            relu,
-        };
-        return Ok((normalise(&x, gamma, beta, residual, op)?, mean, var));
+        let (x, residual) = (channels_last(x)?, residual.map(channels_last).transpose()?);
+        let affine = Tensor::cat(&[gamma, beta], 0)?;
+        let (out, both) = batch_norm_nhwc(&x, &affine, None, eps, residual.as_ref(), relu)?;
+        let c = both.elem_count() / 2;
+        let (mean, var) = (both.narrow(0, 0, c)?, both.narrow(0, c, c)?);
+        return Ok((channels_second(&out)?, mean, var));
     }
     reference::batch_norm_train(x, gamma, beta, eps, residual, relu)
 }
@@ -219,32 +240,70 @@ pub fn batch_norm_eval(
 ) -> Result<Tensor> {
     #[cfg(feature = "cuda")]
     if x.device().is_cuda() && runs_fast(x, true) && x.elem_count() > 0 {
-        let op = BatchNorm {
-            mean: mean.detach(),
-            inv_std: (var.detach() + eps)?.sqrt()?.recip()?,
-            of_batch: false,
-            relu,
-        };
-        return normalise(&channels_last(x)?, gamma, beta, residual, op);
+        let (x, residual) = (channels_last(x)?, residual.map(channels_last).transpose()?);
+        let affine = Tensor::cat(&[gamma, beta], 0)?;
+        let given = Some((mean, var));
+        let (out, _) = batch_norm_nhwc(&x, &affine, given, eps, residual.as_ref(), relu)?;
+        return channels_second(&out);
     }
     reference::batch_norm_eval(x, gamma, beta, mean, var, eps, residual, relu)
 }
 
-/// `x` is NHWC, the result a view of such memory.
-#[cfg(feature = "cuda")]
-fn normalise(
+/// Batch norm of `x` `(n, h, w, c)` by the `given` mean and variance, or without any by the batch's own, then
+/// the residual, then ReLU; `affine`: gamma, then beta, `(2 c)`. Returns the output, and of the batch's own
+/// statistics the mean, then the biased variance, `(2 c)`, which carry no gradient.
+pub(crate) fn batch_norm_nhwc(
     x: &Tensor,
-    gamma: &Tensor,
-    beta: &Tensor,
+    affine: &Tensor,
+    given: Option<(&Tensor, &Tensor)>,
+    eps: f64,
     residual: Option<&Tensor>,
-    op: BatchNorm,
-) -> Result<Tensor> {
-    let affine = Tensor::cat(&[gamma, beta], 0)?;
-    let out = match residual {
-        Some(residual) => x.apply_op3(&affine, &channels_last(residual)?, op)?,
-        None => x.apply_op2(&affine, op)?,
+    relu: bool,
+) -> Result<(Tensor, Tensor)> {
+    #[cfg(feature = "cuda")]
+    if x.device().is_cuda() && runs_fast(x, true) && x.elem_count() > 0 {
+        let x = x.contiguous()?;
+        let c = x.dim(D::Minus1)?;
+        let (statistics, mean, inv_std) = match given {
+            None => {
+                let all = batch_norm::cuda::statistics(&x, eps as f32)?;
+                let (mean, inv_std) = (all.narrow(0, 0, c)?, all.narrow(0, 2 * c, c)?);
+                (all.narrow(0, 0, 2 * c)?, mean, inv_std)
+            }
+            Some((mean, var)) => {
+                let inv_std = (var.detach() + eps)?.sqrt()?.recip()?;
+                (mean.detach(), mean.detach(), inv_std)
+            }
+        };
+        let op = BatchNorm {
+            mean,
+            inv_std,
+            of_batch: given.is_none(),
+            relu,
+        };
+        let out = match residual {
+            Some(residual) => x.apply_op3(affine, &residual.contiguous()?, op)?,
+            None => x.apply_op2(affine, op)?,
+        };
+        return Ok((out, statistics));
+    }
+    let c = x.dim(D::Minus1)?;
+    let (gamma, beta) = (affine.narrow(0, 0, c)?, affine.narrow(0, c, c)?);
+    let residual = residual.map(channels_second).transpose()?;
+    let (x, residual) = (channels_second(x)?, residual.as_ref());
+    let (out, statistics) = match given {
+        None => {
+            let (out, mean, var) =
+                reference::batch_norm_train(&x, &gamma, &beta, eps, residual, relu)?;
+            (out, Tensor::cat(&[mean, var], 0)?)
+        }
+        Some((mean, var)) => {
+            let out =
+                reference::batch_norm_eval(&x, &gamma, &beta, mean, var, eps, residual, relu)?;
+            (out, mean.clone())
+        }
     };
-    out.permute((0, 3, 1, 2))
+    Ok((channels_last(&out)?, statistics))
 }
 
 /// Whether an op of this crate can run on `x`; `on_cuda`: whether there is one for CUDA devices.
@@ -258,6 +317,10 @@ fn runs_fast(x: &Tensor, on_cuda: bool) -> bool {
 
 fn channels_last(x: &Tensor) -> Result<Tensor> {
     x.permute((0, 2, 3, 1))?.contiguous()
+}
+
+fn channels_second(x: &Tensor) -> Result<Tensor> {
+    x.permute((0, 3, 1, 2))
 }
 
 /// NHWC input and output; on a CPU PyTorch's weight, on a CUDA device with its channels last.

@@ -29,8 +29,8 @@ pub mod pool;
 pub mod reference;
 pub mod relu;
 
-pub(crate) use candle::conv2d_tf32;
 pub use candle::{batch_norm_eval, batch_norm_train, conv2d, conv2d_direct, max_pool2d};
+pub(crate) use candle::{batch_norm_nhwc, conv2d_nhwc, max_pool_nhwc};
 pub use element::Element;
 
 /// Places that a kernel or window takes along an axis; 0 where the padded input is smaller than it.

@@ -2,21 +2,27 @@
 //! batch.
 //!
 //! A run's ranks do the same steps in the same order, so that whatever they do together needs no
-//! negotiation: the first call of one rank meets the first of every other. The transport is MPI's or
-//! NCCL's; [`Threads`] joins threads of one process.
+//! negotiation: the first call of one rank meets the first of every other. The transport is MPI's, and for
+//! gradients on GPUs NCCL's; [`Threads`] joins threads of one process.
 
 mod equality;
 mod launch;
 #[cfg(feature = "mpi")]
 mod mpi;
+#[cfg(feature = "nccl")]
+mod nccl;
 mod threads;
 
 use std::sync::Arc;
+
+use candle_core::{Device, Tensor};
 
 use crate::error::Result;
 
 pub(crate) use equality::{Digest, ensure_equal};
 pub use launch::{Join, Place, join, launched};
+#[cfg(feature = "nccl")]
+pub use nccl::Nccl;
 pub use threads::Threads;
 
 /// A rank's way to the others.
@@ -37,6 +43,17 @@ pub trait Collective: Send + Sync {
     /// # Errors
     /// If another rank has ended.
     fn all_reduce(&self, values: Vec<f32>) -> Result<Pending>;
+
+    /// Adds up the `values` of all ranks in place, in the memory of the GPU that they are on, `f32` and
+    /// contiguous. Returns `false`, on every rank, where that cannot be done and nothing was:
+    /// [`Collective::all_reduce`] can do it in the host's memory.
+    ///
+    /// # Errors
+    /// If another rank has ended or does not come.
+    fn all_reduce_on_device(&self, values: &Tensor) -> Result<bool> {
+        let _ = values;
+        Ok(false)
+    }
 
     /// What every rank gave, by rank; lengths may differ.
     ///
@@ -127,6 +144,23 @@ pub type Ranks = Arc<dyn Collective>;
 /// The ranks of a process without others.
 pub fn alone() -> Ranks {
     Arc::new(Alone)
+}
+
+/// `ranks`, whose gradients are on `device`: added up there by NCCL, if this program has it and all ranks
+/// train on GPUs.
+///
+/// # Errors
+/// If a rank has ended, or NCCL cannot join the GPUs.
+pub(crate) fn with_gradients_on(ranks: Ranks, device: &Device) -> Result<Ranks> {
+    #[cfg(feature = "nccl")]
+    if ranks.size() > 1
+        && !any(ranks.as_ref(), !device.is_cuda())?
+        && let Device::Cuda(device) = device
+    {
+        return Ok(Arc::new(Nccl::new(ranks, device)?));
+    }
+    let _ = device;
+    Ok(ranks)
 }
 
 /// Whether `flag` is set on any rank.

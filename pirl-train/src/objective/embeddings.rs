@@ -1,9 +1,8 @@
 //! What embeddings are like, for a reader of the metrics: do views of an image agree, and do images
 //! differ (Wang and Isola, arXiv:2005.10242)?
 
-use candle_core::{D, Tensor};
+use candle_core::{D, DType, Tensor};
 
-use super::scalar;
 use crate::error::Result;
 use crate::training::Metric;
 
@@ -22,15 +21,22 @@ pub(super) fn embedding_metrics(
     embeddings: &Tensor,
     rows: &Tensor,
 ) -> Result<Vec<(&'static str, Metric)>> {
-    let (images, real) = (embeddings.dim(0)?, |value: f64| Metric::Real(value as f32));
-    let agreement = (embeddings * rows)?.sum(D::Minus1)?.mean_all()?;
-    let mut metrics = vec![("alignment", real(2.0 - 2.0 * scalar(&agreement)?))];
+    let images = embeddings.dim(0)?;
+    let mut numbers = vec![(embeddings * rows)?.sum(D::Minus1)?.mean_all()?];
     if images > 1 {
         let cosines = embeddings.matmul(&embeddings.t()?)?;
+        numbers.push(cosines.sqr()?.sum_all()?);
+        numbers.push(((&cosines - 1.0)? * 4.0)?.exp()?.sum_all()?);
+    }
+    // Read back together: a device is waited for once.
+    let numbers = Tensor::stack(&numbers, 0)?.to_dtype(DType::F64)?;
+    let numbers = numbers.to_vec1::<f64>()?;
+    let real = |value: f64| Metric::Real(value as f32);
+    let mut metrics = vec![("alignment", real(2.0 - 2.0 * numbers[0]))];
+    if let [_, squares, potential] = numbers[..] {
         // Each row has a cosine of 1 with itself, which is no pair.
         let (n, pairs) = (images as f64, (images * (images - 1)) as f64);
-        let squares = scalar(&cosines.sqr()?.sum_all()?)? - n;
-        let potential = scalar(&((&cosines - 1.0)? * 4.0)?.exp()?.sum_all()?)? - n;
+        let (squares, potential) = (squares - n, potential - n);
         let floor = f64::from(f32::MIN_POSITIVE);
         metrics.push(("uniformity", real((potential / pairs).max(floor).ln())));
         metrics.push(("effective_rank", real(pairs / squares.max(floor))));

@@ -7,6 +7,7 @@ use super::forward::Forward;
 use super::value::Value;
 use crate::engine::buffer::Buffer;
 use crate::engine::{Conv, Norm};
+use crate::error::Result;
 use crate::ops::Element;
 use crate::ops::batch_norm::{Affine, Statistics};
 use crate::ops::conv2d::{self, ConvShape};
@@ -53,14 +54,14 @@ pub(super) fn forward_folded<T: Element>(
     x: &Value<T>,
     residual: Option<&Value<T>>,
     relu: bool,
-) -> Value<T> {
+) -> Result<Value<T>> {
     let shape = shape(conv, x);
     let weight = pass.parameter(&pass.range(conv.weight));
     let gamma = pass.parameter(&pass.range(norm.weight));
     let beta = pass.parameter(&pass.range(norm.bias));
     let statistics = pass.buffers.with(norm.stats, |stats| {
         Statistics::running(stats.mean.clone(), stats.var.clone(), Norm::EPS)
-    });
+    })?;
     let affine = Affine::new(gamma, beta, &statistics);
     let residual = residual.map(|residual| &residual.data[..]);
     let mut data = pass.buffer(shape.out_len());
@@ -75,7 +76,7 @@ pub(super) fn forward_folded<T: Element>(
         &mut data,
     );
     let (h, w) = shape.out_hw();
-    pass.value((x.n, h, w, conv.c_out), data)
+    Ok(pass.value((x.n, h, w, conv.c_out), data))
 }
 
 fn shape<T: Element>(conv: &Conv, x: &Value<T>) -> ConvShape {

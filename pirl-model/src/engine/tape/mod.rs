@@ -40,7 +40,7 @@ impl<T: Element> Engine for Forward<'_, T> {
     ) -> Result<Value<T>> {
         if self.mode == Mode::Eval {
             let layers = (conv, norm);
-            return Ok(convolution::forward_folded(self, layers, x, residual, relu));
+            return convolution::forward_folded(self, layers, x, residual, relu);
         }
         let x = convolution::forward(self, conv, x);
         norm::forward(self, norm, &x, residual, relu)

@@ -37,7 +37,7 @@ pub(super) fn forward<T: Element>(
         true => of_batch(pass, layer, x)?,
         false => pass.buffers.with(layer.stats, |stats| {
             Statistics::running(stats.mean.clone(), stats.var.clone(), Norm::EPS)
-        }),
+        })?,
     };
     let (gamma, beta) = (pass.parameter(&weight), pass.parameter(&bias));
     let affine = Affine::new(gamma, beta, &statistics);
@@ -65,7 +65,7 @@ fn of_batch<T: Element>(
 ) -> Result<Statistics> {
     let rows = x.n * x.h * x.w;
     if rows < 2 {
-        let layer = pass.buffers.with(layer.stats, |stats| stats.name.clone());
+        let layer = pass.buffers.with(layer.stats, |stats| stats.name.clone())?;
         return Err(ModelError::SingleValue { layer });
     }
     let statistics = Statistics::of_batch(&x.data, x.c, Norm::EPS);

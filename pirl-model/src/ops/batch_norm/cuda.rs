@@ -21,13 +21,13 @@ const ROWS: usize = 8;
 /// Blocks that share out the rows at most.
 const GRID: usize = 4096;
 
-/// Mean, biased variance and inverse deviation of each channel of NHWC maps `x`, each `(c)` and
-/// `f32`.
-pub(in crate::ops) fn statistics(x: &Tensor, eps: f32) -> Result<[Tensor; 3]> {
+/// Mean, biased variance and inverse deviation of each channel of NHWC maps `x`, one after the other, `(3 c)`
+/// of `f32`.
+pub(in crate::ops) fn statistics(x: &Tensor, eps: f32) -> Result<Tensor> {
     of_type!("batch norm", x.dtype(), T => statistics_of::<T>(x, eps))
 }
 
-fn statistics_of<T: Number>(x: &Tensor, eps: f32) -> Result<[Tensor; 3]> {
+fn statistics_of<T: Number>(x: &Tensor, eps: f32) -> Result<Tensor> {
     let sizes = Sizes::of(x.shape())?;
     let (storage, layout) = x.storage_and_layout();
     let storage = cuda::storage(&storage)?;
@@ -53,8 +53,9 @@ fn statistics_of<T: Number>(x: &Tensor, eps: f32) -> Result<[Tensor; 3]> {
     // which is what the buffers hold.
     unsafe { launch.launch(sizes.grid(splits)) }.w()?;
 
-    let new = || cuda::alloc::<f32>(device, sizes.channels);
-    let (mut mean, mut var, mut inv_std) = (new()?, new()?, new()?);
+    let mut all = cuda::alloc::<f32>(device, 3 * sizes.channels)?;
+    let (mut mean, mut others) = all.split_at_mut(sizes.channels);
+    let (mut var, mut inv_std) = others.split_at_mut(sizes.channels);
     let kernel = KERNELS.get(device, "batch_norm_statistics", DType::F32)?;
     let mut launch = kernel.launch();
     launch
@@ -67,7 +68,7 @@ fn statistics_of<T: Number>(x: &Tensor, eps: f32) -> Result<[Tensor; 3]> {
     launch.arg(&mut mean).arg(&mut var).arg(&mut inv_std);
     // SAFETY: the kernel reads what the first wrote and writes a number a channel to each result.
     unsafe { launch.launch(LaunchConfig::for_num_elems(channels as u32)) }.w()?;
-    Ok([mean, var, inv_std].map(|numbers| cuda::tensor(numbers, sizes.channels, device)))
+    Ok(cuda::tensor(all, 3 * sizes.channels, device))
 }
 
 /// A batch norm with the residual addition and ReLU after it: of NHWC maps `x` and, one after the

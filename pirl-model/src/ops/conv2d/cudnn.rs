@@ -212,10 +212,8 @@ fn forward_of<T: Factor>(
         let (algorithm, bytes) = chosen(
             &mut state.forward,
             (*s, T::DTYPE, tf32),
-            [
-                op.pick_algorithm(),
-                Ok(ForwardAlgorithm::CUDNN_CONVOLUTION_FWD_ALGO_IMPLICIT_PRECOMP_GEMM),
-            ],
+            || op.pick_algorithm(),
+            ForwardAlgorithm::CUDNN_CONVOLUTION_FWD_ALGO_IMPLICIT_PRECOMP_GEMM,
             |algorithm| op.get_workspace_size(algorithm),
         )?;
         let workspace = room(&mut state.workspace, bytes, device)?;
@@ -259,10 +257,8 @@ fn backward_input_of<T: Factor>(
         let (algorithm, bytes) = chosen(
             &mut state.data,
             (*s, T::DTYPE, tf32),
-            [
-                op.pick_algorithm(),
-                Ok(DataAlgorithm::CUDNN_CONVOLUTION_BWD_DATA_ALGO_1),
-            ],
+            || op.pick_algorithm(),
+            DataAlgorithm::CUDNN_CONVOLUTION_BWD_DATA_ALGO_1,
             |algorithm| op.get_workspace_size(algorithm),
         )?;
         let workspace = room(&mut state.workspace, bytes, device)?;
@@ -305,10 +301,8 @@ fn backward_weight_of<T: Factor>(
         let (algorithm, bytes) = chosen(
             &mut state.filter,
             (*s, T::DTYPE, tf32),
-            [
-                op.pick_algorithm(),
-                Ok(FilterAlgorithm::CUDNN_CONVOLUTION_BWD_FILTER_ALGO_1),
-            ],
+            || op.pick_algorithm(),
+            FilterAlgorithm::CUDNN_CONVOLUTION_BWD_FILTER_ALGO_1,
             |algorithm| op.get_workspace_size(algorithm),
         )?;
         let workspace = room(&mut state.workspace, bytes, device)?;
@@ -328,23 +322,20 @@ fn backward_weight_of<T: Factor>(
     Ok(dw)
 }
 
-/// The choice made for `key` before, or the first of `algorithms` that cuDNN has for it, with the bytes
-/// of the workspace that `bytes` tells.
+/// The choice made for `key` before, or what cuDNN picks, or should that not work `other`, with the bytes of
+/// the workspace that `bytes` tells.
 fn chosen<A: Copy>(
     choices: &mut Choices<A>,
     key: (ConvShape, DType, bool),
-    algorithms: [std::result::Result<A, CudnnError>; 2],
+    pick: impl FnOnce() -> std::result::Result<A, CudnnError>,
+    other: A,
     bytes: impl Fn(A) -> std::result::Result<usize, CudnnError>,
 ) -> Result<(A, usize)> {
     if let Some(choice) = choices.get(&key) {
         return Ok(*choice);
     }
-    let sized = algorithms.map(|algorithm| {
-        let algorithm = algorithm?;
-        Ok::<_, CudnnError>((algorithm, bytes(algorithm)?))
-    });
-    let [first, second] = sized;
-    let choice = first.or(second)?;
+    let sized = |algorithm| Ok::<_, CudnnError>((algorithm, bytes(algorithm)?));
+    let choice = pick().and_then(sized).or_else(|_| sized(other))?;
     choices.insert(key, choice);
     Ok(choice)
 }
