@@ -35,4 +35,8 @@ say "building pirl"
 cargo build --release --locked -p pirl-cli "${features[@]}"
 
 PIRL_DATA=$out scripts/table.sh --output "$out" --probes-only fashion-mnist
-say "done in $(((SECONDS - started) / 60)) min $(((SECONDS - started) % 60)) s; run folder: $out/fashion-mnist-run"
+
+say "the page of the run"
+"${CARGO_TARGET_DIR:-target}/release/pirl" report "$out/fashion-mnist-run" --data "$out/test" \
+  --results "$out/fashion-mnist-linear/result.json" --results "$out/fashion-mnist-knn/result.json" >&2
+say "done in $(((SECONDS - started) / 60)) min $(((SECONDS - started) % 60)) s; open $out/fashion-mnist-run/report.html"
