@@ -647,7 +647,7 @@ fn verifying_finds_objects_that_leave_their_image() {
     fs::write(&path, file).unwrap();
     let found = verify().unwrap();
     assert_eq!(found.broken.len(), 1);
-    assert_eq!(found.broken[0].name, "sample 1");
+    assert_eq!(found.broken[0].name, "sample 1 (sample 1)");
     assert!(found.broken[0].reason.contains("object 1"), "{found:?}");
     assert_ne!(found.fingerprint, Pack::open(&path).unwrap().fingerprint());
 }

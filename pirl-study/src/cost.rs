@@ -12,7 +12,7 @@ use pirl_eval::{
     extract_features, pixel_features,
 };
 use pirl_model::ResNet;
-use pirl_recipes::{Inputs, Recipe, backbone_seed, try_steps};
+use pirl_recipes::{Inputs, LossKind, Recipe, backbone_seed, try_steps};
 use pirl_train::{Training, alone};
 use rayon::ThreadPoolBuilder;
 use serde::Serialize;
@@ -186,9 +186,13 @@ fn kind(run: &Run) -> Result<String> {
         "train.batch_size",
         "train.micro_batch",
     ];
+    // The classes of the covariant head, whose products are most of a step where there are thousands.
+    let classes = run.recipe.loss.kind == LossKind::Covariant;
     let matters = |key: &str| {
         let tables = ["model.", "bank.", "eval."];
-        KEYS.contains(&key) || tables.iter().any(|table| key.starts_with(table))
+        KEYS.contains(&key)
+            || (classes && key == "pretext.permutations")
+            || tables.iter().any(|table| key.starts_with(table))
     };
     let flat = run.recipe.flat()?.into_iter();
     let lines = flat.filter(|(key, _)| matters(key));
@@ -505,6 +509,27 @@ fn parameters(recipe: &Recipe) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn permutations_cost_where_they_are_classes() {
+        let kind_of = |loss: &str, permutations: u32| {
+            let settings = [
+                format!("loss.kind={loss}"),
+                format!("pretext.permutations={permutations}"),
+            ];
+            let settings: Vec<_> = settings.iter().map(|set| set.parse().unwrap()).collect();
+            let run = Run {
+                key: String::new(),
+                name: String::new(),
+                recipe: Recipe::load("cifar10", &settings).unwrap(),
+                trained: true,
+                tasks: Vec::new(),
+            };
+            kind(&run).unwrap()
+        };
+        assert_ne!(kind_of("covariant", 10), kind_of("covariant", 10_000));
+        assert_eq!(kind_of("infonce", 10), kind_of("infonce", 10_000));
+    }
 
     #[test]
     fn jobs_are_filled_in_their_order_and_time_sets_the_epochs() {
