@@ -770,6 +770,7 @@ mod tests {
         let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
         let pages = std::fs::read_dir(root.join("docs")).unwrap();
         let pages = pages.map(|entry| entry.unwrap().path());
+        let pages = pages.filter(|page| page.extension().is_some_and(|it| it == "md"));
         let mut commands = 0;
         for page in pages.chain([root.join("README.md"), root.join("pirl-cli/README.md")]) {
             let text = std::fs::read_to_string(&page).unwrap().replace("\\\n", " ");
