@@ -219,6 +219,15 @@ fn the_page_of_a_run_is_made_whole() {
     assert!(error.contains("other weights, \"random\""), "{error}");
     assert_eq!(bench.read("run/report.html"), plain);
 
+    let training = pirl_core::FolderLock::acquire(&bench.path("run")).unwrap();
+    let error = bench.fails(&["report", "run"]);
+    assert!(
+        error.contains("run") && error.contains("process"),
+        "{error}"
+    );
+    assert_eq!(bench.read("run/report.html"), plain);
+    drop(training);
+
     let report = ["report", "run", "--data", "pack", "--images", "20"];
     let made = bench.json(&[&report[..], &["--results", "found/result.json"]].concat());
     assert_eq!(made["report"], "run/report.html");

@@ -5,18 +5,17 @@ use std::fs;
 use anyhow::{Context, Result};
 use candle_core::Device;
 use pirl_data::Pack;
-use pirl_eval::{MapConfig, Neighbour, invariance, map_features, silhouette, weights_fingerprint};
+use pirl_eval::{MapConfig, Neighbour, silhouette, weights_fingerprint};
 use pirl_report::{
     EventFile, Layout, MapReport, Picture, RunReport, invariance_charts, neighbour_sheet,
 };
 use pirl_train::MetricsFile;
 use serde_json::json;
 
-use super::analyze::{Network, changes, draw};
+use super::analyze::{Network, draw, measure};
 use super::export::result_of;
 use crate::args::ReportArgs;
 use crate::output::{print, print_json, write_file};
-use crate::progress::Progress;
 use crate::run_dir::RunDir;
 use crate::weights::{self, Weights};
 
@@ -32,6 +31,8 @@ pub(crate) fn write(folder: &RunDir) -> Result<()> {
 
 pub(crate) fn run(args: &ReportArgs) -> Result<()> {
     let folder = RunDir::open(&args.run)?;
+    // A training that works here writes the same files.
+    let _lock = folder.lock(true)?;
     let pack = args.data.as_ref().map(Pack::open).transpose()?;
     write_with(&folder, |report, done| {
         if !args.results.is_empty() {
@@ -75,31 +76,15 @@ fn look(
     let changed = pack.subset(CHANGED.min(pack.len()), seed)?;
     let mut distances = Vec::new();
     for (name, network) in [("this run", &network), ("untrained", &untrained)] {
-        let mut progress = Progress::new("measuring", "images", changed.len() as u64, 0);
-        let measured = invariance(
-            &network.backbone,
-            &changed,
-            &network.recipe.eval_view(),
-            &changes(&network.recipe)?,
-            seed,
-            &mut |done, _| progress.at(done as u64, String::new),
-        )?;
-        progress.finish();
-        distances.push((name.to_owned(), measured));
+        distances.push((
+            name.to_owned(),
+            measure(network, &changed, &network.recipe)?,
+        ));
     }
     report.charts.extend(invariance_charts(&distances)?);
 
     let images = pack.select(&shown)?;
-    let map = {
-        let features = network.features(&args.layer, &images, "reading features")?;
-        let config = MapConfig::default();
-        let mut progress = Progress::new("t-SNE", "steps", config.iterations as u64, 0);
-        let map = map_features(&features.layers()[0], &config, &mut |done, _| {
-            progress.at(done as u64, String::new);
-        })?;
-        progress.finish();
-        map
-    };
+    let map = network.map(&args.layer, &images, &MapConfig::default())?;
     let rows = draw(images.len(), QUERIES, seed);
     let queries: Vec<u32> = rows.iter().map(|row| shown[*row as usize]).collect();
     let neighbours = rows.iter().map(|row| {

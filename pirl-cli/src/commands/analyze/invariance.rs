@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::Result;
 use pirl_data::{Pack, PretextKind, build_pretext};
-use pirl_eval::{Change, Distances, invariance as measure};
+use pirl_eval::{Change, Distances};
 use pirl_recipes::Recipe;
 use pirl_report::invariance_chart;
 use serde_json::{Value, json};
@@ -29,16 +29,7 @@ pub(crate) fn invariance(args: &InvarianceArgs) -> Result<()> {
         let network = Network::load(name, recipe, run, &pack)?;
         let recipe = shared.get_or_insert_with(|| network.recipe.clone());
         let images = pack.subset((args.images as usize).min(pack.len()), recipe.seed)?;
-        let mut progress = Progress::new("measuring", "images", images.len() as u64, 0);
-        let report = measure(
-            &network.backbone,
-            &images,
-            &recipe.eval_view(),
-            &changes(recipe)?,
-            recipe.seed,
-            &mut |done, _| progress.at(done as u64, String::new),
-        )?;
-        progress.finish();
+        let report = measure(&network, &images, recipe)?;
         let mut row = network.facts;
         row["distances"] = json!(report);
         rows.push(row);
@@ -60,8 +51,27 @@ pub(crate) fn invariance(args: &InvarianceArgs) -> Result<()> {
     finish(&args.analyze, &result, &text)
 }
 
+/// How far the changes that `recipe` makes of `images` move the network's features.
+pub(crate) fn measure(
+    network: &Network,
+    images: &Pack,
+    recipe: &Recipe,
+) -> Result<BTreeMap<String, Distances>> {
+    let mut progress = Progress::new("measuring", "images", images.len() as u64, 0);
+    let distances = pirl_eval::invariance(
+        &network.backbone,
+        images,
+        &recipe.eval_view(),
+        &changes(recipe)?,
+        recipe.seed,
+        &mut |done, _| progress.at(done as u64, String::new),
+    )?;
+    progress.finish();
+    Ok(distances)
+}
+
 /// The pretext task's transformation, if the recipe has one; crops and colours of its views alone.
-pub(crate) fn changes(recipe: &Recipe) -> Result<Vec<Change>> {
+fn changes(recipe: &Recipe) -> Result<Vec<Change>> {
     let (data, view) = (&recipe.data, &recipe.transform.image);
     let mut changes = vec![
         Change::crop(data, view)?,

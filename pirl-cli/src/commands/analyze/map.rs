@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 use pirl_data::Pack;
-use pirl_eval::{ImageName, MapConfig, Neighbour, map_features, silhouette};
+use pirl_eval::{ImageName, MapConfig, Neighbour, silhouette};
 use pirl_report::{Layout, MapReport, neighbour_sheet};
 use serde_json::{Value, json};
 
@@ -10,7 +10,6 @@ use super::{Network, finish, make_folder};
 use crate::args::MapArgs;
 use crate::commands::eval::describe_pack;
 use crate::output::{write_file, write_png};
-use crate::progress::Progress;
 
 const PAGE: &str = "map.html";
 const PICTURE: &str = "map.png";
@@ -39,15 +38,7 @@ pub(crate) fn map(args: &MapArgs) -> Result<()> {
             &pack,
         )?
     };
-    let map = {
-        let set = network.features(&args.layer, &pack, "reading features")?;
-        let mut progress = Progress::new("t-SNE", "steps", config.iterations as u64, 0);
-        let map = map_features(&set.layers()[0], &config, &mut |done, _| {
-            progress.at(done as u64, String::new);
-        })?;
-        progress.finish();
-        map
-    };
+    let map = network.map(&args.layer, &pack, &config)?;
     let labels: Vec<_> = (0..pack.len()).map(|image| pack.label(image)).collect();
     let apart = silhouette(&map.tsne, &labels);
     let explained: f64 = map.explained.iter().sum();

@@ -10,8 +10,8 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use pirl_data::Pack;
 use pirl_eval::{
-    Extraction, FeatureSet, Pool, check_memory, extract_features, feature_bytes,
-    weights_fingerprint,
+    Extraction, FeatureMap, FeatureSet, MapConfig, Pool, check_memory, extract_features,
+    feature_bytes, map_features, weights_fingerprint,
 };
 use pirl_model::{Layer, ResNet};
 use pirl_recipes::Recipe;
@@ -24,7 +24,7 @@ use crate::progress::Progress;
 use crate::weights::Weights;
 use crate::{device, weights};
 
-pub(crate) use invariance::{changes, invariance};
+pub(crate) use invariance::{invariance, measure};
 pub(crate) use map::map;
 pub(crate) use neighbours::{draw, neighbours};
 
@@ -68,12 +68,7 @@ impl Network {
     }
 
     /// The averages of the layer's maps, of every image of `pack`.
-    pub(crate) fn features(
-        &self,
-        layer: &Layer,
-        pack: &Pack,
-        what: &'static str,
-    ) -> Result<FeatureSet> {
+    fn features(&self, layer: &Layer, pack: &Pack, what: &'static str) -> Result<FeatureSet> {
         let extraction = Extraction {
             layers: vec![layer.clone()],
             pool: Pool::Average,
@@ -87,6 +82,17 @@ impl Network {
         })?;
         progress.finish();
         Ok(features)
+    }
+
+    /// A map of the images of `pack` by the averages of the layer's maps.
+    pub(crate) fn map(&self, layer: &Layer, pack: &Pack, config: &MapConfig) -> Result<FeatureMap> {
+        let features = self.features(layer, pack, "reading features")?;
+        let mut progress = Progress::new("t-SNE", "steps", config.iterations as u64, 0);
+        let map = map_features(&features.layers()[0], config, &mut |done, _| {
+            progress.at(done as u64, String::new);
+        })?;
+        progress.finish();
+        Ok(map)
     }
 }
 
