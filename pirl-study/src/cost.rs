@@ -516,6 +516,8 @@ mod tests {
             let settings = [
                 format!("loss.kind={loss}"),
                 format!("pretext.permutations={permutations}"),
+                "pretext.grid=3".to_owned(),
+                "pretext.crop_size=27".to_owned(),
             ];
             let settings: Vec<_> = settings.iter().map(|set| set.parse().unwrap()).collect();
             let run = Run {
