@@ -11,6 +11,7 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use pirl_model::ops::batch_norm;
 use pirl_model::ops::batch_norm::{Affine, Gradients, Statistics};
 use pirl_model::ops::conv2d::{self, ConvShape, Winograd};
+use pirl_model::ops::linear;
 use pirl_model::ops::pool::{self, PoolShape};
 
 /// Name and `n, side, c_in, c_out, kernel, stride` of the convolutions measured.
@@ -141,6 +142,35 @@ fn convolution(c: &mut Criterion) {
     }
 }
 
+/// `rows, inputs, outputs`: a head's projection, ImageNet's classes, and 10,000 permutations as classes.
+const LINEAR: [[usize; 3]; 3] = [[256, 512, 128], [256, 2048, 1000], [256, 1152, 10_000]];
+
+fn fully_connected(c: &mut Criterion) {
+    for [rows, inputs, outputs] in LINEAR {
+        let (x, weight, dy) = (
+            fill(1, rows * inputs),
+            fill(2, outputs * inputs),
+            fill(3, rows * outputs),
+        );
+        let mut y = vec![0f32; dy.len()];
+        let (mut dx, mut dw) = (vec![0f32; x.len()], vec![0f32; weight.len()]);
+        let mut group = c.benchmark_group(format!("linear/{rows} rows, {inputs} to {outputs}"));
+        let products = 2 * (rows * inputs * outputs) as u64;
+        group.throughput(Throughput::Elements(products));
+        group.bench_function("forward", |b| {
+            b.iter(|| linear::forward(rows, inputs, outputs, black_box(&x), &weight, None, &mut y));
+        });
+        group.throughput(Throughput::Elements(2 * products));
+        group.bench_function("backward", |b| {
+            b.iter(|| {
+                let dx = Some(&mut dx[..]);
+                let x = black_box(&x);
+                linear::backward(rows, inputs, outputs, x, &weight, &dy, dx, &mut dw, None);
+            });
+        });
+    }
+}
+
 fn norm(criterion: &mut Criterion) {
     for (rows, c) in [
         (128 * 28 * 28, 16),
@@ -219,6 +249,6 @@ criterion_group! {
         .sample_size(10)
         .warm_up_time(std::time::Duration::from_millis(200))
         .measurement_time(std::time::Duration::from_millis(600));
-    targets = peak, convolution, norm, pooling
+    targets = peak, convolution, fully_connected, norm, pooling
 }
 criterion_main!(ops);

@@ -17,10 +17,11 @@ use half::{bf16, f16};
 use learner::{Case, Steps};
 use pirl_bank::{MemoryBank, NegativeSampler, SharedSampler};
 use pirl_core::allocator::{self, Allocator};
+use pirl_eval::{FeatureSet, Knn, KnnConfig, LayerFeatures, LinearConfig, LinearProbe, Probe};
 use pirl_loss::{ContrastiveLoss, Negatives, Paper, total_loss};
 use pirl_model::ops::Element;
 use pirl_model::ops::conv2d::{self, ConvShape, Winograd};
-use pirl_model::{Backbone, Mode, ModelConfig, Precision, ResNet};
+use pirl_model::{Backbone, Layer, Mode, ModelConfig, Precision, ResNet};
 use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
 use serde::Deserialize;
 
@@ -65,7 +66,7 @@ fn peak_mib() -> f64 {
     kib.and_then(|kib| kib.parse::<f64>().ok()).expect("a size") / 1024.0
 }
 
-/// Loss and bank are `f32` whatever the precision.
+/// Loss, bank and probes are `f32` whatever the precision.
 fn case(kind: &str, name: &str, precision: Precision) -> Box<dyn FnMut()> {
     match kind {
         "step" => {
@@ -75,6 +76,7 @@ fn case(kind: &str, name: &str, precision: Precision) -> Box<dyn FnMut()> {
         "features" => features(&cases(kind)[name], precision),
         "loss" => loss(&cases(kind)[name]),
         "bank" => bank(&cases(kind)[name]),
+        "probe" => probe(&cases(kind)[name]),
         "op" => match precision {
             Precision::F32 | Precision::Tf32 => op::<f32>(cases(kind)[name]),
             Precision::Bf16 => op::<bf16>(cases(kind)[name]),
@@ -160,6 +162,58 @@ fn bank(case: &BankCase) -> Box<dyn FnMut()> {
         black_box(bank.gather(drawn.indices()).unwrap());
         bank.update(&own, &embeddings).unwrap();
     })
+}
+
+/// Which of the two, and its own setting.
+#[derive(Deserialize)]
+#[serde(tag = "probe", rename_all = "lowercase")]
+enum ProbeKind {
+    Knn { k: usize },
+    Linear { epochs: usize },
+}
+
+#[derive(Deserialize)]
+struct ProbeCase {
+    #[serde(flatten)]
+    kind: ProbeKind,
+    train: usize,
+    test: usize,
+    dim: usize,
+    classes: u32,
+}
+
+/// A probe of features that are in memory already, trained and tested.
+fn probe(case: &ProbeCase) -> Box<dyn FnMut()> {
+    let features = |seed, rows: usize| {
+        let values = benches::fill(seed, rows * case.dim);
+        let layer = LayerFeatures::new(Layer::RES5, rows, case.dim, values).unwrap();
+        let labels = (0..rows as u32).map(|row| Some(row % case.classes));
+        let names = (0..case.classes).map(|class| class.to_string());
+        FeatureSet::new(vec![layer], labels.collect(), names.collect()).unwrap()
+    };
+    let (train, test) = (features(1, case.train), features(2, case.test));
+    match case.kind {
+        ProbeKind::Knn { k } => {
+            let config = KnnConfig {
+                k: vec![k],
+                ..KnnConfig::default()
+            };
+            let knn = Knn::new(config, 0).unwrap();
+            Box::new(move || {
+                black_box(knn.evaluate(&train, &test, &mut |_, _| {}).unwrap());
+            })
+        }
+        ProbeKind::Linear { epochs } => {
+            let config = LinearConfig {
+                epochs,
+                ..LinearConfig::default()
+            };
+            let linear = LinearProbe::new(config, 0).unwrap();
+            Box::new(move || {
+                black_box(linear.evaluate(&train, &test, &mut |_, _| {}).unwrap());
+            })
+        }
+    }
 }
 
 /// A convolution alone, forward and both gradients.

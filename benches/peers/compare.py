@@ -1,17 +1,22 @@
 #!/usr/bin/env python3
-"""Times the PIRL step, feature extraction, the loss, the bank, single convolutions and the ops of
+"""Times the PIRL step, feature extraction, the loss, the bank, probes, single convolutions and the ops of
 detection against PyTorch's and torchvision's, in turn: A B A B.
 
     python3 benches/peers/compare.py                     # everything, as one Markdown table
     python3 benches/peers/compare.py step loss --pairs 9
     python3 benches/peers/compare.py op --match res4 --precisions f32
+    python3 benches/peers/compare.py guard               # what became slower?
 
 Both sides are warm processes of their own that do one run when told to, so that a pair is seconds
 apart whatever the machine does meanwhile. A ratio is PyTorch's time by ours, of one pair: above 1 we
 are faster; the table has the median and, in brackets, the least and the greatest. PyTorch runs in the
 faster of its two layouts, and in bf16 under autocast. Steps, features and ops in bf16 run in turn with
-ours in f32 too: the last column is that time by ours in bf16. Loss and bank are f32. Features come from
+ours in f32 too: the last column is that time by ours in bf16. Loss, bank and probes are f32. Features come from
 PyTorch under inference_mode, each batch norm folded into the convolution before it.
+
+`guard` takes ten minutes: it measures steps, features, loss, bank and probes in the precisions that the processor has
+products of, and compares the ratios, and our memory, with those in guard.json for the same kind of processor.
+It ends with an error that lists what is worse by more than 10 %. `guard --record` writes them there.
 
 PyTorch comes from PyPI into a virtual environment beside the build (target/peers); set PEERS_PYTHON to
 use the interpreter of another. Needs cargo and python3 with venv.
@@ -28,6 +33,8 @@ import time
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 CASES = json.loads((HERE / "cases.json").read_text())
+# Ratios and memory on record, by processor and case.
+GUARD = HERE / "guard.json"
 # Kinds that come in two layouts and two precisions.
 NETWORKS = ("step", "features", "op")
 
@@ -79,16 +86,9 @@ def compare(sides, pairs, repeat):
     return [statistics.median(side) for side in zip(*turns)], turns
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kinds", nargs="*", default=list(CASES), choices=list(CASES), metavar="KIND",
-                        help=", ".join(CASES))
-    parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--match", default="", help="only cases whose name contains this")
-    parser.add_argument("--precisions", nargs="+", default=["f32", "bf16"], choices=["f32", "bf16"],
-                        help="of steps, features and ops")
-    args = parser.parse_args()
+def measure(args, kinds, precisions):
+    """Times the cases of these kinds one after the other: dictionaries with `key`, `title`, the `seconds` of
+    ours and of PyTorch, their `ratios` from the least, `memory` in MiB, and ours in f32 by ours (`own`)."""
     python, peer = interpreter(), build()
 
     def ours(kind, name, precision):
@@ -107,31 +107,91 @@ def main():
         print(f"{kind} {name} {precision}: PyTorch {best}", file=sys.stderr)
         return workers[best]
 
+    for kind in kinds:
+        several = kind in NETWORKS and len(precisions) > 1
+        for name in (name for name in CASES[kind] if args.match in name):
+            for precision in precisions if kind in NETWORKS else ["f32"]:
+                b, a = theirs(kind, name, precision), ours(kind, name, precision)
+                sides = [a, b] if precision == "f32" else [a, b, ours(kind, name, "f32")]
+                repeat = max(1, min(50, int(0.1 / a.ask("run"))))
+                seconds, turns = compare(sides, args.pairs, repeat)
+                memory = [side.ask("peak") for side in (a, b)]
+                for side in sides:
+                    side.close()
+                case = CASES[kind][name]
+                title = case.get("title", name) if isinstance(case, dict) else name
+                yield {
+                    "key": f"{kind} {name} {precision}",
+                    "title": f"{title}, {precision}" if several else title,
+                    "seconds": seconds[:2],
+                    "ratios": sorted(b / a for a, b, *_ in turns),
+                    "memory": memory,
+                    "own": statistics.median(c / a for a, _, c in turns) if len(sides) == 3 else None,
+                }
+
+
+def table(args):
+    """Everything that was asked for, as Markdown."""
     print(f"Threads: {args.threads}; {cpu()}; pairs: {args.pairs}\n")
     columns = ["", "ours, ms", "PyTorch, ms", "ratio (least to greatest)", "ours, MiB", "PyTorch, MiB"]
     if "bf16" in args.precisions:
         columns.append("to ours in f32")
     print(row(columns))
     print(row("---" for _ in columns), flush=True)
-    for kind in args.kinds:
-        precisions = args.precisions if kind in NETWORKS else ["f32"]
-        for name in (name for name in CASES[kind] if args.match in name):
-            for precision in precisions:
-                b, a = theirs(kind, name, precision), ours(kind, name, precision)
-                sides = [a, b] if precision == "f32" else [a, b, ours(kind, name, "f32")]
-                repeat = max(1, min(50, int(0.1 / a.ask("run"))))
-                seconds, turns = compare(sides, args.pairs, repeat)
-                ratios = sorted(b / a for a, b, *_ in turns)
-                ratio = f"{statistics.median(ratios):.2f}x ({ratios[0]:.2f} to {ratios[-1]:.2f})"
-                own = f"{statistics.median(c / a for a, _, c in turns):.2f}x" if len(sides) == 3 else ""
-                times = [number(1e3 * s) for s in seconds[:2]]
-                memory = [number(side.ask("peak")) for side in (a, b)]
-                for side in sides:
-                    side.close()
-                case = CASES[kind][name]
-                title = case.get("title", name) if isinstance(case, dict) else name
-                label = f"{title}, {precision}" if len(precisions) > 1 else title
-                print(row([label, *times, ratio, *memory, own][:len(columns)]), flush=True)
+    for found in measure(args, args.kinds or list(CASES), args.precisions):
+        ratios = found["ratios"]
+        cells = [
+            found["title"],
+            *(number(1e3 * seconds) for seconds in found["seconds"]),
+            f"{statistics.median(ratios):.2f}x ({ratios[0]:.2f} to {ratios[-1]:.2f})",
+            *(number(memory) for memory in found["memory"]),
+            f"{found['own']:.2f}x" if found["own"] else "",
+        ]
+        print(row(cells[:len(columns)]), flush=True)
+
+
+def guard(args):
+    """Steps, features, loss, bank and probes beside the ratios and the memory on record for such a processor."""
+    records = json.loads(GUARD.read_text())
+    name = cpu()
+    before = records.get(name)
+    if before is None and not args.record:
+        sys.exit(f"{GUARD.name} has nothing of {name}, only of {', '.join(records)}; --record adds it")
+    precisions = ["f32", "bf16"] if "bf16" in name else ["f32"]
+    now, worse = {}, []
+    for found in measure(args, ["step", "features", "loss", "bank", "probe"], precisions):
+        key, memory = found["key"], found["memory"][0]
+        ratio = statistics.median(found["ratios"])
+        now[key] = {"ratio": round(ratio, 2), "MiB": round(memory)}
+        old = (before or {}).get(key)
+        line = f"{key}: {ratio:.2f}x of PyTorch ({found['ratios'][0]:.2f} to {found['ratios'][-1]:.2f}), {memory:,.0f} MiB"
+        if old:
+            line += f"; on record {old['ratio']:.2f}x, {old['MiB']:,} MiB"
+            if ratio < 0.9 * old["ratio"] or memory > 1.1 * old["MiB"]:
+                worse.append(line)
+        print(line, flush=True)
+    if args.record:
+        GUARD.write_text(json.dumps(records | {name: now}, indent=2, sort_keys=True) + "\n")
+    elif worse:
+        sys.exit("\n".join(["", "worse than on record by more than 10 %:", *worse]))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kinds", nargs="*", choices=[*CASES, "guard"], metavar="KIND",
+                        help=f"{', '.join(CASES)} (default: all of them), or guard")
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--match", default="", help="only cases whose name contains this")
+    parser.add_argument("--precisions", nargs="+", default=["f32", "bf16"], choices=["f32", "bf16"],
+                        help="of steps, features and ops")
+    parser.add_argument("--record", action="store_true", help="guard: put what was measured on record")
+    args = parser.parse_args()
+    if "guard" not in args.kinds:
+        return table(args)
+    if args.kinds != ["guard"] or args.match:
+        parser.error("guard measures what is on record, all of it")
+    guard(args)
 
 
 def row(cells):

@@ -1,4 +1,4 @@
-"""One PIRL step, feature extraction, the loss, the bank and single ops in PyTorch: the peer that compare.py times.
+"""One PIRL step, feature extraction, the loss, the bank, probes and single ops in PyTorch: the peer that compare.py times.
 
 Speaks lines: says `ready` once warmed up, answers `run` with the seconds of one run and `peak` with
 the most memory this process ever held, in MiB.
@@ -170,6 +170,36 @@ def bank_case(name):
     return run
 
 
+def probe_case(name):
+    """Weighted nearest neighbours as a loop of products, or a linear probe (batch norm, softmax regression)."""
+    case = CASES["probe"][name]
+    rows, classes = case["train"], case["classes"]
+    x, x_test = (torch.from_numpy(fill(seed, n, case["dim"])) for seed, n in ((1, rows), (2, case["test"])))
+    y, y_test = (torch.arange(n) % classes for n in (rows, case["test"]))
+
+    def knn():
+        bank, right = F.normalize(x, dim=1), 0
+        for queries, labels in zip(F.normalize(x_test, dim=1).split(256), y_test.split(256)):
+            similarity, index = (queries @ bank.T).topk(case["k"])
+            votes = torch.zeros(len(queries), classes)
+            votes.scatter_add_(1, y[index], ((similarity - 1) / 0.07).exp())
+            right += (votes.argmax(1) == labels).sum()
+        return right / len(y_test)
+
+    def linear():
+        probe = nn.Sequential(nn.BatchNorm1d(case["dim"], affine=False), nn.Linear(case["dim"], classes))
+        sgd = torch.optim.SGD(probe.parameters(), lr=0.01, momentum=0.9, nesterov=True, weight_decay=5e-4)
+        for _ in range(case["epochs"]):
+            for batch in torch.randperm(rows).split(256):
+                sgd.zero_grad()
+                F.cross_entropy(probe(x[batch]), y[batch]).backward()
+                sgd.step()
+        with torch.inference_mode():
+            return (probe.eval()(x_test).argmax(1) == y_test).float().mean()
+
+    return {"knn": knn, "linear": linear}[case["probe"]]
+
+
 def op_case(name, layout, bf16):
     """A convolution alone, forward and both gradients."""
     dtype = torch.bfloat16 if bf16 else torch.float32
@@ -227,6 +257,7 @@ def main():
         "features": lambda: features_case(case, layout, bf16),
         "loss": lambda: loss_case(case),
         "bank": lambda: bank_case(case),
+        "probe": lambda: probe_case(case),
         "op": lambda: op_case(case, layout, bf16),
         "detect": lambda: detect_case(case),
     }[kind]()
