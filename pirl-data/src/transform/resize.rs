@@ -3,7 +3,7 @@
 use std::fmt;
 
 use fast_image_resize::images::{TypedCroppedImage, TypedImage, TypedImageRef};
-use fast_image_resize::pixels::{InnerPixel, U8, U8x2, U8x3, U8x4};
+use fast_image_resize::pixels::{InnerPixel, U8, U8x3};
 use fast_image_resize::{FilterType, PixelTrait, ResizeAlg, ResizeOptions};
 
 use super::crop::Crop;
@@ -79,7 +79,7 @@ pub fn resize(
     if !inside(crop.left, crop.width, image.width) || !inside(crop.top, crop.height, image.height) {
         return Err(failed("the crop leaves the image".into()));
     }
-    if image.channels > 4 {
+    if !at_once(image.channels) {
         return by_planes(
             resizer,
             image,
@@ -113,7 +113,7 @@ pub(super) fn resize_part(
         size: (width, height),
         reason,
     };
-    if image.channels > 4 {
+    if !at_once(image.channels) {
         let whole = Crop::whole(image);
         return by_planes(
             resizer,
@@ -187,7 +187,13 @@ enum Part {
 /// Width and height of an image, and those of its resized part.
 type Sizes = ((u32, u32), (u32, u32));
 
-/// Resizes an image of 1 to 4 channels.
+/// Whether so many channels are resized together. Of each kind of pixel the compiler makes hundreds of
+/// functions, so there are two, of the images that most sets have; others go channel by channel.
+fn at_once(channels: usize) -> bool {
+    matches!(channels, 1 | 3)
+}
+
+/// Resizes an image of 1 or 3 channels.
 fn run_any(
     resizer: &mut fast_image_resize::Resizer,
     image: &Image,
@@ -197,9 +203,7 @@ fn run_any(
 ) -> Result<(), String> {
     match image.channels {
         1 => run::<U8>(resizer, image, sizes, part, out),
-        2 => run::<U8x2>(resizer, image, sizes, part, out),
-        3 => run::<U8x3>(resizer, image, sizes, part, out),
-        _ => run::<U8x4>(resizer, image, sizes, part, out),
+        _ => run::<U8x3>(resizer, image, sizes, part, out),
     }
 }
 
@@ -214,18 +218,19 @@ fn run<P: PixelTrait + InnerPixel>(
         .map_err(|error| error.to_string())?;
     let mut target = TypedImage::<P>::from_buffer(to.0, to.1, &mut out.pixels)
         .map_err(|error| error.to_string())?;
-    match part {
-        Part::Alone([left, top, width, height]) => {
-            let source = TypedCroppedImage::new(source, left, top, width, height)
-                .map_err(|error| error.to_string())?;
-            resizer.resize_typed(&source, &mut target, &options())
-        }
-        Part::Within([left, top, width, height]) => {
-            let options = options().crop(left, top, width, height);
-            resizer.resize_typed(&source, &mut target, &options)
-        }
-    }
-    .map_err(|error| error.to_string())
+    // The whole as a crop too: another type of source would double what the compiler makes.
+    let (alone, options) = match part {
+        Part::Alone(part) => (part, options()),
+        Part::Within([left, top, width, height]) => (
+            [0, 0, from.0, from.1],
+            options().crop(left, top, width, height),
+        ),
+    };
+    let [left, top, width, height] = alone;
+    let source = TypedCroppedImage::new(source, left, top, width, height)
+        .map_err(|error| error.to_string())?;
+    let resized = resizer.resize_typed(&source, &mut target, &options);
+    resized.map_err(|error| error.to_string())
 }
 
 fn options() -> ResizeOptions {
