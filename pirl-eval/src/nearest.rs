@@ -11,7 +11,7 @@ use rayon::prelude::*;
 use crate::feature_set::LayerFeatures;
 
 /// Queries whose similarities are computed together by one thread.
-pub(crate) const QUERIES: usize = 64;
+pub(crate) const QUERIES: usize = 128;
 /// Rows in a tile.
 const TILE: usize = 1024;
 /// Shorter vectors are divided by this instead of their norm, as in PyTorch's `normalize`.
