@@ -98,9 +98,9 @@ pub(crate) enum DataSet {
 
 #[derive(Debug, Args)]
 pub(crate) struct PackArgs {
-    /// How the images are stored
+    /// How the images are stored; without it the names of files and folders tell, and the summary says it
     #[arg(long, value_name = "FORMAT", value_parser = source_format())]
-    pub(crate) format: SourceFormat,
+    pub(crate) format: Option<SourceFormat>,
     /// Folder of the images, the list, the file of annotations or the archive; repeated, all are put
     /// together
     #[arg(long, value_name = "PATH", required = true)]

@@ -47,6 +47,11 @@ fn images_that_cannot_be_packed() {
     says(&run(pack("nowhere", &[])), &["nowhere"]);
 
     bench.images("some", 6);
+    let train = ["pretrain", "--data", "some", "--out", "run"];
+    says(
+        &bench.fails(&train),
+        &["some.safetensors", "pack them first"],
+    );
     fs::write(bench.path("some/bars/text.jpg"), "not a picture").unwrap();
     let photo = image::RgbImage::from_pixel(32, 32, image::Rgb([200, 10, 10]));
     photo.save(bench.path("some/rings/cut.jpg")).unwrap();

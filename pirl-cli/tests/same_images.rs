@@ -83,6 +83,10 @@ fn a_folder_a_list_archives_and_parquet_are_one_pack_and_train_alike() {
         ];
         let report = bench.json(&arguments);
         assert_eq!(report["packed"], 24, "{format}");
+        let names_tell = ["data", "pack", "--input", input, "--output", "by-names"];
+        let said = bench.stderr(&names_tell);
+        assert!(said.contains(&format!("format: {format}")), "{said}");
+        fs::remove_file(bench.path("by-names.safetensors")).unwrap();
         let run = format!("run-{format}");
         let train = [
             "pretrain",

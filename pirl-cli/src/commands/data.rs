@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use pirl_data::{
-    DataError, Labels, PackOptions, PackReport, Reencode, Source, SourceOptions, fetch_cifar10,
-    fetch_fashion_mnist,
+    DataError, Labels, PackOptions, PackReport, Reencode, Source, SourceFormat, SourceOptions,
+    fetch_cifar10, fetch_fashion_mnist,
 };
 use serde_json::json;
 
@@ -98,6 +98,15 @@ fn pack_whole(args: &PackArgs) -> Result<()> {
 }
 
 fn open_source(args: &PackArgs) -> Result<Box<dyn Source>> {
+    let format = match args.format {
+        Some(format) => Ok(format),
+        None => SourceFormat::guess(&args.input).inspect(|format| {
+            eprintln!(
+                "format: {}, as names tell; --format says another",
+                format.name()
+            );
+        }),
+    };
     let options = SourceOptions {
         split: args.split.clone(),
         seed: args.seed,
@@ -109,7 +118,8 @@ fn open_source(args: &PackArgs) -> Result<Box<dyn Source>> {
         columns: args.columns.clone(),
         images: args.images.clone(),
     };
-    pirl_data::open_source(args.format, &args.input, &options).map_err(|error| match error {
+    let source = format.and_then(|format| pirl_data::open_source(format, &args.input, &options));
+    source.map_err(|error| match error {
         DataError::Setting(setting) => anyhow!("--{setting}"),
         error => error.into(),
     })

@@ -456,6 +456,17 @@ impl Pack {
     }
 }
 
+/// What to do where something of a pack's name is no pack, such as a folder of images.
+fn unpacked(path: &Path) -> String {
+    if !path.exists() {
+        return String::new();
+    }
+    let path = path.display();
+    format!(
+        "; if {path} holds images, pack them first: pirl data pack --input {path} --output {path}"
+    )
+}
+
 /// The files of the pack that `path` names, in order of their number.
 fn find_shards(path: &Path) -> Result<Vec<PathBuf>, DataError> {
     let stem = schema::stem_of(path);
@@ -475,7 +486,11 @@ fn find_shards(path: &Path) -> Result<Vec<PathBuf>, DataError> {
             path: stem.clone(),
             source: std::io::Error::new(
                 std::io::ErrorKind::NotFound,
-                format!("neither {} nor numbered shards of it", single.display()),
+                format!(
+                    "neither {} nor numbered shards of it{}",
+                    single.display(),
+                    unpacked(&stem)
+                ),
             ),
         }),
         [only] if *only == single => Ok(found),

@@ -8,6 +8,7 @@ mod cifar;
 mod detection;
 mod fetch;
 mod files;
+mod guess;
 mod idx;
 mod image_folder;
 mod joined;
