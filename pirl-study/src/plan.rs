@@ -449,10 +449,16 @@ impl Planner<'_> {
     }
 }
 
-/// The settings of those keys, one in a line.
+/// The settings of those keys, one in a line; without keys that came later, where they say what was always done
+/// before: a study's folders keep their names.
 fn settings(recipe: &Recipe, matters: impl Fn(&str) -> bool) -> Result<String> {
+    const LATER: [(&str, &str); 1] = [("model.batch_norm", "local")];
+    let as_ever = |key: &str, value: &Value| {
+        let mut later = LATER.iter();
+        later.any(|(later, before)| key == *later && value.as_str() == Some(before))
+    };
     let flat = recipe.flat()?.into_iter();
-    let lines = flat.filter(|(key, _)| matters(key));
+    let lines = flat.filter(|(key, value)| matters(key) && !as_ever(key, value));
     Ok(lines
         .map(|(key, value)| format!("{key} = {value}\n"))
         .collect())
