@@ -490,3 +490,23 @@ fn pointer(measure: &Measure, weights: Weights) -> String {
         Measure::Detect {} => "/ap50".to_owned(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_that_came_later_changes_no_name_until_it_is_set() {
+        let text = |typed: &[&str]| {
+            let typed: Vec<Setting> = typed.iter().map(|text| text.parse().unwrap()).collect();
+            let recipe = Recipe::load("fashion-mnist", &typed).unwrap();
+            settings(&recipe, |key| key.starts_with("model.")).unwrap()
+        };
+        let as_ever = text(&[]);
+        assert!(as_ever.contains("model.winograd = "), "{as_ever}");
+        assert!(!as_ever.contains("model.batch_norm"), "{as_ever}");
+        assert_eq!(text(&["model.batch_norm=local"]), as_ever);
+        let synced = text(&["model.batch_norm=synced"]);
+        assert!(synced.contains("model.batch_norm = \"synced\""), "{synced}");
+    }
+}

@@ -144,7 +144,6 @@ fn alike<O: Objective>(name: &str, objective: impl Fn() -> O + Sync) {
         (1, 2, &[8, 8]),
         (1, 3, &[1, 8, 7]),
         (2, 2, &[4, 4, 4, 4]),
-        // The last round of each rank has one part for its two devices.
         (2, 1, &[15, 1]),
     ];
     for (devices, size, sizes) in ranks {
@@ -266,7 +265,7 @@ fn a_device_whose_thread_panics_ends_the_step() {
     let said = in_time(|| {
         let head = |features: usize, device: &Device| {
             let params: [(&str, &[usize], f64); 1] = [("weight", &[features, 3], 0.1)];
-            Ok(Panics(ParamSet::normal(1, &params, device)?))
+            Ok::<_, ModelError>(Panics(ParamSet::normal(1, &params, device)?))
         };
         let labels = vec![0; common::ROWS as usize];
         let objective = Supervised::with_head(labels, head);
@@ -274,7 +273,7 @@ fn a_device_whose_thread_panics_ends_the_step() {
         let parts = cut(&batch(0), 8).into_iter().map(Ok);
         learner.step(parts, 1, LR).unwrap_err().to_string()
     });
-    assert_eq!(said, "on Cpu: its thread panicked");
+    assert!(said.starts_with("on Cpu: its thread panicked"), "{said}");
 }
 
 #[test]
