@@ -236,7 +236,8 @@ impl<O: Objective> Learner<O> {
     ///
     /// # Errors
     /// An error of `parts`; [`TrainError::IncompleteBatch`]; [`TrainError::LossNotFinite`];
-    /// [`TrainError::UnevenParts`]; those of the networks and the objective. Weights and objective are as before the step then.
+    /// [`TrainError::UnevenParts`]; those of the networks and the objective. Weights and objective are as
+    /// before the step then.
     pub fn step(
         &mut self,
         parts: impl IntoIterator<Item = std::result::Result<Batch, DataError>>,

@@ -3,7 +3,7 @@
 //! is asked for, they are Candle's own.
 //!
 //! Nothing is read back from the device, neither during a pass nor at its end: what it adds to the running
-//! statistics stays there until somebody asks for them.
+//! statistics stays there until somebody asks for them. Batch norm that is synced is the exception.
 
 use std::sync::Arc;
 
