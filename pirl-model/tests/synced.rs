@@ -36,7 +36,10 @@ impl Peers for Place {
         true
     }
 
-    fn gather(&self, own: Vec<f64>) -> Result<Vec<Vec<f64>>, Box<dyn std::error::Error + Send + Sync>> {
+    fn gather(
+        &self,
+        own: Vec<f64>,
+    ) -> Result<Vec<Vec<f64>>, Box<dyn std::error::Error + Send + Sync>> {
         self.1.given.lock().unwrap()[self.0] = own;
         self.1.barrier.wait();
         let all = self.1.given.lock().unwrap().clone();
@@ -196,13 +199,16 @@ fn a_part_of_a_single_value_has_the_statistics_of_all() {
             part(network, forward, &[3, 8, 8], rows)
         };
         let alone = pass(&network(), 0..1).err().unwrap();
-        assert!(
-            matches!(alone, ModelError::SingleValue { .. }),
-            "{alone}"
-        );
+        assert!(matches!(alone, ModelError::SingleValue { .. }), "{alone}");
         for found in parts(&[1, 1], true, network, pass) {
             let found = found.unwrap();
-            assert!(found.output.iter().chain(&found.input).all(|x| x.is_finite()));
+            assert!(
+                found
+                    .output
+                    .iter()
+                    .chain(&found.input)
+                    .all(|x| x.is_finite())
+            );
         }
     }
 }
@@ -214,7 +220,10 @@ fn evaluations_are_of_a_part_alone() {
         fn any(&self) -> bool {
             true
         }
-        fn gather(&self, _: Vec<f64>) -> Result<Vec<Vec<f64>>, Box<dyn std::error::Error + Send + Sync>> {
+        fn gather(
+            &self,
+            _: Vec<f64>,
+        ) -> Result<Vec<Vec<f64>>, Box<dyn std::error::Error + Send + Sync>> {
             Err("nobody is there".into())
         }
     }

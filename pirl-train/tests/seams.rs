@@ -299,7 +299,10 @@ fn a_foreign_backbone_that_knows_no_other_parts_is_not_synced() {
     let learner = Learner::builder(network, pirl(9).build().unwrap());
     let error = learner.batch_norm(BatchNorm::Synced).build().err().unwrap();
     let said = error.to_string();
-    assert!(said.starts_with("batch_norm = synced: must be local"), "{said}");
+    assert!(
+        said.starts_with("batch_norm = synced: must be local"),
+        "{said}"
+    );
     assert!(said.contains("Trainable::sync_batch_norm"), "{said}");
 }
 

@@ -11,9 +11,7 @@ use candle_core::{Device, Tensor};
 use common::{BATCH, LR, VIEWS, backbone, batch, cut, cut_into, objective};
 use pirl_bank::SharedSampler;
 use pirl_data::Batch;
-use pirl_model::{
-    BatchNorm, Head, Mode, ModelError, Ops, OptimConfig, ParamSet, Peers, Trainable,
-};
+use pirl_model::{BatchNorm, Head, Mode, ModelError, Ops, OptimConfig, ParamSet, Peers, Trainable};
 use pirl_train::{
     Covariant, Learner, Objective, Pirl, PirlBuilder, Ranks, Supervised, Threads, TrainError, alone,
 };
@@ -128,7 +126,10 @@ fn assert_near(name: &str, found: &Found, expected: &Found) {
     let moved = difference(&found.weights, &expected.weights);
     assert!(moved < 1e-4, "{name}: weights differ by {moved}");
     let statistics = difference(&found.statistics, &expected.statistics);
-    assert!(statistics < 1e-3, "{name}: statistics differ by {statistics}");
+    assert!(
+        statistics < 1e-3,
+        "{name}: statistics differ by {statistics}"
+    );
 }
 
 /// One device with whole batches, and what shares them.
@@ -292,7 +293,10 @@ fn ranks_with_unequal_parts_are_refused_before_the_step() {
         });
         for error in errors {
             let said = error.to_string();
-            assert!(matches!(error, TrainError::UnevenParts { rank: 1, .. }), "{said}");
+            assert!(
+                matches!(error, TrainError::UnevenParts { rank: 1, .. }),
+                "{said}"
+            );
             assert!(said.contains("train.micro_batch = 0"), "{said}");
         }
     }
