@@ -52,7 +52,7 @@ fn parts_on_several_devices_follow_pytorch_with_the_whole_batch() {
     let cases: [(Ops, usize, &[usize]); 3] = [
         (Ops::Fast, 20, &[8, 8]),
         (Ops::Fast, 5, &[9, 6, 1]),
-        (Ops::Reference, 2, &[7, 9]),
+        (Ops::Reference, 1, &[7, 9]),
     ];
     for (ops, steps, sizes) in cases {
         let objective = objective(ops).build().unwrap();
@@ -70,29 +70,33 @@ fn parts_on_several_devices_follow_pytorch_with_the_whole_batch() {
 #[derive(PartialEq)]
 struct Found {
     losses: Vec<f32>,
-    weights: Vec<f32>,
+    /// By how much the backbone's weights moved.
+    moved: Vec<f32>,
     /// Running means and variances.
     statistics: Vec<f32>,
 }
 
-const STEPS: usize = 10;
-
-/// Steps on the parts of this rank, each batch cut into `sizes`.
-fn steps<O: Objective>(mut learner: Learner<O>, sizes: &[usize]) -> Result<Found, TrainError> {
+/// So many steps on the parts of this rank, each batch cut into `sizes`.
+fn steps<O: Objective>(
+    mut learner: Learner<O>,
+    count: usize,
+    sizes: &[usize],
+) -> Result<Found, TrainError> {
+    let before = weights(&learner);
     let (rank, size) = (learner.ranks().rank(), learner.ranks().size());
     let own = sizes.len() * rank / size..sizes.len() * (rank + 1) / size;
     let mut losses = Vec::new();
-    for step in 0..STEPS {
+    for step in 0..count {
         let parts = cut_into(&batch(step), sizes)[own.clone()].to_vec();
         let parts = parts.into_iter().map(Ok);
         losses.push(learner.step(parts, step as u64 + 1, LR)?.total);
     }
-    let backbone = learner.backbone();
-    let statistics = backbone.buffer_sets()[0].entries()?.into_iter();
+    let moved = weights(&learner).into_iter().zip(before);
+    let statistics = learner.backbone().buffer_sets()[0].entries()?.into_iter();
     let statistics = statistics.filter(|(name, _)| name.contains("running"));
     Ok(Found {
         losses,
-        weights: backbone.parameter_sets()[0].var().to_vec1()?,
+        moved: moved.map(|(after, before)| after - before).collect(),
         statistics: statistics
             .flat_map(|(_, numbers)| numbers.to_vec1::<f32>().unwrap())
             .collect(),
@@ -111,56 +115,60 @@ fn together<T: Send>(size: usize, work: impl Fn(Ranks) -> T + Sync) -> Vec<T> {
     })
 }
 
-fn difference(found: &[f32], expected: &[f32]) -> f32 {
+/// How far `found` is from `expected`, by the length of that.
+fn distance(found: &[f32], expected: &[f32]) -> f32 {
     assert_eq!(found.len(), expected.len());
-    let pairs = found.iter().zip(expected);
-    pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+    let norm = |x: &mut dyn Iterator<Item = f32>| x.map(|x| x * x).sum::<f32>().sqrt();
+    let error = norm(&mut found.iter().zip(expected).map(|(a, b)| a - b));
+    error / norm(&mut expected.iter().copied())
+}
+
+/// Losses of the first step and of all, weights and statistics. Rounding reaches a gradient through some twenty
+/// layers of batch norm, takes up to 0.4 % of its norm (`parts.rs`), and adds up: after ten steps to 3 % of the way
+/// that the weights have gone, where local batch norm is off by more than half of it after two.
+fn errors(found: &Found, expected: &Found) -> [f32; 4] {
+    [
+        distance(&found.losses[..1], &expected.losses[..1]),
+        distance(&found.losses, &expected.losses),
+        distance(&found.moved, &expected.moved),
+        distance(&found.statistics, &expected.statistics),
+    ]
 }
 
 fn assert_near(name: &str, found: &Found, expected: &Found) {
-    let (losses, wanted) = (&found.losses, &expected.losses);
-    let first = difference(&losses[..1], &wanted[..1]) / wanted[0];
-    assert!(first < 1e-5, "{name}: {losses:?}, not {wanted:?}");
-    let worst = difference(losses, wanted) / wanted[0];
-    assert!(worst < 1e-3, "{name}: {losses:?}, not {wanted:?}");
-    let moved = difference(&found.weights, &expected.weights);
-    assert!(moved < 1e-4, "{name}: weights differ by {moved}");
-    let statistics = difference(&found.statistics, &expected.statistics);
+    let errors = errors(found, expected);
+    let near = errors.iter().zip([1e-6, 1e-4, 6e-2, 3e-4]);
     assert!(
-        statistics < 1e-3,
-        "{name}: statistics differ by {statistics}"
+        near.clone().all(|(error, most)| *error < most),
+        "{name}: {errors:?}"
     );
 }
 
-/// One device with whole batches, and what shares them.
-fn alike<O: Objective>(name: &str, objective: impl Fn() -> O + Sync) {
+/// One device with whole batches, and devices and ranks that share them.
+fn alike<O: Objective>(
+    name: &str,
+    objective: impl Fn() -> O + Sync,
+    count: usize,
+    cases: &[(usize, usize, &[usize])],
+) {
     let take = |devices, ranks, batch_norm, sizes: &[usize]| {
-        steps(
-            learner(objective(), Ops::Fast, devices, ranks, batch_norm),
-            sizes,
-        )
+        let learner = learner(objective(), Ops::Fast, devices, ranks, batch_norm);
+        steps(learner, count, sizes).unwrap()
     };
-    let whole = take(1, alone(), BatchNorm::Local, &[BATCH]).unwrap();
-    let ranks: [(usize, usize, &[usize]); 4] = [
-        (1, 2, &[8, 8]),
-        (1, 3, &[1, 8, 7]),
-        (2, 2, &[4, 4, 4, 4]),
-        (2, 1, &[15, 1]),
-    ];
-    for (devices, size, sizes) in ranks {
+    let whole = take(1, alone(), BatchNorm::Local, &[BATCH]);
+    for &(devices, size, sizes) in cases {
         let name = format!("{name}, {size} ranks of {devices} devices, {sizes:?}");
-        let found = together(size, |ranks| take(devices, ranks, SYNCED, sizes).unwrap());
+        let found = together(size, |ranks| take(devices, ranks, SYNCED, sizes));
         assert_near(&name, &found[0], &whole);
-        assert!(
-            found.iter().all(|rank| *rank == found[0]),
-            "{name}: the ranks differ"
-        );
+        let same = found.iter().all(|rank| *rank == found[0]);
+        assert!(same, "{name}: the ranks differ");
     }
     // The comparison can fail.
-    let local = take(2, alone(), BatchNorm::Local, &[8, 8]).unwrap();
-    let error = (local.losses[0] / whole.losses[0] - 1.0).abs();
-    assert!(error > 1e-3, "{name}: {:?}", local.losses);
-    assert!(difference(&local.statistics, &whole.statistics) > 1e-2);
+    let local = errors(&take(2, alone(), BatchNorm::Local, &[8, 8]), &whole);
+    assert!(
+        local[2] > 0.3 && local[3] > 3e-3,
+        "{name}, local: {local:?}"
+    );
 }
 
 fn pirl() -> PirlBuilder {
@@ -169,17 +177,24 @@ fn pirl() -> PirlBuilder {
 
 #[test]
 fn devices_and_ranks_take_the_steps_of_pirl() {
-    alike("pirl", || pirl().build().unwrap());
+    let cases: [(usize, usize, &[usize]); 4] = [
+        (1, 2, &[8, 8]),
+        (1, 3, &[1, 8, 7]),
+        (2, 2, &[4, 4, 4, 4]),
+        (2, 1, &[15, 1]),
+    ];
+    alike("pirl", || pirl().build().unwrap(), 10, &cases);
 }
 
 #[test]
 fn devices_and_ranks_take_the_steps_of_the_other_objectives() {
+    let cases: [(usize, usize, &[usize]); 2] = [(1, 3, &[6, 5, 5]), (2, 1, &[7, 9])];
     // Its head has a batch norm too.
-    alike("covariant", || Covariant::new(VIEWS, 3, 1, Ops::Fast));
+    let covariant = || Covariant::new(VIEWS, 3, 1, Ops::Fast);
+    alike("covariant", covariant, 2, &cases);
     let labels: Vec<u32> = (0..common::ROWS).map(|image| image % 3).collect();
-    alike("supervised", || {
-        Supervised::new(labels.clone(), 3, 1, Ops::Fast)
-    });
+    let supervised = || Supervised::new(labels.clone(), 3, 1, Ops::Fast);
+    alike("supervised", supervised, 2, &cases);
 }
 
 #[test]
@@ -188,7 +203,7 @@ fn parts_that_follow_each_other_stay_apart() {
         let sizes = vec![micro_batch; BATCH / micro_batch];
         let objective = pirl().build().unwrap();
         let learner = learner(objective, Ops::Fast, devices, ranks, batch_norm);
-        steps(learner, &sizes).unwrap()
+        steps(learner, 3, &sizes).unwrap()
     };
     let halves = take(1, alone(), BatchNorm::Local, 8);
     assert_near("rounds", &take(2, alone(), SYNCED, 4), &halves);
@@ -286,7 +301,7 @@ fn ranks_with_unequal_parts_are_refused_before_the_step() {
             let learner = learner(objective, Ops::Fast, devices, ranks, SYNCED);
             let before: Vec<f32> = weights(&learner);
             let set = learner.backbone().parameter_sets();
-            let error = steps(learner, sizes).err().unwrap();
+            let error = steps(learner, 1, sizes).err().unwrap();
             let after: Vec<f32> = set[0].var().to_vec1().unwrap();
             assert!(before == after);
             error
