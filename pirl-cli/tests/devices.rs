@@ -61,6 +61,35 @@ fn several_devices_have_the_losses_of_one() {
 }
 
 #[test]
+fn several_devices_with_synced_batch_norm_have_the_losses_of_one_with_all_of_the_batch() {
+    let bench = bench();
+    let run = |out: &str, devices: &str, settings: &[&str]| {
+        let steps = ["optim.lr=0.0001", "train.micro_batch=0"];
+        let settings = [settings, &steps].concat();
+        let arguments = bench.pretrain(out, &with(devices, &settings));
+        bench.pirl(&arguments).success();
+        let losses = bench.losses(out).into_iter();
+        losses
+            .map(|(_, bits)| f32::from_bits(bits))
+            .collect::<Vec<_>>()
+    };
+    let expected = run("one", "cpu", &[]);
+    let shared = run("shared", "cpu,cpu,cpu", &["model.batch_norm=synced"]);
+    let error = |losses: &[f32], step: usize| (losses[step] / expected[step] - 1.0).abs();
+    assert!(error(&shared, 0) < 1e-5, "{shared:?}, on one {expected:?}");
+    // Rounding grows from step to step.
+    let worst = (0..6).map(|step| error(&shared, step)).fold(0.0, f32::max);
+    assert!(worst < 1e-3, "{shared:?}, on one {expected:?}");
+    let local = run("local", "cpu,cpu,cpu", &[]);
+    assert!(error(&local, 0) > 1e-3, "{local:?}, on one {expected:?}");
+    // Another value is another run.
+    let settings = with("cpu,cpu,cpu", &["model.batch_norm=synced"]);
+    let resume = [bench.pretrain("local", &settings), vec!["--resume"]].concat();
+    let said = bench.fails(&resume);
+    assert!(said.contains("model.batch_norm"), "{said}");
+}
+
+#[test]
 fn a_run_on_several_devices_stopped_and_resumed_equals_one_never_stopped() {
     let bench = bench();
     let run = |out: &str, more: &[&str]| {

@@ -92,6 +92,28 @@ fn two_and_three_ranks_have_the_losses_of_one_process() {
     }
 }
 
+#[test]
+fn ranks_with_synced_batch_norm_have_the_losses_of_one_process_with_all_of_the_batch() {
+    let bench = bench();
+    let settings = ["optim.lr=0.0001", "train.micro_batch=0", "train.epochs=5"];
+    let expected = run(&bench, 1, "one", &settings);
+    let synced = [settings.as_slice(), &["model.batch_norm=synced"]].concat();
+    for ranks in [2, 3] {
+        let found = run(&bench, ranks, &format!("ranks-{ranks}"), &synced);
+        assert_eq!(found.len(), 20);
+        let error = |step: usize| (found[step] / expected[step] - 1.0).abs();
+        assert!(error(0) < 1e-5, "{found:?}, alone {expected:?}");
+        let worst = (0..20).map(error).fold(0.0, f32::max);
+        assert!(worst < 1e-3, "{found:?}, alone {expected:?}");
+    }
+    let uneven = [synced.as_slice(), &["train.micro_batch=5"]].concat();
+    let arguments = bench.pretrain("uneven", &with(&uneven));
+    let output = mpirun(&bench, 2, &arguments).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("a multiple of 2 parts"), "{said}");
+}
+
 /// Sends a signal to one of the processes that `mpirun` started.
 fn signal_rank(child: &Child, rank: usize, signal: i32) {
     let id = child.id();

@@ -85,6 +85,18 @@ pub enum HeadKind {
     Mlp,
 }
 
+/// Over which images batch norm takes mean and variance in training.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BatchNorm {
+    /// Those of a part of a batch, which goes through the network on one device (the paper).
+    #[default]
+    Local,
+    /// Those of all parts that go through copies of the network at the same time, on all devices of all
+    /// ranks, as `torch.nn.SyncBatchNorm` does.
+    Synced,
+}
+
 /// The number type in which activations are stored and products computed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -148,6 +160,10 @@ pub struct ModelConfig {
     /// Whether fast ops on a CPU may compute `f32` convolutions of 3x3 taps and stride 1 by Winograd's
     /// way; `auto` by default.
     pub winograd: Winograd,
+    /// Over which images batch norm takes mean and variance in training, where several devices or ranks
+    /// share a batch; `local` by default. Whoever shares it out sees to it
+    /// ([`Trainable::sync_batch_norm`](crate::Trainable::sync_batch_norm)); a network alone is `local`.
+    pub batch_norm: BatchNorm,
 }
 
 /// The most channels of an image, as pirl-data has them.
@@ -163,6 +179,7 @@ impl Default for ModelConfig {
             head: HeadKind::Linear,
             ops: Ops::Fast,
             winograd: Winograd::Auto,
+            batch_norm: BatchNorm::Local,
         }
     }
 }

@@ -42,6 +42,9 @@ pub enum ModelError {
         /// The layer.
         layer: String,
     },
+    /// Another part of the batch, whose batch norms are synced with these, failed.
+    #[error(transparent)]
+    Peers(Box<dyn std::error::Error + Send + Sync>),
     /// Batch-norm statistics were to be recomputed from no images at all.
     #[error("no batch of images to recompute batch-norm statistics from")]
     NoBatches,

@@ -1,6 +1,8 @@
 //! Heads on a backbone during pre-training: the paper's f and g, and the classifiers of the covariant
 //! baselines.
 
+use std::sync::Arc;
+
 use candle_core::{D, Device, Tensor};
 use pirl_core::check;
 use rand_chacha::ChaCha8Rng;
@@ -12,6 +14,7 @@ use crate::error::{ModelError, Result};
 use crate::layer::Layer;
 use crate::mode::Mode;
 use crate::params::{Buffers, Builder, ParamSet};
+use crate::peers::Peers;
 use crate::trainable::Trainable;
 
 /// A network from feature vectors to embeddings or logits.
@@ -337,6 +340,11 @@ macro_rules! head {
 
             fn buffer_sets(&self) -> Vec<Buffers> {
                 vec![self.buffers().clone()]
+            }
+
+            fn sync_batch_norm(&self, peers: Arc<dyn Peers>) -> Result<()> {
+                self.0.traced.sync_batch_norm(peers);
+                Ok(())
             }
         }
     )*};

@@ -47,6 +47,7 @@ mod onnx;
 pub mod ops;
 mod optim;
 mod params;
+mod peers;
 mod precise;
 mod residual;
 mod resnet;
@@ -57,7 +58,7 @@ mod weights;
 
 pub use backbone::Backbone;
 pub use c4::{C4, C4Config, C4Norm};
-pub use config::{Arch, HeadKind, ModelConfig, Precision, Stem};
+pub use config::{Arch, BatchNorm, HeadKind, ModelConfig, Precision, Stem};
 pub use error::ModelError;
 pub use export::{Export, ExportView, Exporter, exporter, exporters};
 pub use heads::{ClassifierHead, Head, JigsawHead, ProjectionHead, l2_normalize};
@@ -69,6 +70,7 @@ pub use optim::{
     ScheduleKind,
 };
 pub use params::{Buffers, GradientWatch, Param, ParamSet};
+pub use peers::Peers;
 pub use pirl_core::Ops;
 pub use precise::precise_batch_norm;
 pub use resnet::ResNet;

@@ -1,5 +1,7 @@
 //! ResNets with torchvision's structure, names and initialisation.
 
+use std::sync::Arc;
+
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 use rand_chacha::ChaCha8Rng;
@@ -12,6 +14,7 @@ use crate::error::{ModelError, Result};
 use crate::layer::Layer;
 use crate::mode::Mode;
 use crate::params::{Buffers, Builder, ParamSet};
+use crate::peers::Peers;
 use crate::residual::{Stage, StemConv, stage_channels};
 use crate::trainable::Trainable;
 
@@ -176,6 +179,11 @@ impl Trainable for ResNet {
 
     fn buffer_sets(&self) -> Vec<Buffers> {
         vec![self.buffers().clone()]
+    }
+
+    fn sync_batch_norm(&self, peers: Arc<dyn Peers>) -> Result<()> {
+        self.traced.sync_batch_norm(peers);
+        Ok(())
     }
 }
 

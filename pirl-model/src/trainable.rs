@@ -1,11 +1,14 @@
 //! What optimisers, checkpoints and copies on other devices need of a network.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
+use pirl_core::SettingError;
 
 use crate::error::Result;
 use crate::params::{Buffers, ParamSet};
+use crate::peers::Peers;
 use crate::weights::load::{LoadReport, load_into};
 
 /// A network whose parameters can be trained, saved and loaded.
@@ -51,6 +54,30 @@ pub trait Trainable: Send + Sync {
     fn load(&self, state: &HashMap<String, Tensor>) -> Result<LoadReport> {
         load_into(state, &self.parameter_sets(), &self.buffer_sets())
     }
+
+    /// Has its batch norms, in [`Mode::Train`](crate::Mode::Train) alone and where `peers` has
+    /// [any](Peers::any), normalise by mean and variance over the own part of a batch and those of `peers`, and
+    /// move the running statistics towards these. Gradients flow through them to all parts: what is
+    /// differentiated is the sum of the parts' losses.
+    ///
+    /// A module without batch norm implements it as `Ok(())`.
+    ///
+    /// # Errors
+    /// [`ModelError::Setting`](crate::ModelError::Setting) unless implemented.
+    fn sync_batch_norm(&self, peers: Arc<dyn Peers>) -> Result<()> {
+        let _ = peers;
+        let names = self.parameter_sets();
+        let first = names.first().and_then(|set| set.params().first());
+        let module = first.map_or_else(String::new, |param| format!(" with {}", param.name));
+        Err(SettingError::new(
+            "batch_norm",
+            "synced",
+            format!(
+                "must be local: the module{module} does not implement Trainable::sync_batch_norm"
+            ),
+        )
+        .into())
+    }
 }
 
 impl<T: Trainable + ?Sized> Trainable for Box<T> {
@@ -65,10 +92,18 @@ impl<T: Trainable + ?Sized> Trainable for Box<T> {
     fn device(&self) -> Device {
         (**self).device()
     }
+
+    fn sync_batch_norm(&self, peers: Arc<dyn Peers>) -> Result<()> {
+        (**self).sync_batch_norm(peers)
+    }
 }
 
 impl Trainable for ParamSet {
     fn parameter_sets(&self) -> Vec<ParamSet> {
         vec![self.clone()]
+    }
+
+    fn sync_batch_norm(&self, _: Arc<dyn Peers>) -> Result<()> {
+        Ok(())
     }
 }

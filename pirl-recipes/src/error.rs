@@ -174,6 +174,15 @@ pub enum RecipeError {
          each rank (train.micro_batch = 0 sees to that)"
     )]
     Sharded,
+    /// Batch norm over the parts of all ranks, which have not as many each.
+    #[error(
+        "model.batch_norm = \"synced\" needs as many parts of a batch on each rank: set train.micro_batch = 0, \
+         for equal shares, or so that it cuts train.batch_size into a multiple of {ranks} parts"
+    )]
+    Synced {
+        /// How many ranks there are.
+        ranks: usize,
+    },
     /// A bank in a file, and settings that need it in memory.
     #[error(
         "bank.storage = \"mapped\" goes with bank.init = \"random\", loss.sampling = \"shared\", and on \

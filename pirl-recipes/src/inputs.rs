@@ -7,7 +7,7 @@ use candle_core::Device;
 use pirl_bank::{PerImageSampler, SharedSampler};
 use pirl_data::{Loader, Pack, Pretext, Share};
 use pirl_loss::{InfoNce, Paper};
-use pirl_model::ResNet;
+use pirl_model::{BatchNorm, ResNet};
 use pirl_train::{
     Covariant, Identity, Learner, Objective, Pirl, Pretraining, PretrainingConfig, Ranks,
     ShardedKind, Stream, Supervised,
@@ -83,6 +83,12 @@ impl Inputs {
         {
             return Err(RecipeError::Sharded);
         }
+        let synced = recipe.model.batch_norm == BatchNorm::Synced;
+        if synced && ranks.size() > 1 && !even {
+            return Err(RecipeError::Synced {
+                ranks: ranks.size(),
+            });
+        }
         let (bank, kind) = (&recipe.bank, recipe.loss.kind);
         let shared = bank.sharded || ranks.size() == 1;
         let plain = recipe.loss.sampling == Sampling::Shared && bank.init == BankInit::Random;
@@ -100,6 +106,13 @@ impl Inputs {
             tracing::warn!(
                 "a batch has {} parts for {devices} devices, so some have nothing to do: lower \
                  train.micro_batch, or set it to 0 for equal shares",
+                loader.parts()
+            );
+        }
+        if synced && parts == 1 && loader.parts() > 1 {
+            tracing::warn!(
+                "model.batch_norm = \"synced\" changes nothing on one device: the {} parts of a batch \
+                 (train.micro_batch) go through it one after the other, each with statistics of its own",
                 loader.parts()
             );
         }
@@ -227,7 +240,8 @@ impl Inputs {
             .precision(recipe.train.precision)
             .optimizer(&recipe.optim)
             .ranks(Arc::clone(&self.ranks))
-            .ops(recipe.model.ops);
+            .ops(recipe.model.ops)
+            .batch_norm(recipe.model.batch_norm);
         Ok(learner.build()?)
     }
 

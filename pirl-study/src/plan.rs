@@ -449,10 +449,16 @@ impl Planner<'_> {
     }
 }
 
-/// The settings of those keys, one in a line.
+/// The settings of those keys, one in a line; without keys that came later, where they say what was always done
+/// before: a study's folders keep their names.
 fn settings(recipe: &Recipe, matters: impl Fn(&str) -> bool) -> Result<String> {
+    const LATER: [(&str, &str); 1] = [("model.batch_norm", "local")];
+    let as_ever = |key: &str, value: &Value| {
+        let mut later = LATER.iter();
+        later.any(|(later, before)| key == *later && value.as_str() == Some(before))
+    };
     let flat = recipe.flat()?.into_iter();
-    let lines = flat.filter(|(key, _)| matters(key));
+    let lines = flat.filter(|(key, value)| matters(key) && !as_ever(key, value));
     Ok(lines
         .map(|(key, value)| format!("{key} = {value}\n"))
         .collect())
@@ -482,5 +488,25 @@ fn pointer(measure: &Measure, weights: Weights) -> String {
             format!("/weights/0/distances/{change}/{figure}")
         }
         Measure::Detect {} => "/ap50".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_that_came_later_changes_no_name_until_it_is_set() {
+        let text = |typed: &[&str]| {
+            let typed: Vec<Setting> = typed.iter().map(|text| text.parse().unwrap()).collect();
+            let recipe = Recipe::load("fashion-mnist", &typed).unwrap();
+            settings(&recipe, |key| key.starts_with("model.")).unwrap()
+        };
+        let as_ever = text(&[]);
+        assert!(as_ever.contains("model.winograd = "), "{as_ever}");
+        assert!(!as_ever.contains("model.batch_norm"), "{as_ever}");
+        assert_eq!(text(&["model.batch_norm=local"]), as_ever);
+        let synced = text(&["model.batch_norm=synced"]);
+        assert!(synced.contains("model.batch_norm = \"synced\""), "{synced}");
     }
 }

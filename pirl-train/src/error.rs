@@ -176,6 +176,20 @@ pub enum TrainError {
         /// What was compared.
         what: &'static str,
     },
+    /// Ranks whose batch norms are synced, and that have not as many parts of a batch at the same time.
+    #[error(
+        "synced batch norm needs as many parts of a batch at a time on each rank: rank {rank} has {found}, rank \
+         0 has {expected}; cut batches into a multiple of the ranks (train.micro_batch = 0 sees to that), and \
+         give each rank as many devices"
+    )]
+    UnevenParts {
+        /// The first rank that has not what rank 0 has.
+        rank: usize,
+        /// What it has at a time.
+        found: String,
+        /// What rank 0 has.
+        expected: String,
+    },
     /// A file or folder cannot be read or written.
     #[error("cannot {action} {path}: {source}")]
     Io {

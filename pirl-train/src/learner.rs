@@ -7,8 +7,8 @@ use candle_core::{DType, Device, Tensor};
 use pirl_core::Ops;
 use pirl_data::{Batch, DataError};
 use pirl_model::{
-    Backbone, ModelError, OptimConfig, Optimizer, ParamSet, Precision, load_state_dict,
-    save_state_dict, save_tensors, strip_prefix,
+    Backbone, BatchNorm, ModelError, OptimConfig, Optimizer, ParamSet, Peers, Precision,
+    load_state_dict, save_state_dict, save_tensors, strip_prefix,
 };
 
 use crate::checkpoint::{MODEL, OPTIMIZER, State};
@@ -21,6 +21,7 @@ use crate::objective::{Objective, PartOutcome, scalar};
 use crate::part::{forward_part, modules, parameters};
 use crate::reduction::Reduction;
 use crate::scaled_optimizer::ScaledOptimizer;
+use crate::synced::Rounds;
 use crate::training::Metric;
 use crate::worker::Worker;
 
@@ -37,6 +38,8 @@ pub struct Learner<O: Objective> {
     optimizer: ScaledOptimizer,
     /// Other processes, which take over other parts of each batch.
     ranks: Ranks,
+    /// Where batch norms meet that are synced.
+    synced: Option<Arc<Rounds>>,
     reduction: Reduction,
     /// The optimiser's first set of parameters: nearly all of them, in the networks of this project.
     first_set: Option<ParamSet>,
@@ -53,6 +56,7 @@ pub struct LearnerBuilder<O> {
     precision: Precision,
     optim: OptimConfig,
     ops: Ops,
+    batch_norm: BatchNorm,
     ranks: Ranks,
 }
 
@@ -105,27 +109,46 @@ impl<O: Objective> LearnerBuilder<O> {
         Self { ops, ..self }
     }
 
+    /// Over which images batch norm takes mean and variance in a step: those of a part of the batch by
+    /// default, or those of all parts that go through the networks at the same time, one on each device of
+    /// every rank. Parts that follow each other on a device stay apart. The heads' batch norms too; that of
+    /// evaluations, and of NCE's estimate of its constant, is of one device.
+    pub fn batch_norm(self, batch_norm: BatchNorm) -> Self {
+        Self { batch_norm, ..self }
+    }
+
     /// The learner, its networks untrained.
     ///
     /// With several ranks, all of them build theirs at the same time.
     ///
     /// # Errors
     /// [`TrainError::NoDevice`]; those of the backbone, the heads and the optimiser; a precision that
-    /// the backbone does not have.
+    /// the backbone does not have; synced batch norm of a module that has not
+    /// [`Trainable::sync_batch_norm`](pirl_model::Trainable::sync_batch_norm).
     pub fn build(mut self) -> Result<Learner<O>> {
         let (device, further) = self.devices.split_first().ok_or(TrainError::NoDevice)?;
         self.ranks = with_gradients_on(self.ranks, device)?;
         self.objective.join(&self.ranks)?;
-        let networks = |device: &Device| {
+        let synced = self.batch_norm == BatchNorm::Synced;
+        let synced = synced.then(|| Rounds::new(Arc::clone(&self.ranks)));
+        let networks = |place: usize, device: &Device| {
             let mut backbone = (self.backbone)(device)?;
             backbone.set_precision(self.precision)?;
             let heads = self.objective.heads(backbone.feature_dim(), device)?;
-            Networks::new(backbone, heads, device)
+            let mut networks = Networks::new(backbone, heads, device)?;
+            if let Some(rounds) = &synced {
+                let member = rounds.member(place, device);
+                for (_, module) in modules::<O>(&networks) {
+                    module.sync_batch_norm(Arc::clone(&member) as Arc<dyn Peers>)?;
+                }
+                networks.synced = Some(member);
+            }
+            Ok::<_, TrainError>(networks)
         };
-        let main = networks(device)?;
-        let workers = further
-            .iter()
-            .map(|device| Worker::start(networks(device)?));
+        let main = networks(0, device)?;
+        let workers = (1..)
+            .zip(further)
+            .map(|(place, device)| Worker::start(networks(place, device)?));
         let workers = workers.collect::<Result<_>>()?;
         let sets = parameters::<O>(&main);
         let first_set = sets.first().cloned();
@@ -137,6 +160,7 @@ impl<O: Objective> LearnerBuilder<O> {
             objective: self.objective,
             reduction: Reduction::new(Arc::clone(&self.ranks)),
             ranks: self.ranks,
+            synced,
             first_set,
             joined: false,
         })
@@ -158,6 +182,7 @@ impl<O: Objective> Learner<O> {
             precision: Precision::F32,
             optim: OptimConfig::default(),
             ops: Ops::Fast,
+            batch_norm: BatchNorm::Local,
             ranks: alone(),
         }
     }
@@ -210,8 +235,9 @@ impl<O: Objective> Learner<O> {
     /// before all parts are on their way.
     ///
     /// # Errors
-    /// An error of `parts`; [`TrainError::IncompleteBatch`]; [`TrainError::LossNotFinite`]; those of
-    /// the networks and the objective. Weights and objective are as before the step then.
+    /// An error of `parts`; [`TrainError::IncompleteBatch`]; [`TrainError::LossNotFinite`];
+    /// [`TrainError::UnevenParts`]; those of the networks and the objective. Weights and objective are as
+    /// before the step then.
     pub fn step(
         &mut self,
         parts: impl IntoIterator<Item = std::result::Result<Batch, DataError>>,
@@ -247,6 +273,7 @@ impl<O: Objective> Learner<O> {
         loop {
             let round = parts.by_ref().take(1 + self.workers.len());
             let round: Vec<Batch> = round.collect::<std::result::Result<_, _>>()?;
+            self.ensure_even(round.len())?;
             let Some(first) = round.first() else { break };
             size = first.batch_size;
             self.round(round, &mut outcomes)?;
@@ -362,6 +389,26 @@ impl<O: Objective> Learner<O> {
         ensure_equal(self.ranks.as_ref(), step, "weights", &digest)
     }
 
+    /// An error unless all ranks whose batch norms are synced have as many parts in a round as this one.
+    fn ensure_even(&self, parts: usize) -> Result<()> {
+        if self.synced.is_none() || self.ranks.size() == 1 {
+            return Ok(());
+        }
+        // With further devices gradients are summed up later, and nothing may come in another order.
+        let devices = 1 + self.workers.len();
+        let own = format!("{parts} for its {devices} devices").into_bytes();
+        let all = self.ranks.all_gather(own)?;
+        let text = |rank: usize| String::from_utf8_lossy(&all[rank]).into_owned();
+        match (1..all.len()).find(|&rank| all[rank] != all[0]) {
+            None => Ok(()),
+            Some(rank) => Err(TrainError::UnevenParts {
+                rank,
+                found: text(rank),
+                expected: text(0),
+            }),
+        }
+    }
+
     /// One part for each device, or fewer at the end of a batch.
     fn round(
         &mut self,
@@ -376,6 +423,8 @@ impl<O: Objective> Learner<O> {
             prepared.push((part, target));
         }
         let scale = self.optimizer.factor();
+        let rounds = self.synced.as_ref();
+        let _round = rounds.map(|rounds| rounds.begin(prepared.len()));
         let mut prepared = prepared.into_iter();
         let own = prepared.next();
         let mut busy = Vec::new();

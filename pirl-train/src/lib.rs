@@ -74,6 +74,7 @@ mod reduction;
 mod run;
 mod scaled_optimizer;
 mod streams;
+mod synced;
 mod training;
 mod worker;
 

@@ -1,15 +1,20 @@
 //! The networks on one device.
 
+use std::sync::Arc;
+
 use candle_core::{Device, Tensor};
 use pirl_data::Batch;
 use pirl_model::{Backbone, Mode, Upload};
 
 use crate::error::{Result, TrainError};
+use crate::synced::Member;
 
 /// The networks on one device: the backbone, and the heads of an objective.
 pub struct Networks<H> {
     pub(crate) backbone: Box<dyn Backbone>,
     pub(crate) heads: H,
+    /// The networks on other devices and ranks, with which batch norm is synced.
+    pub(crate) synced: Option<Arc<Member>>,
     upload: Upload,
 }
 
@@ -18,6 +23,7 @@ impl<H> Networks<H> {
         Ok(Self {
             backbone,
             heads,
+            synced: None,
             upload: Upload::new(device)?,
         })
     }

@@ -32,7 +32,12 @@ pub(crate) fn forward_part<O: Objective>(
 ) -> Result<PartOutcome<O::Outcome>> {
     let share = part.indices.len() as f64 / part.batch_size as f64;
     let mut terms = Terms::new(share, backward);
-    let outcome = O::forward(networks, part, target, &mut terms)?;
+    let synced = networks.synced.clone();
+    let forward = || O::forward(networks, part, target, &mut terms);
+    let outcome = match synced {
+        Some(member) => member.part(forward)?,
+        None => forward()?,
+    };
     Ok(PartOutcome {
         indices: part.indices.clone(),
         outcome,

@@ -12,7 +12,7 @@ use candle_core::{D, Device, Tensor};
 use pirl_bank::{BankError, Drawn, NegativeSampler};
 use pirl_data::{DataError, Image, Pretext, transform::Scratch};
 use pirl_loss::{ContrastiveLoss, LossError, Negatives};
-use pirl_model::{Head, Mode, ModelError, OptimConfig, ParamSet, Precision, Trainable};
+use pirl_model::{BatchNorm, Head, Mode, ModelError, OptimConfig, ParamSet, Precision, Trainable};
 use pirl_train::{
     Checkpoints, Identity, Learner, Objective, Pirl, PirlBuilder, Pretraining, PretrainingConfig,
     RunOptions, Training, resume, run,
@@ -291,6 +291,19 @@ impl Head for MeanHead {
             .mean(1)?;
         pirl_model::l2_normalize(&mean.matmul(&self.weight.tracked("weight")?.t()?)?)
     }
+}
+
+#[test]
+fn a_foreign_backbone_that_knows_no_other_parts_is_not_synced() {
+    let network = |device: &Device| ConvNeXt::new(device);
+    let learner = Learner::builder(network, pirl(9).build().unwrap());
+    let error = learner.batch_norm(BatchNorm::Synced).build().err().unwrap();
+    let said = error.to_string();
+    assert!(
+        said.starts_with("batch_norm = synced: must be local"),
+        "{said}"
+    );
+    assert!(said.contains("Trainable::sync_batch_norm"), "{said}");
 }
 
 #[test]

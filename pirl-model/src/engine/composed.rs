@@ -3,17 +3,20 @@
 //! is asked for, they are Candle's own.
 //!
 //! Nothing is read back from the device, neither during a pass nor at its end: what it adds to the running
-//! statistics stays there until somebody asks for them.
+//! statistics stays there until somebody asks for them. Batch norm that is synced is the exception.
 
-use candle_core::{DType, Tensor};
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Tensor};
 
 use super::cut::{Cut, cut_out};
 use super::{Conv, Engine, Linear, Norm};
 use crate::config::Precision;
 use crate::error::{ModelError, Result};
 use crate::mode::Mode;
-use crate::ops::{self, reference};
+use crate::ops::{self, batch_norm, reference};
 use crate::params::{Buffers, ParamId, ParamSet, Seen};
+use crate::peers::Peers;
 use pirl_core::Ops;
 
 /// A forward pass in progress; values are `(n, c)` tensors or maps, NHWC with this crate's ops and NCHW with
@@ -29,6 +32,8 @@ pub(crate) struct Composed<'a> {
     ops: Ops,
     /// Of maps and vectors, and of the factors of products.
     precision: Precision,
+    /// The parts of a batch that batch norm is synced with.
+    peers: Option<Arc<dyn Peers>>,
     statistics: Vec<Seen>,
 }
 
@@ -50,8 +55,14 @@ impl<'a> Composed<'a> {
             mode,
             ops,
             precision,
+            peers: None,
             statistics: Vec::new(),
         })
+    }
+
+    /// The same pass, with batch norm over the parts of `peers` too.
+    pub(crate) fn synced_with(self, peers: Option<Arc<dyn Peers>>) -> Self {
+        Self { peers, ..self }
     }
 
     /// A parameter in its own shape and type.
@@ -105,6 +116,52 @@ impl<'a> Composed<'a> {
         self.part(layer.weight, &[len], DType::F32, false)
     }
 
+    /// Batch norm of `maps`, of `rows` numbers a channel, by mean and variance over the parts of `peers` too, then
+    /// the residual, then ReLU: by Candle's own ops, in `f32`. Returns the output, mean and biased variance, and
+    /// the numbers of a channel in all parts.
+    fn synced_norm(
+        &mut self,
+        layer: &Norm,
+        maps: &Tensor,
+        rows: usize,
+        residual: Option<&Tensor>,
+        relu: bool,
+        peers: &Arc<dyn Peers>,
+    ) -> Result<(Tensor, Tensor, usize)> {
+        let (nhwc, dtype) = (self.ops == Ops::Fast, maps.dtype());
+        let plain = |x: &Tensor| -> Result<Tensor> {
+            let x = x.reshape(maps.shape())?.to_dtype(DType::F32)?;
+            Ok(if nhwc { x.permute((0, 3, 1, 2))? } else { x })
+        };
+        let (x, residual) = (plain(maps)?, residual.map(plain).transpose()?);
+        let c = x.dim(1)?;
+        let (gamma, beta) = match nhwc {
+            true => {
+                let affine = self.affine(layer)?;
+                (affine.narrow(0, 0, c)?, affine.narrow(0, c, c)?)
+            }
+            false => (self.param(layer.weight)?, self.param(layer.bias)?),
+        };
+        let mean = x.mean_keepdim((0, 2, 3))?;
+        let var = x.broadcast_sub(&mean)?.sqr()?.mean_keepdim((0, 2, 3))?;
+        let own = Tensor::cat(&[mean.flatten_all()?, var.flatten_all()?], 0)?;
+        let (joined, all) = batch_norm::join(&own.to_device(&Device::Cpu)?, rows, peers)?;
+        if all < 2 {
+            let layer = self.buffers.with(layer.stats, |norm| norm.name.clone())?;
+            return Err(ModelError::SingleValue { layer });
+        }
+        let joined = joined.to_device(x.device())?;
+        let (mean, var) = (joined.narrow(0, 0, c)?, joined.narrow(0, c, c)?);
+        let (eps, residual) = (Norm::EPS.into(), residual.as_ref());
+        let out = reference::batch_norm_eval(&x, &gamma, &beta, &mean, &var, eps, residual, relu)?;
+        let out = out.to_dtype(dtype)?;
+        let out = match nhwc {
+            true => out.permute((0, 2, 3, 1))?.contiguous()?,
+            false => out,
+        };
+        Ok((out, joined, all))
+    }
+
     /// A parameter as the factor of a product.
     fn factor(&mut self, id: ParamId, channels_last: bool) -> Result<Tensor> {
         let set = self.set;
@@ -154,9 +211,9 @@ impl Engine for Composed<'_> {
             _ => x.clone(),
         };
         let channels = self.set.param(layer.weight).elements();
-        let rows = maps.elem_count() / channels.max(1);
+        let mut rows = maps.elem_count() / channels.max(1);
         let given = if self.mode.uses_batch() {
-            if rows < 2 {
+            if rows < 2 && self.peers.is_none() {
                 let layer = self.buffers.with(layer.stats, |norm| norm.name.clone())?;
                 return Err(ModelError::SingleValue { layer });
             }
@@ -169,13 +226,20 @@ impl Engine for Composed<'_> {
             Some(running??)
         };
         let (eps, given) = (Norm::EPS.into(), given.as_ref());
-        let (out, statistics) = match self.ops {
-            Ops::Fast => {
+        let synced = self.peers.clone().filter(|_| given.is_none());
+        let (out, statistics) = match (self.ops, synced) {
+            (_, Some(peers)) => {
+                let (out, statistics, all) =
+                    self.synced_norm(layer, &maps, rows, residual, relu, &peers)?;
+                rows = all;
+                (out, statistics)
+            }
+            (Ops::Fast, None) => {
                 let affine = self.affine(layer)?;
                 let given = given.map(|(mean, var)| (mean, var));
                 ops::batch_norm_nhwc(&maps, &affine, given, eps, residual, relu)?
             }
-            Ops::Reference => {
+            (Ops::Reference, None) => {
                 let (gamma, beta) = (self.param(layer.weight)?, self.param(layer.bias)?);
                 match given {
                     None => {
@@ -242,7 +306,10 @@ impl Engine for Composed<'_> {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::Device;
+    use std::error::Error;
+    use std::sync::{Barrier, Mutex};
+    use std::thread;
+
     use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
 
     use super::*;
@@ -294,19 +361,29 @@ mod tests {
         }
     }
 
-    /// Output, gradients of input and parameters, and the running statistics after it.
-    fn pass(ops: Ops, mode: Mode) -> Vec<Vec<f32>> {
+    /// Output, gradients of input and parameters, and the running statistics after a pass over so many of the
+    /// images from the `start`th on.
+    fn pass(
+        ops: Ops,
+        mode: Mode,
+        (start, images): (usize, usize),
+        peers: Option<Arc<dyn Peers>>,
+    ) -> Vec<Vec<f32>> {
         let mut builder = Builder::new(ChaCha8Rng::seed_from_u64(1));
         let network = Small::new(&mut builder);
         let (set, buffers) = builder.finish(&Device::Cpu).unwrap();
-        let numbers = benches::fill(1, 4 * 3 * 11 * 9);
-        let x = candle_core::Var::from_vec(numbers, (4, 3, 11, 9), &Device::Cpu).unwrap();
-        let mut engine = Composed::new(&set, &buffers, mode, ops, Precision::F32).unwrap();
+        let image = 3 * 11 * 9;
+        let numbers = benches::fill(1, (start + images) * image)[start * image..].to_vec();
+        let x = candle_core::Var::from_vec(numbers, (images, 3, 11, 9), &Device::Cpu).unwrap();
+        let engine = Composed::new(&set, &buffers, mode, ops, Precision::F32);
+        let mut engine = engine.unwrap().synced_with(peers);
         let input = engine.input(x.as_tensor()).unwrap();
         let out = network.forward(&mut engine, &input, &mut |_, _| {});
         let out = engine.output(&out.unwrap()).unwrap();
         engine.finish().unwrap();
-        let weights = Tensor::from_vec(benches::fill(2, out.elem_count()), out.shape(), x.device());
+        let each = out.elem_count() / images;
+        let weights = benches::fill(2, (start + images) * each)[start * each..].to_vec();
+        let weights = Tensor::from_vec(weights, out.shape(), x.device());
         let loss = (&out * weights.unwrap()).unwrap().sum_all().unwrap();
         let gradients = loss.backward().unwrap();
         let mut found = vec![out];
@@ -322,15 +399,67 @@ mod tests {
     #[test]
     fn maps_that_keep_their_layout_have_the_numbers_of_candles_ops() {
         for mode in [Mode::Train, Mode::Frozen] {
-            let (found, expected) = (pass(Ops::Fast, mode), pass(Ops::Reference, mode));
+            let [found, expected] =
+                [Ops::Fast, Ops::Reference].map(|ops| pass(ops, mode, (0, 4), None));
+            assert_near(&found, &expected);
+        }
+    }
+
+    fn assert_near(found: &[Vec<f32>], expected: &[Vec<f32>]) {
+        assert_eq!(found.len(), expected.len());
+        for (found, expected) in found.iter().zip(expected) {
+            let scale = expected.iter().fold(1e-3, |most: f32, x| most.max(x.abs()));
+            let pairs = found.iter().zip(expected);
+            let error = pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
             assert_eq!(found.len(), expected.len());
-            for (found, expected) in found.iter().zip(&expected) {
-                let scale = expected.iter().fold(1e-3, |most: f32, x| most.max(x.abs()));
-                let pairs = found.iter().zip(expected);
-                let error = pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-                assert_eq!(found.len(), expected.len());
-                assert!(error < 1e-4 * scale, "{mode:?}: {error} of {scale}");
+            assert!(error < 1e-4 * scale, "{error} of {scale}");
+        }
+    }
+
+    /// Two threads with half of the images each.
+    struct Halves {
+        barrier: Barrier,
+        given: Mutex<[Vec<f64>; 2]>,
+    }
+
+    struct Half(usize, Arc<Halves>);
+
+    impl Peers for Half {
+        fn any(&self) -> bool {
+            true
+        }
+
+        fn gather(&self, own: Vec<f64>) -> Result<Vec<Vec<f64>>, Box<dyn Error + Send + Sync>> {
+            self.1.given.lock().unwrap()[self.0] = own;
+            self.1.barrier.wait();
+            let both = self.1.given.lock().unwrap().to_vec();
+            self.1.barrier.wait();
+            Ok(both)
+        }
+    }
+
+    #[test]
+    fn synced_halves_are_the_whole_in_either_layout() {
+        for ops in [Ops::Fast, Ops::Reference] {
+            let whole = pass(ops, Mode::Train, (0, 4), None);
+            let halves = Arc::new(Halves {
+                barrier: Barrier::new(2),
+                given: Mutex::default(),
+            });
+            let half = |at: usize| {
+                let half: Arc<dyn Peers> = Arc::new(Half(at, Arc::clone(&halves)));
+                thread::spawn(move || pass(ops, Mode::Train, (2 * at, 2), Some(half)))
+            };
+            let [first, second] = [half(0), half(1)].map(|half| half.join().unwrap());
+            let mut both = first.clone();
+            for at in [0, 1] {
+                both[at].extend(&second[at]);
             }
+            for (sum, other) in both[2].iter_mut().zip(&second[2]) {
+                *sum += other;
+            }
+            assert_eq!(first[3..], second[3..]);
+            assert_near(&both, &whole);
         }
     }
 }

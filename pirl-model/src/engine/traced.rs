@@ -17,6 +17,7 @@ use crate::mode::Mode;
 use crate::ops::Element;
 use crate::ops::conv2d::Winograd;
 use crate::params::{Buffers, Builder, NormUpdate, ParamSet};
+use crate::peers::Peers;
 use pirl_core::Ops;
 
 /// A network, its parameters and statistics, and the engine that runs it.
@@ -28,6 +29,8 @@ pub(crate) struct Traced<N> {
     ops: Ops,
     winograd: Winograd,
     precision: Precision,
+    /// The parts of a batch that batch norm is synced with in training.
+    peers: Mutex<Option<Arc<dyn Peers>>>,
 }
 
 impl<N: Network> Traced<N> {
@@ -48,7 +51,19 @@ impl<N: Network> Traced<N> {
             ops,
             winograd,
             precision: Precision::F32,
+            peers: Mutex::default(),
         })
+    }
+
+    /// As [`Trainable::sync_batch_norm`](crate::Trainable::sync_batch_norm).
+    pub(crate) fn sync_batch_norm(&self, peers: Arc<dyn Peers>) {
+        *lock(&self.peers) = Some(peers);
+    }
+
+    /// The parts that a pass's batch norms are synced with.
+    fn peers(&self, mode: Mode) -> Option<Arc<dyn Peers>> {
+        let peers = lock(&self.peers).clone();
+        peers.filter(|peers| mode == Mode::Train && peers.any())
     }
 
     /// What forward and backward passes store; [`Traced::maps`] are always made in `f32`.
@@ -95,7 +110,8 @@ impl<N: Network> Traced<N> {
         } else {
             let x = if mode.records() { x } else { x.detach() };
             let (set, buffers) = (&self.params, &self.buffers);
-            let mut engine = Composed::new(set, buffers, mode, self.ops, self.precision)?;
+            let mut engine = Composed::new(set, buffers, mode, self.ops, self.precision)?
+                .synced_with(self.peers(mode));
             let x = engine.input(&x)?.to_dtype(self.precision.dtype())?;
             let out = self.network.forward(&mut engine, &x, &mut |_, _| {})?;
             let out = engine.output(&out)?;
@@ -116,6 +132,7 @@ impl<N: Network> Traced<N> {
             arena: Arc::clone(&self.arena),
             mode,
             winograd: self.winograd,
+            peers: self.peers(mode),
             outcome: Arc::clone(&outcome),
             tape: Mutex::default(),
         };
@@ -211,6 +228,7 @@ struct ModuleOp<N, T: Element> {
     arena: Arc<Arena>,
     mode: Mode,
     winograd: Winograd,
+    peers: Option<Arc<dyn Peers>>,
     outcome: Arc<Mutex<Outcome>>,
     tape: Mutex<Option<Tape<T>>>,
 }
@@ -239,7 +257,8 @@ impl<N: Network, T: Element> CustomOp2 for ModuleOp<N, T> {
             self.mode,
             self.winograd,
             &self.arena,
-        );
+        )
+        .synced_with(self.peers.clone());
         let input = engine.input(x, dims);
         let out = match self.network.forward(&mut engine, &input, &mut |_, _| {}) {
             Ok(out) => out,
@@ -280,7 +299,7 @@ impl<N: Network, T: Element> CustomOp2 for ModuleOp<N, T> {
             let (storage, layout) = flat.storage_and_layout();
             let watch = self.params.gradient_watch();
             let flat = cpu_slice(&storage, layout)?;
-            tape.backward(flat, &dy, x.track_op(), watch.as_ref())
+            tape.backward(flat, &dy, x.track_op(), watch.as_ref())?
         };
         let dx = match (dx, x.dims()) {
             (None, _) => None,

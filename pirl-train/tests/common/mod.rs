@@ -131,8 +131,17 @@ pub(crate) fn batch(step: usize) -> Batch {
 /// A batch in parts of so many images.
 pub(crate) fn cut(batch: &Batch, micro_batch: usize) -> Vec<Batch> {
     let size = batch.indices.len();
-    let part = |start: usize| {
-        let len = micro_batch.min(size - start);
+    let part = |start: usize| micro_batch.min(size - start);
+    let sizes: Vec<usize> = (0..size).step_by(micro_batch).map(part).collect();
+    cut_into(batch, &sizes)
+}
+
+/// A batch in parts of these sizes.
+pub(crate) fn cut_into(batch: &Batch, sizes: &[usize]) -> Vec<Batch> {
+    let size = batch.indices.len();
+    assert_eq!(sizes.iter().sum::<usize>(), size);
+    let part = |(at, &len): (usize, &usize)| {
+        let start = sizes[..at].iter().sum::<usize>();
         let views = |views: &Tensor| {
             let each = views.dim(0).unwrap() / size;
             views.narrow(0, start * each, len * each).unwrap()
@@ -145,5 +154,5 @@ pub(crate) fn cut(batch: &Batch, micro_batch: usize) -> Vec<Batch> {
             ..batch.clone()
         }
     };
-    (0..size).step_by(micro_batch).map(part).collect()
+    sizes.iter().enumerate().map(part).collect()
 }

@@ -7,6 +7,7 @@ use rayon::prelude::*;
 
 use super::value::INPUT;
 use crate::engine::buffer::{Arena, Buffer};
+use crate::error::Result;
 use crate::ops::Element;
 use crate::ops::conv2d::Winograd;
 use crate::ops::element::add;
@@ -26,7 +27,10 @@ pub(super) trait Recorded<T: Element>: Send {
     }
 
     /// Turns `dy`, the gradient of its output, into those of its inputs and parameters.
-    fn backward(self: Box<Self>, dy: Buffer<T>, pass: &mut Backward<'_, T>);
+    ///
+    /// # Errors
+    /// [`ModelError::Peers`](crate::ModelError::Peers), of a batch norm that is synced.
+    fn backward(self: Box<Self>, dy: Buffer<T>, pass: &mut Backward<'_, T>) -> Result<()>;
 }
 
 /// What a forward pass recorded.
@@ -44,13 +48,16 @@ pub(crate) struct Tape<T: Element> {
 impl<T: Element> Tape<T> {
     /// The gradients of the input (NHWC; none unless asked for) and of the flat parameters `flat`,
     /// from `dy`, the gradient of the output. `watch` is told how far back the latter is done.
+    ///
+    /// # Errors
+    /// As [`Recorded::backward`].
     pub(crate) fn backward(
         self,
         flat: &[f32],
         dy: &[f32],
         input_gradient: bool,
         watch: Option<&GradientWatch>,
-    ) -> (Option<Buffer<T>>, Vec<f32>) {
+    ) -> Result<(Option<Buffer<T>>, Vec<f32>)> {
         // Before each operation of the forward pass: where the parameters of those before it end.
         let ends = self.operations.iter().scan(0, |end, operation| {
             let before = *end;
@@ -74,13 +81,13 @@ impl<T: Element> Tape<T> {
         for (operation, end) in self.operations.into_iter().zip(ends).rev() {
             // A value that reached nothing that was differentiated has no gradient.
             if let Some(dy) = pass.gradients[operation.output()].take() {
-                operation.backward(dy, &mut pass);
+                operation.backward(dy, &mut pass)?;
             }
             if let Some(watch) = watch {
                 watch(end, &pass.dflat);
             }
         }
-        (pass.gradients[INPUT].take(), pass.dflat)
+        Ok((pass.gradients[INPUT].take(), pass.dflat))
     }
 }
 

@@ -101,7 +101,7 @@ impl<T: Element> Recorded<T> for Convolution<T> {
         self.weight.end
     }
 
-    fn backward(self: Box<Self>, dy: Buffer<T>, pass: &mut Backward<'_, T>) {
+    fn backward(self: Box<Self>, dy: Buffer<T>, pass: &mut Backward<'_, T>) -> Result<()> {
         let Self {
             shape, weight, x, ..
         } = *self;
@@ -114,5 +114,6 @@ impl<T: Element> Recorded<T> for Convolution<T> {
             drop(dy);
             pass.add(x.id, dx);
         }
+        Ok(())
     }
 }

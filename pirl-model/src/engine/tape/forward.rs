@@ -11,6 +11,7 @@ use crate::mode::Mode;
 use crate::ops::Element;
 use crate::ops::conv2d::Winograd;
 use crate::params::{Buffers, NormUpdate, ParamId, ParamSet};
+use crate::peers::Peers;
 
 /// A forward pass in progress.
 pub(crate) struct Forward<'a, T: Element> {
@@ -19,6 +20,8 @@ pub(crate) struct Forward<'a, T: Element> {
     pub(super) buffers: &'a Buffers,
     pub(super) mode: Mode,
     pub(super) winograd: Winograd,
+    /// The parts of a batch that batch norm is synced with.
+    pub(super) peers: Option<Arc<dyn Peers>>,
     arena: Arc<Arena>,
     operations: Vec<Box<dyn Recorded<T>>>,
     /// How many values there are so far.
@@ -43,11 +46,17 @@ impl<'a, T: Element> Forward<'a, T> {
             buffers,
             mode,
             winograd,
+            peers: None,
             arena: Arc::clone(arena),
             operations: Vec::new(),
             values: 0,
             updates: Vec::new(),
         }
+    }
+
+    /// The same pass, with batch norm over the parts of `peers` too.
+    pub(crate) fn synced_with(self, peers: Option<Arc<dyn Peers>>) -> Self {
+        Self { peers, ..self }
     }
 
     /// The input of the network: `x` in NCHW order, `(n, c)` for vectors as `(n, c, 1, 1)`.

@@ -7,6 +7,7 @@ use super::forward::Forward;
 use super::value::Value;
 use crate::engine::Linear;
 use crate::engine::buffer::Buffer;
+use crate::error::Result;
 use crate::ops::{Element, linear};
 
 /// A recorded linear layer.
@@ -49,7 +50,7 @@ impl<T: Element> Recorded<T> for LinearRecord<T> {
         self.weight.end.max(self.bias.end)
     }
 
-    fn backward(self: Box<Self>, dy: Buffer<T>, pass: &mut Backward<'_, T>) {
+    fn backward(self: Box<Self>, dy: Buffer<T>, pass: &mut Backward<'_, T>) -> Result<()> {
         let Self {
             weight,
             bias,
@@ -75,5 +76,6 @@ impl<T: Element> Recorded<T> for LinearRecord<T> {
         if let Some(dx) = dx {
             pass.add(x.id, dx);
         }
+        Ok(())
     }
 }

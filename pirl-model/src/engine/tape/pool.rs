@@ -4,6 +4,7 @@ use super::backward::{Backward, Recorded};
 use super::forward::Forward;
 use super::value::Value;
 use crate::engine::buffer::Buffer;
+use crate::error::Result;
 use crate::ops::Element;
 use crate::ops::pool::{self, PoolShape};
 
@@ -48,10 +49,11 @@ impl<T: Element> Recorded<T> for MaxPool {
         self.out
     }
 
-    fn backward(self: Box<Self>, dy: Buffer<T>, pass: &mut Backward<'_, T>) {
+    fn backward(self: Box<Self>, dy: Buffer<T>, pass: &mut Backward<'_, T>) -> Result<()> {
         let mut dx = pass.buffer(self.shape.in_len());
         pool::max_backward(&self.shape, &self.argmax, &dy, &mut dx);
         pass.add(self.x, dx);
+        Ok(())
     }
 }
 
@@ -86,10 +88,11 @@ impl<T: Element> Recorded<T> for AveragePool {
         self.out
     }
 
-    fn backward(self: Box<Self>, dy: Buffer<T>, pass: &mut Backward<'_, T>) {
+    fn backward(self: Box<Self>, dy: Buffer<T>, pass: &mut Backward<'_, T>) -> Result<()> {
         let Self { n, hw, c, x, .. } = *self;
         let mut dx = pass.buffer(n * hw * c);
         pool::average_backward(n, hw, c, &dy, &mut dx);
         pass.add(x, dx);
+        Ok(())
     }
 }

@@ -4,6 +4,7 @@ use super::backward::{Backward, Recorded};
 use super::forward::Forward;
 use super::value::Value;
 use crate::engine::buffer::Buffer;
+use crate::error::Result;
 use crate::ops::{Element, relu};
 
 /// A recorded ReLU.
@@ -29,9 +30,10 @@ impl<T: Element> Recorded<T> for Relu<T> {
         self.out.id
     }
 
-    fn backward(self: Box<Self>, dy: Buffer<T>, pass: &mut Backward<'_, T>) {
+    fn backward(self: Box<Self>, dy: Buffer<T>, pass: &mut Backward<'_, T>) -> Result<()> {
         let mut dx = pass.buffer(self.out.data.len());
         relu::backward(&self.out.data, &dy, &mut dx);
         pass.add(self.x, dx);
+        Ok(())
     }
 }

@@ -1,5 +1,7 @@
 //! The backward pass.
 
+use std::convert::Infallible;
+
 use pirl_core::vectorised;
 use rayon::prelude::*;
 
@@ -37,6 +39,26 @@ pub fn backward<T: Element>(
     statistics: &Statistics,
     gradients: Gradients<'_, T>,
 ) {
+    let rows = (x.len() / gamma.len().max(1)) as f64;
+    let own = |sums| Ok::<_, Infallible>((rows, sums));
+    let Ok(()) = backward_over(x, rectified, dy, gamma, statistics, gradients, own);
+}
+
+/// [`backward`] where the statistics of the batch are of more rows than those of `x`. `total` is given the sums
+/// over these rows, of `d` and then of `d xhat`, `(2 c)`, where `d` is `dy` without the entries that the ReLU
+/// cut off, and returns how many rows the statistics are of, and the sums over all of them.
+///
+/// # Errors
+/// Those of `total`.
+pub(crate) fn backward_over<T: Element, E>(
+    x: &[T],
+    rectified: Option<&[T]>,
+    dy: &[T],
+    gamma: &[f32],
+    statistics: &Statistics,
+    gradients: Gradients<'_, T>,
+    total: impl FnOnce(Vec<f64>) -> Result<(f64, Vec<f64>), E>,
+) -> Result<(), E> {
     let (c, channels) = (gamma.len(), statistics.channels());
     assert_eq!(x.len(), dy.len(), "input and gradient of a batch norm");
     assert!(
@@ -52,15 +74,22 @@ pub fn backward<T: Element>(
         x: dx,
         residual: dresidual,
     } = gradients;
-    parameter_gradients(pass, channels, dgamma, dbeta);
+    let lengths = (dgamma.len(), dbeta.len());
+    assert_eq!(lengths, (c, c), "channels of a batch norm");
+    let sums = gradient_sums(pass, channels);
+    let halves = dbeta.iter_mut().chain(dgamma.iter_mut());
+    for (gradient, sum) in halves.zip(&sums) {
+        *gradient = *sum as f32;
+    }
     let line = match statistics {
         Statistics::Batch(_) => {
-            let rows = (x.len() / c.max(1)) as f32;
-            Line::of_batch(gamma, channels, (&*dgamma, &*dbeta), rows)
+            let (rows, sums) = total(sums)?;
+            Line::of_batch(gamma, channels, &sums, rows as f32)
         }
         Statistics::Running(_) => Line::of_constants(gamma, channels),
     };
     input_gradients(pass, &line, dx, dresidual);
+    Ok(())
 }
 
 /// What a backward pass reads of every row.
@@ -92,17 +121,14 @@ struct Line {
 }
 
 impl Line {
-    /// `dx = scale (d - mean(d) - xhat mean(d xhat))`, as a line in `d` and `x - mean`.
-    fn of_batch(
-        gamma: &[f32],
-        channels: &ChannelStatistics,
-        (dgamma, dbeta): (&[f32], &[f32]),
-        rows: f32,
-    ) -> Self {
+    /// `dx = scale (d - mean(d) - xhat mean(d xhat))`, as a line in `d` and `x - mean`, from the sums over all
+    /// rows of `d` and then of `d xhat`.
+    fn of_batch(gamma: &[f32], channels: &ChannelStatistics, sums: &[f64], rows: f32) -> Self {
         let constants = Self::of_constants(gamma, channels);
         let (scale, inv_std) = (&constants.scale, &channels.inv_std);
-        let slope = |i: usize| -scale[i] * inv_std[i] * (dgamma[i] / rows);
-        let shift = |i: usize| -scale[i] * (dbeta[i] / rows);
+        let (sum, product) = sums.split_at(gamma.len());
+        let slope = |i: usize| -scale[i] * inv_std[i] * (product[i] as f32 / rows);
+        let shift = |i: usize| -scale[i] * (sum[i] as f32 / rows);
         Self {
             slope: (0..gamma.len()).map(slope).collect(),
             shift: (0..gamma.len()).map(shift).collect(),
@@ -132,17 +158,11 @@ impl Line {
     }
 }
 
-fn parameter_gradients<T: Element>(
-    pass: Pass<'_, T>,
-    channels: &ChannelStatistics,
-    dgamma: &mut [f32],
-    dbeta: &mut [f32],
-) {
+/// The sums over the rows of `d`, the gradient of beta, and then of `d xhat`, that of gamma: `(2 c)`.
+fn gradient_sums<T: Element>(pass: Pass<'_, T>, channels: &ChannelStatistics) -> Vec<f64> {
     let c = channels.mean.len();
-    let lengths = (dgamma.len(), dbeta.len());
-    assert_eq!(lengths, (c, c), "channels of a batch norm");
     if c == 0 {
-        return;
+        return Vec::new();
     }
     let cut = Cut::new(c);
     let mean = cut.tile(&channels.mean);
@@ -153,11 +173,12 @@ fn parameter_gradients<T: Element>(
             task_sums(pass.part(start, len), &mean, c, &cut)
         })
         .collect();
-    for i in 0..c {
-        dbeta[i] = parts.iter().map(|part| part.0[i]).sum::<f64>() as f32;
+    let sum = |i: usize| parts.iter().map(|part| part.0[i]).sum::<f64>();
+    let product = |i: usize| {
         let product = parts.iter().map(|part| part.1[i]).sum::<f64>();
-        dgamma[i] = (product * channels.inv_std[i] as f64) as f32;
-    }
+        product * channels.inv_std[i] as f64
+    };
+    (0..c).map(sum).chain((0..c).map(product)).collect()
 }
 
 /// The sums of `d` and of `d * (x - mean)` over the rows of a task, block by block.

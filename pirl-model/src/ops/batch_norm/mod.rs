@@ -14,8 +14,12 @@ pub(super) mod cuda;
 mod cut;
 mod forward;
 mod statistics;
+mod synced;
 
 pub use affine::Affine;
+pub(crate) use backward::backward_over;
 pub use backward::{Gradients, backward};
 pub use forward::forward;
+pub(crate) use statistics::Moments;
 pub use statistics::{ChannelStatistics, Statistics};
+pub(crate) use synced::join;

@@ -5,6 +5,7 @@ use rayon::prelude::*;
 
 use super::cut::Cut;
 use crate::ops::Element;
+use crate::peers::{self, Peers};
 
 /// What a batch norm normalises by, and whether it depends on the input.
 #[derive(Clone, Debug, PartialEq)]
@@ -29,7 +30,7 @@ pub struct ChannelStatistics {
 impl Statistics {
     /// The statistics of the batch `x`: `(rows, c)`. Without rows they are NaN.
     pub fn of_batch<T: Element>(x: &[T], c: usize, eps: f32) -> Self {
-        Self::Batch(of_rows(x, c, eps))
+        Self::Batch(Moments::of_rows(x, c).statistics(eps))
     }
 
     /// Given statistics, `(c)` each; `var` is not negative.
@@ -54,36 +55,10 @@ fn inverse_deviation(var: f64, eps: f32) -> f32 {
     (1.0 / (var + eps as f64).sqrt()) as f32
 }
 
-fn of_rows<T: Element>(x: &[T], c: usize, eps: f32) -> ChannelStatistics {
-    if c == 0 {
-        return ChannelStatistics {
-            mean: Vec::new(),
-            var: Vec::new(),
-            inv_std: Vec::new(),
-        };
-    }
-    let cut = Cut::new(c);
-    let parts: Vec<PartStatistics> = x
-        .par_chunks(cut.task)
-        .map(|x| of_task(x, c, &cut))
-        .collect();
-    let mut all = PartStatistics::new(c);
-    for part in &parts {
-        all.merge(part.rows, &part.mean, &part.square);
-    }
-    let mean = |&m: &f64| if all.rows > 0.0 { m as f32 } else { f32::NAN };
-    let var: Vec<f64> = all.square.iter().map(|s| s / all.rows).collect();
-    ChannelStatistics {
-        mean: all.mean.iter().map(mean).collect(),
-        var: var.iter().map(|&v| v as f32).collect(),
-        inv_std: var.iter().map(|&v| inverse_deviation(v, eps)).collect(),
-    }
-}
-
 /// The statistics of the rows of a task, block by block: a block is read once for its means and again,
 /// from the cache, for the deviations from them.
-fn of_task<T: Element>(x: &[T], c: usize, cut: &Cut) -> PartStatistics {
-    let mut part = PartStatistics::new(c);
+fn of_task<T: Element>(x: &[T], c: usize, cut: &Cut) -> Moments {
+    let mut part = Moments::new(c);
     let mut wide = cut.zeros(c);
     for block in x.chunks(cut.block) {
         let rows = (block.len() / c) as f64;
@@ -99,19 +74,73 @@ fn of_task<T: Element>(x: &[T], c: usize, cut: &Cut) -> PartStatistics {
     part
 }
 
-/// Count, means and sums of squared deviations of a part of the rows.
-struct PartStatistics {
+/// Count, means and sums of squared deviations of some rows, from which the statistics of more can be joined.
+pub(crate) struct Moments {
     rows: f64,
     mean: Vec<f64>,
     square: Vec<f64>,
 }
 
-impl PartStatistics {
+impl Moments {
     fn new(c: usize) -> Self {
         Self {
             rows: 0.0,
             mean: vec![0.0; c],
             square: vec![0.0; c],
+        }
+    }
+
+    /// Those of `x`: `(rows, c)`.
+    pub(crate) fn of_rows<T: Element>(x: &[T], c: usize) -> Self {
+        let mut all = Self::new(c);
+        if c > 0 {
+            let cut = Cut::new(c);
+            let parts = x.par_chunks(cut.task).map(|x| of_task(x, c, &cut));
+            for part in parts.collect::<Vec<_>>() {
+                all.merge(part.rows, &part.mean, &part.square);
+            }
+        }
+        all
+    }
+
+    /// Those of so many rows with this mean and biased variance, `(c)` each.
+    pub(crate) fn of_statistics(rows: usize, mean: &[f32], var: &[f32]) -> Self {
+        let rows = rows as f64;
+        Self {
+            rows,
+            mean: mean.iter().map(|&m| f64::from(m)).collect(),
+            square: var.iter().map(|&v| f64::from(v) * rows).collect(),
+        }
+    }
+
+    /// Those of the rows of all `peers`, these among them.
+    ///
+    /// # Errors
+    /// [`ModelError::Peers`](crate::ModelError::Peers).
+    pub(crate) fn over(self, peers: &dyn Peers) -> crate::error::Result<Self> {
+        let c = self.mean.len();
+        let own = [vec![self.rows], self.mean, self.square].concat();
+        let mut all = Self::new(c);
+        for part in peers::gather(peers, own)? {
+            let (mean, square) = part[1..].split_at(c);
+            all.merge(part[0], mean, square);
+        }
+        Ok(all)
+    }
+
+    /// How many rows they are of.
+    pub(crate) fn rows(&self) -> f64 {
+        self.rows
+    }
+
+    /// The statistics of the rows; without any they are NaN.
+    pub(crate) fn statistics(&self, eps: f32) -> ChannelStatistics {
+        let mean = |&m: &f64| if self.rows > 0.0 { m as f32 } else { f32::NAN };
+        let var: Vec<f64> = self.square.iter().map(|s| s / self.rows).collect();
+        ChannelStatistics {
+            mean: self.mean.iter().map(mean).collect(),
+            var: var.iter().map(|&v| v as f32).collect(),
+            inv_std: var.iter().map(|&v| inverse_deviation(v, eps)).collect(),
         }
     }
 
