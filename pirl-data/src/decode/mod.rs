@@ -3,6 +3,7 @@
 mod channels;
 mod jpeg;
 mod jpeg_markers;
+mod jpeg_shrunk;
 mod other;
 mod png;
 mod tiff;
