@@ -262,10 +262,10 @@ fn change(
 
 /// Whether a format has values of more than 8 bits.
 fn may_be_deep(encoding: Encoding) -> bool {
-    use crate::OtherFormat::{Pnm, Tiff};
+    use crate::OtherFormat::{JpegXl, Pnm, Tiff};
     matches!(
         encoding,
-        Encoding::Png | Encoding::Mixed | Encoding::Other(Pnm | Tiff)
+        Encoding::Png | Encoding::Mixed | Encoding::Other(Pnm | Tiff | JpegXl)
     )
 }
 
