@@ -151,9 +151,16 @@ mod tests {
                 // Brightness, and colours, whose own resolution is half of it in all but one sampling.
                 for (channel, (mean_bound, most_bound)) in [(0, BRIGHTNESS), (1, COLOR), (2, COLOR)]
                 {
-                    let values =
-                        |image: &Image| image.pixels[channel..].to_vec().into_iter().step_by(3);
-                    let apart = values(&found).zip(values(&wanted));
+                    let values = |image: &Image| -> Vec<u8> {
+                        image
+                            .pixels
+                            .iter()
+                            .skip(channel)
+                            .step_by(3)
+                            .copied()
+                            .collect()
+                    };
+                    let apart = values(&found).into_iter().zip(values(&wanted));
                     let apart: Vec<f64> = apart.map(|(a, b)| f64::from(a.abs_diff(b))).collect();
                     let mean = apart.iter().sum::<f64>() / apart.len() as f64;
                     let most = apart.iter().copied().fold(0.0, f64::max);
