@@ -33,7 +33,7 @@ impl ImageBuffer for Photograph {
         let wave = |at: u16, length: f32| (f32::from(at) / length).sin() * 50.0;
         let row = wave(y, 300.0);
         for x in 0..WIDTH {
-            let edge = if (x / 640 + y / 480) % 2 == 0 {
+            let edge = if (x / 640 + y / 480).is_multiple_of(2) {
                 40.0
             } else {
                 0.0

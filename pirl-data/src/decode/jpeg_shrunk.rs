@@ -64,7 +64,7 @@ mod tests {
         let mut pixels = Vec::new();
         for y in 0..height {
             for x in 0..width {
-                let edge = if (x / 37 + y / 23) % 3 == 0 {
+                let edge = if (x / 37 + y / 23).is_multiple_of(3) {
                     60.0
                 } else {
                     0.0
