@@ -265,9 +265,12 @@ fn what_the_decoder_gets_wrong_is_refused_by_name() {
 #[test]
 fn formats_that_are_not_read_are_named() {
     for (bytes, name) in [
-        (&b"\0\0\0\x18ftypheic\0\0\0\0"[..], "HEIC"),
-        (b"\0\0\0\x1Cftypavif\0\0\0\0", "AVIF"),
-        (b"\xFF\x0A\xFA\x1F", "JPEG XL"),
+        (&b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"[..], "HEIC"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0", "heif-convert"),
+        (b"\0\0\0\x1Cftypavif\0\0\0\0mif1miaf", "AVIF"),
+        // The brand that counts is not the first; what follows the box is none of it.
+        (b"\0\0\0\x18ftypmif1\0\0\0\0avifmiaf", "avifdec"),
+        (b"\0\0\0\x14ftypmif1\0\0\0\0miafavif", "HEIC"),
         (b"\0\0\0\x0CjP  \r\n\x87\n", "JPEG 2000"),
         (b"II\x2B\0\x08\0\0\0", "BigTIFF"),
         (b"<svg xmlns=''/>", "SVG"),

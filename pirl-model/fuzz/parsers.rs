@@ -24,6 +24,15 @@ pub(crate) fn pth(bytes: &[u8]) {
     }
 }
 
+/// An ONNX file.
+pub(crate) fn onnx(bytes: &[u8]) {
+    let path = FOLDER.path().join("weights.onnx");
+    fs::write(&path, bytes).expect("a file");
+    if let Err(error) = read_backbone(&path) {
+        drop(error.to_string());
+    }
+}
+
 /// A safetensors file.
 pub(crate) fn safetensors(bytes: &[u8]) {
     let path = FOLDER.path().join("weights.safetensors");

@@ -9,7 +9,9 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use candle_core::{DType, Device, Tensor};
-use pirl_model::{Arch, ModelConfig, ResNet, Trainable, save_state_dict};
+use pirl_model::{
+    Arch, Export, ExportView, ModelConfig, ResNet, Trainable, exporter, save_state_dict,
+};
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -108,4 +110,20 @@ fn no_file_of_weights_is_trusted() {
     candle_core::safetensors::save(&half, &path).unwrap();
     let half = fs::read(&path).unwrap();
     survive("safetensors", &[own, half], 2, parsers::safetensors);
+
+    let path = folder.path().join("own.onnx");
+    let export = Export {
+        backbone: &network,
+        precise_batch_norm: Some(80),
+        view: ExportView {
+            resize: 256,
+            crop: 224,
+            mean: vec![0.5; 3],
+            std: vec![0.25; 3],
+        },
+        card: "",
+    };
+    exporter("onnx").unwrap().write(&export, &path).unwrap();
+    let onnx = fs::read(&path).unwrap();
+    survive("onnx", &[onnx], 3, parsers::onnx);
 }

@@ -6,8 +6,8 @@ use zune_jpeg::zune_core::colorspace::ColorSpace;
 use zune_jpeg::zune_core::options::DecoderOptions;
 use zune_jpeg::{JpegDecoder, SampleRatios};
 
-use super::{Looked, check_size, jpeg_markers, make_room, spread_grey};
-use crate::orientation::{make_upright, orientation, upright_size};
+use super::{Looked, check_size, jpeg_markers, jpeg_shrunk, make_room, spread_grey};
+use crate::orientation::{make_upright, orientation, upright_box, upright_size};
 use crate::{Encoding, Image};
 
 /// Strict, or damaged data would decode to grey with no more than a log line.
@@ -53,15 +53,28 @@ pub(super) fn decode(bytes: &[u8], limit: usize, out: &mut Image) -> Result<Orie
     Ok(turned(&decoder))
 }
 
+/// A JPEG in its own colours.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct OwnColors {
+    pub(crate) looked: Looked,
+    /// Where it was made smaller on the way, the part of the decoded image that it fills: left, top, width,
+    /// height. There is less than a pixel beside it.
+    pub(crate) part: Option<[f64; 4]>,
+}
+
 /// Decodes a YCbCr JPEG without converting its colours: the channels of `out` are then Y, Cb and Cr,
 /// where 128 is no colour, and the image is upright. Returns `None` for any other image; the content of
 /// `out` is then unspecified.
+///
+/// With `shorter`, the pixels that the shorter side will have at most, a large image is decoded at an eighth, a
+/// quarter or half of its size if that leaves twice as many.
 pub(crate) fn decode_ycbcr_into(
     bytes: &[u8],
     encoding: Encoding,
     limit: usize,
+    shorter: Option<usize>,
     out: &mut Image,
-) -> Result<Option<Looked>, String> {
+) -> Result<Option<OwnColors>, String> {
     match (encoding, super::sniff(bytes)) {
         (Encoding::Jpeg, _) | (Encoding::Mixed, Some(Encoding::Jpeg)) => {}
         _ => return Ok(None),
@@ -71,17 +84,29 @@ pub(crate) fn decode_ycbcr_into(
     if decoder.input_colorspace() != Some(ColorSpace::YCbCr) {
         return Ok(None);
     }
-    decoder.set_options(options().jpeg_set_out_colorspace(ColorSpace::YCbCr));
-    make_room(out, width, height);
-    decoder
-        .decode_into(&mut out.pixels)
-        .map_err(|error| error.to_string())?;
+    let by = shorter.and_then(|shorter| jpeg_shrunk::factor((width, height), shorter));
+    let part = by.and_then(|by| {
+        jpeg_shrunk::decode(&bytes, (width, height), by, out)?;
+        let side = |side: usize| side as f32 / by as f32;
+        Some([0.0, 0.0, side(width), side(height)])
+    });
+    if part.is_none() {
+        decoder.set_options(options().jpeg_set_out_colorspace(ColorSpace::YCbCr));
+        make_room(out, width, height);
+        decoder
+            .decode_into(&mut out.pixels)
+            .map_err(|error| error.to_string())?;
+    }
     let orientation = turned(&decoder);
+    let part = part.map(|part| {
+        let part = upright_box(part, (out.width, out.height), orientation);
+        let [x0, y0, x1, y1] = part.map(f64::from);
+        [x0, y0, x1 - x0, y1 - y0]
+    });
     make_upright(out, orientation);
-    Ok(Some(Looked {
-        size: (out.width, out.height),
-        orientation,
-    }))
+    let size = upright_size((width, height), orientation);
+    let looked = Looked { size, orientation };
+    Ok(Some(OwnColors { looked, part }))
 }
 
 /// All of the entropy-coded data is read, which is where damage shows; of a colour image in one of

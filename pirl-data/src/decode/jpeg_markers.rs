@@ -22,6 +22,44 @@ pub(super) fn mended(bytes: &[u8]) -> Result<Cow<'_, [u8]>, String> {
     header.mended(bytes)
 }
 
+/// What no Huffman code of a JPEG begins with (T.81, annex C: none is of ones alone): 48 bits of it, which is
+/// more than a code (16 bits) and the number behind it (15) have, so that a decoder that goes on reading
+/// comes upon them; and no more than jpeg-decoder has read ahead when it asks for the next marker (56, less
+/// the 7 with which a byte is filled up).
+const ONES: [u8; 12] = [0xFF, 0, 0xFF, 0, 0xFF, 0, 0xFF, 0, 0xFF, 0, 0xFF, 0];
+
+/// A copy of a mended sequential JPEG of one scan, with [`ONES`] wherever entropy-coded data end: a decoder that
+/// goes on with zeros where data are missing fails instead. `None` for any other JPEG.
+pub(super) fn guarded(bytes: &[u8]) -> Option<Vec<u8>> {
+    let header = Header::read(bytes).ok()?;
+    let frame = header.frame.as_ref()?;
+    let (scan, start) = segment(bytes, header.scan)?;
+    let (marker, end) = next_marker(bytes, start)?;
+    let whole = usize::from(*scan.first()?) == frame.components.len();
+    if frame.kind > 1 || !whole || marker != 0xD9 {
+        return None;
+    }
+    let mut out = Vec::with_capacity(bytes.len());
+    let mut done = 0;
+    let mut guard = |upto: usize| {
+        let mut part = &bytes[done..upto];
+        while let [rest @ .., 0xFF] = part {
+            part = rest; // a fill byte
+        }
+        out.extend_from_slice(part);
+        out.extend_from_slice(&ONES);
+        done = upto;
+    };
+    for place in memchr::memchr_iter(0xFF, &bytes[start..end]) {
+        if let Some(0xD0..=0xD7) = bytes.get(start + place + 1) {
+            guard(start + place);
+        }
+    }
+    guard(end);
+    out.extend_from_slice(&[0xFF, 0xD9]);
+    Some(out)
+}
+
 /// As [`mended`] for who reads the header alone: what follows it is not looked at.
 ///
 /// # Errors

@@ -3,6 +3,9 @@
 mod channels;
 mod jpeg;
 mod jpeg_markers;
+mod jpeg_shrunk;
+#[cfg(feature = "jxl")]
+mod jxl;
 mod other;
 mod png;
 mod tiff;
@@ -43,6 +46,23 @@ pub(crate) fn sniff(bytes: &[u8]) -> Option<Encoding> {
         [b'G', b'I', b'F', b'8', b'7' | b'9', b'a', ..] => other(OtherFormat::Gif),
         [b'I', b'I', 42, 0, ..] | [b'M', b'M', 0, 42, ..] => other(OtherFormat::Tiff),
         [b'q', b'o', b'i', b'f', ..] => other(OtherFormat::Qoi),
+        // The codestream, and the file that holds one.
+        [0xFF, 0x0A, ..] => other(OtherFormat::JpegXl),
+        [
+            0,
+            0,
+            0,
+            0x0C,
+            b'J',
+            b'X',
+            b'L',
+            b' ',
+            b'\r',
+            b'\n',
+            0x87,
+            b'\n',
+            ..,
+        ] => other(OtherFormat::JpegXl),
         // Two letters alone would be found in text: the reserved words and the header's size, too.
         [
             b'B',
@@ -70,29 +90,46 @@ pub(crate) fn sniff(bytes: &[u8]) -> Option<Encoding> {
     }
 }
 
-/// What a file is that [`sniff`] does not know, for a message: an image format that is not read, or its
-/// first bytes.
+/// What a file is that [`sniff`] does not know, for a message: an image format that is not read and what turns it
+/// into one that is, or its first bytes.
 pub(crate) fn unknown(bytes: &[u8]) -> String {
-    const READ: &str = "JPEG, PNG, WebP, BMP, TIFF, GIF, PNM and QOI are read";
-    let brand = match bytes {
-        [_, _, _, _, b'f', b't', b'y', b'p', brand @ ..] => brand.get(..4).unwrap_or_default(),
-        _ => &[],
-    };
-    let known = match (brand, bytes) {
-        (b"heic" | b"heix" | b"hevc" | b"mif1" | b"msf1", _) => "HEIC",
-        (b"avif" | b"avis", _) => "AVIF",
-        (_, [0xFF, 0x0A, ..] | [0, 0, 0, 0x0C, b'J', b'X', b'L', b' ', ..]) => "JPEG XL",
-        (_, [0, 0, 0, 0x0C, b'j', b'P', ..] | [0xFF, 0x4F, 0xFF, 0x51, ..]) => "JPEG 2000",
-        (_, [b'I', b'I' | b'M', 43, 0, ..] | [b'M', b'M', 0, 43, ..]) => "BigTIFF",
-        (_, [b'<', b's', b'v', b'g', ..]) => "SVG",
-        (_, []) => return "an empty file".to_owned(),
-        _ => {
-            let first = bytes.get(..12).unwrap_or(bytes).escape_ascii();
-            let count = bytes.len();
-            return format!("no image: {count} bytes that begin with \"{first}\"; {READ}");
+    const READ: &str = "JPEG, PNG, WebP, BMP, TIFF, GIF, PNM, QOI and JPEG XL are read";
+    let has = |wanted: &[&[u8; 4]]| brands(bytes).any(|brand| wanted.contains(&brand));
+    let (known, by) = if has(&[b"avif", b"avis"]) {
+        ("AVIF", " (avifdec IN.avif OUT.png, of libavif)")
+    } else if has(&[
+        b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1",
+    ]) {
+        ("HEIC", " (heif-convert IN.heic OUT.png, of libheif)")
+    } else {
+        match bytes {
+            [0, 0, 0, 0x0C, b'j', b'P', ..] | [0xFF, 0x4F, 0xFF, 0x51, ..] => (
+                "JPEG 2000",
+                " (opj_decompress -i IN.jp2 -o OUT.png, of OpenJPEG)",
+            ),
+            [b'I', b'I', 43, 0, ..] | [b'M', b'M', 0, 43, ..] => ("BigTIFF", ""),
+            [b'<', b's', b'v', b'g', ..] => ("SVG", ""),
+            [] => return "an empty file".to_owned(),
+            _ => {
+                let first = bytes.get(..12).unwrap_or(bytes).escape_ascii();
+                let count = bytes.len();
+                return format!("no image: {count} bytes that begin with \"{first}\"; {READ}");
+            }
         }
     };
-    format!("{known} is not read: turn it into a PNG or a JPEG; {READ}")
+    format!("{known} is not read: turn it into a PNG{by} or a JPEG; {READ}")
+}
+
+/// What a file of ISO's base media format says that it can be read as (ISO/IEC 14496-12, 4.3); nothing of any
+/// other.
+fn brands(bytes: &[u8]) -> impl Iterator<Item = &[u8; 4]> {
+    let first = bytes.as_chunks::<4>().0;
+    let [size, [b'f', b't', b'y', b'p'], major, _version, others @ ..] = first else {
+        return [].iter().chain(&[]);
+    };
+    let count = (u32::from_be_bytes(*size) as usize / 4).saturating_sub(4);
+    let others = &others[..count.min(others.len())];
+    std::slice::from_ref(major).iter().chain(others)
 }
 
 /// The encoding of a sample in a pack of `encoding`; damaged bytes stay [`Encoding::Mixed`].

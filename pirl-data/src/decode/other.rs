@@ -22,25 +22,39 @@ pub(super) fn open(
     bytes: &[u8],
     format: OtherFormat,
 ) -> Result<Box<dyn ImageDecoder + '_>, String> {
-    let bytes = match format {
+    let data = Cursor::new(match format {
         OtherFormat::WebP => whole_webp(bytes)?,
         _ => bytes,
-    };
-    let bytes = Cursor::new(bytes);
+    });
     let opened: ImageResult<Box<dyn ImageDecoder + '_>> = match format {
-        OtherFormat::WebP => WebPDecoder::new(bytes.clone()).map(|decoder| Box::new(decoder) as _),
-        OtherFormat::Bmp => BmpDecoder::new(bytes.clone()).map(|decoder| Box::new(decoder) as _),
-        OtherFormat::Tiff => TiffDecoder::new(bytes.clone()).map(|decoder| Box::new(decoder) as _),
-        OtherFormat::Gif => GifDecoder::new(bytes.clone()).map(|decoder| Box::new(decoder) as _),
-        OtherFormat::Pnm => PnmDecoder::new(bytes.clone()).map(|decoder| Box::new(decoder) as _),
-        OtherFormat::Qoi => QoiDecoder::new(bytes.clone()).map(|decoder| Box::new(decoder) as _),
+        OtherFormat::WebP => WebPDecoder::new(data).map(|decoder| Box::new(decoder) as _),
+        OtherFormat::Bmp => BmpDecoder::new(data).map(|decoder| Box::new(decoder) as _),
+        OtherFormat::Tiff => TiffDecoder::new(data).map(|decoder| Box::new(decoder) as _),
+        OtherFormat::Gif => GifDecoder::new(data).map(|decoder| Box::new(decoder) as _),
+        OtherFormat::Pnm => PnmDecoder::new(data).map(|decoder| Box::new(decoder) as _),
+        OtherFormat::Qoi => QoiDecoder::new(data).map(|decoder| Box::new(decoder) as _),
+        OtherFormat::JpegXl => return open_jxl(bytes),
     };
-    opened.map_err(|error| match tiff::bands(bytes.into_inner()) {
+    opened.map_err(|error| match tiff::bands(bytes) {
         Some(bands) if format == OtherFormat::Tiff => {
             format!("it has {bands} channels that are no colours; --channels {bands} packs them")
         }
         _ => error.to_string(),
     })
+}
+
+#[cfg(feature = "jxl")]
+fn open_jxl(bytes: &[u8]) -> Result<Box<dyn ImageDecoder + '_>, String> {
+    Ok(Box::new(super::jxl::open(bytes)?))
+}
+
+#[cfg(not(feature = "jxl"))]
+fn open_jxl(_: &[u8]) -> Result<Box<dyn ImageDecoder + '_>, String> {
+    Err(
+        "JPEG XL is read by a build with the feature jxl (cargo install ... --features jxl); or turn it \
+         into a PNG (djxl IN.jxl OUT.png, of libjxl) or a JPEG"
+            .to_owned(),
+    )
 }
 
 /// A WebP without what follows it, once every chunk is known to end within: the decoder takes as much

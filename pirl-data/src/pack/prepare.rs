@@ -12,7 +12,7 @@ use super::{Depth, PackOptions, Reencode, Skipped};
 use crate::decode::{Channels, Looked, MAX_PIXELS, decode_channels};
 use crate::objects::{Cut, cut};
 use crate::orientation::{upright_box, upright_size};
-use crate::transform::{Crop, Resizer, resize, write_planes};
+use crate::transform::{Crop, Resizer, resize, resize_part, write_planes};
 use crate::{DataError, Encoding, Image, Objects, RawSample, Source};
 
 /// Quality of re-encoded JPEGs unless the options name one; that of common 256-pixel copies of ImageNet.
@@ -223,11 +223,15 @@ fn change(
             deep: false,
         });
     }
-    let own_colors =
-        crate::decode::decode_ycbcr_into(bytes, encoding, limit, &mut workspace.decoded)?;
-    let from = match own_colors {
-        Some(looked) => looked,
-        None => crate::decode::decode_into(bytes, encoding, limit, &mut workspace.decoded)?,
+    let decoded = &mut workspace.decoded;
+    let shorter = options.resize_shorter.map(|side| side as usize);
+    let own_colors = crate::decode::decode_ycbcr_into(bytes, encoding, limit, shorter, decoded)?;
+    let (from, part) = match own_colors {
+        Some(found) => (found.looked, found.part),
+        None => {
+            let looked = crate::decode::decode_into(bytes, encoding, limit, decoded)?;
+            (looked, None)
+        }
     };
     let size = target_size(from.size, options)?;
     let quality = options.quality.unwrap_or(JPEG_QUALITY);
@@ -239,7 +243,7 @@ fn change(
             planes,
             resizer,
         } = workspace;
-        let image = resized(decoded, size, resizer, small)?;
+        let image = resized(decoded, part, size, resizer, small)?;
         if own_colors.is_some() {
             planes.fill(image);
             planes.encode(quality)
@@ -258,10 +262,10 @@ fn change(
 
 /// Whether a format has values of more than 8 bits.
 fn may_be_deep(encoding: Encoding) -> bool {
-    use crate::OtherFormat::{Pnm, Tiff};
+    use crate::OtherFormat::{JpegXl, Pnm, Tiff};
     matches!(
         encoding,
-        Encoding::Png | Encoding::Mixed | Encoding::Other(Pnm | Tiff)
+        Encoding::Png | Encoding::Mixed | Encoding::Other(Pnm | Tiff | JpegXl)
     )
 }
 
@@ -280,7 +284,7 @@ fn encoded_anew(
         resizer,
         ..
     } = workspace;
-    let image = resized(decoded, size, resizer, small)?;
+    let image = resized(decoded, None, size, resizer, small)?;
     let quality = options.quality.unwrap_or(JPEG_QUALITY);
     let bytes = encode(image, packed_as(came, options), quality)?;
     Ok(Changed {
@@ -318,9 +322,10 @@ fn shrunk((width, height): (usize, usize), target: Option<u32>) -> (usize, usize
     }
 }
 
-/// The image in this size: itself, or in `small`.
+/// The image, or this part of it, in this size: itself, or in `small`.
 fn resized<'a>(
     image: &'a Image,
+    part: Option<[f64; 4]>,
     (width, height): (usize, usize),
     resizer: &mut Resizer,
     small: &'a mut Image,
@@ -328,8 +333,11 @@ fn resized<'a>(
     if (width, height) == (image.width, image.height) {
         return Ok(image);
     }
-    resize(resizer, image, Crop::whole(image), width, height, small)
-        .map_err(|error| error.to_string())?;
+    match part {
+        Some(part) => resize_part(resizer, image, part, (width, height), small),
+        None => resize(resizer, image, Crop::whole(image), width, height, small),
+    }
+    .map_err(|error| error.to_string())?;
     Ok(small)
 }
 

@@ -11,15 +11,15 @@ use walkdir::WalkDir;
 use super::RawSample;
 use crate::{DataError, Skipped};
 
-/// Endings of files that are taken for images; what they are is found from their content.
-const IMAGES: [&str; 17] = [
+/// Endings of files that are taken for images; what they are, and whether it is read, is found from their content.
+const IMAGES: [&str; 25] = [
     "jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "dib", "tif", "tiff", "gif", "ppm", "pgm",
-    "pbm", "pnm", "pam", "qoi",
+    "pbm", "pnm", "pam", "qoi", "jxl", "avif", "heic", "heif", "hif", "jp2", "j2k", "jpx",
 ];
 /// Endings of images that cannot be read: that they are left out is said of each.
-const UNREAD: [&str; 24] = [
-    "heic", "heif", "hif", "avif", "jxl", "jp2", "j2k", "jpx", "svg", "svgz", "ico", "tga", "psd",
-    "exr", "hdr", "dds", "dcm", "cr2", "cr3", "nef", "arw", "dng", "orf", "rw2",
+const UNREAD: [&str; 16] = [
+    "svg", "svgz", "ico", "tga", "psd", "exr", "hdr", "dds", "dcm", "cr2", "cr3", "nef", "arw",
+    "dng", "orf", "rw2",
 ];
 /// Folders that systems and programs put beside a user's own.
 const SYSTEM: [&str; 9] = [

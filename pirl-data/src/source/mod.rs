@@ -89,6 +89,8 @@ pub enum OtherFormat {
     Pnm,
     /// The Quite OK Image format.
     Qoi,
+    /// JPEG XL, in a build with the feature `jxl`; the first frame of an animation.
+    JpegXl,
 }
 
 impl fmt::Display for OtherFormat {
@@ -100,6 +102,7 @@ impl fmt::Display for OtherFormat {
             Self::Gif => "gif",
             Self::Pnm => "pnm",
             Self::Qoi => "qoi",
+            Self::JpegXl => "jpeg xl",
         })
     }
 }

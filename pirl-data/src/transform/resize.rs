@@ -100,7 +100,7 @@ pub fn resize(
 ///
 /// # Errors
 /// [`DataError::Crop`] when the part or the result is empty, or the part leaves the image.
-pub(super) fn resize_part(
+pub(crate) fn resize_part(
     resizer: &mut Resizer,
     image: &Image,
     [left, top, wide, high]: [f64; 4],
