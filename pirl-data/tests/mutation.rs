@@ -213,6 +213,16 @@ fn no_file_is_trusted() {
     survive("channels", &deep, many, 12, |_, bytes| {
         parsers::channels(&bytes)
     });
+    #[cfg(feature = "jxl")]
+    survive(
+        "jxl",
+        &files(&golden.with_file_name("jxl"), ".jxl"),
+        few,
+        13,
+        |_, bytes| {
+            parsers::image(&bytes);
+        },
+    );
     repack(&files(&golden, ".jpg"), few);
     let annotation = "<annotation><object><name>dog</name><difficult>0</difficult><bndbox>\
         <xmin>48</xmin><ymin>240.5</ymin><xmax>195</xmax><ymax>371</ymax></bndbox></object>\

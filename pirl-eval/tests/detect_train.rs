@@ -11,7 +11,7 @@ use pirl_data::{DataError, Encoding, Objects, Pack, PackOptions, RawSample, Sour
 use pirl_eval::EvalError;
 use pirl_eval::detect::{
     AnchorConfig, DetectConfig, DetectMetric, DetectOptim, DetectTest, DetectTrainer, InputConfig,
-    RoiConfig, RpnConfig, voc_metrics,
+    RoiConfig, RpnConfig, check_detection_packs, voc_metrics,
 };
 use pirl_model::{Arch, C4Config, C4Norm, ModelConfig, ResNet};
 use pirl_train::{TrainError, Training, resume};
@@ -91,14 +91,22 @@ impl Source for Scenes {
 }
 
 fn scenes(folder: &Path, scenes: usize, bare: usize) -> Pack {
-    let path = folder.join(format!("scenes-{scenes}-{bare}"));
+    scenes_of(folder, scenes, bare, 3)
+}
+
+fn scenes_of(folder: &Path, scenes: usize, bare: usize, channels: usize) -> Pack {
+    let path = folder.join(format!("scenes-{scenes}-{bare}-{channels}"));
     let names = vec!["plain".to_owned(), "striped".to_owned()];
     let source = Scenes {
         scenes,
         bare,
         names,
     };
-    pack(&source, &path, &PackOptions::default(), &mut |_, _| {}).unwrap();
+    let options = PackOptions {
+        channels,
+        ..PackOptions::default()
+    };
+    pack(&source, &path, &options, &mut |_, _| {}).unwrap();
     Pack::open(&path).unwrap()
 }
 
@@ -248,6 +256,36 @@ fn divergence_is_an_error_that_says_what_to_do() {
         matches!(error, EvalError::Train(TrainError::LossNotFinite { .. })),
         "{error}"
     );
+}
+
+#[test]
+fn images_that_are_not_rgb_are_refused_before_any_work() {
+    let folder = tempfile::tempdir().unwrap();
+    let (rgb, grey) = (
+        scenes(folder.path(), 4, 0),
+        scenes_of(folder.path(), 4, 0, 1),
+    );
+    let said = |result: Result<(), EvalError>| result.unwrap_err().to_string();
+    for (train, test, named) in [
+        (&rgb, &grey, "the test images"),
+        (&grey, &rgb, "the training images"),
+    ] {
+        let said = said(check_detection_packs(train, test));
+        assert!(
+            said.contains("channels = 1") && said.contains(named),
+            "{said}"
+        );
+    }
+    let config = config();
+    let refused = DetectTrainer::new(&network(), &grey, NORMAL, &config, 0).map(drop);
+    assert!(said(refused).contains("the training images"));
+    let mean: (&[f32], &[f32]) = (&[0.3; 5], &[0.3; 5]);
+    let refused = DetectTrainer::new(&network(), &rgb, mean, &config, 0).map(drop);
+    assert!(said(refused).contains("channels = 5"));
+    let trainer = DetectTrainer::new(&network(), &rgb, NORMAL, &config, 0).unwrap();
+    let mut calls = 0;
+    let refused = trainer.detect(&grey, &mut |_, _| calls += 1).map(drop);
+    assert!(said(refused).contains("the test images") && calls == 0);
 }
 
 #[test]

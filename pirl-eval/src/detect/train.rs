@@ -20,10 +20,14 @@ use crate::probe::same_classes;
 /// Checks that a detector trained on one pack can be tested on another.
 ///
 /// # Errors
-/// [`EvalError::Classes`], [`EvalError::NoObjects`].
+/// [`EvalError::Setting`] for images that are not RGB, [`EvalError::Classes`], [`EvalError::NoObjects`].
 pub fn check_detection_packs(train: &Pack, test: &Pack) -> Result<()> {
+    let sets = [("training", train), ("test", test)];
+    for (set, pack) in sets {
+        check_rgb(set, pack.channels())?;
+    }
     same_classes(train.class_names(), test.class_names())?;
-    for (set, pack) in [("training", train), ("test", test)] {
+    for (set, pack) in sets {
         let has_some = |index| pack.objects(index).is_some_and(|found| !found.is_empty());
         if !(0..pack.len()).any(has_some) {
             let images = pack.len();
@@ -31,6 +35,19 @@ pub fn check_detection_packs(train: &Pack, test: &Pack) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// An error unless the images of a set have three channels.
+fn check_rgb(set: &str, channels: usize) -> Result<()> {
+    match channels {
+        3 => Ok(()),
+        _ => {
+            let expected = format!(
+                "must be 3 in the {set} images: detectors take red, green and blue, and no others"
+            );
+            Err(SettingError::new("channels", channels, expected).into())
+        }
+    }
 }
 
 /// A detector being trained.
@@ -62,16 +79,11 @@ impl<'a> DetectTrainer<'a> {
         config: &DetectConfig,
         seed: u64,
     ) -> Result<Self> {
-        let channels = train.channels();
-        let expected = "must be 3, red, green and blue: detectors take no others";
-        let found = (
-            channels,
-            <[f32; 3]>::try_from(mean),
-            <[f32; 3]>::try_from(std),
-        );
-        let (3, Ok(mean), Ok(std)) = found else {
-            let channels = if channels == 3 { mean.len() } else { channels };
-            return Err(SettingError::new("channels", channels, expected).into());
+        check_rgb("training", train.channels())?;
+        let (Ok(mean), Ok(std)) = (<[f32; 3]>::try_from(mean), <[f32; 3]>::try_from(std)) else {
+            let expected =
+                "must be 3 in mean and std: detectors take red, green and blue, and no others";
+            return Err(SettingError::new("channels", mean.len(), expected).into());
         };
         let detector = Detector::new(backbone, train.class_names().len(), config, seed)?;
         Ok(Self {
@@ -133,12 +145,13 @@ impl<'a> DetectTrainer<'a> {
     /// Calls `progress` with the images done and the images in all.
     ///
     /// # Errors
-    /// [`EvalError::Data`] for an image that cannot be decoded.
+    /// [`EvalError::Setting`] for images that are not RGB; [`EvalError::Data`] for an image that cannot be decoded.
     pub fn detect(
         &self,
         test: &Pack,
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Vec<Vec<Detection>>> {
+        check_rgb("test", test.channels())?;
         let device = self.detector.device();
         let mut all = Vec::with_capacity(test.len());
         for index in 0..test.len() {
