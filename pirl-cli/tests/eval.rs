@@ -287,6 +287,81 @@ fn probes_say_class_by_class_what_they_take_for_what() {
     }
 }
 
+/// Every layer is a candidate once by each pooling, res5avg, a pixel, once alone.
+#[test]
+fn layer_and_pooling_are_chosen_together() {
+    let bench = Bench::new();
+    bench.pack("pack", 40);
+    let common = [
+        "--weights",
+        "random",
+        "--recipe",
+        "tiny.toml",
+        "--train",
+        "pack",
+        "--test",
+        "pack",
+        "--cache",
+        "features",
+        "--set=eval.layers=[\"res5\", \"res5avg\"]",
+        "--set=eval.pool=[\"average\", \"grid\"]",
+        "--set=eval.knn.k=3",
+        "--set=eval.linear.epochs=2",
+        "--set=eval.svm.costs=[1]",
+        "--set=eval.low_shot.shots=4",
+    ];
+    for probe in ["knn", "linear", "svm", "low-shot"] {
+        let of = |more: &[&str]| {
+            let arguments = [&["eval", probe], &common[..], more].concat();
+            bench.json(&arguments)
+        };
+        let result = of(&[]);
+        assert_eq!(result["pool"], serde_json::json!(["average", "grid"]));
+        let report = report_of(&result, probe);
+        let layers: Vec<_> = report["layers"].as_object().unwrap().keys().collect();
+        assert_eq!(layers, ["res5", "res5/grid", "res5avg"], "{probe}");
+        assert_eq!(report["layers"]["res5/grid"]["pool"], "grid");
+        assert_eq!(
+            report["layers"]["res5/grid"]["dim"].as_u64(),
+            report["layers"]["res5"]["dim"].as_u64().map(|dim| 4 * dim)
+        );
+        let chosen = &report["chosen"];
+        let key = match probe {
+            "svm" => "map",
+            "low-shot" => "mean",
+            _ => "top1",
+        };
+        let layer = &report["layers"][chosen["layer"].as_str().unwrap()];
+        assert_eq!(chosen["pool"], layer["pool"]);
+        assert_eq!(chosen["held_out"], layer["held_out"]);
+        assert_eq!(chosen[key], layer[key]);
+        for other in report["layers"].as_object().unwrap().values() {
+            assert!(other["held_out"].as_f64() <= chosen["held_out"].as_f64());
+        }
+        // One pooling by its name alone is what it has always been.
+        let one = of(&["--set=eval.pool=grid"]);
+        assert_eq!(one["pool"], "grid");
+        let alone = report_of(&one, probe);
+        assert_eq!(
+            alone["layers"]["res5"][key],
+            report["layers"]["res5/grid"][key]
+        );
+        assert!(alone["chosen"]["pool"].is_null() && alone["layers"]["res5"]["pool"].is_null());
+    }
+    let random = ["--set=eval.linear.crops=random"];
+    let without_cache = [&["eval", "linear"], &common[..8], &common[10..], &random].concat();
+    let message = bench.fails(&without_cache);
+    assert!(message.contains("eval.pool=grid"), "{message}");
+}
+
+/// The part of a probe's result that has layers.
+fn report_of<'a>(result: &'a serde_json::Value, probe: &str) -> &'a serde_json::Value {
+    match probe {
+        "low-shot" => &result["shots"]["4"],
+        _ => result,
+    }
+}
+
 #[test]
 fn support_vector_machines_rank_each_class() {
     let bench = Bench::new();

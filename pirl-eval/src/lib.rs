@@ -96,9 +96,9 @@ pub use monitor::Monitor;
 pub use neighbours::{
     ImageName, Neighbour, NeighbourName, NeighbourReport, QueryReport, nearest_neighbours,
 };
-pub use pool::Pool;
+pub use pool::{Pool, Pools};
 pub use presence::Presence;
 pub use probe::{Best, Probe, check_packs};
 pub use published::{Dataset, Protocol, Published};
-pub use svm::{Svm, SvmBest, SvmConfig, SvmLayer, SvmReport};
+pub use svm::{Svm, SvmBest, SvmChoice, SvmConfig, SvmLayer, SvmReport};
 pub use table::ReportTable;

@@ -286,7 +286,7 @@ fn attempt(recipe: &Recipe, run: &Run, images: &Images) -> Attempted<Tried> {
     }
     let eval = &recipe.eval;
     let extraction = Extraction {
-        pool: eval.pool,
+        pool: eval.pool.clone(),
         layers: eval.layers.clone(),
         batch_size: eval.batch_size,
         workers: recipe.loader.workers,

@@ -21,6 +21,7 @@ pub(crate) fn run(args: &EmbedArgs) -> Result<()> {
     let network = Network::load(&args.weights, args.recipe.as_deref(), &args.run, &pack)?;
     let extraction = Extraction {
         layers: args.layer.clone(),
+        pool: network.recipe.eval.pool.plain().into(),
         ..extraction(&network.recipe)
     };
     let mut facts = json!({

@@ -71,7 +71,7 @@ impl Network {
     fn features(&self, layer: &Layer, pack: &Pack, what: &'static str) -> Result<FeatureSet> {
         let extraction = Extraction {
             layers: vec![layer.clone()],
-            pool: Pool::Average,
+            pool: Pool::Average.into(),
             ..extraction(&self.recipe)
         };
         let backbone = &self.backbone;

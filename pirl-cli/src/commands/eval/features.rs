@@ -117,7 +117,7 @@ pub(crate) fn knn(args: &ProbeArgs) -> Result<()> {
 pub(crate) fn extraction(recipe: &Recipe) -> Extraction {
     let eval = &recipe.eval;
     Extraction {
-        pool: eval.pool,
+        pool: eval.pool.clone(),
         layers: eval.layers.clone(),
         batch_size: eval.batch_size,
         workers: recipe.loader.workers,
