@@ -94,7 +94,8 @@ pub use map::{FeatureMap, MapConfig, map_features, silhouette};
 pub use memory::{check_memory, feature_bytes, images_per_second};
 pub use monitor::Monitor;
 pub use neighbours::{
-    ImageName, Neighbour, NeighbourName, NeighbourReport, QueryReport, nearest_neighbours,
+    ImageName, Neighbour, NeighbourName, NeighbourReport, QueryReport, draw_images,
+    nearest_neighbours,
 };
 pub use pool::{Pool, Pools};
 pub use presence::Presence;

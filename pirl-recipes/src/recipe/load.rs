@@ -106,6 +106,18 @@ impl Recipe {
         Ok(leaves(&self.to_table()?))
     }
 
+    /// The keys that differ in `other`, of those that `matter`, with both values: "optim.lr = 0.5, now 0.25".
+    ///
+    /// # Errors
+    /// As [`Recipe::to_toml`].
+    pub fn differences(&self, other: &Self, matter: impl Fn(&str) -> bool) -> Result<Vec<String>> {
+        let pairs = self.flat()?.into_iter().zip(other.flat()?);
+        Ok(pairs
+            .filter(|((key, old), (_, new))| old != new && matter(key))
+            .map(|((key, old), (_, new))| format!("{key} = {old}, now {new}"))
+            .collect())
+    }
+
     fn to_table(&self) -> Result<Table> {
         Ok(Table::try_from(self)?)
     }
