@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The results tables: pre-trains with each recipe at the same budget, judges every run by linear probes
-# and by nearest neighbours (the layer, the rate and the number of neighbours chosen on held-out
-# training images, and res5 beside them), with raw pixels and the untrained network to compare with,
+# and by nearest neighbours (the layer, its pooling, the rate and the number of neighbours chosen on
+# held-out training images, and res5 beside them, of several poolings averaged), with raw pixels and the untrained network to compare with,
 # and (unless --probes-only) by fine-tuning on 1 % and 10 % of the labels, the same images for all;
 # prints Markdown, the mean and the standard deviation where there are several seeds.
 #

@@ -12,7 +12,7 @@
 //! assert!(benches::fill(7, 1000).iter().all(|x| (-1.0..1.0).contains(x)));
 //! ```
 //!
-//! [`peak_of`] tells how much memory a piece of work takes.
+//! [`peak_of`] tells how much memory a piece of work takes; [`or_skip`] says why a test has nothing to test.
 //!
 //! [`run_example`] runs an example of the crate under test. The examples in the READMEs of the workspace
 //! and of every crate are doc tests of this one, which depends on all of them.
@@ -22,10 +22,12 @@ mod example;
 mod memory;
 #[cfg(doctest)]
 mod readmes;
+mod skip;
 
 pub use cuda::{Buffer, Dim3, Kernels, Stored};
 pub use example::run_example;
 pub use memory::{Counting, peak_of};
+pub use skip::or_skip;
 
 /// Entry `i` of the pseudo-random sequence `seed`: uniform in `[-1, 1)`, exact in `f32`.
 pub fn formula(seed: u32, i: u32) -> f32 {

@@ -4,8 +4,6 @@ use std::io::{self, ErrorKind, Write};
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use pirl_data::Image;
-use pirl_report::png;
 use serde::Serialize;
 
 /// Prints `text` and a line's end; a reader that has gone (`| head`) is no error.
@@ -31,11 +29,6 @@ pub(crate) fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
 pub(crate) fn write_result(folder: &Path, result: &impl Serialize) -> Result<()> {
     let text = serde_json::to_string_pretty(result).context("writing the result as JSON")?;
     write_file(&folder.join("result.json"), format!("{text}\n").as_bytes())
-}
-
-/// Writes a picture as PNG, whole or not at all.
-pub(crate) fn write_png(path: &Path, image: &Image) -> Result<()> {
-    write_file(path, &png(image)?)
 }
 
 /// The path as a shell takes it.

@@ -46,6 +46,19 @@ impl Progress {
         }
     }
 
+    /// Shows how far `work` has come, which is given what to call with the pieces done and those in all.
+    pub(crate) fn watch<T>(
+        what: &'static str,
+        unit: &'static str,
+        total: usize,
+        work: impl FnOnce(&mut dyn FnMut(usize, usize)) -> T,
+    ) -> T {
+        let mut progress = Self::new(what, unit, total as u64, 0);
+        let found = work(&mut |done, _| progress.at(done as u64, String::new));
+        progress.finish();
+        found
+    }
+
     /// The work.
     pub(crate) fn what(&self) -> &'static str {
         self.what

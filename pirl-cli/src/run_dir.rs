@@ -40,7 +40,7 @@ impl RunDir {
         let started = folder
             .recipe()
             .with_context(|| format!("{} cannot be resumed", path.display()))?;
-        let conflicts = differences(&started, recipe, matters)?;
+        let conflicts = started.differences(recipe, matters)?;
         ensure!(
             conflicts.is_empty(),
             "{} was started with other settings: {}; resume with those of {}, or choose another --out",
@@ -175,21 +175,6 @@ pub(crate) fn matters_to_pretraining(key: &str) -> bool {
     !FREE.iter().any(|free| key.starts_with(free))
 }
 
-/// The keys that differ, of those that matter.
-fn differences(
-    started: &Recipe,
-    now: &Recipe,
-    matters: impl Fn(&str) -> bool,
-) -> Result<Vec<String>> {
-    let (started, now) = (started.flat()?, now.flat()?);
-    Ok(started
-        .into_iter()
-        .zip(now)
-        .filter(|((key, old), (_, new))| old != new && matters(key))
-        .map(|((key, old), (_, new))| format!("{key} = {old}, now {new}"))
-        .collect())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -212,7 +197,8 @@ mod tests {
             Recipe::load("fashion-mnist", &settings).unwrap()
         };
         let conflicts = |a: &[&str], b: &[&str]| {
-            differences(&load(a), &load(b), matters_to_pretraining).unwrap()
+            let differences = load(a).differences(&load(b), matters_to_pretraining);
+            differences.unwrap()
         };
         let free = [
             "train.epochs=99",

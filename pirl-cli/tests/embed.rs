@@ -71,6 +71,13 @@ fn a_runs_features_and_embeddings_are_written() {
         25
     );
 
+    let both = ["--set", "eval.pool=[\"average\", \"grid\"]"];
+    for (layer, dim) in [("res5", 128), ("res5/grid", 128 * 4)] {
+        let layers = ["--layer", layer];
+        let result = bench.json(&embed("run", "res5.npy", &[&both[..], &layers].concat()));
+        assert_eq!(result["layers"], json!({ layer: dim }));
+    }
+
     let text = bench.read(result["labels"].as_str().unwrap());
     assert!(
         text.starts_with("index,label,class,name\n0,0,bars,bars/0000.png\n"),

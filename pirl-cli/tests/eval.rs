@@ -6,24 +6,29 @@ use std::fs;
 
 use common::Bench;
 
-const TUNE: [&str; 13] = [
-    "eval",
-    "finetune",
-    "--weights",
-    "random",
-    "--recipe",
-    "tiny.toml",
-    "--train",
-    "pack",
-    "--test",
-    "pack",
-    "--set",
-    "eval.finetune.batch_size=4",
-    "--set=eval.finetune.epochs=2",
-];
+/// `pirl eval PROBE` of the untrained tiny network on `pack`.
+fn eval<'a>(probe: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+    let common = [
+        "eval",
+        probe,
+        "--weights",
+        "random",
+        "--recipe",
+        "tiny.toml",
+        "--train",
+        "pack",
+        "--test",
+        "pack",
+    ];
+    [&common[..], more].concat()
+}
 
 fn tune<'a>(more: &[&'a str]) -> Vec<&'a str> {
-    [&TUNE[..], more].concat()
+    let quick = [
+        "--set=eval.finetune.batch_size=4",
+        "--set=eval.finetune.epochs=2",
+    ];
+    eval("finetune", &[&quick[..], more].concat())
 }
 
 #[test]
@@ -141,23 +146,14 @@ fn a_data_set_brings_its_protocol_and_figures() {
 fn the_linear_probes_of_a_data_set_have_its_layers_and_schedule() {
     let bench = Bench::new();
     bench.pack("pack", 16);
-    let result = bench.json(&[
-        "eval",
-        "linear",
-        "--weights",
-        "random",
-        "--recipe",
-        "tiny.toml",
-        "--train",
-        "pack",
-        "--test",
-        "pack",
+    let places = [
         "--dataset",
         "places205",
         "--set=data.image_size=16",
         "--set=eval.resize=16",
         "--set=eval.linear.batch_size=8",
-    ]);
+    ];
+    let result = bench.json(&eval("linear", &places));
     let layers: Vec<_> = result["layers"].as_object().unwrap().keys().collect();
     assert_eq!(layers, ["conv1", "res2", "res3", "res4", "res5", "res5avg"]);
     assert_eq!(result["settings"]["crops"], "random");
@@ -174,31 +170,17 @@ fn the_linear_probes_of_a_data_set_have_its_layers_and_schedule() {
 fn linear_probes_on_random_crops_go_on_from_their_checkpoint() {
     let bench = Bench::new();
     bench.pack("pack", 16);
-    let linear = |more: &[&str]| -> Vec<String> {
-        let common = [
-            "eval",
-            "linear",
-            "--weights",
-            "random",
-            "--recipe",
-            "tiny.toml",
-            "--train",
-            "pack",
-            "--test",
-            "pack",
+    fn linear<'a>(more: &[&'a str]) -> Vec<&'a str> {
+        let quick = [
             "--set=eval.linear.crops=random",
             "--set=eval.linear.batch_size=4",
             "--set=eval.linear.epochs=2",
             "--set=checkpoint.every=3",
             "--set=checkpoint.keep=9",
         ];
-        let all = common.iter().chain(more);
-        all.map(|word| (*word).to_owned()).collect()
-    };
-    fn words(owned: &[String]) -> Vec<&str> {
-        owned.iter().map(String::as_str).collect()
+        eval("linear", &[&quick[..], more].concat())
     }
-    let assert = bench.pirl(&words(&linear(&["--out", "whole"]))).success();
+    let assert = bench.pirl(&linear(&["--out", "whole"])).success();
     let log = String::from_utf8_lossy(&assert.get_output().stderr).into_owned();
     assert!(
         log.contains("2 epochs of 16 images") && log.contains("hours"),
@@ -211,13 +193,13 @@ fn linear_probes_on_random_crops_go_on_from_their_checkpoint() {
     fs::rename(checkpoint("whole", 6), checkpoint("cut", 6)).unwrap();
     let config = |out: &str| bench.path(out).join("config.toml");
     fs::copy(config("whole"), config("cut")).unwrap();
-    let message = bench.fails(&words(&linear(&["--out", "cut"])));
+    let message = bench.fails(&linear(&["--out", "cut"]));
     assert!(message.contains("--resume"), "{message}");
     let other = ["--out", "cut", "--resume", "--set=eval.linear.lrs=[0.5]"];
-    let message = bench.fails(&words(&linear(&other)));
+    let message = bench.fails(&linear(&other));
     assert!(message.contains("eval.linear.lrs"), "{message}");
     let workers = ["--out", "cut", "--resume", "--set=loader.workers=3"];
-    bench.pirl(&words(&linear(&workers))).success();
+    bench.pirl(&linear(&workers)).success();
     let last = |out: &str| fs::read(checkpoint(out, 8).join("linear.safetensors")).unwrap();
     assert!(last("cut") == last("whole"), "the very same classifiers");
     let result = |out: &str| -> serde_json::Value {
@@ -238,15 +220,15 @@ fn linear_probes_on_random_crops_go_on_from_their_checkpoint() {
         } else {
             vec![flag]
         };
-        let message = bench.fails(&words(&linear(&more)));
+        let message = bench.fails(&linear(&more));
         assert!(message.contains(said), "{message}");
     }
-    let message = bench.fails(&words(&linear(&[
+    let message = bench.fails(&linear(&[
         "--set=eval.linear.crops=centre",
         "--out",
         "x",
         "--resume",
-    ])));
+    ]));
     assert!(message.contains("--cache keeps"), "{message}");
 }
 
@@ -255,21 +237,7 @@ fn probes_say_class_by_class_what_they_take_for_what() {
     let bench = Bench::new();
     bench.pack("pack", 40);
     for (probe, calibrated) in [("linear", true), ("knn", false)] {
-        let result = bench.json(&[
-            "eval",
-            probe,
-            "--weights",
-            "random",
-            "--recipe",
-            "tiny.toml",
-            "--train",
-            "pack",
-            "--test",
-            "pack",
-            "--set=eval.knn.k=3",
-            "--out",
-            probe,
-        ]);
+        let result = bench.json(&eval(probe, &["--set=eval.knn.k=3", "--out", probe]));
         let classes = result["per_class"].as_object().unwrap();
         let found = classes.values().map(|class| {
             let recall = class["recall"].as_f64().unwrap();
@@ -287,24 +255,74 @@ fn probes_say_class_by_class_what_they_take_for_what() {
     }
 }
 
+/// Every layer is a candidate once by each pooling, res5avg, a pixel, once alone.
+#[test]
+fn layer_and_pooling_are_chosen_together() {
+    let bench = Bench::new();
+    bench.pack("pack", 40);
+    let common = [
+        "--cache",
+        "features",
+        "--set=eval.layers=[\"res5\", \"res5avg\"]",
+        "--set=eval.pool=[\"average\", \"grid\"]",
+        "--set=eval.knn.k=3",
+        "--set=eval.linear.epochs=2",
+        "--set=eval.svm.costs=[1]",
+        "--set=eval.low_shot.shots=4",
+    ];
+    for probe in ["knn", "linear", "svm", "low-shot"] {
+        let of = |more: &[&str]| bench.json(&eval(probe, &[&common[..], more].concat()));
+        let result = of(&[]);
+        assert_eq!(result["pool"], serde_json::json!(["average", "grid"]));
+        let report = report_of(&result, probe);
+        let layers: Vec<_> = report["layers"].as_object().unwrap().keys().collect();
+        assert_eq!(layers, ["res5", "res5/grid", "res5avg"], "{probe}");
+        assert_eq!(report["layers"]["res5/grid"]["pool"], "grid");
+        assert_eq!(
+            report["layers"]["res5/grid"]["dim"].as_u64(),
+            report["layers"]["res5"]["dim"].as_u64().map(|dim| 4 * dim)
+        );
+        let chosen = &report["chosen"];
+        let key = match probe {
+            "svm" => "map",
+            "low-shot" => "mean",
+            _ => "top1",
+        };
+        let layer = &report["layers"][chosen["layer"].as_str().unwrap()];
+        assert_eq!(chosen["pool"], layer["pool"]);
+        assert_eq!(chosen["held_out"], layer["held_out"]);
+        assert_eq!(chosen[key], layer[key]);
+        for other in report["layers"].as_object().unwrap().values() {
+            assert!(other["held_out"].as_f64() <= chosen["held_out"].as_f64());
+        }
+        // One pooling by its name alone is what it has always been.
+        let one = of(&["--set=eval.pool=grid"]);
+        assert_eq!(one["pool"], "grid");
+        let alone = report_of(&one, probe);
+        assert_eq!(
+            alone["layers"]["res5"][key],
+            report["layers"]["res5/grid"][key]
+        );
+        assert!(alone["chosen"]["pool"].is_null() && alone["layers"]["res5"]["pool"].is_null());
+    }
+    let random = [&common[2..], &["--set=eval.linear.crops=random"]].concat();
+    let message = bench.fails(&eval("linear", &random));
+    assert!(message.contains("eval.pool=grid"), "{message}");
+}
+
+/// The part of a probe's result that has layers.
+fn report_of<'a>(result: &'a serde_json::Value, probe: &str) -> &'a serde_json::Value {
+    match probe {
+        "low-shot" => &result["shots"]["4"],
+        _ => result,
+    }
+}
+
 #[test]
 fn support_vector_machines_rank_each_class() {
     let bench = Bench::new();
     bench.pack("pack", 40);
-    let svm = [
-        "eval",
-        "svm",
-        "--weights",
-        "random",
-        "--recipe",
-        "tiny.toml",
-        "--train",
-        "pack",
-        "--test",
-        "pack",
-        "--set",
-        "eval.layers=[\"res2\", \"res5\"]",
-    ];
+    let svm = eval("svm", &["--set=eval.layers=[\"res2\", \"res5\"]"]);
     let result = bench.json(&[&svm[..], &["--out", "svm", "--cache", "features"]].concat());
     assert!(result["map"].as_f64().unwrap() > 50.0);
     assert!(result["per_class"]["bars"].is_number() && result["per_class"]["rings"].is_number());
@@ -327,17 +345,7 @@ fn support_vector_machines_rank_each_class() {
 fn a_few_labels_are_drawn_several_times_beside_the_baselines() {
     let bench = Bench::new();
     bench.pack("pack", 40);
-    let low_shot = [
-        "eval",
-        "low-shot",
-        "--weights",
-        "random",
-        "--recipe",
-        "tiny.toml",
-        "--train",
-        "pack",
-        "--test",
-        "pack",
+    let few = [
         "--set=eval.layers=[\"res2\", \"res5\"]",
         "--shots",
         "4,1,96",
@@ -346,6 +354,7 @@ fn a_few_labels_are_drawn_several_times_beside_the_baselines() {
         "--cache",
         "features",
     ];
+    let low_shot = eval("low-shot", &few);
     for method in ["svm", "linear", "knn"] {
         let more = ["--method", method, "--out", method];
         let result = bench.json(&[&low_shot[..], &more].concat());
@@ -380,6 +389,6 @@ fn a_few_labels_are_drawn_several_times_beside_the_baselines() {
     let text = String::from_utf8_lossy(&text.get_output().stdout).into_owned();
     assert!(text.contains("k = 4") && text.contains("±"), "{text}");
     assert!(text.contains("with 96: left out"), "{text}");
-    let message = bench.fails(&[&low_shot[..12], &["90"]].concat());
+    let message = bench.fails(&eval("low-shot", &["--shots", "90"]));
     assert!(message.contains("at least 90 are needed"), "{message}");
 }

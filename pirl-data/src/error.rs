@@ -27,6 +27,14 @@ pub enum DataError {
         /// What was looked for.
         expected: &'static str,
     },
+    /// A pack is not as it was packed.
+    #[error("{path} is damaged; pack its images again:\n  {}", .faults.join("\n  "))]
+    Damaged {
+        /// Its first shard.
+        path: PathBuf,
+        /// What is wrong, a line each.
+        faults: Vec<String>,
+    },
     /// Everything a source holds was left out.
     #[error("{path}: nothing to pack; {}", crate::pack::listed(.skipped))]
     Nothing {

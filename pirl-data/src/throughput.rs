@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use candle_core::Device;
+use serde_json::{Map, Value, json};
 
 use crate::error::DataError;
 use crate::loader::Loader;
@@ -100,6 +101,11 @@ impl Throughput {
         self.images as f64 / self.seconds
     }
 
+    /// Of the encoded images, likewise.
+    pub fn megabytes_per_second(&self) -> f64 {
+        self.bytes as f64 / self.seconds / 1e6
+    }
+
     /// Each stage's share of the threads' time.
     pub fn shares(&self) -> impl Iterator<Item = (&'static str, f64)> {
         let stages = self.stages.each();
@@ -123,6 +129,46 @@ impl Throughput {
         } else {
             Bottleneck::Workers
         }
+    }
+}
+
+impl Throughput {
+    /// These numbers, speeds and shares as JSON.
+    pub fn to_json(&self) -> Value {
+        let shares = self.shares();
+        let shares: Map<String, Value> = shares
+            .map(|(name, share)| (name.to_owned(), json!(share)))
+            .collect();
+        json!({
+            "images_per_second": self.images_per_second(),
+            "megabytes_per_second": self.megabytes_per_second(),
+            "stages": shares,
+            "limit": self.bottleneck().to_string(),
+            "waiting": self.waiting / self.seconds,
+            "images": self.images,
+            "seconds": self.seconds,
+            "skipped": self.skipped,
+            "anonymous_mib": self.anonymous_kib.map(|kib| kib / 1024.0),
+        })
+    }
+
+    /// The speed of so many workers, each stage's share of their time, and what limits them, in words.
+    pub fn describe(&self, workers: usize, batch_size: usize) -> String {
+        let (rate, megabytes) = (self.images_per_second(), self.megabytes_per_second());
+        let mut text = format!(
+            "{rate:.1} images/s, {megabytes:.1} MB/s ({workers} workers, batches of {batch_size})\n"
+        );
+        for (name, share) in self.shares() {
+            text += &format!("  {name:<12} {:>5.1} %\n", share * 100.0);
+        }
+        text += &format!("limited by the {}", self.bottleneck());
+        if let Some(kib) = self.anonymous_kib {
+            text += &format!("\nanonymous memory: {:.0} MiB", kib / 1024.0);
+        }
+        if self.skipped > 0 {
+            text += &format!("\n{} broken images skipped", self.skipped);
+        }
+        text
     }
 }
 

@@ -21,13 +21,14 @@
 //! assert!(checks[0].passed);
 //! ```
 //!
-//! [`Speed::measure`] times training steps and the loader of a [`Workload`], and says which of them
-//! limits training. A [`Report`] puts all of it together.
+//! [`Speed::measure`] times training steps and the loader of a [`Workload`], such as a
+//! [recipe's](RecipeWorkload), and says which of them limits training. A [`Report`] puts all of it together.
 
 mod cases;
 mod error;
 mod machine;
 mod parity;
+mod recipe;
 mod report;
 mod speed;
 
@@ -35,6 +36,7 @@ pub use cases::cases;
 pub use error::DoctorError;
 pub use machine::{Machine, Versions};
 pub use parity::{Case, Check, Measure, Numbers, check_all};
+pub use recipe::RecipeWorkload;
 pub use report::Report;
 pub use speed::{
     Limit, LoaderSpeed, Speed, StepSpeed, TimedStep, Workload, noise_batch, timed_step,

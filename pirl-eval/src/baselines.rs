@@ -17,7 +17,7 @@ use crate::error::{EvalError, Result};
 use crate::extract::{Extraction, batch_norm_images, extract_features, recompute_batch_norm};
 use crate::feature_set::{FeatureSet, LayerFeatures};
 use crate::memory::{check_memory, feature_bytes};
-use crate::pool::{Pool, shrink};
+use crate::pool::{Maps, Pool};
 use crate::probe::Probe;
 use crate::table::ReportTable;
 
@@ -106,7 +106,7 @@ impl BaselineInputs<'_> {
     ) -> Result<P::Report> {
         let extraction = &Extraction {
             layers: vec![Layer::new(PIXELS)],
-            pool: Pool::Average, // of no meaning here, and so the same for every probe
+            pool: Pool::Average.into(), // of no meaning here, and so the same for every probe
             ..self.extraction.clone()
         };
         self.fits(|pack| Ok(pixel_bytes(extraction, pack.len())))?;
@@ -190,9 +190,10 @@ pub fn pixel_features(
     let (mut values, mut labels, mut cells) = (Vec::new(), Vec::new(), 1);
     for batch in eval_batches(pack, view, *batch_size, *workers, &Device::Cpu)? {
         let (images, batch_labels) = batch?;
-        let (pixels, positions) = shrink(&images, SIDE)?;
-        cells = positions;
-        values.extend(pixels);
+        let images = Maps::of(&images)?;
+        let positions = images.at_most(SIDE);
+        cells = positions.count();
+        values.extend(images.average(&positions));
         labels.extend(batch_labels);
         progress(labels.len(), pack.len());
     }
@@ -226,15 +227,21 @@ impl<R: ReportTable> Display for WithBaselines<R> {
         let baselines = self.baselines.as_ref();
         let pixels = baselines.and_then(|baselines| baselines.pixels.as_ref());
         let untrained = baselines.and_then(|baselines| baselines.untrained.as_ref());
-        writeln!(f, "{:<16}{}", "layer", self.report.heading())?;
-        for (prefix, report) in [
+        let reports = [
             ("", Some(&self.report)),
             ("", pixels),
             ("untrained ", untrained),
-        ] {
-            for (layer, row) in report.into_iter().flat_map(ReportTable::rows) {
-                writeln!(f, "{:<16}{row}", format!("{prefix}{layer}"))?;
-            }
+        ];
+        let rows = reports.iter().flat_map(|(prefix, report)| {
+            let rows = report.iter().flat_map(|report| report.rows());
+            rows.map(move |(layer, row)| (format!("{prefix}{layer}"), row))
+        });
+        let rows: Vec<(String, String)> = rows.collect();
+        let names = rows.iter().map(|(name, _)| name.len());
+        let width = names.max().unwrap_or(0).max(16);
+        writeln!(f, "{:<width$}{}", "layer", self.report.heading())?;
+        for (name, row) in rows {
+            writeln!(f, "{name:<width$}{row}")?;
         }
         for (name, report) in [("raw pixels", pixels), ("untrained", untrained)] {
             if let Some(report) = report {

@@ -7,13 +7,14 @@ use std::path::{Path, PathBuf};
 
 use candle_core::DType;
 use pirl_data::Pack;
-use pirl_model::{Backbone, Layer};
+use pirl_model::Backbone;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use xxhash_rust::xxh3::{Xxh3, xxh3_128};
 
 use crate::error::{EvalError, Result};
 use crate::extract::Extraction;
 use crate::feature_set::{FeatureSet, LayerFeatures};
+use crate::pool::Choice;
 
 /// Stands for "no label" on disk.
 const UNLABELLED: i64 = -1;
@@ -54,7 +55,7 @@ impl FeatureCache {
             "features-{:032x}.safetensors",
             xxh3_128(key.as_bytes())
         ));
-        if let Some(set) = read(&path, &key, pack, &extraction.layers) {
+        if let Some(set) = read(&path, &key, pack, extraction) {
             return Ok(set);
         }
         let set = extract()?;
@@ -92,13 +93,17 @@ fn key(weights: &str, pack: &Pack, extraction: &Extraction) -> String {
         batch_size: _,
         workers: _,
     } = extraction;
+    let pool = match pool.only() {
+        Some(pool) => format!("{pool:?}"),
+        None => pool.to_string(),
+    };
     format!(
-        "1 {weights} {} {view:?} {layers:?} {pool:?}",
+        "1 {weights} {} {view:?} {layers:?} {pool}",
         pack.fingerprint()
     )
 }
 
-fn read(path: &Path, key: &str, pack: &Pack, layers: &[Layer]) -> Option<FeatureSet> {
+fn read(path: &Path, key: &str, pack: &Pack, extraction: &Extraction) -> Option<FeatureSet> {
     let bytes = fs::read(path).ok()?;
     let (_, metadata) = SafeTensors::read_metadata(&bytes).ok()?;
     if metadata.metadata().as_ref()?.get("key")? != key {
@@ -114,8 +119,13 @@ fn read(path: &Path, key: &str, pack: &Pack, layers: &[Layer]) -> Option<Feature
             u32::try_from(label).ok()
         })
         .collect();
-    let layers = layers.iter().map(|layer| {
-        let tensor = tensors.tensor(&layer.to_string()).ok()?;
+    // Of several poolings, one that is the same as another is not there.
+    let readings = extraction.readings().into_iter();
+    let readings = readings.filter(|reading| {
+        reading.choice != Choice::Several || tensors.tensor(reading.name.as_str()).is_ok()
+    });
+    let layers = readings.map(|reading| {
+        let tensor = tensors.tensor(reading.name.as_str()).ok()?;
         let &[rows, channels, cells] = tensor.shape() else {
             return None;
         };
@@ -126,14 +136,9 @@ fn read(path: &Path, key: &str, pack: &Pack, layers: &[Layer]) -> Option<Feature
         let values: Option<Vec<f32>> = words
             .map(|word| Some(f32::from_le_bytes(word.try_into().ok()?)))
             .collect();
-        LayerFeatures::with_cells(
-            layer.clone(),
-            rows,
-            channels.checked_mul(cells)?,
-            cells,
-            values?,
-        )
-        .ok()
+        let (dim, pool) = (channels.checked_mul(cells)?, reading.reported());
+        let features = LayerFeatures::with_cells(reading.name, rows, dim, cells, values?);
+        Some(features.ok()?.pooled_by(pool))
     });
     FeatureSet::new(
         layers.collect::<Option<_>>()?,

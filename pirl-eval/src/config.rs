@@ -5,7 +5,7 @@ use pirl_model::Layer;
 use serde::{Deserialize, Serialize};
 
 use crate::detect::DetectConfig;
-use crate::{FinetuneConfig, KnnConfig, LinearConfig, LowShotConfig, Pool, SvmConfig};
+use crate::{FinetuneConfig, KnnConfig, LinearConfig, LowShotConfig, Pools, SvmConfig};
 
 /// How images are seen, where features are read, and the settings of each evaluation.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -24,8 +24,8 @@ pub struct EvalConfig {
     pub precise_batch_norm: usize,
     /// Where features are read; res2 to res5 by default.
     pub layers: Vec<Layer>,
-    /// How a feature map becomes a vector.
-    pub pool: Pool,
+    /// How a feature map becomes a vector: in one way, or in several that are chosen from.
+    pub pool: Pools,
     /// Random crops of training views: share of the image's area in `(0, 1]`, least and most.
     pub crop_scale: [f64; 2],
     /// Probability that a training view is mirrored; 0.5 by default.
@@ -56,7 +56,7 @@ impl Default for EvalConfig {
             every: 5,
             precise_batch_norm: 0,
             layers: vec![Layer::RES2, Layer::RES3, Layer::RES4, Layer::RES5],
-            pool: Pool::Average,
+            pool: Pools::default(),
             crop_scale: [0.08, 1.0],
             flip: 0.5,
             baselines: true,

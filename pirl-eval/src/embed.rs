@@ -194,18 +194,18 @@ pub fn embed(
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Embedded> {
     let format = EmbedFormat::of(output)?;
-    if let (EmbedFormat::Npy, [_, _, ..]) = (format, &extraction.layers[..]) {
-        return Err(EvalError::EmbedFile {
-            path: output.to_owned(),
-            reason: "an .npy file holds one array: ask for one layer, or write .safetensors"
-                .to_owned(),
-        });
-    }
     let sizes = feature_sizes(backbone, extraction)?;
     let layers: Vec<_> = sizes
         .into_iter()
         .map(|(layer, dim, _)| (layer, dim))
         .collect();
+    if let (EmbedFormat::Npy, [_, _, ..]) = (format, &layers[..]) {
+        return Err(EvalError::EmbedFile {
+            path: output.to_owned(),
+            reason: "an .npy file holds one array: ask for one layer by one pooling, or write .safetensors"
+                .to_owned(),
+        });
+    }
     let header = Header {
         images: pack.len(),
         layers: &layers,

@@ -6,7 +6,7 @@ use pirl_model::{Backbone, Layer, precise_batch_norm};
 
 use crate::error::{EvalError, Result};
 use crate::feature_set::{FeatureSet, LayerFeatures};
-use crate::pool::Pool;
+use crate::pool::{Cells, Choice, Maps, Pools, Reading};
 
 /// Most images of `pixels` pixels in a forward pass: 32 of 224 x 224.
 pub(crate) fn images_in_pass(pixels: usize) -> usize {
@@ -19,10 +19,12 @@ pub(crate) fn images_in_pass(pixels: usize) -> usize {
 pub struct Extraction {
     /// How images are seen.
     pub view: EvalView,
-    /// Where features are read; res2 to res5 by default.
+    /// Where features are read; res2 to res5 by default. A name such as `res4/grid` says how the layer's maps
+    /// become vectors, too.
     pub layers: Vec<Layer>,
-    /// How maps become vectors.
-    pub pool: Pool,
+    /// How maps become vectors; in several ways, each layer is there once for each of them, unless its
+    /// maps are so small that two are the same.
+    pub pool: Pools,
     /// Images decoded together; 256 by default. A forward pass takes a part of them, at most the pixels
     /// of 32 images of 224 x 224, so that large maps are pooled before the next are computed.
     pub batch_size: usize,
@@ -36,10 +38,21 @@ impl Extraction {
         Self {
             view,
             layers: vec![Layer::RES2, Layer::RES3, Layer::RES4, Layer::RES5],
-            pool: Pool::default(),
+            pool: Pools::default(),
             batch_size: 256,
             workers: 0,
         }
+    }
+
+    /// What is read, each once, in the order of the layers.
+    pub(crate) fn readings(&self) -> Vec<Reading> {
+        let mut readings: Vec<Reading> = Vec::new();
+        for reading in self.layers.iter().flat_map(|name| self.pool.readings(name)) {
+            if readings.iter().all(|other| other.name != reading.name) {
+                readings.push(reading);
+            }
+        }
+        readings
     }
 }
 
@@ -56,33 +69,20 @@ pub fn extract_features(
     extraction: &Extraction,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<FeatureSet> {
-    let mut found: Vec<(Layer, usize, Vec<f32>)> = Vec::new();
+    let mut layers: Vec<LayerFeatures> = Vec::new();
     let mut labels = Vec::with_capacity(pack.len());
     visit_features(backbone, pack, extraction, &mut |read, batch_labels| {
         labels.extend(batch_labels);
         for (place, features) in read.into_iter().enumerate() {
-            match found.get_mut(place) {
-                Some((_, _, values)) => values.extend(features.into_values()),
-                None => found.push((
-                    features.layer().clone(),
-                    features.cells(),
-                    features.into_values(),
-                )),
+            match layers.get_mut(place) {
+                Some(before) => before.append(features),
+                None => layers.push(features),
             }
         }
         progress(labels.len(), pack.len());
         Ok(())
     })?;
-    let rows = labels.len();
-    let layers = found.into_iter().map(|(layer, cells, values)| {
-        let dim = values.len() / rows.max(1);
-        LayerFeatures::with_cells(layer, rows, dim, cells, values)
-    });
-    FeatureSet::new(
-        layers.collect::<Result<_>>()?,
-        labels,
-        pack.class_names().to_vec(),
-    )
+    FeatureSet::new(layers, labels, pack.class_names().to_vec())
 }
 
 /// Reads the features of every image of `pack` in its order, and hands those of each batch to `visit`, with
@@ -118,30 +118,53 @@ pub(crate) fn read_features(
     extraction: &Extraction,
     number: impl Fn(usize) -> usize,
 ) -> Result<Vec<LayerFeatures>> {
-    let Extraction { layers, pool, .. } = extraction;
+    let readings = extraction.readings();
+    let mut layers: Vec<Layer> = Vec::new();
+    for Reading { layer, .. } in &readings {
+        if !layers.contains(layer) {
+            layers.push(layer.clone());
+        }
+    }
     let (rows, _, height, width) = images.dims4()?;
     let part = images_in_pass(height * width);
-    let mut found = vec![(1, Vec::new()); layers.len()];
+    let mut found: Vec<Option<(usize, Vec<f32>)>> = vec![None; readings.len()];
     for start in (0..rows).step_by(part) {
         let images = images.narrow(0, start, part.min(rows - start))?;
-        let maps = backbone.feature_maps(&images, layers)?;
-        for (layer, (cells, values)) in layers.iter().zip(&mut found) {
-            let Some((_, map)) = maps.iter().find(|(other, _)| other == layer) else {
+        let maps = backbone.feature_maps(&images, &layers)?;
+        for layer in &layers {
+            let Some((_, maps)) = maps.iter().find(|(other, _)| other == layer) else {
                 return Err(EvalError::Shape {
                     what: "the backbone's layers".to_owned(),
                     expected: layer.to_string(),
                     found: "a backbone without it".to_owned(),
                 });
             };
-            let (pooled, cells_now) = pool.apply(layer, map)?;
-            *cells = cells_now;
-            values.extend(pooled);
+            let maps = Maps::of(maps)?;
+            let mut candidates: Vec<Cells> = Vec::new();
+            for (reading, found) in readings.iter().zip(&mut found) {
+                if reading.layer != *layer {
+                    continue;
+                }
+                let cells = maps.cells(reading.pool, layer);
+                let candidate = reading.choice == Choice::Several;
+                if candidate && candidates.contains(&cells) {
+                    continue;
+                }
+                let (_, values) = found.get_or_insert_with(|| (cells.count(), Vec::new()));
+                values.extend(maps.average(&cells));
+                if candidate {
+                    candidates.push(cells);
+                }
+            }
         }
     }
-    let found = layers.iter().zip(found).map(|(layer, (cells, values))| {
+    let found = readings.into_iter().zip(found).filter_map(|(reading, of)| {
+        let (cells, values) = of?;
         let dim = values.len() / rows.max(1);
-        let features = LayerFeatures::with_cells(layer.clone(), rows, dim, cells, values);
-        features.map_err(|error| match error {
+        let pool = reading.reported();
+        let features = LayerFeatures::with_cells(reading.name, rows, dim, cells, values);
+        let features = features.map(|features| features.pooled_by(pool));
+        Some(features.map_err(|error| match error {
             EvalError::NotFinite {
                 layer,
                 row,
@@ -154,7 +177,7 @@ pub(crate) fn read_features(
                 value,
             },
             error => error,
-        })
+        }))
     });
     found.collect()
 }

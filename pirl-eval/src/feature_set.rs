@@ -3,11 +3,13 @@
 use pirl_model::Layer;
 
 use crate::error::{EvalError, Result};
+use crate::pool::Pool;
 
 /// The features of one layer: a row for each image, all finite.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LayerFeatures {
     layer: Layer,
+    pool: Option<Pool>,
     rows: usize,
     dim: usize,
     cells: usize,
@@ -54,6 +56,7 @@ impl LayerFeatures {
             }),
             None => Ok(Self {
                 layer,
+                pool: None,
                 rows,
                 dim,
                 cells,
@@ -62,9 +65,26 @@ impl LayerFeatures {
         }
     }
 
-    /// Where in the backbone they were read.
+    /// The same, as one of several poolings of a layer.
+    pub(crate) fn pooled_by(self, pool: Option<Pool>) -> Self {
+        Self { pool, ..self }
+    }
+
+    /// Adds the rows of `other`, which are of the same layer and size.
+    pub(crate) fn append(&mut self, other: Self) {
+        self.rows += other.rows;
+        self.values.extend(other.values);
+    }
+
+    /// Where in the backbone they were read; of several poolings with that behind it, as
+    /// [`Pools`](crate::Pools) have it.
     pub fn layer(&self) -> &Layer {
         &self.layer
+    }
+
+    /// How the layer's maps were pooled, where that is a choice or [`LayerFeatures::layer`] says it.
+    pub fn pool(&self) -> Option<Pool> {
+        self.pool
     }
 
     /// Number of images, at least 1.
@@ -85,11 +105,6 @@ impl LayerFeatures {
     /// `(rows, dim)`, row by row.
     pub fn values(&self) -> &[f32] {
         &self.values
-    }
-
-    /// The same, without a copy.
-    pub(crate) fn into_values(self) -> Vec<f32> {
-        self.values
     }
 
     /// The features of image `row`, which must be below [`LayerFeatures::rows`].

@@ -14,6 +14,7 @@ use crate::classification::{Classification, Prediction, share_right};
 use crate::error::{EvalError, Result};
 use crate::feature_set::{FeatureSet, LayerFeatures};
 use crate::nearest::{Candidate, QUERIES, nearest, normalise};
+use crate::pool::Pool;
 use crate::probe::{
     Best, Labels, Probe, check_held_out, comparable, highest, hold_out, rows_held_out,
 };
@@ -88,8 +89,8 @@ impl KnnConfig {
 /// are called held out.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct KnnReport {
-    /// The headline: the layer and the number of neighbours that are most accurate on the held-out part
-    /// of the training set, with their accuracy on the test set.
+    /// The headline: the layer, the pooling and the number of neighbours that are most accurate on the
+    /// held-out part of the training set, with their accuracy on the test set.
     pub chosen: KnnChoice,
     /// Accuracy of `chosen`.
     pub top1: f64,
@@ -109,9 +110,12 @@ pub struct KnnReport {
 pub struct KnnChoice {
     /// The layer; of equal ones the lowest.
     pub layer: Layer,
+    /// How its maps are pooled, where there was a choice.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pool: Option<Pool>,
     /// Neighbours that vote; of equally good numbers the smallest.
     pub k: usize,
-    /// The accuracy that both were chosen by; `None` if there was one layer and one number only.
+    /// The accuracy that all were chosen by; `None` if there was nothing to choose.
     pub held_out: Option<f64>,
     /// Accuracy on the test set.
     pub top1: f64,
@@ -126,6 +130,9 @@ pub struct KnnLayer {
     pub k: usize,
     /// Its accuracy there; `None` as in [`KnnChoice`].
     pub held_out: Option<f64>,
+    /// How its maps were pooled, where there was a choice.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pool: Option<Pool>,
     /// Features of an image.
     pub dim: usize,
     /// The accuracies of every number of neighbours.
@@ -301,6 +308,7 @@ impl Knn {
             top1: chosen.top1,
             k: *k,
             held_out: chosen.held_out,
+            pool: train.pool(),
             dim: train.dim(),
             by_k,
         };
@@ -346,6 +354,7 @@ impl Probe for Knn {
         let (layer, row) = highest(layers.iter(), |(_, row)| row.held_out).ok_or_else(none)?;
         let chosen = KnnChoice {
             layer: layer.clone(),
+            pool: row.pool,
             k: row.k,
             held_out: row.held_out,
             top1: row.top1,
@@ -395,6 +404,7 @@ impl ReportTable for KnnReport {
             k,
             held_out,
             top1,
+            ..
         } = &self.chosen;
         let choice = format!("{layer} with {k} neighbours");
         headline(

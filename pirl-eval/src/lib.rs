@@ -94,11 +94,12 @@ pub use map::{FeatureMap, MapConfig, map_features, silhouette};
 pub use memory::{check_memory, feature_bytes, images_per_second};
 pub use monitor::Monitor;
 pub use neighbours::{
-    ImageName, Neighbour, NeighbourName, NeighbourReport, QueryReport, nearest_neighbours,
+    ImageName, Neighbour, NeighbourName, NeighbourReport, QueryReport, draw_images,
+    nearest_neighbours,
 };
-pub use pool::Pool;
+pub use pool::{Pool, Pools};
 pub use presence::Presence;
 pub use probe::{Best, Probe, check_packs};
 pub use published::{Dataset, Protocol, Published};
-pub use svm::{Svm, SvmBest, SvmConfig, SvmLayer, SvmReport};
+pub use svm::{Svm, SvmBest, SvmChoice, SvmConfig, SvmLayer, SvmReport};
 pub use table::ReportTable;

@@ -2,6 +2,8 @@
 
 use pirl_core::check;
 use pirl_data::Pack;
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 use serde::Serialize;
 
@@ -99,6 +101,15 @@ impl NeighbourReport {
             queries,
         }
     }
+}
+
+/// The numbers of `count` of `len` images, or of all, rising; `seed` says which.
+pub fn draw_images(len: usize, count: usize, seed: u64) -> Vec<u32> {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let drawn = rand::seq::index::sample(&mut rng, len, count.min(len));
+    let mut drawn: Vec<u32> = drawn.into_iter().map(|index| index as u32).collect();
+    drawn.sort_unstable();
+    drawn
 }
 
 /// The `k` rows of `gallery` nearest to each row of `queries` by cosine, nearest first; of equally

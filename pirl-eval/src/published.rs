@@ -193,7 +193,7 @@ impl Dataset {
 
 /// VISSL's `linear_image_classification/*/eval_resnet_8gpu_*`, but for what differs by data set.
 fn linear(config: &mut EvalConfig, epochs: usize, milestones: &[usize]) {
-    config.pool = Pool::Grid;
+    config.pool = Pool::Grid.into();
     config.layers = vec![
         Layer::CONV1,
         Layer::RES2,
@@ -220,7 +220,7 @@ fn linear(config: &mut EvalConfig, epochs: usize, milestones: &[usize]) {
 
 /// VISSL's `voc07/eval_resnet_8gpu_transfer_voc07_svm.yaml`.
 fn svm(config: &mut EvalConfig) {
-    config.pool = Pool::Grid;
+    config.pool = Pool::Grid.into();
     config.layers = vec![
         Layer::CONV1,
         Layer::RES2,

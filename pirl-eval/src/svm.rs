@@ -14,8 +14,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{EvalError, Result};
 use crate::feature_set::{FeatureSet, LayerFeatures};
+use crate::pool::Pool;
 use crate::presence::Presence;
-use crate::probe::same_layers;
+use crate::probe::{highest, same_layers};
 
 mod average_precision;
 mod folds;
@@ -88,10 +89,26 @@ pub struct SvmReport {
     pub map: f64,
     /// Average precision of each class there, by name.
     pub per_class: BTreeMap<String, f64>,
+    /// The layer and the pooling that are best in cross-validation.
+    pub chosen: SvmChoice,
     /// The result of each layer.
     pub layers: BTreeMap<Layer, SvmLayer>,
-    /// The layer with the highest mean; of equal ones the lowest.
+    /// The layer with the highest mean on the test set; of equal ones the lowest.
     pub best: SvmBest,
+}
+
+/// What support vector machines chose without the test set.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct SvmChoice {
+    /// The layer; of equal ones the lowest.
+    pub layer: Layer,
+    /// How its maps are pooled, where there was a choice.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pool: Option<Pool>,
+    /// The mean that both were chosen by: [`SvmLayer::held_out`].
+    pub held_out: f64,
+    /// Mean average precision on the test set, in percent.
+    pub map: f64,
 }
 
 /// The best layer of an [`SvmReport`].
@@ -108,6 +125,12 @@ pub struct SvmBest {
 pub struct SvmLayer {
     /// Mean average precision over the classes.
     pub map: f64,
+    /// The mean over the classes of the average precision by which the cost was chosen: that of the parts held
+    /// out in turn in cross-validation.
+    pub held_out: f64,
+    /// How its maps were pooled, where there was a choice.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pool: Option<Pool>,
     /// Average precision of each class, by name.
     pub per_class: BTreeMap<String, f64>,
     /// The cost chosen for each class, by name.
@@ -119,12 +142,13 @@ pub struct SvmLayer {
 }
 
 impl fmt::Display for SvmReport {
-    /// A row for each layer, then the best.
+    /// A row for each layer, then the best and the chosen.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "layer  features     mAP")?;
+        let names = self.layers.keys().map(|layer| layer.as_str().len());
+        let width = names.max().unwrap_or(0).max(5);
+        writeln!(f, "{:<width$}  features     mAP", "layer")?;
         for (layer, found) in &self.layers {
-            let layer = layer.to_string();
-            writeln!(f, "{layer:<5}  {:>8}  {:>6.2}", found.dim, found.map)?;
+            writeln!(f, "{layer:<width$}  {:>8}  {:>6.2}", found.dim, found.map)?;
         }
         let unfinished: usize = self.layers.values().map(|layer| layer.unfinished).sum();
         if unfinished > 0 {
@@ -134,7 +158,13 @@ impl fmt::Display for SvmReport {
             )?;
         }
         let SvmBest { layer, map } = &self.best;
-        write!(f, "best: {layer} with {map:.2}% mAP")
+        writeln!(f, "best: {layer} with {map:.2}% mAP")?;
+        let chosen = &self.chosen;
+        write!(
+            f,
+            "chosen: {} with {:.2}% mAP ({:.2}% in cross-validation)",
+            chosen.layer, chosen.map, chosen.held_out
+        )
     }
 }
 
@@ -182,6 +212,8 @@ impl Svm {
             let (train_rows, test_rows) = (normalised(train), normalised(test));
             let mut layer = SvmLayer {
                 map: 0.0,
+                held_out: 0.0,
+                pool: train.pool(),
                 per_class: BTreeMap::new(),
                 costs: BTreeMap::new(),
                 dim: train.dim(),
@@ -194,7 +226,7 @@ impl Svm {
                     dim: train.dim(),
                     positive: &positive,
                 };
-                let cost = self.choose_cost(&problem);
+                let (cost, held_out) = self.choose_cost(&problem);
                 let every: Vec<u32> = (0..train.rows() as u32).collect();
                 let machine = self.solver(cost).train(&problem, &every);
                 layer.unfinished += usize::from(!machine.finished);
@@ -206,6 +238,7 @@ impl Svm {
                     .collect();
                 let precision = 100.0 * envelope(ranked);
                 layer.map += precision / names.len() as f64;
+                layer.held_out += 100.0 * held_out / names.len() as f64;
                 layer.per_class.insert(name.clone(), precision);
                 layer.costs.insert(name.clone(), cost);
                 done += 1;
@@ -220,12 +253,22 @@ impl Svm {
                 map: found.map,
             })
             .reduce(|best, next| if next.map > best.map { next } else { best });
-        let best = best.ok_or_else(|| EvalError::Layers {
+        let none = || EvalError::Layers {
             train: train.describe(),
             test: test.describe(),
-        })?;
+        };
+        let best = best.ok_or_else(none)?;
+        let chosen = highest(layers.iter(), |(_, found)| Some(found.held_out));
+        let (layer, found) = chosen.ok_or_else(none)?;
+        let chosen = SvmChoice {
+            layer: layer.clone(),
+            pool: found.pool,
+            held_out: found.held_out,
+            map: found.map,
+        };
         Ok(SvmReport {
             map: best.map,
+            chosen,
             per_class: layers
                 .get(&best.layer)
                 .map(|layer| layer.per_class.clone())
@@ -235,8 +278,8 @@ impl Svm {
         })
     }
 
-    /// The cost with the best mean average precision over the folds; of equal ones the first.
-    fn choose_cost(&self, problem: &Problem<'_>) -> f64 {
+    /// The cost with the best mean average precision over the folds, of equal ones the first, and that mean.
+    fn choose_cost(&self, problem: &Problem<'_>) -> (f64, f64) {
         let config = &self.config;
         let folds = stratified(problem.positive, config.folds);
         let tasks: Vec<(usize, usize)> = (0..config.costs.len())
@@ -266,7 +309,7 @@ impl Svm {
             .map(|fold| fold.iter().sum::<f64>() / config.folds as f64);
         let scored = config.costs.iter().copied().zip(means);
         let better = |best: (f64, f64), next: (f64, f64)| if next.1 > best.1 { next } else { best };
-        scored.reduce(better).map_or(1.0, |(cost, _)| cost)
+        scored.reduce(better).unwrap_or((1.0, 0.0))
     }
 
     /// Those that are chosen from.

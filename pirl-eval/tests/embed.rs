@@ -20,7 +20,7 @@ const CLASSES: [&str; 2] = ["a, \"quoted\" class", "b"];
 fn extraction(layers: &[Layer]) -> Extraction {
     Extraction {
         layers: layers.to_vec(),
-        pool: Pool::Grid,
+        pool: Pool::Grid.into(),
         batch_size: 4,
         workers: 2,
         ..Extraction::new(view())

@@ -11,7 +11,7 @@ use pirl_data::{
     pack,
 };
 use pirl_eval::{
-    BaselineInputs, EvalError, Extraction, FeatureCache, FeatureSet, Knn, KnnConfig, Pool,
+    BaselineInputs, EvalError, Extraction, FeatureCache, FeatureSet, Knn, KnnConfig, Pool, Pools,
     Presence, Probe, Untrained, check_packs, extract_features, feature_bytes, pixel_features,
     recompute_batch_norm, weights_fingerprint,
 };
@@ -62,7 +62,7 @@ fn averages_of_res5_are_the_backbones_features_whatever_the_batch() {
     assert!(close(set.layers()[3].values(), &whole));
 
     let grid = Extraction {
-        pool: Pool::Grid,
+        pool: Pool::Grid.into(),
         layers: vec![Layer::CONV1],
         ..extraction(11)
     };
@@ -176,7 +176,8 @@ fn the_size_of_features_is_known_before_they_are_read() {
     let folder = tempfile::tempdir().unwrap();
     let pack = packed(folder.path(), "set", &["a", "b"], 6, 1);
     let backbone = network(1);
-    for pool in [Pool::Average, Pool::Grid] {
+    let both = Pools::new(Pool::ALL.to_vec()).unwrap();
+    for pool in [Pool::Average.into(), Pool::Grid.into(), both] {
         let extraction = Extraction {
             pool,
             layers: vec![Layer::CONV1, Layer::RES4],
@@ -186,6 +187,79 @@ fn the_size_of_features_is_known_before_they_are_read() {
         let numbers: usize = set.layers().iter().map(|layer| layer.values().len()).sum();
         let bytes = feature_bytes(&backbone, &extraction, pack.len()).unwrap();
         assert_eq!(bytes, 4 * numbers as u64);
+    }
+}
+
+/// Of both poolings each layer is the one's and the other's, but once where its map is a pixel.
+#[test]
+fn several_poolings_are_read_together_and_called_apart() {
+    let folder = tempfile::tempdir().unwrap();
+    let pack = packed(folder.path(), "a", &["x", "y"], 7, 1);
+    let backbone = network(3);
+    let read = |pool: Pools, layers: &[&'static str]| {
+        let extraction = Extraction {
+            pool,
+            layers: layers.iter().copied().map(Layer::new).collect(),
+            ..extraction(3)
+        };
+        extract_features(&backbone, &pack, &extraction, &mut |_, _| {}).unwrap()
+    };
+    let both = Pools::new(vec![Pool::Grid, Pool::Average]).unwrap();
+    let set = read(both.clone(), &["res4", "res5avg", "res5/grid"]);
+    let found: Vec<_> = set.layers().iter().collect();
+    let names: Vec<_> = found.iter().map(|of| of.layer().as_str()).collect();
+    assert_eq!(names, ["res4", "res4/grid", "res5avg", "res5/grid"]);
+    let (average, grid) = (Some(Pool::Average), Some(Pool::Grid));
+    let pools: Vec<_> = found.iter().map(|of| of.pool()).collect();
+    assert_eq!(pools, [average, grid, average, grid]);
+    let average = read(Pool::Average.into(), &["res4", "res5avg"]);
+    let grid = read(Pool::Grid.into(), &["res4", "res5"]);
+    for (place, alone) in [
+        (0, &average.layers()[0]),
+        (1, &grid.layers()[0]),
+        (2, &average.layers()[1]),
+        (3, &grid.layers()[1]),
+    ] {
+        assert_eq!(found[place].values(), alone.values());
+        assert_eq!(found[place].cells(), alone.cells());
+        assert_eq!(alone.pool(), None);
+    }
+    // A name that says the pooling goes before the poolings, and nothing is read twice.
+    let named = read(both, &["res4/average", "res4/grid", "res4"]);
+    let names: Vec<_> = named
+        .layers()
+        .iter()
+        .map(|of| of.layer().as_str())
+        .collect();
+    assert_eq!(names, ["res4/average", "res4/grid", "res4"]);
+}
+
+#[test]
+fn the_cache_keeps_several_poolings_apart_from_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let pack = packed(folder.path(), "a", &["x", "y"], 6, 1);
+    let backbone = network(3);
+    let cache = FeatureCache::new(&folder.path().join("cache")).unwrap();
+    let weights = weights_fingerprint(&backbone).unwrap();
+    let get = |pool: Pools, kept: bool| {
+        let extraction = Extraction {
+            pool,
+            layers: vec![Layer::RES4, Layer::RES5_AVG],
+            ..extraction(6)
+        };
+        let mut fresh = false;
+        let set = cache.get_or_extract(&weights, &pack, &extraction, || {
+            fresh = true;
+            extract_features(&backbone, &pack, &extraction, &mut |_, _| {})
+        });
+        assert_eq!(fresh, !kept);
+        set.unwrap()
+    };
+    let both = || Pools::new(Pool::ALL.to_vec()).unwrap();
+    let first = get(both(), false);
+    assert_eq!(get(both(), true), first);
+    for pool in Pool::ALL {
+        assert_ne!(get(pool.into(), false), first);
     }
 }
 

@@ -8,7 +8,7 @@ use std::path::Path;
 use common::{SIDE, checkpoints, network, packed_with, save, train as train_until, view};
 use pirl_data::{DataConfig, ImageView, Pack, ViewConfig};
 use pirl_eval::{
-    Crops, EvalError, Extraction, LinearConfig, LinearReport, RandomCropProbe, Select,
+    Crops, EvalError, Extraction, LinearConfig, LinearReport, Pool, Pools, RandomCropProbe, Select,
 };
 use pirl_model::{Layer, ResNet};
 use pirl_train::{Training, resume};
@@ -41,6 +41,16 @@ fn probe<'a>(
     config: &LinearConfig,
     workers: usize,
 ) -> Result<RandomCropProbe<'a>, EvalError> {
+    pooled_probe(backbone, pack, config, workers, Pools::default())
+}
+
+fn pooled_probe<'a>(
+    backbone: &'a ResNet,
+    pack: &Pack,
+    config: &LinearConfig,
+    workers: usize,
+    pool: Pools,
+) -> Result<RandomCropProbe<'a>, EvalError> {
     let data = DataConfig {
         image_size: SIDE as usize,
         mean: view().mean,
@@ -50,6 +60,7 @@ fn probe<'a>(
     let crops = ImageView::new(&data, &ViewConfig::default().without_colors())?;
     let extraction = Extraction {
         layers: vec![Layer::CONV1, Layer::RES5, Layer::RES5_AVG],
+        pool,
         workers,
         ..Extraction::new(view())
     };
@@ -171,6 +182,13 @@ fn what_cannot_be_trained_or_resumed_is_refused() {
         let error = refused(config).to_string();
         assert!(error.starts_with(&format!("{key} = ")), "{error}");
     }
+    let both = Pools::new(Pool::ALL.to_vec()).unwrap();
+    let error = pooled_probe(&backbone, &pack, &config(), 1, both).err();
+    let error = error.unwrap().to_string();
+    assert!(
+        error.contains(r#"pool = ["average", "grid"]"#) && error.contains("eval.pool=grid"),
+        "{error}"
+    );
 
     let mut kept = probe(&backbone, &pack, &config(), 1).unwrap();
     let saved = checkpoints(&folder.path().join("saved"));

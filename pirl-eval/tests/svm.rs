@@ -66,6 +66,50 @@ fn average_precisions_are_those_of_scikit_learn() {
     assert!((report.map - mean).abs() < 0.1, "{} {mean}", report.map);
     assert_eq!((report.best.layer, layer.dim), (Layer::RES5, DIM));
     assert_eq!((layer.map, layer.unfinished), (report.map, 0));
+    let chosen = &report.chosen;
+    assert_eq!((&chosen.layer, chosen.pool), (&Layer::RES5, None));
+    assert_eq!((chosen.map, chosen.held_out), (layer.map, layer.held_out));
+}
+
+/// Noise added to the test rows of one layer changes what is best there, and not what is chosen.
+#[test]
+fn the_layer_is_chosen_by_cross_validation() {
+    let (train, train_presence) = split(61, 240);
+    let (test, test_presence) = split(71, 120);
+    let layers = |set: &FeatureSet, noisy: Layer, amount: f32| {
+        let rows = set.labels().len();
+        let values = set.layers()[0].values().to_vec();
+        let noise = benches::fill(99, values.len());
+        let changed = values.iter().zip(noise).map(|(x, n)| x + amount * n);
+        let layer = |name, values| LayerFeatures::new(name, rows, DIM, values).unwrap();
+        let clear = if noisy == Layer::RES4 {
+            Layer::RES3
+        } else {
+            Layer::RES4
+        };
+        let mut layers = vec![layer(noisy, changed.collect()), layer(clear, values)];
+        layers.sort_by_key(|of| of.layer().clone());
+        FeatureSet::new(layers, vec![None; rows], names()).unwrap()
+    };
+    let config = SvmConfig {
+        costs: vec![0.1, 1.0],
+        ..Default::default()
+    };
+    let svm = Svm::new(config, 0).unwrap();
+    let train = layers(&train, Layer::RES3, 1.0);
+    let test = layers(&test, Layer::RES4, 3.0);
+    let report = svm.evaluate(
+        (&train, &train_presence),
+        (&test, &test_presence),
+        &mut |_, _| {},
+    );
+    let report = report.unwrap();
+    assert_eq!(report.chosen.layer, Layer::RES4);
+    assert_eq!(report.best.layer, Layer::RES3);
+    let chosen = &report.layers[&Layer::RES4];
+    assert!(chosen.held_out > report.layers[&Layer::RES3].held_out);
+    assert_eq!(report.chosen.map, chosen.map);
+    assert!(report.to_string().contains("chosen: res4 with"));
 }
 
 #[test]

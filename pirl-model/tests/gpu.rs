@@ -1,6 +1,7 @@
 //! What only a GPU can show: the order of work that copies and threads share, and its memory. Without
 //! one each test says so on standard error; `pirl doctor --device cuda:0` compares every op.
 
+#[cfg(feature = "cuda")]
 use std::io::Write;
 
 use candle_core::{Device, Tensor};
@@ -12,12 +13,7 @@ fn gpu(test: &str) -> Option<Device> {
     let found = pirl_model::cuda::open(0);
     #[cfg(not(feature = "cuda"))]
     let found: candle_core::Result<Device> = Err(candle_core::Error::msg("built without CUDA"));
-    // Straight to the stream: the harness hides what a passing test prints.
-    found
-        .inspect_err(|error| {
-            let _ = writeln!(std::io::stderr(), "{test}: skipped, {error}");
-        })
-        .ok()
+    benches::or_skip(test, found)
 }
 
 #[test]

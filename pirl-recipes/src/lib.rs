@@ -8,7 +8,9 @@
 //! - [`Inputs`] is the data side of the training, checked against the images; it makes the objective, the
 //!   learner and the [`Pretraining`](pirl_train::Pretraining). [`pretext`] and [`loader`] make its parts.
 //! - [`try_steps`] does a few steps, and its [`Trial`] says how many epochs fit into a time;
-//!   [`micro_batch_for`] says how many images fit into memory at once.
+//!   [`fit_memory`] has no more images in the network at once than fit into memory.
+//! - [`Recipe::extraction`], [`Recipe::changes`] and [`BatchNormStatistics`] say how its network is looked at
+//!   afterwards.
 //!
 //! ```
 //! # use std::borrow::Cow;
@@ -53,6 +55,7 @@
 mod assemble;
 mod choose;
 mod error;
+mod evaluate;
 mod fit;
 mod inputs;
 mod recipe;
@@ -61,11 +64,12 @@ mod trial;
 pub use assemble::{backbone_seed, loader, pretext, workers};
 pub use choose::{Choice, choose};
 pub use error::{KeyError, RecipeError};
+pub use evaluate::BatchNormStatistics;
 pub use fit::fit;
 pub use inputs::Inputs;
 pub use recipe::{
     BankConfig, BankInit, BankStorage, CheckpointConfig, Embedded, KeyNote, LoaderTable, LogConfig,
     LossConfig, LossKind, RECIPES, Recipe, Sampling, Setting, TrainConfig, TransformConfig,
-    key_notes,
+    key_list, key_notes, recipe_list,
 };
-pub use trial::{MicroBatch, Trial, micro_batch_for, try_steps};
+pub use trial::{MicroBatch, Trial, fit_memory, try_steps};

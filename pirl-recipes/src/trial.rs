@@ -117,7 +117,7 @@ fn measure<O: Objective>(
 ///
 /// # Errors
 /// As [`try_steps`], and those of [`Inputs::new`].
-pub fn micro_batch_for(
+fn micro_batch_for(
     recipe: &Recipe,
     pack: Pack,
     devices: &[Device],
@@ -133,6 +133,32 @@ pub fn micro_batch_for(
     });
     trial?;
     Ok(taken.and_then(|taken| largest(batch, taken / tried as u64, free)))
+}
+
+/// Lowers `train.micro_batch` of `inputs` where more of a batch would be in the network at once than fits into
+/// `free` bytes, by a trial on `devices`, and returns what fits there; `None` where nothing had to be lowered.
+///
+/// # Errors
+/// As [`try_steps`].
+pub fn fit_memory(
+    inputs: &mut Inputs,
+    devices: &[Device],
+    free: u64,
+) -> Result<Option<MicroBatch>> {
+    let (mut recipe, pack) = (inputs.recipe.clone(), inputs.pack.as_ref().clone());
+    let found = micro_batch_for(&recipe, pack.clone(), devices, free)?;
+    let at_once = match recipe.train.micro_batch {
+        0 => recipe.train.batch_size,
+        some => some,
+    };
+    let Some(found) = found.filter(|found| found.images < at_once) else {
+        return Ok(None);
+    };
+    recipe.train.micro_batch = found.images;
+    let bank_folder = std::mem::take(&mut inputs.bank_folder);
+    *inputs = Inputs::new(recipe, pack, devices.len(), &alone())?;
+    inputs.bank_folder = bank_folder;
+    Ok(Some(found))
 }
 
 /// Images at once that fit into memory, fewer than a batch.

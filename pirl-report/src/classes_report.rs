@@ -1,6 +1,7 @@
 //! The page of a classifier: what it takes for what, class by class, and how far its confidence is right.
 
 use std::fmt::Write as _;
+use std::path::Path;
 
 use askama::Template;
 use base64::Engine;
@@ -11,6 +12,7 @@ use pirl_eval::{Calibration, Classification, Confusion};
 use crate::canvas::{Color, WHITE, color};
 use crate::chart::Chart;
 use crate::error::{ReportError, Result};
+use crate::file::{make_folder, write};
 use crate::font::Face;
 use crate::page::{colors, hex};
 use crate::png::png;
@@ -73,6 +75,18 @@ struct Row<'a> {
 }
 
 impl ClassesReport<'_> {
+    /// Writes the page and the confusion matrix into `folder`, which is made if need be: `classes.html` and
+    /// `confusion.csv`.
+    ///
+    /// # Errors
+    /// As [`ClassesReport::to_html`]; [`ReportError::Io`]; [`ReportError::Eval`].
+    pub fn write(&self, folder: &Path) -> Result<()> {
+        make_folder(folder)?;
+        write(&folder.join("classes.html"), self.to_html()?.as_bytes())?;
+        let matrix = self.classification.confusion.to_csv()?;
+        write(&folder.join("confusion.csv"), &matrix)
+    }
+
     /// One HTML page: the confusion matrix (of up to 30 classes with names and numbers, of more as a picture),
     /// the pairs of classes that are confused most, the reliability diagram, and recall, precision and images of
     /// every class, with the share of right ones and the expected calibration error. Light or dark as its reader's screen, with nothing to load.

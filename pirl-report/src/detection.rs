@@ -1,11 +1,15 @@
 //! What a detector found, to look at: boxes on images, and curves of precision and recall.
 
+use std::path::Path;
+
 use pirl_data::{Image, Objects, Pack};
-use pirl_eval::detect::{Detection, VocReport};
+use pirl_eval::detect::{CocoResult, DetectReport, Detection, VocReport};
+use serde_json::json;
 
 use crate::canvas::{Canvas, FAINT, INK, WHITE, color, tag_height};
 use crate::chart::Chart;
 use crate::error::{ReportError, Result};
+use crate::file::{write, write_png};
 use crate::font::Face;
 use crate::series::Series;
 use crate::sheet::{caption, contact_sheet, framed, panel};
@@ -60,12 +64,23 @@ pub fn detection_sheet(
     framed(&caption(&sheet, &legend, LEGEND, FAINT)?, FRAME)
 }
 
-/// A [`detection_sheet`] of at most 24 images of `pack`, evenly over it, with the detections of a score of at
-/// least 0.5 among those in each image of the pack.
+/// Writes what a detector found in the images of `pack` into `folder`, for COCO's tools and to look at:
+/// `detections.json`, `precision_recall.png`, and `detections.png`, a [`detection_sheet`] of at most 24 images,
+/// evenly over the pack, with the detections of a score of at least 0.5.
 ///
 /// # Errors
-/// As [`detection_sheet`]; [`ReportError::Data`] for an image that does not decode.
-pub fn detection_sample(pack: &Pack, detections: &[Vec<Detection>]) -> Result<Image> {
+/// As [`detection_sheet`] and [`precision_recall_chart`]; [`ReportError::Data`] for an image that does not
+/// decode; [`ReportError::Io`].
+pub fn write_detections(folder: &Path, pack: &Pack, report: &DetectReport) -> Result<()> {
+    let found = json!(CocoResult::of(&report.detections)).to_string();
+    write(&folder.join("detections.json"), found.as_bytes())?;
+    let curves = precision_recall_chart(&report.voc)?;
+    write_png(&folder.join("precision_recall.png"), &curves)?;
+    let sample = sample(pack, &report.detections)?;
+    write_png(&folder.join("detections.png"), &sample)
+}
+
+fn sample(pack: &Pack, detections: &[Vec<Detection>]) -> Result<Image> {
     const SHOWN: usize = 24;
     const LEAST_SCORE: f32 = 0.5;
     let count = pack.len().min(SHOWN);

@@ -2,6 +2,7 @@ use std::io;
 use std::path::PathBuf;
 
 use pirl_data::DataError;
+use pirl_eval::EvalError;
 
 /// `std::result::Result` with this crate's error.
 pub type Result<T> = std::result::Result<T, ReportError>;
@@ -13,6 +14,9 @@ pub enum ReportError {
     /// An image cannot be read or made into a view.
     #[error(transparent)]
     Data(#[from] DataError),
+    /// A result cannot be put into words.
+    #[error(transparent)]
+    Eval(#[from] EvalError),
     /// There is nothing to draw.
     #[error("{picture}: expected {expected}, found none")]
     Empty {
@@ -70,6 +74,22 @@ pub enum ReportError {
     NoResult {
         /// The file.
         path: PathBuf,
+    },
+    /// A result cannot be read.
+    #[error("cannot read {path}: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The system's reason, or where it stops being JSON.
+        source: io::Error,
+    },
+    /// A result is of other weights than it is to stand beside.
+    #[error("{path} is of other weights, {found}: give --results of these weights")]
+    OtherWeights {
+        /// The file.
+        path: PathBuf,
+        /// Where its weights were, quoted.
+        found: String,
     },
     /// A page cannot be written.
     #[error("cannot write the page: {0}")]

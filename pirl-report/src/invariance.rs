@@ -73,6 +73,19 @@ pub fn invariance_charts(reports: &[(String, BTreeMap<String, Distances>)]) -> R
     Ok(charts.collect())
 }
 
+/// The mean distances of each change with their deviations, as text, for each of `reports`.
+pub fn invariance_table(reports: &[(String, BTreeMap<String, Distances>)]) -> String {
+    let mut text = String::new();
+    for (weights, changes) in reports {
+        text += &format!("{weights}\n");
+        for (name, found) in changes {
+            let Distances { mean, std, .. } = found;
+            text += &format!("  {name:<16} L2 distance {mean:.3} (standard deviation {std:.3})\n");
+        }
+    }
+    text
+}
+
 /// The share of the distances in each of the bins of `0..width`.
 fn histogram(distances: Option<&Distances>, width: f64) -> Vec<f64> {
     let values = distances.map_or(&[][..], |distances| &distances.values);

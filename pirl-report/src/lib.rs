@@ -8,10 +8,11 @@
 //! - [`preview_sheet`]: images as training sees them, with where their views were cut.
 //! - [`ClassesReport`]: what a classifier takes for what, class by class, and its calibration.
 //! - [`detection_sheet`] and [`precision_recall_chart`]: what a detector found, and how often it was right.
+//! - [`MapPages`]: a map of images, with outliers and near duplicates; [`Look`]: the like for the page of a run.
 //! - [`neighbour_sheet`]: images beside those whose features are nearest.
-//! - [`invariance_charts`] and [`invariance_chart`]: how far changes of an image move its features.
+//! - [`invariance_charts`], [`invariance_chart`] and [`invariance_table`]: how far changes of an image move its features.
 //! - [`ModelCard`]: the page that goes with exported weights, in Markdown.
-//! - [`png`]: an image as the bytes of a file.
+//! - [`png`]: an image as the bytes of a file; [`write_png`] writes it.
 //!
 //! Nothing else depends on this crate, and it draws nothing by itself: it is given numbers and images, and
 //! returns pictures. Words are in Noto Sans, which is part of the program.
@@ -37,8 +38,11 @@ mod chart;
 mod classes_report;
 mod detection;
 mod error;
+mod file;
 mod font;
 mod invariance;
+mod look;
+mod map_pages;
 mod map_report;
 mod model_card;
 mod neighbours;
@@ -58,9 +62,12 @@ mod ticks;
 
 pub use chart::Chart;
 pub use classes_report::ClassesReport;
-pub use detection::{DetectionPanel, detection_sample, detection_sheet, precision_recall_chart};
+pub use detection::{DetectionPanel, detection_sheet, precision_recall_chart, write_detections};
 pub use error::{ReportError, Result};
-pub use invariance::{invariance_chart, invariance_charts};
+pub use file::write_png;
+pub use invariance::{invariance_chart, invariance_charts, invariance_table};
+pub use look::Look;
+pub use map_pages::{MapPages, MapSummary};
 pub use map_report::{Layout, MapReport};
 pub use model_card::{CardResult, ModelCard};
 pub use neighbours::neighbour_sheet;

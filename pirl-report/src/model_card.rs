@@ -62,6 +62,28 @@ pub struct CardResult {
 }
 
 impl CardResult {
+    /// From the file `path`, the `result.json` of an evaluation of the weights with this fingerprint.
+    ///
+    /// # Errors
+    /// [`ReportError::Read`], [`ReportError::NoResult`]; [`ReportError::OtherWeights`].
+    pub fn read(path: &Path, weights: &str) -> Result<Self> {
+        let failed = |source: std::io::Error| ReportError::Read {
+            path: path.to_owned(),
+            source,
+        };
+        let text = std::fs::read(path).map_err(failed)?;
+        let result: Value = serde_json::from_slice(&text).map_err(|error| failed(error.into()))?;
+        let row = Self::of(path, &result)?;
+        let found = &result["weights"];
+        if found["fingerprint"] == weights {
+            return Ok(row);
+        }
+        Err(ReportError::OtherWeights {
+            path: path.to_owned(),
+            found: found["path"].to_string(),
+        })
+    }
+
     /// From the `result.json` of an evaluation; `path` is its file, for errors.
     ///
     /// # Errors

@@ -8,8 +8,8 @@ use candle_core::Device;
 use pirl_data::Pack;
 use pirl_eval::detect::DetectTrainer;
 use pirl_eval::{
-    EvalError, Extraction, FeatureSet, Knn, LinearProbe, LowShot, Presence, Probe, Svm,
-    extract_features, pixel_features,
+    EvalError, FeatureSet, Knn, LinearProbe, LowShot, Presence, Probe, Svm, extract_features,
+    pixel_features,
 };
 use pirl_model::ResNet;
 use pirl_recipes::{Inputs, LossKind, Recipe, backbone_seed, try_steps};
@@ -284,14 +284,7 @@ fn attempt(recipe: &Recipe, run: &Run, images: &Images) -> Attempted<Tried> {
     if asks(|evaluation| *evaluation == Evaluation::Detect) {
         attempt_detector(recipe, &backbone, images, &mut tried)?;
     }
-    let eval = &recipe.eval;
-    let extraction = Extraction {
-        pool: eval.pool,
-        layers: eval.layers.clone(),
-        batch_size: eval.batch_size,
-        workers: recipe.loader.workers,
-        ..Extraction::new(recipe.eval_view())
-    };
+    let (eval, extraction) = (&recipe.eval, recipe.extraction());
     let few = |pack: &Pack, count: usize| pack.subset(count.min(pack.len()), recipe.seed);
     let read = |pack: &Pack| extract_features(&backbone, pack, &extraction, &mut |_, _| {});
     let (train, test) = match images.probes.first() {

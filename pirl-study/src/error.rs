@@ -50,6 +50,14 @@ pub enum StudyError {
         /// What is wrong with its settings, or with the images for them.
         source: Box<RecipeError>,
     },
+    /// A pair of packs that no probe can compare.
+    #[error("--probe-train {train}: {source}")]
+    Probes {
+        /// The first of the pair.
+        train: PathBuf,
+        /// Why not.
+        source: Box<EvalError>,
+    },
     /// The folder has another study.
     #[error(
         "{folder} holds another study: {difference}; give the same study and the same images, or choose another --out"
@@ -83,6 +91,14 @@ pub enum StudyError {
         path: PathBuf,
         /// The system's reason.
         source: io::Error,
+    },
+    /// A file of the study is not as it was written.
+    #[error("{path} is not as a study writes it: {reason}")]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// Where it stops being so.
+        reason: String,
     },
     /// A result that is not laid out as a result is.
     #[error("{path}: {reason}; delete it, and the study makes it again")]

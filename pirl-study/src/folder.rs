@@ -4,12 +4,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use pirl_core::file;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::error::{Result, StudyError, at};
 use crate::plan::{Run, Task};
 
 const IDENTITY: &str = "study.txt";
+const PLAN: &str = "plan.json";
 
 /// `study.txt`, which says what study it is of; `runs/`, a folder for each run; and what comes of them.
 #[derive(Clone, Debug)]
@@ -60,6 +61,31 @@ impl StudyFolder {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(at(&path)(error)),
         }
+    }
+
+    /// The epochs that [`StudyFolder::keep_epochs`] kept of the study at `path`; `None` where there are none.
+    ///
+    /// # Errors
+    /// [`StudyError::Io`]; [`StudyError::Damaged`] for a file that is not as it was written.
+    pub fn epochs(path: &Path) -> Result<Option<usize>> {
+        let path = path.join(PLAN);
+        if !path.is_file() {
+            return Ok(None);
+        }
+        let text = fs::read(&path).map_err(at(&path))?;
+        let plan: Value = serde_json::from_slice(&text).map_err(|source| StudyError::Damaged {
+            path,
+            reason: source.to_string(),
+        })?;
+        Ok(plan["epochs"].as_u64().map(|epochs| epochs as usize))
+    }
+
+    /// Keeps how many epochs fit into a time, for when the study goes on.
+    ///
+    /// # Errors
+    /// [`StudyError::Io`].
+    pub fn keep_epochs(&self, epochs: usize) -> Result<()> {
+        self.write(PLAN, json!({ "epochs": epochs }).to_string().as_bytes())
     }
 
     /// Makes the folder.

@@ -30,6 +30,7 @@ mod config;
 mod cost;
 mod error;
 mod folder;
+mod listing;
 mod outcome;
 mod plan;
 mod processes;
@@ -43,6 +44,7 @@ pub use config::{
 pub use cost::{Cost, Estimate};
 pub use error::{Result, StudyError};
 pub use folder::StudyFolder;
+pub use listing::list_runs;
 pub use outcome::{Cell, FigureOutcome, MeasureOutcome, Measured, Outcome, SeriesOutcome, Verdict};
 pub use plan::{Evaluation, Images, NamedPack, Plan, Point, Run, Task};
 pub use processes::Processes;

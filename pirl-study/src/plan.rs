@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use pirl_data::Pack;
+use pirl_eval::check_packs;
 use pirl_recipes::{Inputs, Recipe, RecipeError, Setting, fit};
 use pirl_train::alone;
 use toml::Value;
@@ -44,6 +45,35 @@ pub struct Images {
     pub probes: Vec<(NamedPack, NamedPack)>,
     /// The same with objects, for detectors.
     pub detection: Option<(NamedPack, NamedPack)>,
+}
+
+impl Images {
+    /// Opens the packs: those to train on, pairs to probe with, and a pair for detectors.
+    ///
+    /// # Errors
+    /// As [`Pack::open`]; [`StudyError::Probes`] for a pair that cannot be compared.
+    pub fn open(
+        data: &Path,
+        probes: &[(PathBuf, PathBuf)],
+        detection: Option<(&Path, &Path)>,
+    ) -> Result<Self> {
+        let pair = |(train, test): (&Path, &Path)| -> Result<(NamedPack, NamedPack)> {
+            Ok((NamedPack::open(train)?, NamedPack::open(test)?))
+        };
+        let labelled = |(train, test): &(PathBuf, PathBuf)| {
+            let (train, test) = pair((train, test))?;
+            check_packs(&train.pack, &test.pack).map_err(|source| StudyError::Probes {
+                train: train.path.clone(),
+                source: Box::new(source),
+            })?;
+            Ok((train, test))
+        };
+        Ok(Self {
+            probes: probes.iter().map(labelled).collect::<Result<_>>()?,
+            detection: detection.map(pair).transpose()?,
+            data: NamedPack::open(data)?,
+        })
+    }
 }
 
 /// An evaluation of a network.
@@ -477,7 +507,11 @@ fn pointer(measure: &Measure, weights: Weights) -> String {
     match measure {
         Measure::Linear { layer, .. } | Measure::Knn { layer, .. } => match (layer, weights) {
             (At::Layer(_), Weights::Pixels) => format!("{of}/layers/pixels/top1"),
-            (At::Layer(layer), _) => format!("{of}/layers/{layer}/top1"),
+            (At::Layer(layer), _) => {
+                // Such as res4/grid, in a pointer.
+                let layer = layer.as_str().replace('~', "~0").replace('/', "~1");
+                format!("{of}/layers/{layer}/top1")
+            }
             (At::Chosen, _) => format!("{of}/chosen/top1"),
         },
         Measure::Svm { .. } => "/best/map".to_owned(),

@@ -3,8 +3,6 @@
 
 mod common;
 
-use std::io::Write;
-
 use candle_core::Device;
 use common::{LR, backbone, batch, cut, objective};
 use pirl_bank::SharedSampler;
@@ -17,12 +15,7 @@ fn gpu(test: &str) -> Option<Device> {
     let found = pirl_model::cuda::open(0);
     #[cfg(not(feature = "cuda"))]
     let found: candle_core::Result<Device> = Err(candle_core::Error::msg("built without CUDA"));
-    // Straight to the stream: the harness hides what a passing test prints.
-    found
-        .inspect_err(|error| {
-            let _ = writeln!(std::io::stderr(), "{test}: skipped, {error}");
-        })
-        .ok()
+    benches::or_skip(test, found)
 }
 
 /// The losses of four steps with parts of eight images, and the weights after them.

@@ -6,7 +6,6 @@ use std::time::Duration;
 use anyhow::Result;
 use pirl_data::{Pack, Share, Throughput};
 use pirl_recipes::Recipe;
-use serde_json::{Map, Value, json};
 
 use crate::args::DataBenchArgs;
 use crate::output::{print, print_json};
@@ -26,43 +25,12 @@ pub(crate) fn run(args: &DataBenchArgs) -> Result<()> {
         1,
         Share::default(),
     )?;
-    let time = Duration::from_secs(args.seconds.into());
-    let found = Throughput::measure(&loader, &pack, time)?;
-    let rate = found.images_per_second();
-    let megabytes = found.bytes as f64 / found.seconds / 1e6;
-    let limit = found.bottleneck().to_string();
+    let found = Throughput::measure(&loader, &pack, Duration::from_secs(args.seconds.into()))?;
+    let batch = recipe.train.batch_size;
     if args.json {
-        let shares: Map<String, Value> = found
-            .shares()
-            .map(|(name, share)| (name.to_owned(), json!(share)))
-            .collect();
-        return print_json(&json!({
-            "images_per_second": rate,
-            "megabytes_per_second": megabytes,
-            "stages": shares,
-            "limit": limit,
-            "waiting": found.waiting / found.seconds,
-            "workers": workers,
-            "batch_size": recipe.train.batch_size,
-            "images": found.images,
-            "seconds": found.seconds,
-            "skipped": found.skipped,
-            "anonymous_mib": found.anonymous_kib.map(|kib| kib / 1024.0),
-        }));
+        let mut result = found.to_json();
+        (result["workers"], result["batch_size"]) = (workers.into(), batch.into());
+        return print_json(&result);
     }
-    let mut text = format!(
-        "{rate:.1} images/s, {megabytes:.1} MB/s ({workers} workers, batches of {})\n",
-        recipe.train.batch_size
-    );
-    for (name, share) in found.shares() {
-        text.push_str(&format!("  {name:<12} {:>5.1} %\n", share * 100.0));
-    }
-    text.push_str(&format!("limited by the {limit}"));
-    if let Some(kib) = found.anonymous_kib {
-        text.push_str(&format!("\nanonymous memory: {:.0} MiB", kib / 1024.0));
-    }
-    if found.skipped > 0 {
-        text.push_str(&format!("\n{} broken images skipped", found.skipped));
-    }
-    print(&text)
+    print(&found.describe(workers, batch))
 }

@@ -16,12 +16,9 @@ pub(crate) fn run(args: &ComposeArgs) -> Result<()> {
         seed: args.seed,
         ..SceneConfig::default()
     };
-    let mut progress = Progress::new("composing", "scenes", config.scenes as u64, 0);
-    let composed = compose_scenes(&pack, &args.output, &args.split, &config, &mut |done, _| {
-        progress.at(done as u64, String::new);
-    });
-    progress.finish();
-    let report = composed?;
+    let report = Progress::watch("composing", "scenes", config.scenes, |progress| {
+        compose_scenes(&pack, &args.output, &args.split, &config, progress)
+    })?;
     if args.json {
         return print_json(&json!({
             "output": args.output,

@@ -10,7 +10,7 @@ use pirl_train::read_image_head;
 use serde_json::{Value, json};
 
 use super::analyze::Network;
-use super::eval::{describe_pack, extraction};
+use super::eval::describe_pack;
 use crate::args::EmbedArgs;
 use crate::output::{print, print_json};
 use crate::progress::Progress;
@@ -21,7 +21,8 @@ pub(crate) fn run(args: &EmbedArgs) -> Result<()> {
     let network = Network::load(&args.weights, args.recipe.as_deref(), &args.run, &pack)?;
     let extraction = Extraction {
         layers: args.layer.clone(),
-        ..extraction(&network.recipe)
+        pool: network.recipe.eval.pool.plain().into(),
+        ..network.recipe.extraction()
     };
     let mut facts = json!({
         "weights": network.facts,
@@ -33,18 +34,16 @@ pub(crate) fn run(args: &EmbedArgs) -> Result<()> {
         .map(|key| (key, facts[key].to_string()))
         .to_vec();
     let backbone = backbone(network, &args.layer)?;
-    let mut progress = Progress::new("reading features", "images", pack.len() as u64, 0);
-    let found = embed(
-        &*backbone,
-        &pack,
-        &extraction,
-        &notes,
-        &args.output,
-        &mut |done, _| {
-            progress.at(done as u64, String::new);
-        },
-    );
-    progress.finish();
+    let found = Progress::watch("reading features", "images", pack.len(), |progress| {
+        embed(
+            &*backbone,
+            &pack,
+            &extraction,
+            &notes,
+            &args.output,
+            progress,
+        )
+    });
     let found = found.with_context(|| format!("cannot embed {}", args.data.display()))?;
     if !args.run.json {
         return print(&found.to_string());

@@ -1,14 +1,11 @@
 //! `pirl export`
 
-use std::fs;
-use std::path::Path;
-
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use candle_core::Device;
 use pirl_eval::weights_fingerprint;
 use pirl_model::{Export, ExportView, exporter};
 use pirl_report::{CardResult, ModelCard};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::args::ExportArgs;
 use crate::output::{print, print_json};
@@ -34,8 +31,8 @@ pub(crate) fn run(args: &ExportArgs) -> Result<()> {
     let results = args
         .results
         .iter()
-        .map(|path| result_of(path, &fingerprint));
-    let results: Vec<CardResult> = results.collect::<Result<_>>()?;
+        .map(|path| CardResult::read(path, &fingerprint));
+    let results: Vec<CardResult> = results.collect::<Result<_, _>>()?;
     let view = recipe.eval_view();
     let mut export = Export {
         backbone,
@@ -81,20 +78,4 @@ pub(crate) fn run(args: &ExportArgs) -> Result<()> {
         "{}: {tensors} tensors\n{usage}",
         args.output.display()
     ))
-}
-
-/// A row of a table of results, of an evaluation of the weights with this fingerprint.
-pub(crate) fn result_of(path: &Path, weights: &str) -> Result<CardResult> {
-    let text = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let result: Value =
-        serde_json::from_slice(&text).with_context(|| format!("{} is not JSON", path.display()))?;
-    let row = CardResult::of(path, &result)?;
-    let found = &result["weights"];
-    ensure!(
-        found["fingerprint"] == weights,
-        "{} is of other weights, {}: give --results of these weights",
-        path.display(),
-        found["path"]
-    );
-    Ok(row)
 }

@@ -11,15 +11,15 @@ use pirl_eval::{Knn, KnnChoice, KnnReport, Monitor};
 use pirl_model::{ResNet, Trainable, read_backbone, save_backbone};
 use pirl_recipes::{
     BankInit, Choice, Inputs, LossKind, MicroBatch, Recipe, RecipeError, Setting, backbone_seed,
-    choose, fit, micro_batch_for, try_steps,
+    choose, fit, fit_memory, try_steps,
 };
 use pirl_train::{
     BACKBONE, Checkpoints, Ended, InitialWeights, MODEL, Metric, Objective, Pretraining, Step,
-    TrainError, Training, alone,
+    TrainError, Training,
 };
 use serde_json::json;
 
-use super::eval::{batch_norm_seed, extraction, recompute_batch_norm};
+use super::eval::recompute_batch_norm;
 use crate::args::PretrainArgs;
 use crate::interrupt::Interrupted;
 use crate::output::{print, print_json, quoted};
@@ -295,14 +295,7 @@ impl Command<'_> {
         else {
             return Ok(());
         };
-        let (mut recipe, devices) = (inputs.recipe.clone(), self.devices.len());
-        let pack = inputs.pack.as_ref().clone();
-        let found = micro_batch_for(&recipe, pack.clone(), &self.devices, free)?;
-        let at_once = match recipe.train.micro_batch {
-            0 => recipe.train.batch_size,
-            some => some,
-        };
-        if let Some(found) = found.filter(|found| found.images < at_once) {
+        if let Some(found) = fit_memory(inputs, &self.devices, free)? {
             let MicroBatch {
                 images,
                 batch_bytes,
@@ -311,10 +304,6 @@ impl Command<'_> {
             eprintln!(
                 "  {KEY:<19} {images:<23} a whole batch would take {batch} MiB, and {free} are free"
             );
-            recipe.train.micro_batch = images;
-            let bank_folder = std::mem::take(&mut inputs.bank_folder);
-            *inputs = Inputs::new(recipe, pack, devices, &alone())?;
-            inputs.bank_folder = bank_folder;
         }
         Ok(())
     }
@@ -327,11 +316,11 @@ impl Command<'_> {
         if !self.company.leads() {
             return Ok(None);
         }
-        let (images, seed) = (recipe.eval.precise_batch_norm, batch_norm_seed(recipe));
+        let (images, seed) = (recipe.eval.precise_batch_norm, recipe.batch_norm_seed());
         let knn = Knn::new(recipe.eval.knn.clone(), recipe.seed)?;
         let train = Pack::open(train)?;
         let test = Pack::open(test)?.with_class_names(train.class_names())?;
-        let monitor = Monitor::new(train, test, extraction(recipe), images, seed, knn);
+        let monitor = Monitor::new(train, test, recipe.extraction(), images, seed, knn);
         Ok(Some(monitor.context("--probe-train and --probe-test")?))
     }
 
@@ -350,7 +339,7 @@ impl Command<'_> {
         backbone
             .load(&read_backbone(&model)?.state)?
             .ensure_whole()?;
-        let statistics = recompute_batch_norm(&backbone, recipe, pack, &extraction(recipe), None)?;
+        let statistics = recompute_batch_norm(&backbone, recipe, pack, &recipe.extraction(), None)?;
         save_backbone(&path, &backbone.state()?, Some(statistics.images))?;
         Ok(path)
     }

@@ -3,10 +3,10 @@
 use anyhow::Result;
 use pirl_data::{ImageView, Pack, build_pretext};
 use pirl_recipes::Recipe;
-use pirl_report::preview_sheet;
+use pirl_report::{preview_sheet, write_png};
 
 use crate::args::PreviewArgs;
-use crate::output::{print, write_png};
+use crate::output::print;
 
 pub(crate) fn run(args: &PreviewArgs) -> Result<()> {
     let recipe = Recipe::load(&args.recipe, &args.settings)?;

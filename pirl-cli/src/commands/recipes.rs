@@ -1,7 +1,7 @@
 //! `pirl recipes`
 
 use anyhow::{Context, Result};
-use pirl_recipes::{RECIPES, Recipe, key_notes};
+use pirl_recipes::{RECIPES, Recipe, key_list, key_notes, recipe_list};
 use serde_json::{Map, Value, json};
 
 use crate::args::RecipesArgs;
@@ -25,53 +25,26 @@ pub(crate) fn run(args: &RecipesArgs) -> Result<()> {
 }
 
 fn list(json: bool) -> Result<()> {
-    if json {
-        let names: Map<String, Value> = RECIPES
-            .iter()
-            .map(|recipe| (recipe.name.to_owned(), recipe.summary().into()))
-            .collect();
-        return print_json(&json!({ "recipes": names }));
+    if !json {
+        return print(&recipe_list());
     }
-    let width = widest(RECIPES.iter().map(|recipe| recipe.name));
-    let lines: Vec<String> = RECIPES
-        .iter()
-        .map(|recipe| format!("{:width$}  {}", recipe.name, recipe.summary()))
+    let recipes = RECIPES.iter();
+    let names: Map<String, Value> = recipes
+        .map(|recipe| (recipe.name.to_owned(), recipe.summary().into()))
         .collect();
-    print(&lines.join("\n"))
+    print_json(&json!({ "recipes": names }))
 }
 
 fn keys(json: bool) -> Result<()> {
-    let notes = key_notes();
-    let note = |key: &str| {
-        let found = notes.iter().find(|note| note.key == key);
-        found.map_or("", |note| note.text.as_str())
-    };
-    let flat = Recipe::default().flat()?;
-    if json {
-        let keys = flat
-            .iter()
-            .map(|(key, value)| {
-                let default = serde_json::to_value(value).context("writing a default as JSON")?;
-                Ok((
-                    key.clone(),
-                    json!({ "default": default, "meaning": note(key) }),
-                ))
-            })
-            .collect::<Result<Map<_, _>>>()?;
-        return print_json(&json!({ "keys": keys }));
+    if !json {
+        return print(&key_list()?);
     }
-    let lines: Vec<(String, &str)> = flat
-        .iter()
-        .map(|(key, value)| (format!("{key} = {value}"), note(key)))
-        .collect();
-    let width = widest(lines.iter().map(|(line, _)| line.as_str())).min(48);
-    let lines: Vec<String> = lines
-        .iter()
-        .map(|(line, note)| format!("{line:width$}  # {note}"))
-        .collect();
-    print(&lines.join("\n"))
-}
-
-fn widest<'a>(texts: impl Iterator<Item = &'a str>) -> usize {
-    texts.map(str::len).max().unwrap_or(0)
+    let notes = key_notes();
+    let keys = Recipe::default().flat()?.into_iter().map(|(key, value)| {
+        let default = serde_json::to_value(value).context("writing a default as JSON")?;
+        let note = notes.iter().find(|note| note.key == key);
+        let meaning = note.map_or("", |note| note.text.as_str());
+        Ok((key, json!({ "default": default, "meaning": meaning })))
+    });
+    print_json(&json!({ "keys": keys.collect::<Result<Map<_, _>>>()? }))
 }

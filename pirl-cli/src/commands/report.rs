@@ -5,22 +5,17 @@ use std::fs;
 use anyhow::{Context, Result};
 use candle_core::Device;
 use pirl_data::Pack;
-use pirl_eval::{MapConfig, Neighbour, silhouette, weights_fingerprint};
-use pirl_report::{
-    EventFile, Layout, MapReport, Picture, RunReport, invariance_charts, neighbour_sheet,
-};
+use pirl_eval::{MapConfig, draw_images, weights_fingerprint};
+use pirl_report::{CardResult, Look, RunReport};
 use pirl_train::MetricsFile;
 use serde_json::json;
 
-use super::analyze::{Network, draw, measure};
-use super::export::result_of;
+use super::analyze::{Network, measure};
 use crate::args::ReportArgs;
 use crate::output::{print, print_json, write_file};
 use crate::run_dir::RunDir;
 use crate::weights::{self, Weights};
 
-/// Images whose neighbours are drawn.
-const QUERIES: usize = 8;
 /// Images that are changed, to see how far features move.
 const CHANGED: usize = 500;
 
@@ -43,8 +38,8 @@ pub(crate) fn run(args: &ReportArgs) -> Result<()> {
             let results = args
                 .results
                 .iter()
-                .map(|path| result_of(path, &fingerprint));
-            report.results = results.collect::<Result<_>>()?;
+                .map(|path| CardResult::read(path, &fingerprint));
+            report.results = results.collect::<Result<_, _>>()?;
         }
         match &pack {
             Some(pack) => look(args, &folder, done, pack, report),
@@ -69,7 +64,7 @@ fn look(
     let name = args.run.to_string_lossy();
     let network = Network::load(&name, None, &args.options, pack)?;
     let seed = network.recipe.seed;
-    let shown = draw(pack.len(), args.images as usize, seed);
+    let shown = draw_images(pack.len(), args.images as usize, seed);
 
     let config = folder.config();
     let untrained = Network::load("random", config.to_str(), &args.options, pack)?;
@@ -81,60 +76,16 @@ fn look(
             measure(network, &changed, &network.recipe)?,
         ));
     }
-    report.charts.extend(invariance_charts(&distances)?);
-
-    let images = pack.select(&shown)?;
-    let map = network.map(&args.layer, &images, &MapConfig::default())?;
-    let rows = draw(images.len(), QUERIES, seed);
-    let queries: Vec<u32> = rows.iter().map(|row| shown[*row as usize]).collect();
-    let neighbours = rows.iter().map(|row| {
-        let found = map.neighbours[*row as usize].iter();
-        let of_pack = |found: &Neighbour| Neighbour {
-            index: shown[found.index] as usize,
-            ..*found
-        };
-        found.map(of_pack).collect()
-    });
-    let neighbours: Vec<Vec<Neighbour>> = neighbours.collect();
-    let (layer, drawn) = (&args.layer, shown.len());
-    report.pictures.push(Picture {
-        title: "Neighbours".to_owned(),
-        note: format!(
-            "Images, and those of {drawn} whose features at {layer} have the highest cosine."
-        ),
-        image: neighbour_sheet(pack, &queries, pack, &neighbours)?,
-    });
-    let layouts = [Layout {
-        name: "t-SNE",
-        points: &map.tsne,
-    }];
-    let labels: Vec<_> = (0..drawn).map(|image| images.label(image)).collect();
-    let apart = silhouette(&map.tsne, &labels).map_or(String::new(), |apart| {
-        format!(" Silhouette of the classes {apart:.3}.")
-    });
-    let picture = MapReport {
-        title: "",
-        facts: vec![],
-        pack: &images,
-        layouts: &layouts,
+    let map = network.map(&args.layer, &pack.select(&shown)?, &MapConfig::default())?;
+    let look = Look {
+        layer: args.layer.as_str(),
+        pack,
+        shown: &shown,
+        map: &map,
+        distances: &distances,
+        seed,
     };
-    report.pictures.push(Picture {
-        title: "Map".to_owned(),
-        note: format!(
-            "t-SNE of the features at {layer} of {drawn} images, in the colours of their classes.{apart}"
-        ),
-        image: picture.picture()?,
-    });
-    let mut events = EventFile::create(folder.path(), done)?;
-    for Picture { title, image, .. } in &report.pictures {
-        events.image(done, &format!("images/{}", title.to_lowercase()), image)?;
-    }
-    for (change, found) in &distances[0].1 {
-        events.histogram(done, &format!("invariance/{change}"), &found.values)?;
-    }
-    let nearest = map.neighbours.iter().filter_map(|found| found.first());
-    let cosines: Vec<f64> = nearest.map(|found| f64::from(found.cosine)).collect();
-    events.histogram(done, "cosine/nearest_neighbour", &cosines)?;
+    look.add_to(report, folder.path(), done)?;
     let data = args
         .data
         .as_ref()

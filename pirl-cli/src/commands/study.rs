@@ -1,16 +1,14 @@
 //! `pirl study`: many runs, compared.
 
-use std::path::Path;
 use std::thread::available_parallelism;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use pirl_recipes::Setting;
 use pirl_study::{
-    Conducted, Estimate, Event, Images, NamedPack, Plan, Processes, Study, StudyFolder, conduct,
+    Conducted, Estimate, Event, Images, Plan, Processes, Study, StudyFolder, conduct, list_runs,
     write_report,
 };
-use serde_json::{Value, json};
 
 use crate::args::StudyArgs;
 use crate::device;
@@ -20,8 +18,6 @@ use crate::progress::Progress;
 
 /// Runs at the same time on a CPU, at most, unless `--jobs` says more.
 const JOBS: usize = 4;
-/// What is kept of the plan, beside the study.
-const PLAN: &str = "plan.json";
 
 pub(crate) fn run(args: &StudyArgs) -> Result<()> {
     let images = images(args)?;
@@ -37,7 +33,7 @@ pub(crate) fn run(args: &StudyArgs) -> Result<()> {
     let mut plan = Plan::new(&args.study, study.clone(), &images, &typed)?;
     let (jobs, threads) = shares(args, plan.runs.len());
 
-    let known = known_epochs(&args.out)?;
+    let known = StudyFolder::epochs(&args.out)?;
     let mut estimate = None;
     if let Some(time) = args.time {
         let epochs = match known {
@@ -91,10 +87,10 @@ pub(crate) fn run(args: &StudyArgs) -> Result<()> {
             tracing::warn!("not in the estimate: {reason}");
         }
         eprintln!(
-            "{} runs, {} of them there already; {jobs} at a time, {} each: about {}, {} MiB",
+            "{} runs, {} of them there already; {jobs} at a time, {threads} thread{} each: about {}, {} MiB",
             plan.runs.len(),
             plan.runs.len() - count,
-            counted(threads, "thread"),
+            if threads == 1 { "" } else { "s" },
             in_time(time),
             estimate.bytes() >> 20
         );
@@ -104,9 +100,8 @@ pub(crate) fn run(args: &StudyArgs) -> Result<()> {
         return say_plan(args, &plan, &folder, estimate.as_ref(), time);
     }
     folder.begin(&identity)?;
-    if let (Some(_), Some(epochs)) = (args.time, plan.runs.first()) {
-        let epochs = json!({ "epochs": epochs.recipe.train.epochs });
-        folder.write(PLAN, epochs.to_string().as_bytes())?;
+    if let (Some(_), Some(run)) = (args.time, plan.runs.first()) {
+        folder.keep_epochs(run.recipe.train.epochs)?;
     }
     let conducted = make(args, &plan, &images, &folder, (jobs, threads))?;
     finish(args, &plan, &folder, &conducted)
@@ -120,24 +115,12 @@ fn images(args: &StudyArgs) -> Result<Images> {
         train.len(),
         test.len()
     );
-    let pair = |train: &Path, test: &Path| -> Result<(NamedPack, NamedPack)> {
-        Ok((NamedPack::open(train)?, NamedPack::open(test)?))
-    };
-    let mut probes = Vec::new();
-    for (train, test) in train.iter().zip(test) {
-        let (train, test) = pair(train, test)?;
-        pirl_eval::check_packs(&train.pack, &test.pack)
-            .with_context(|| format!("--probe-train {}", train.path.display()))?;
-        probes.push((train, test));
-    }
-    let detection = args.detect_train.as_ref().zip(args.detect_test.as_ref());
-    Ok(Images {
-        data: NamedPack::open(&args.data)?,
-        probes,
-        detection: detection
-            .map(|(train, test)| pair(train, test))
-            .transpose()?,
-    })
+    let probes: Vec<_> = train.iter().cloned().zip(test.iter().cloned()).collect();
+    let detection = args
+        .detect_train
+        .as_deref()
+        .zip(args.detect_test.as_deref());
+    Ok(Images::open(&args.data, &probes, detection)?)
 }
 
 /// Runs at the same time, and threads of each.
@@ -150,18 +133,6 @@ fn shares(args: &StudyArgs, runs: usize) -> (usize, usize) {
     };
     let jobs = args.jobs.unwrap_or(by_default).clamp(1, runs.max(1));
     (jobs, (cores / jobs).max(1))
-}
-
-/// The epochs that `--time` gave the runs of a study that was begun.
-fn known_epochs(out: &Path) -> Result<Option<usize>> {
-    let path = out.join(PLAN);
-    if !path.is_file() {
-        return Ok(None);
-    }
-    let text = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    let plan: Value = serde_json::from_slice(&text)
-        .with_context(|| format!("{} is not as a study writes it", path.display()))?;
-    Ok(plan["epochs"].as_u64().map(|epochs| epochs as usize))
 }
 
 fn measure(plan: &Plan, images: &Images, jobs: usize, threads: usize) -> Result<Estimate> {
@@ -185,22 +156,7 @@ fn say_plan(
 ) -> Result<()> {
     let cost = |run: usize| estimate.map(|estimate| estimate.runs[run]);
     if args.json {
-        let runs = plan.runs.iter().enumerate().map(|(place, run)| {
-            json!({
-                "name": run.name,
-                "folder": folder.run(run),
-                "done": folder.is_done(run),
-                "epochs": run.trained.then_some(run.recipe.train.epochs),
-                "seconds": cost(place).map(|cost| cost.seconds()),
-                "bytes": cost(place).map(|cost| cost.bytes),
-            })
-        });
-        return print_json(&json!({
-            "runs": runs.collect::<Vec<_>>(),
-            "seconds": time.as_secs_f64(),
-            "bytes": estimate.map(Estimate::bytes),
-            "left_out": plan.left_out,
-        }));
+        return print_json(&list_runs(plan, folder, estimate, time));
     }
     let mut text = String::new();
     for (place, run) in plan.runs.iter().enumerate() {
@@ -284,14 +240,6 @@ fn finish(
         );
     }
     Ok(())
-}
-
-/// Such as "3 threads".
-fn counted(count: usize, what: &str) -> String {
-    match count {
-        1 => format!("1 {what}"),
-        _ => format!("{count} {what}s"),
-    }
 }
 
 /// Such as "1h 3m" or "40s".

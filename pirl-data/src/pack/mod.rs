@@ -1,6 +1,7 @@
 //! The packed format: a data set as one file, or a few, that is memory-mapped and never unpacked.
 
 mod counts;
+mod describe;
 mod open_shard;
 mod options;
 mod partial;

@@ -163,6 +163,7 @@ impl LinearProbe {
             top5: tested.top5(),
             lr: chosen.lr,
             held_out,
+            pool: train.pool(),
             dim: train.dim(),
             rates: if lrs.len() > 1 { rates } else { Vec::new() },
         };

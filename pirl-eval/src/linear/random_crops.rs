@@ -88,8 +88,8 @@ impl<'a> RandomCropProbe<'a> {
     /// randomness comes from `seed`.
     ///
     /// # Errors
-    /// [`EvalError::Setting`] as [`LinearConfig::check`], for a batch of more images than there are, and
-    /// for several learning rates with [`Select::Validation`]; [`EvalError::Unlabelled`];
+    /// [`EvalError::Setting`] as [`LinearConfig::check`], for a batch of more images than there are, for
+    /// several poolings, and for several learning rates with [`Select::Validation`]; [`EvalError::Unlabelled`];
     /// [`EvalError::Model`] if the backbone cannot take images of that size.
     pub fn new(
         config: &LinearConfig,
@@ -111,6 +111,14 @@ impl<'a> RandomCropProbe<'a> {
             format!("{:?}", config.select).to_lowercase(),
             config.lrs.len() == 1 || config.select == Select::Test,
             "must be test where several rates are tried on random crops; or give a single rate",
+        )?;
+        let pool = &extraction.pool;
+        check(
+            "pool",
+            pool,
+            pool.only().is_some(),
+            "must be one pooling where probes learn from random crops, which leave none to choose by; give \
+             eval.pool=grid, as published, or eval.pool=average",
         )?;
         let images = pack.len();
         check(
@@ -234,6 +242,7 @@ impl<'a> RandomCropProbe<'a> {
                 top5: tally.top5(),
                 lr,
                 held_out: None,
+                pool: None,
                 dim: probe.dim,
                 rates: if lrs.len() > 1 { rates } else { Vec::new() },
             };

@@ -9,6 +9,7 @@ use super::config::Select;
 use crate::accuracy::Tally;
 use crate::classification::Classification;
 use crate::error::{EvalError, Result};
+use crate::pool::Pool;
 use crate::probe::{Best, highest};
 use crate::table::{ReportTable, headline};
 
@@ -16,7 +17,7 @@ use crate::table::{ReportTable, headline};
 /// out.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct LinearReport {
-    /// The headline: the layer and the learning rate that are most accurate on the held-out part of the
+    /// The headline: the layer, the pooling and the learning rate that are most accurate on the held-out part of the
     /// training set, with their accuracy on the test set; with [`Select::Test`] those most accurate
     /// there. `None` for [random crops](crate::RandomCropProbe) of several layers and one rate, which
     /// hold nothing out.
@@ -53,6 +54,7 @@ impl LinearReport {
         let chosen = highest(layers.iter(), |(_, row)| row.held_out).or(by_test);
         let chosen = chosen.map(|(layer, row)| LinearChoice {
             layer: layer.clone(),
+            pool: row.pool,
             lr: row.lr,
             held_out: row.held_out,
             top1: row.top1,
@@ -73,10 +75,13 @@ impl LinearReport {
 pub struct LinearChoice {
     /// The layer; of equal ones the lowest.
     pub layer: Layer,
+    /// How its maps are pooled, where there was a choice.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pool: Option<Pool>,
     /// The learning rate; of equally good ones the first.
     pub lr: f64,
-    /// The accuracy that both were chosen by; `None` with [`Select::Test`], or if there was one layer
-    /// and one rate only.
+    /// The accuracy that all were chosen by; `None` with [`Select::Test`], or if there was nothing to
+    /// choose.
     pub held_out: Option<f64>,
     /// Accuracy on the test set.
     pub top1: f64,
@@ -93,6 +98,9 @@ pub struct LayerReport {
     pub lr: f64,
     /// Its accuracy on the held-out part of the training set, in percent; `None` if none was held out.
     pub held_out: Option<f64>,
+    /// How its maps were pooled, where there was a choice.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pool: Option<Pool>,
     /// Features of an image.
     pub dim: usize,
     /// The accuracies that the rate was chosen by, one for each learning rate; empty if there was only
@@ -160,6 +168,7 @@ impl ReportTable for LinearReport {
                 lr,
                 held_out,
                 top1,
+                ..
             }) => headline(
                 &format!("{layer} at learning rate {lr}"),
                 *top1,

@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::config::{LowShotConfig, LowShotMethod};
 use super::judge::Candidate;
 use crate::feature_set::LayerFeatures;
+use crate::pool::Pool;
 use crate::probe::highest;
 use crate::table::ReportTable;
 
@@ -30,7 +31,7 @@ pub struct LowShotReport {
 /// The result of one number of labels.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct LowShotResult {
-    /// The headline: the layer and the setting that are best on the held-out training images.
+    /// The headline: the layer, the pooling and the setting that are best on the held-out training images.
     pub chosen: LowShotChoice,
     /// Those that are best on the test set, as published.
     pub best: LowShotChoice,
@@ -38,11 +39,14 @@ pub struct LowShotResult {
     pub layers: BTreeMap<Layer, LowShotLayer>,
 }
 
-/// A layer and a setting.
+/// A layer, its pooling and a setting.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct LowShotChoice {
     /// The layer; of equal ones the lowest.
     pub layer: Layer,
+    /// How its maps are pooled, where there was a choice.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pool: Option<Pool>,
     /// Cost, learning rate or number of neighbours; of equal ones the first.
     pub setting: f64,
     /// The mean over the draws on the held-out training images.
@@ -56,6 +60,9 @@ pub struct LowShotChoice {
 /// images.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct LowShotLayer {
+    /// How its maps were pooled, where there was a choice.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pool: Option<Pool>,
     /// Features of an image.
     pub dim: usize,
     /// As of [`LowShotChoice`].
@@ -106,12 +113,14 @@ pub(super) struct Measured {
 
 /// The candidates of each draw of a layer.
 struct Draws {
+    pool: Option<Pool>,
     dim: usize,
     candidates: Vec<Vec<Candidate>>,
 }
 
 /// A setting with its figures of all draws.
 struct Setting {
+    pool: Option<Pool>,
     setting: f64,
     held_out: f64,
     by_draw: Vec<f64>,
@@ -122,6 +131,7 @@ impl Setting {
     fn at(&self, layer: &Layer) -> LowShotChoice {
         LowShotChoice {
             layer: layer.clone(),
+            pool: self.pool,
             setting: self.setting,
             held_out: self.held_out,
             test: Spread::of(&self.by_draw),
@@ -139,6 +149,7 @@ impl Draws {
             let (held_out, by_draw): (Vec<f64>, Vec<f64>) =
                 draws.map(|found| (found.held_out, found.test)).unzip();
             Setting {
+                pool: self.pool,
                 setting: candidate.setting,
                 held_out: Spread::of(&held_out).mean,
                 by_draw,
@@ -156,6 +167,7 @@ impl Measured {
         let draws = layers
             .entry(features.layer().clone())
             .or_insert_with(|| Draws {
+                pool: features.pool(),
                 dim: features.dim(),
                 candidates: Vec::new(),
             });
@@ -196,6 +208,7 @@ fn result(layers: &BTreeMap<Layer, Draws>) -> Option<LowShotResult> {
         let settings = settings.iter().filter(|(of, _)| *of == layer);
         let (_, own) = highest(settings, held_out)?;
         let row = LowShotLayer {
+            pool: draws.pool,
             dim: draws.dim,
             setting: own.setting,
             held_out: own.held_out,

@@ -106,6 +106,18 @@ impl Recipe {
         Ok(leaves(&self.to_table()?))
     }
 
+    /// The keys that differ in `other`, of those that `matter`, with both values: "optim.lr = 0.5, now 0.25".
+    ///
+    /// # Errors
+    /// As [`Recipe::to_toml`].
+    pub fn differences(&self, other: &Self, matter: impl Fn(&str) -> bool) -> Result<Vec<String>> {
+        let pairs = self.flat()?.into_iter().zip(other.flat()?);
+        Ok(pairs
+            .filter(|((key, old), (_, new))| old != new && matter(key))
+            .map(|((key, old), (_, new))| format!("{key} = {old}, now {new}"))
+            .collect())
+    }
+
     fn to_table(&self) -> Result<Table> {
         Ok(Table::try_from(self)?)
     }
@@ -186,6 +198,8 @@ fn find(name: &str, beside: Option<&Path>) -> Result<(String, Option<PathBuf>)> 
 
 #[cfg(test)]
 mod tests {
+    use pirl_eval::{Pool, Pools};
+
     use super::super::embedded::key_notes;
     use super::*;
 
@@ -304,6 +318,15 @@ mod tests {
         assert_eq!(load(&["eval.knn.k=7"]).knn.k, [7]);
         assert_eq!(load(&["eval.knn.k=[7, 3]"]).knn.k, [7, 3]);
         assert_eq!(load(&["eval.linear.lrs=1"]).linear.lrs, [1.0]);
+        let both = Pools::new(Pool::ALL.to_vec()).unwrap();
+        for settings in [
+            &["eval.pool=[\"grid\", \"average\"]"][..],
+            &["eval.pool=average", "eval.pool=[\"average\", \"grid\"]"],
+        ] {
+            assert_eq!(load(settings).pool, both);
+        }
+        let one = ["eval.pool=[\"average\", \"grid\"]", "eval.pool=grid"];
+        assert_eq!(load(&one).pool, Pool::Grid.into());
     }
 
     #[test]
@@ -329,6 +352,10 @@ mod tests {
     fn a_wrong_value_names_its_key() {
         let cases = [
             ("train.epochs=many", "train.epochs", "integer"),
+            ("model.arch=[\"resnet18\"]", "model.arch", "string"),
+            ("eval.pool=[\"gird\"]", "eval.pool", "gird"),
+            ("eval.pool=[]", "eval.pool", "average, grid"),
+            ("eval.pool=3", "eval.pool", "string"),
             ("train.epochs=-1", "epochs", "-1"),
             ("loss.kind=papr", "kind", "paper"),
             ("loss.lambda=2", "loss.lambda", "[0, 1]"),

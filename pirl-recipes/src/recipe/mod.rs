@@ -3,12 +3,14 @@
 
 mod check;
 mod embedded;
+mod listing;
 mod load;
 mod overlay;
 mod setting;
 mod tables;
 
 pub use embedded::{Embedded, KeyNote, RECIPES, key_notes};
+pub use listing::{key_list, recipe_list};
 pub use setting::Setting;
 pub use tables::{
     BankConfig, BankInit, BankStorage, CheckpointConfig, LoaderTable, LogConfig, LossConfig,

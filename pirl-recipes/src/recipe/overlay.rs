@@ -68,7 +68,11 @@ fn place(full: &mut Table, known: &[(String, Value)], key: &str, value: Value) -
     }
 }
 
-/// `value` in the type of `old`: an integer may stand for a float, and a single item for a list of one.
+/// Settings that are a name or a list of names.
+const SEVERAL: [&str; 1] = ["eval.pool"];
+
+/// `value` in the type of `old`: an integer may stand for a float, a single item for a list of one, and a list
+/// for one name of [`SEVERAL`].
 fn fit(old: &Value, value: Value, key: &str) -> Result<Value> {
     Ok(match (old, value) {
         (Value::Float(_), Value::Integer(number)) => Value::Float(number as f64),
@@ -85,6 +89,7 @@ fn fit(old: &Value, value: Value, key: &str) -> Result<Value> {
             None => Value::Array(vec![item]),
         },
         (old, value) if old.same_type(&value) => value,
+        (Value::String(_), Value::Array(names)) if SEVERAL.contains(&key) => Value::Array(names),
         (old, value) => {
             return Err(KeyError::Type {
                 key: key.to_owned(),

@@ -3,16 +3,15 @@
 use std::collections::BTreeMap;
 
 use anyhow::Result;
-use pirl_data::{Pack, PretextKind, build_pretext};
-use pirl_eval::{Change, Distances};
+use pirl_data::Pack;
+use pirl_eval::Distances;
 use pirl_recipes::Recipe;
-use pirl_report::invariance_chart;
+use pirl_report::{invariance_chart, invariance_table, write_png};
 use serde_json::{Value, json};
 
 use super::{Network, finish, make_folder};
 use crate::args::InvarianceArgs;
 use crate::commands::eval::describe_pack;
-use crate::output::write_png;
 use crate::progress::Progress;
 
 const CHART: &str = "invariance.png";
@@ -47,7 +46,11 @@ pub(crate) fn invariance(args: &InvarianceArgs) -> Result<()> {
         "data": describe_pack(&args.analyze.data, &pack),
         "seed": shared.as_ref().map(|recipe| recipe.seed),
     });
-    let text = format!("{}{}: {images} images", table(&reports), chart.display());
+    let text = format!(
+        "{}{}: {images} images",
+        invariance_table(&reports),
+        chart.display()
+    );
     finish(&args.analyze, &result, &text)
 }
 
@@ -57,38 +60,12 @@ pub(crate) fn measure(
     images: &Pack,
     recipe: &Recipe,
 ) -> Result<BTreeMap<String, Distances>> {
-    let mut progress = Progress::new("measuring", "images", images.len() as u64, 0);
-    let distances = pirl_eval::invariance(
-        &network.backbone,
-        images,
-        &recipe.eval_view(),
-        &changes(recipe)?,
-        recipe.seed,
-        &mut |done, _| progress.at(done as u64, String::new),
-    )?;
-    progress.finish();
-    Ok(distances)
-}
-
-/// The pretext task's transformation, if the recipe has one; crops and colours of its views alone.
-fn changes(recipe: &Recipe) -> Result<Vec<Change>> {
-    let (data, view) = (&recipe.data, &recipe.transform.image);
-    let mut changes = vec![
-        Change::crop(data, view)?,
-        Change::photometric(recipe.eval_view(), data, view)?,
-    ];
-    let name = match recipe.pretext.kind {
-        PretextKind::None => return Ok(changes),
-        PretextKind::Jigsaw => "jigsaw",
-        PretextKind::Rotation => "rotation",
-        PretextKind::JigsawRotation => "jigsaw-rotation",
-    };
-    let patch = &recipe.transform.patch;
-    changes.push(Change {
-        name: name.to_owned(),
-        views: build_pretext(&recipe.pretext, data, patch, recipe.seed)?,
+    let (view, changes) = (recipe.eval_view(), recipe.changes()?);
+    let distances = Progress::watch("measuring", "images", images.len(), |progress| {
+        let backbone = &network.backbone;
+        pirl_eval::invariance(backbone, images, &view, &changes, recipe.seed, progress)
     });
-    Ok(changes)
+    Ok(distances?)
 }
 
 /// The end of a long name, which tells more than its beginning.
@@ -96,16 +73,4 @@ fn short(name: &str) -> String {
     const LETTERS: usize = 32;
     let skipped = name.chars().count().saturating_sub(LETTERS);
     name.chars().skip(skipped).collect()
-}
-
-fn table(reports: &[(String, BTreeMap<String, Distances>)]) -> String {
-    let mut text = String::new();
-    for (weights, changes) in reports {
-        text += &format!("{weights}\n");
-        for (name, found) in changes {
-            let Distances { mean, std, .. } = found;
-            text += &format!("  {name:<16} L2 distance {mean:.3} (standard deviation {std:.3})\n");
-        }
-    }
-    text
 }

@@ -17,7 +17,7 @@ use pirl_model::{Layer, ResNet};
 use pirl_recipes::Recipe;
 use serde_json::{Value, json};
 
-use super::eval::{extraction, recompute_batch_norm};
+use super::eval::recompute_batch_norm;
 use crate::args::{AnalyzeArgs, RunArgs};
 use crate::output::{print, print_json, write_result};
 use crate::progress::Progress;
@@ -26,7 +26,7 @@ use crate::{device, weights};
 
 pub(crate) use invariance::{invariance, measure};
 pub(crate) use map::map;
-pub(crate) use neighbours::{draw, neighbours};
+pub(crate) use neighbours::neighbours;
 
 /// A backbone, ready to be looked at.
 pub(crate) struct Network {
@@ -53,7 +53,7 @@ impl Network {
         let loaded = weights::load(file, recipe, &run.settings, run.seed, &device)?;
         let fingerprint = weights_fingerprint(&loaded.backbone)?;
         let (backbone, recipe) = (loaded.backbone, loaded.recipe);
-        let (saved, extraction) = (loaded.precise_batch_norm, extraction(&recipe));
+        let (saved, extraction) = (loaded.precise_batch_norm, recipe.extraction());
         let statistics = recompute_batch_norm(&backbone, &recipe, pack, &extraction, saved)?;
         Ok(Self {
             facts: json!({
@@ -71,28 +71,25 @@ impl Network {
     fn features(&self, layer: &Layer, pack: &Pack, what: &'static str) -> Result<FeatureSet> {
         let extraction = Extraction {
             layers: vec![layer.clone()],
-            pool: Pool::Average,
-            ..extraction(&self.recipe)
+            pool: Pool::Average.into(),
+            ..self.recipe.extraction()
         };
         let backbone = &self.backbone;
         check_memory(feature_bytes(backbone, &extraction, pack.len())?, None)?;
-        let mut progress = Progress::new(what, "images", pack.len() as u64, 0);
-        let features = extract_features(backbone, pack, &extraction, &mut |done, _| {
-            progress.at(done as u64, String::new);
-        })?;
-        progress.finish();
-        Ok(features)
+        Ok(Progress::watch(what, "images", pack.len(), |progress| {
+            extract_features(backbone, pack, &extraction, progress)
+        })?)
     }
 
     /// A map of the images of `pack` by the averages of the layer's maps.
     pub(crate) fn map(&self, layer: &Layer, pack: &Pack, config: &MapConfig) -> Result<FeatureMap> {
         let features = self.features(layer, pack, "reading features")?;
-        let mut progress = Progress::new("t-SNE", "steps", config.iterations as u64, 0);
-        let map = map_features(&features.layers()[0], config, &mut |done, _| {
-            progress.at(done as u64, String::new);
-        })?;
-        progress.finish();
-        Ok(map)
+        Ok(Progress::watch(
+            "t-SNE",
+            "steps",
+            config.iterations,
+            |progress| map_features(&features.layers()[0], config, progress),
+        )?)
     }
 }
 

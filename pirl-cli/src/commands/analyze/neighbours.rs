@@ -2,16 +2,13 @@
 
 use anyhow::{Result, ensure};
 use pirl_data::Pack;
-use pirl_eval::{NeighbourReport, nearest_neighbours};
-use pirl_report::neighbour_sheet;
-use rand::SeedableRng;
-use rand_chacha::ChaCha8Rng;
+use pirl_eval::{NeighbourReport, draw_images, nearest_neighbours};
+use pirl_report::{neighbour_sheet, write_png};
 use serde_json::json;
 
 use super::{Network, finish, make_folder};
 use crate::args::NeighboursArgs;
 use crate::commands::eval::describe_pack;
-use crate::output::write_png;
 
 const SHEET: &str = "neighbours.png";
 
@@ -28,7 +25,7 @@ pub(crate) fn neighbours(args: &NeighboursArgs) -> Result<()> {
     make_folder(&args.analyze.out)?;
     let (recipe, run) = (args.analyze.recipe.as_deref(), &args.analyze.run);
     let network = Network::load(&args.weights, recipe, run, searched)?;
-    let queries = draw(pack.len(), args.queries as usize, network.recipe.seed);
+    let queries = draw_images(pack.len(), args.queries as usize, network.recipe.seed);
 
     let found = {
         let bank = network.features(&args.layer, searched, "reading the gallery")?;
@@ -63,13 +60,4 @@ pub(crate) fn neighbours(args: &NeighboursArgs) -> Result<()> {
         args.layer
     );
     finish(&args.analyze, &result, &text)
-}
-
-/// The numbers of `count` of `len` images, or of all, ascending.
-pub(crate) fn draw(len: usize, count: usize, seed: u64) -> Vec<u32> {
-    let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    let drawn = rand::seq::index::sample(&mut rng, len, count.min(len));
-    let mut drawn: Vec<u32> = drawn.into_iter().map(|index| index as u32).collect();
-    drawn.sort_unstable();
-    drawn
 }

@@ -1,22 +1,19 @@
 //! `pirl eval detect`
 
-use std::path::Path;
-
 use anyhow::{Context, Result};
-use pirl_data::{Objects, Pack};
+use pirl_data::Pack;
 use pirl_eval::detect::{
-    CocoReport, CocoResult, DetectMetric, DetectTrainer, Detection, VocReport,
-    check_detection_packs, coco_metrics, voc_metrics,
+    DetectMetric, DetectReport, DetectTrainer, VocReport, check_detection_packs,
 };
 use pirl_eval::{EvalError, weights_fingerprint};
-use pirl_report::{detection_sample, precision_recall_chart};
-use pirl_train::{Identity, Metric, Training};
-use serde_json::{Map, Value, json};
+use pirl_report::write_detections;
+use pirl_train::{Identity, Training};
+use serde_json::{Value, json};
 
 use super::{describe_pack, open_packs};
-use crate::args::{DetectArgs, EvalArgs};
+use crate::args::DetectArgs;
 use crate::device;
-use crate::output::{print, print_json, write_file, write_png, write_result};
+use crate::output::{print, print_json, write_result};
 use crate::progress::Progress;
 use crate::run_dir::RunDir;
 use crate::session::Session;
@@ -79,7 +76,7 @@ pub(crate) fn detect(args: &DetectArgs) -> Result<()> {
         None => evaluate(&trainer, &test, config.test.metric)?,
     };
     if let Some(out) = out {
-        report.write_pictures(out, &test)?;
+        write_detections(out, &test, &report)?;
     }
     let facts = json!({
         "weights": { "path": origin, "fingerprint": weights },
@@ -88,7 +85,17 @@ pub(crate) fn detect(args: &DetectArgs) -> Result<()> {
         "seed": recipe.seed,
         "settings": config,
     });
-    report.finish(args, facts)
+    let mut result = serde_json::to_value(&report).context("writing the result as JSON")?;
+    if let (Value::Object(result), Value::Object(facts)) = (&mut result, facts) {
+        result.extend(facts);
+    }
+    if let Some(out) = out {
+        write_result(out, &result)?;
+    }
+    if run.json {
+        return print_json(&result);
+    }
+    print(&report.to_string())
 }
 
 /// Whether a key of the recipe touches what the detector's training computes.
@@ -105,84 +112,12 @@ fn evaluate(
     trainer: &DetectTrainer<'_>,
     test: &Pack,
     metric: DetectMetric,
-) -> std::result::Result<Report, EvalError> {
-    let recomputed = trainer.recompute_batch_norm()?;
-    let mut progress = Progress::new("testing", "images", test.len() as u64, 0);
-    let detections = trainer.detect(test, &mut |done, _| {
-        progress.at(done as u64, String::new);
-    });
-    progress.finish();
-    let detections = detections?;
-    let objects: Vec<Objects> = (0..test.len())
-        .map(|index| test.objects(index).unwrap_or_default())
-        .collect();
-    let names = test.class_names();
-    let voc = voc_metrics(&detections, &objects, names, metric)?;
-    eprintln!(
-        "after {} steps: AP {:.2}, AP50 {:.2}, AP75 {:.2}",
-        trainer.done(),
-        voc.ap,
-        voc.ap50,
-        voc.ap75
-    );
-    Ok(Report {
-        coco: coco_metrics(&detections, &objects, names)?,
-        voc,
-        detections,
-        steps: trainer.done(),
-        recomputed,
-    })
-}
-
-/// What the detector was found to do.
-struct Report {
-    voc: VocReport,
-    coco: CocoReport,
-    detections: Vec<Vec<Detection>>,
-    steps: u64,
-    recomputed: usize,
-}
-
-impl Report {
-    /// What is logged with the step it was made after.
-    fn metrics(&self) -> Vec<(&'static str, Metric)> {
-        let VocReport { ap, ap50, ap75, .. } = self.voc;
-        [("ap", ap), ("ap50", ap50), ("ap75", ap75)]
-            .map(|(key, value)| (key, Metric::Real(value as f32)))
-            .to_vec()
-    }
-
-    /// What was found, for COCO's tools and to look at.
-    fn write_pictures(&self, out: &Path, test: &Pack) -> Result<()> {
-        let found = serde_json::to_string(&CocoResult::of(&self.detections))
-            .context("writing the detections as JSON")?;
-        write_file(&out.join("detections.json"), found.as_bytes())?;
-        let curves = out.join("precision_recall.png");
-        write_png(&curves, &precision_recall_chart(&self.voc)?)?;
-        write_png(
-            &out.join("detections.png"),
-            &detection_sample(test, &self.detections)?,
-        )
-    }
-
-    fn finish(&self, args: &EvalArgs, facts: Value) -> Result<()> {
-        let mut result = Map::new();
-        let voc = serde_json::to_value(&self.voc).context("writing the result as JSON")?;
-        for object in [voc, facts] {
-            if let Value::Object(object) = object {
-                result.extend(object);
-            }
-        }
-        result.insert("coco".to_owned(), json!(self.coco));
-        result.insert("steps".to_owned(), self.steps.into());
-        let recomputed = json!({ "used": self.recomputed > 0, "batches": self.recomputed });
-        result.insert("precise_batch_norm".to_owned(), recomputed);
-        if let Some(out) = &args.out {
-            write_result(out, &result)?;
-        }
-        if args.run.json {
-            return print_json(&result);
-        }
-        print(&format!("{}{}", self.voc, self.coco))
-    }
+) -> std::result::Result<DetectReport, EvalError> {
+    let report = Progress::watch("testing", "images", test.len(), |progress| {
+        trainer.evaluate(test, metric, progress)
+    })?;
+    let VocReport { ap, ap50, ap75, .. } = report.voc;
+    let steps = report.steps;
+    eprintln!("after {steps} steps: AP {ap:.2}, AP50 {ap50:.2}, AP75 {ap75:.2}");
+    Ok(report)
 }

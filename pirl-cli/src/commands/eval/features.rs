@@ -8,17 +8,13 @@ use pirl_eval::{
     extract_features, feature_bytes, images_per_second, weights_fingerprint,
 };
 use pirl_model::{ResNet, Trainable};
-use pirl_recipes::{Recipe, backbone_seed};
+use pirl_recipes::{BatchNormStatistics, Recipe, backbone_seed};
 use pirl_train::Training;
-use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::Task;
 use crate::args::{LinearArgs, ProbeArgs};
 use crate::progress::Progress;
-
-/// Stream of the images that batch-norm statistics are recomputed on, apart from the probes' own.
-const BATCH_NORM_SEED: u64 = 0x6270;
 
 pub(crate) fn linear(args: &LinearArgs) -> Result<()> {
     let (args, resume) = (&args.probe, args.resume);
@@ -43,7 +39,7 @@ fn on_random_crops(args: &ProbeArgs, task: &Task, resume: bool) -> Result<()> {
         "--cache keeps features, but those of random crops are never the same twice; leave it out, \
          or learn from plain views (--set eval.linear.crops=centre)"
     );
-    let extraction = extraction(&task.recipe);
+    let extraction = task.recipe.extraction();
     let statistics = task.recompute_batch_norm(&extraction)?;
     let (config, backbone) = (&task.recipe.eval.linear, &task.backbone);
     let (pack, view) = (task.train.clone(), task.train_view()?);
@@ -69,11 +65,9 @@ fn on_random_crops(args: &ProbeArgs, task: &Task, resume: bool) -> Result<()> {
     };
     task.train(&args.eval, resume, &mut probe, &task.train, matters)?;
 
-    let mut progress = Progress::new("testing", "images", task.test.len() as u64, 0);
-    let report = probe.evaluate(&task.test, &mut |done, _| {
-        progress.at(done as u64, String::new);
+    let report = Progress::watch("testing", "images", task.test.len(), |progress| {
+        probe.evaluate(&task.test, progress)
     })?;
-    progress.finish();
     let mut facts = task.facts(&args.eval, settings);
     facts["pool"] = json!(extraction.pool);
     facts["precise_batch_norm"] = json!(statistics);
@@ -113,36 +107,7 @@ pub(crate) fn knn(args: &ProbeArgs) -> Result<()> {
     task.run(args, &probe, "nearest neighbours", settings)
 }
 
-/// How a recipe reads features.
-pub(crate) fn extraction(recipe: &Recipe) -> Extraction {
-    let eval = &recipe.eval;
-    Extraction {
-        pool: eval.pool,
-        layers: eval.layers.clone(),
-        batch_size: eval.batch_size,
-        workers: recipe.loader.workers,
-        ..Extraction::new(recipe.eval_view())
-    }
-}
-
-/// Which precise batch-norm statistics a network has, as results say it.
-#[derive(Serialize)]
-pub(crate) struct BatchNormStatistics {
-    /// Whether it has any.
-    used: bool,
-    /// On how many plain images they were computed.
-    pub(crate) images: usize,
-    /// Whether they came with the weights.
-    saved: bool,
-}
-
-/// Says which images precise batch-norm statistics are computed on.
-pub(crate) fn batch_norm_seed(recipe: &Recipe) -> u64 {
-    recipe.seed ^ BATCH_NORM_SEED
-}
-
-/// Recomputes batch-norm statistics on images of `pack` if the recipe asks for it, unless the weights
-/// came with precise ones, of `saved` images. Returns which are used, for the result.
+/// Recomputes batch-norm statistics on images of `pack` where the recipe asks for it, and says so.
 pub(crate) fn recompute_batch_norm(
     backbone: &ResNet,
     recipe: &Recipe,
@@ -150,21 +115,9 @@ pub(crate) fn recompute_batch_norm(
     extraction: &Extraction,
     saved: Option<usize>,
 ) -> Result<BatchNormStatistics> {
-    let images = match (saved, recipe.eval.precise_batch_norm) {
-        (Some(images), _) => images,
-        (None, 0) => 0,
-        (None, images) => {
-            eprintln!("recomputing batch-norm statistics on plain training images");
-            let seed = batch_norm_seed(recipe);
-            pirl_eval::recompute_batch_norm(backbone, pack, extraction, images, seed)
-                .context("recomputing batch-norm statistics (eval.precise_batch_norm)")?
-        }
-    };
-    Ok(BatchNormStatistics {
-        used: images > 0,
-        images,
-        saved: saved.is_some(),
-    })
+    let begun = || eprintln!("recomputing batch-norm statistics on plain training images");
+    BatchNormStatistics::of(backbone, recipe, pack, extraction, saved, begun)
+        .context("recomputing batch-norm statistics (eval.precise_batch_norm)")
 }
 
 /// Shows how far a stage of the work has come, in place of an earlier one.
@@ -230,7 +183,7 @@ impl Task {
                 backbone,
                 settings,
                 batch_norm_images: recipe.eval.precise_batch_norm,
-                seed: batch_norm_seed(recipe),
+                seed: recipe.batch_norm_seed(),
             }),
             cache: args.cache.as_deref(),
         };
@@ -258,12 +211,9 @@ impl Task {
             let bytes = feature_bytes(&self.backbone, extraction, pack.len())?;
             eprintln!("{what}: {} images, {} MiB", pack.len(), bytes >> 20);
             check_memory(bytes, args.cache.as_deref())?;
-            let mut progress = Progress::new(what, "images", pack.len() as u64, 0);
-            let features = extract_features(&self.backbone, pack, extraction, &mut |done, _| {
-                progress.at(done as u64, String::new);
-            });
-            progress.finish();
-            features
+            Progress::watch(what, "images", pack.len(), |progress| {
+                extract_features(&self.backbone, pack, extraction, progress)
+            })
         };
         let Some(folder) = &args.cache else {
             return extract().with_context(from);

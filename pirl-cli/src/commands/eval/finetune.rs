@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use pirl_eval::{Finetune, LabelSubset, Protocol};
+use pirl_recipes::Recipe;
 use serde_json::json;
 
 use super::Task;
@@ -45,19 +46,11 @@ pub(crate) fn finetune(args: &FinetuneArgs) -> Result<()> {
     task.train(&args.eval, args.resume, &mut tuner, &pack, matters)?;
     let labels = write_labels(args, &subset)?;
 
-    let report = {
-        let (eval, total) = (&task.recipe.eval, task.test.len() as u64);
-        let mut progress = Progress::new("testing", "images", total, 0);
-        let report = tuner.evaluate(
-            &task.test,
-            &task.recipe.eval_view(),
-            eval.batch_size,
-            task.recipe.loader.workers,
-            &mut |done, _| progress.at(done as u64, String::new),
-        )?;
-        progress.finish();
-        report
-    };
+    let report = Progress::watch("testing", "images", task.test.len(), |progress| {
+        let Recipe { eval, loader, .. } = &task.recipe;
+        let view = task.recipe.eval_view();
+        tuner.evaluate(&task.test, &view, eval.batch_size, loader.workers, progress)
+    })?;
     task.write_classes(&args.eval, &report.classification)?;
     let mut facts = task.facts(&args.eval, settings);
     facts["labels"] = json!(labels);

@@ -13,23 +13,21 @@ use anyhow::{Context, Result, ensure};
 use pirl_data::{ImageView, Pack, ViewConfig};
 use pirl_eval::{Classification, Dataset, Extraction, Protocol, check_packs, weights_fingerprint};
 use pirl_model::ResNet;
-use pirl_recipes::Recipe;
+use pirl_recipes::{BatchNormStatistics, Recipe};
 use pirl_report::ClassesReport;
 use pirl_train::{BoxError, Identity, Training};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use features::BatchNormStatistics;
-
 use crate::args::EvalArgs;
-use crate::output::{print, print_json, write_file, write_result};
+use crate::output::{print, print_json, write_result};
 use crate::run_dir::RunDir;
 use crate::session::{Session, nothing};
 use crate::weights::Weights;
 use crate::{device, weights};
 
 pub(crate) use detect::detect;
-pub(crate) use features::{batch_norm_seed, extraction, knn, linear, recompute_batch_norm};
+pub(crate) use features::{knn, linear, recompute_batch_norm};
 pub(crate) use finetune::finetune;
 pub(crate) use low_shot::low_shot;
 pub(crate) use svm::svm;
@@ -101,7 +99,7 @@ impl Task {
     /// How features are read. Where images may show several classes the whole image counts, since an object
     /// may stand at its edge.
     fn extraction(&self) -> Extraction {
-        let mut extraction = features::extraction(&self.recipe);
+        let mut extraction = self.recipe.extraction();
         extraction.view.stretch = match self.protocol {
             Protocol::Svm => true,
             Protocol::LowShot => self.train.has_objects(),
@@ -178,7 +176,6 @@ impl Task {
         let Some(out) = &args.out else {
             return Ok(());
         };
-        fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
         let test = args.test.as_ref().unwrap_or(&args.train);
         let fact = |name: &str, fact: String| (name.to_owned(), fact);
         let page = ClassesReport {
@@ -190,8 +187,7 @@ impl Task {
             ],
             classification: found,
         };
-        write_file(&out.join("classes.html"), page.to_html()?.as_bytes())?;
-        write_file(&out.join("confusion.csv"), &found.confusion.to_csv()?)
+        Ok(page.write(out)?)
     }
 
     /// Writes and prints a report with the facts it rests on, and the published figures, if the data

@@ -18,13 +18,10 @@ pub(crate) fn svm(args: &ProbeArgs) -> Result<()> {
     let train = task.features(args, &task.train, &extraction, "reading training features")?;
     let test = task.features(args, &task.test, &extraction, "reading test features")?;
     let machines = train.layers().len() * train.class_names().len();
-    let mut progress = Progress::new("support vectors", "machines", machines as u64, 0);
-    let report = svm.evaluate(
-        (&train, &train_presence),
-        (&test, &test_presence),
-        &mut |done, _| progress.at(done as u64, String::new),
-    )?;
-    progress.finish();
+    let report = Progress::watch("support vectors", "machines", machines, |progress| {
+        let train = (&train, &train_presence);
+        svm.evaluate(train, (&test, &test_presence), progress)
+    })?;
     let mut facts = task.facts(&args.eval, serde_json::to_value(config)?);
     facts["pool"] = json!(extraction.pool);
     facts["precise_batch_norm"] = json!(statistics);

@@ -1,0 +1,95 @@
+//! How a recipe's network is looked at after its training.
+
+use pirl_data::{Pack, PretextKind, build_pretext};
+use pirl_eval::{Change, EvalError, Extraction, recompute_batch_norm};
+use pirl_model::Backbone;
+use serde::Serialize;
+
+use crate::recipe::Recipe;
+
+/// Stream of the images that batch-norm statistics are recomputed on, apart from the probes' own.
+const BATCH_NORM_SEED: u64 = 0x6270;
+
+impl Recipe {
+    /// How features are read.
+    pub fn extraction(&self) -> Extraction {
+        Extraction {
+            pool: self.eval.pool.clone(),
+            layers: self.eval.layers.clone(),
+            batch_size: self.eval.batch_size,
+            workers: self.loader.workers,
+            ..Extraction::new(self.eval_view())
+        }
+    }
+
+    /// Says which images precise batch-norm statistics are computed on.
+    pub fn batch_norm_seed(&self) -> u64 {
+        self.seed ^ BATCH_NORM_SEED
+    }
+
+    /// Changes of images whose effect on features is measured: crops and colours of its views, and the
+    /// pretext task's transformation, if it has one.
+    ///
+    /// # Errors
+    /// [`EvalError::Data`] for settings that do not fit together.
+    pub fn changes(&self) -> Result<Vec<Change>, EvalError> {
+        let (data, view) = (&self.data, &self.transform.image);
+        let mut changes = vec![
+            Change::crop(data, view)?,
+            Change::photometric(self.eval_view(), data, view)?,
+        ];
+        let name = match self.pretext.kind {
+            PretextKind::None => return Ok(changes),
+            PretextKind::Jigsaw => "jigsaw",
+            PretextKind::Rotation => "rotation",
+            PretextKind::JigsawRotation => "jigsaw-rotation",
+        };
+        changes.push(Change {
+            name: name.to_owned(),
+            views: build_pretext(&self.pretext, data, &self.transform.patch, self.seed)?,
+        });
+        Ok(changes)
+    }
+}
+
+/// Which precise batch-norm statistics a network has, as results say it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct BatchNormStatistics {
+    /// Whether it has any.
+    pub used: bool,
+    /// On how many plain images they were computed.
+    pub images: usize,
+    /// Whether they came with the weights.
+    pub saved: bool,
+}
+
+impl BatchNormStatistics {
+    /// Recomputes those of `backbone` on images of `pack` if the recipe asks for it
+    /// (`eval.precise_batch_norm`), unless the weights came with precise ones, of `saved` images. Calls
+    /// `begun` before.
+    ///
+    /// # Errors
+    /// Those of [`recompute_batch_norm`].
+    pub fn of(
+        backbone: &dyn Backbone,
+        recipe: &Recipe,
+        pack: &Pack,
+        extraction: &Extraction,
+        saved: Option<usize>,
+        begun: impl FnOnce(),
+    ) -> Result<Self, EvalError> {
+        let images = match (saved, recipe.eval.precise_batch_norm) {
+            (Some(images), _) => images,
+            (None, 0) => 0,
+            (None, images) => {
+                begun();
+                recompute_batch_norm(backbone, pack, extraction, images, recipe.batch_norm_seed())?
+            }
+        };
+        Ok(Self {
+            used: images > 0,
+            images,
+            saved: saved.is_some(),
+        })
+    }
+}

@@ -1,0 +1,36 @@
+//! What a study would do, run by run.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::cost::Estimate;
+use crate::folder::StudyFolder;
+use crate::plan::Plan;
+
+/// The runs of `plan` as JSON: what each is called and takes, its folder and whether it is there; with the
+/// `time` of all that is missing, the bytes, and what was left out.
+pub fn list_runs(
+    plan: &Plan,
+    folder: &StudyFolder,
+    estimate: Option<&Estimate>,
+    time: Duration,
+) -> Value {
+    let runs = plan.runs.iter().enumerate().map(|(place, run)| {
+        let cost = estimate.map(|estimate| estimate.runs[place]);
+        json!({
+            "name": run.name,
+            "folder": folder.run(run),
+            "done": folder.is_done(run),
+            "epochs": run.trained.then_some(run.recipe.train.epochs),
+            "seconds": cost.map(|cost| cost.seconds()),
+            "bytes": cost.map(|cost| cost.bytes),
+        })
+    });
+    json!({
+        "runs": runs.collect::<Vec<_>>(),
+        "seconds": time.as_secs_f64(),
+        "bytes": estimate.map(Estimate::bytes),
+        "left_out": plan.left_out,
+    })
+}
