@@ -5,7 +5,7 @@ mod common;
 use std::fs;
 use std::process::Command;
 
-use common::Bench;
+use common::{Bench, eval};
 
 /// Says what the message should hold and lacks.
 fn says(message: &str, wanted: &[&str]) {
@@ -366,19 +366,7 @@ fn a_stray_picture_and_a_single_class_are_questioned() {
         &String::from_utf8_lossy(&said.get_output().stdout),
         &["1 class", "one class only"],
     );
-    let probe = [
-        "eval",
-        "knn",
-        "--weights",
-        "random",
-        "--recipe",
-        "tiny.toml",
-        "--train",
-        "pack",
-        "--test",
-        "pack",
-    ];
-    says(&bench.fails(&probe), &["one class, \"photos\""]);
+    says(&bench.fails(&eval("knn", &[])), &["one class, \"photos\""]);
 }
 
 #[test]

@@ -4,24 +4,7 @@ mod common;
 
 use std::fs;
 
-use common::Bench;
-
-/// `pirl eval PROBE` of the untrained tiny network on `pack`.
-fn eval<'a>(probe: &'a str, more: &[&'a str]) -> Vec<&'a str> {
-    let common = [
-        "eval",
-        probe,
-        "--weights",
-        "random",
-        "--recipe",
-        "tiny.toml",
-        "--train",
-        "pack",
-        "--test",
-        "pack",
-    ];
-    [&common[..], more].concat()
-}
+use common::{Bench, eval};
 
 fn tune<'a>(more: &[&'a str]) -> Vec<&'a str> {
     let quick = [

@@ -2,18 +2,14 @@
 
 mod common;
 
-use std::sync::Arc;
-use std::thread;
-use std::time::Duration;
-
 use candle_core::Device;
-use common::{LR, VIEWS, backbone, batch, cut, objective};
+use common::{LR, VIEWS, backbone, batch, cut, objective, together};
 use pirl_bank::SharedSampler;
 use pirl_loss::{InfoNce, Paper};
 use pirl_model::Ops;
 use pirl_train::{
-    Covariant, Learner, Objective, Pirl, PirlBuilder, Positives, Ranks, ShardedKind, Threads,
-    TrainError, alone,
+    Covariant, Learner, Objective, Pirl, PirlBuilder, Positives, Ranks, ShardedKind, TrainError,
+    alone,
 };
 
 const STEPS: u64 = 4;
@@ -48,20 +44,6 @@ fn steps<O: Objective>(
     }
     let weights = learner.backbone().parameter_sets()[0].var().to_vec1()?;
     Ok((losses, weights))
-}
-
-/// What `work` finds on each of `size` ranks.
-fn together<T: Send>(size: usize, work: impl Fn(Ranks) -> T + Sync) -> Vec<T> {
-    let group = Threads::group(size, Duration::from_secs(60));
-    thread::scope(|scope| {
-        let work = &work;
-        let ranks = group.into_iter().map(|rank| Arc::new(rank) as Ranks);
-        let threads: Vec<_> = ranks.map(|rank| scope.spawn(move || work(rank))).collect();
-        threads
-            .into_iter()
-            .map(|thread| thread.join().unwrap())
-            .collect()
-    })
 }
 
 fn difference(found: &[f32], expected: &[f32]) -> f32 {

@@ -8,12 +8,12 @@ use std::thread;
 use std::time::Duration;
 
 use candle_core::{Device, Tensor};
-use common::{BATCH, LR, VIEWS, backbone, batch, cut, cut_into, objective};
+use common::{BATCH, LR, VIEWS, backbone, batch, cut, cut_into, objective, together};
 use pirl_bank::SharedSampler;
 use pirl_data::Batch;
 use pirl_model::{BatchNorm, Head, Mode, ModelError, Ops, OptimConfig, ParamSet, Peers, Trainable};
 use pirl_train::{
-    Covariant, Learner, Objective, Pirl, PirlBuilder, Ranks, Supervised, Threads, TrainError, alone,
+    Covariant, Learner, Objective, Pirl, PirlBuilder, Ranks, Supervised, TrainError, alone,
 };
 
 const SYNCED: BatchNorm = BatchNorm::Synced;
@@ -100,18 +100,6 @@ fn steps<O: Objective>(
         statistics: statistics
             .flat_map(|(_, numbers)| numbers.to_vec1::<f32>().unwrap())
             .collect(),
-    })
-}
-
-/// What `work` finds on each of `size` ranks.
-fn together<T: Send>(size: usize, work: impl Fn(Ranks) -> T + Sync) -> Vec<T> {
-    let group = Threads::group(size, Duration::from_secs(60));
-    thread::scope(|scope| {
-        let work = &work;
-        let ranks = group.into_iter().map(|rank| Arc::new(rank) as Ranks);
-        let threads: Vec<_> = ranks.map(|rank| scope.spawn(move || work(rank))).collect();
-        let threads = threads.into_iter();
-        threads.map(|thread| thread.join().unwrap()).collect()
     })
 }
 

@@ -200,3 +200,20 @@ fn picture(index: u32) -> image::RgbImage {
         image::Rgb([shade, shade / 2, 255 - shade])
     })
 }
+
+/// `pirl eval PROBE` of the untrained tiny network on `pack`.
+pub(crate) fn eval<'a>(probe: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+    let common = [
+        "eval",
+        probe,
+        "--weights",
+        "random",
+        "--recipe",
+        "tiny.toml",
+        "--train",
+        "pack",
+        "--test",
+        "pack",
+    ];
+    [&common[..], more].concat()
+}

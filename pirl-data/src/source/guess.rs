@@ -99,7 +99,7 @@ fn of(input: &Path) -> Result<Option<SourceFormat>, DataError> {
         exact.iter().any(|name| has(name)) || names.iter().any(ends)
     };
     let found = ENTRIES.iter().find(says).map(|(format, ..)| *format);
-    // As YOLO's programs write it; two classes of images may be called so, but those are not `labels`.
+    // As YOLO's programs write it. `images` alone may be a class, or a folder around them.
     let yolo = has("images") && has("labels");
     let found = found.or(yolo.then_some(SourceFormat::Yolo));
     Ok(Some(found.unwrap_or(SourceFormat::ImageFolder)))
