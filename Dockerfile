@@ -2,7 +2,7 @@
 FROM rust:1-slim-bookworm AS build
 WORKDIR /source
 COPY . .
-RUN cargo build --release --locked -p pirl-cli
+RUN cargo build --release --locked -p pirl-cli --features jxl,parquet
 
 FROM debian:bookworm-slim
 RUN apt-get update -q && apt-get install -qy --no-install-recommends ca-certificates && rm -rf /var/lib/apt/lists/*

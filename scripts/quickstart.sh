@@ -17,7 +17,6 @@ command -v cargo >/dev/null || {
   exit 1
 }
 
-features=()
 if [ ! -e /usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz ] &&
   [ ! -e "$out/fashion-mnist/train-images-idx3-ubyte.gz" ]; then
   sudo=()
@@ -25,14 +24,12 @@ if [ ! -e /usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz ] &&
   if command -v apt-get >/dev/null; then
     say "installing Fashion-MNIST (Debian package dataset-fashion-mnist)"
     { "${sudo[@]}" apt-get update -qq && "${sudo[@]}" apt-get install -y -qq dataset-fashion-mnist; } >&2 ||
-      features=(--features hub)
-  else
-    features=(--features hub) # `pirl data fetch` then downloads it
+      say "apt-get failed; pirl will download it"
   fi
 fi
 
 say "building pirl"
-cargo build --release --locked -p pirl-cli "${features[@]}"
+cargo build --release --locked -p pirl-cli
 
 PIRL_DATA=$out scripts/table.sh --output "$out" --probes-only fashion-mnist
 

@@ -28,7 +28,8 @@ rustup target list --installed 2>/dev/null | grep -q "$target" || rustup target 
 command -v cargo-about >/dev/null || cargo install --locked --features cli cargo-about
 
 # A folder of its own: other builds need not wait for this one.
-PATH=$PWD/$tools/bin:$PATH CARGO_TARGET_DIR=target/release-build "$tools/bin/maturin" build --release --locked --zig --target "$target" \
+PATH=$PWD/$tools/bin:$PATH CARGO_TARGET_DIR=target/release-build "$tools/bin/maturin" build --release --locked \
+  --features jxl,parquet --zig --target "$target" \
   --compatibility "manylinux_${glibc/./_}" --out "$out"
 
 wheel=$(ls "$out"/*.whl)

@@ -8,7 +8,7 @@ mod program;
 mod train;
 
 use clap::{Args, Parser, Subcommand};
-use pirl_recipes::Setting;
+use pirl_recipes::{Recipe, RecipeError, Setting};
 
 pub(crate) use analyze::{
     AnalyzeArgs, AnalyzeCommand, InvarianceArgs, MapArgs, NeighboursArgs, ReportArgs,
@@ -85,6 +85,27 @@ pub(crate) struct RunArgs {
     /// Print one JSON object on standard output
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// The recipe of a command without a run.
+#[derive(Debug, Args)]
+pub(crate) struct RecipeArgs {
+    /// Recipe whose views, batches and network are meant
+    #[arg(
+        long = "recipe",
+        value_name = "NAME|FILE.toml",
+        default_value = "imagenet-resnet50-jigsaw"
+    )]
+    pub(crate) name: String,
+    /// Change a setting of the recipe; may be repeated
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub(crate) settings: Vec<Setting>,
+}
+
+impl RecipeArgs {
+    pub(crate) fn load(&self) -> Result<Recipe, RecipeError> {
+        Recipe::load(&self.name, &self.settings)
+    }
 }
 
 #[cfg(test)]

@@ -61,7 +61,11 @@ fn the_first_run_is_as_written() {
         labels.extend((0..images).map(|image| (image % 10) as u8));
         fs::write(raw.join(format!("{split}-labels-idx1-ubyte")), labels).unwrap();
     }
+    bench.images("photos", 40);
     run(&bench, "first-run.md", &["fetch"]);
+    assert!(bench.path("runs/photos-knn/result.json").is_file());
+    let report = bench.read("runs/photos/report.html");
+    assert!(report.contains("raw pixels") && report.contains("<img alt=\"Map\""));
     let report = bench.read("runs/first/report.html");
     assert!(report.contains("nearest neighbours on res") && report.contains("<img alt=\"Map\""));
     assert!(bench.path("runs/first-knn/result.json").is_file());

@@ -28,7 +28,7 @@ const PIXELS: &str = "pixels";
 /// The reports of the baselines; one that was not asked for or did not fit into memory is `None`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Baselines<R> {
-    /// On raw pixels: [`pixel_features`].
+    /// On raw pixels: [`pixel_features`], of which grey images count one colour.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pixels: Option<R>,
     /// On the untrained network.
@@ -110,11 +110,15 @@ impl BaselineInputs<'_> {
             ..self.extraction.clone()
         };
         self.fits(|pack| Ok(pixel_bytes(extraction, pack.len())))?;
-        let [train, test] = self.read(PIXELS, extraction, |pack, before| {
+        let sets = self.read(PIXELS, extraction, |pack, before| {
             pixel_features(pack, extraction, &mut |done, _| {
                 progress("reading raw pixels", before + done, self.images());
             })
         })?;
+        let [train, test] = match sets.iter().all(FeatureSet::repeats_channels) {
+            true => sets.map(FeatureSet::first_channel), // grey
+            false => sets,
+        };
         probe.evaluate(&train, &test, &mut |done, total| {
             progress("probing raw pixels", done, total);
         })

@@ -107,6 +107,23 @@ impl LayerFeatures {
         &self.values
     }
 
+    fn repeats_channels(&self) -> bool {
+        let cells = self.cells;
+        let mut rows = self.values.chunks_exact(self.dim);
+        rows.all(|row| row.chunks_exact(cells).all(|plane| plane == &row[..cells]))
+    }
+
+    fn first_channel(self) -> Self {
+        let (dim, cells) = (self.dim, self.cells);
+        let rows = self.values.chunks_exact(dim);
+        let values = rows.flat_map(|row| &row[..cells]).copied().collect();
+        Self {
+            dim: cells,
+            values,
+            ..self
+        }
+    }
+
     /// The features of image `row`, which must be below [`LayerFeatures::rows`].
     pub(crate) fn row(&self, row: usize) -> &[f32] {
         &self.values[row * self.dim..][..self.dim]
@@ -189,6 +206,18 @@ impl FeatureSet {
         labels
             .map(|(index, label)| label.ok_or(EvalError::Unlabelled { set, index }))
             .collect()
+    }
+
+    /// Whether every image has the same features in all channels of a layer.
+    pub(crate) fn repeats_channels(&self) -> bool {
+        self.layers.iter().all(LayerFeatures::repeats_channels)
+    }
+
+    /// Of every layer the first channel alone.
+    pub(crate) fn first_channel(mut self) -> Self {
+        let layers = self.layers.into_iter();
+        self.layers = layers.map(LayerFeatures::first_channel).collect();
+        self
     }
 
     pub(crate) fn describe(&self) -> String {

@@ -383,6 +383,50 @@ fn baselines_are_the_same_probe_on_pixels_and_on_recomputed_untrained_features()
     assert_eq!(run(false, &mut stages).untrained, None);
 }
 
+#[test]
+fn raw_pixels_of_grey_images_are_one_colour_in_the_baseline_and_of_others_three() {
+    let folder = tempfile::tempdir().unwrap();
+    let labels = ["a", "b"];
+    let knn = Knn::new(KnnConfig::default(), 0).unwrap();
+    let mut extraction = extraction(4);
+    (extraction.view.resize, extraction.view.crop) = (12, 12);
+    (extraction.view.mean, extraction.view.std) = (vec![0.5; 3], vec![0.25; 3]);
+    let pack_of = |name: &str, count: u32, colour: bool| {
+        let images = folder.path().join(format!("{name}-images"));
+        for number in 0..count {
+            let class = images.join(labels[number as usize % 2]);
+            fs::create_dir_all(&class).unwrap();
+            let picture = image::RgbImage::from_fn(12, 12, |x, y| {
+                let grey = (37 * number + 11 * x * (number % 2 + 1) + 5 * y) as u8;
+                let odd = colour && number == count - 1 && (x, y) == (3, 5);
+                image::Rgb([grey, grey, if odd { grey ^ 255 } else { grey }])
+            });
+            picture.save(class.join(format!("{number}.png"))).unwrap();
+        }
+        let output = folder.path().join(name);
+        let source = ImageFolder::open(&images).unwrap();
+        pack(&source, &output, &PackOptions::default(), &mut |_, _| {}).unwrap();
+        Pack::open(&output).unwrap()
+    };
+    let train = pack_of("train", 30, false);
+    for (name, colour, dim) in [("grey", false, 144), ("colour", true, 432)] {
+        let test = pack_of(name, 10, colour);
+        let inputs = BaselineInputs {
+            train: &train,
+            test: &test,
+            extraction: &extraction,
+            untrained: None,
+            cache: None,
+        };
+        let found = inputs.evaluate(&knn, &mut |_, _, _| {}).unwrap();
+        let found = found.pixels.unwrap();
+        assert_eq!(found.layers[&Layer::new("pixels")].dim, dim, "{name}");
+        let pixels = |pack| pixel_features(pack, &extraction, &mut |_, _| {}).unwrap();
+        let all = knn.evaluate(&pixels(&train), &pixels(&test), &mut |_, _| {});
+        assert_eq!(found.chosen, all.unwrap().chosen, "{name}");
+    }
+}
+
 /// VOC's classification: an object that is difficult everywhere it stands is neither there nor not.
 #[test]
 fn presence_is_told_from_objects_and_from_labels() {

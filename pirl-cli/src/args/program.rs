@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use pirl_recipes::Setting;
+
+use super::RecipeArgs;
 
 #[derive(Debug, Args)]
 pub(crate) struct RecipesArgs {
@@ -22,16 +23,8 @@ pub(crate) struct DoctorArgs {
     /// cpu or cuda:N
     #[arg(long, default_value = "cpu")]
     pub(crate) device: String,
-    /// Recipe whose training step and loader are timed
-    #[arg(
-        long,
-        value_name = "NAME|FILE.toml",
-        default_value = "imagenet-resnet50-jigsaw"
-    )]
-    pub(crate) recipe: String,
-    /// Change a setting of the recipe; may be repeated
-    #[arg(long = "set", value_name = "KEY=VALUE")]
-    pub(crate) settings: Vec<Setting>,
+    #[command(flatten)]
+    pub(crate) recipe: RecipeArgs,
     /// Batches to time, instead of 2, 4 and 8 images on a CPU and 16 to 128 on a GPU
     #[arg(long, value_name = "IMAGES,...", value_delimiter = ',', value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(2..=65536))]
     pub(crate) batch_sizes: Vec<usize>,

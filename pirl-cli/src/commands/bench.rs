@@ -5,13 +5,12 @@ use std::time::Duration;
 
 use anyhow::Result;
 use pirl_data::{Pack, Share, Throughput};
-use pirl_recipes::Recipe;
 
 use crate::args::DataBenchArgs;
 use crate::output::{print, print_json};
 
 pub(crate) fn run(args: &DataBenchArgs) -> Result<()> {
-    let mut recipe = Recipe::load(&args.recipe, &args.settings)?;
+    let mut recipe = args.recipe.load()?;
     if let Some(workers) = args.workers {
         recipe.loader.workers = workers as usize;
     }

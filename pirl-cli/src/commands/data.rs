@@ -16,25 +16,29 @@ use crate::progress::Progress;
 
 pub(crate) fn fetch(args: &FetchArgs) -> Result<()> {
     let archive = args.archive.as_deref();
+    let mut bar = None;
+    let mut progress = |done, total| {
+        bar.get_or_insert_with(|| Progress::new("downloading", "bytes", total, 0))
+            .at(done, String::new);
+    };
     let (name, from) = match args.name {
         DataSet::FashionMnist => {
             ensure!(
                 archive.is_none(),
                 "--archive: fashion-mnist is read from none"
             );
-            ("Fashion-MNIST", fetch_fashion_mnist(&args.output)?)
+            (
+                "Fashion-MNIST",
+                fetch_fashion_mnist(&args.output, &mut progress),
+            )
         }
         DataSet::Cifar10 => {
-            let mut progress = None;
-            let from = fetch_cifar10(&args.output, archive, &mut |done, total| {
-                progress
-                    .get_or_insert_with(|| Progress::new("downloading", "bytes", total, 0))
-                    .at(done, String::new);
-            });
-            progress.inspect(Progress::finish);
-            ("CIFAR-10", from?)
+            let from = fetch_cifar10(&args.output, archive, &mut progress);
+            ("CIFAR-10", from)
         }
     };
+    bar.inspect(Progress::finish);
+    let from = from?;
     if args.json {
         return print_json(&json!({ "output": args.output, "from": from }));
     }

@@ -5,7 +5,6 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use candle_core::Device;
 use pirl_doctor::{Machine, RecipeWorkload, Report, Speed, Versions, cases, check_all};
-use pirl_recipes::Recipe;
 
 use crate::args::DoctorArgs;
 use crate::device;
@@ -45,7 +44,7 @@ pub(crate) fn run(args: &DoctorArgs) -> Result<()> {
 }
 
 fn speed(args: &DoctorArgs, device: &Device) -> Result<Speed> {
-    let recipe = Recipe::load(&args.recipe, &args.settings)?;
+    let recipe = args.recipe.load()?;
     let sizes: &[usize] = match args.batch_sizes.as_slice() {
         [] if device.is_cpu() => &ON_CPU,
         [] => &ON_GPU,
@@ -53,5 +52,5 @@ fn speed(args: &DoctorArgs, device: &Device) -> Result<Speed> {
     };
     let time = Duration::from_secs(args.seconds.into());
     let workload = RecipeWorkload::new(recipe, device);
-    Ok(Speed::measure(&args.recipe, &workload, sizes, time)?)
+    Ok(Speed::measure(&args.recipe.name, &workload, sizes, time)?)
 }

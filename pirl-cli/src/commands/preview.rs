@@ -2,14 +2,13 @@
 
 use anyhow::Result;
 use pirl_data::{ImageView, Pack, build_pretext};
-use pirl_recipes::Recipe;
 use pirl_report::{preview_sheet, write_png};
 
 use crate::args::PreviewArgs;
 use crate::output::print;
 
 pub(crate) fn run(args: &PreviewArgs) -> Result<()> {
-    let recipe = Recipe::load(&args.recipe, &args.settings)?;
+    let recipe = args.recipe.load()?;
     let pack = Pack::open(&args.pack)?;
     let view = ImageView::new(&recipe.data, &recipe.transform.image)?;
     let pretext = build_pretext(

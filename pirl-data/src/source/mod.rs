@@ -2,7 +2,7 @@
 //!
 //! The MNIST and CIFAR readers are our own: those of candle-datasets 0.11 want files already
 //! unzipped, hold every image as `f32`, check no length against the header and no label against the
-//! classes. Its download of Fashion-MNIST is used, behind the feature `hub`.
+//! classes, and its downloads bring an asynchronous runtime and a second TLS library.
 
 mod cifar;
 mod detection;

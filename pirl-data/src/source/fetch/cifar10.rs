@@ -7,9 +7,8 @@ use std::path::Path;
 
 use flate2::read::GzDecoder;
 use image::{DynamicImage, ImageFormat};
-use sha2::{Digest, Sha256};
 
-use super::write_files;
+use super::{get, hex_sha256, write_files};
 use crate::DataError;
 
 const NAME: &str = "CIFAR-10";
@@ -158,19 +157,6 @@ fn download(
             failures.join("; ")
         ),
     })
-}
-
-#[cfg(feature = "download")]
-use super::download::get;
-
-#[cfg(not(feature = "download"))]
-fn get(_: &str, _: &mut dyn FnMut(u64)) -> Result<Vec<u8>, String> {
-    Err("this program was built without the feature `download`".to_owned())
-}
-
-fn hex_sha256(bytes: &[u8]) -> String {
-    let digest = Sha256::digest(bytes);
-    digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The files of the binary version from an archive. What is wrong with it is an error in words.
