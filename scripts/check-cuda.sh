@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Type-checks and lints everything with the CUDA features, and compiles every kernel, on a machine
+# Type-checks and lints everything with the features for GPUs and MPI, and compiles every kernel, on a machine
 # without a GPU and without NVIDIA's toolkit. Nothing is run on a GPU. scripts/gpu-bundle.sh builds what
 # can be run on one.
 #
 #   scripts/check-cuda.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."
+. scripts/mpi-env.sh
 . scripts/cuda-env.sh
 
 step nvcc --version
@@ -16,8 +17,8 @@ for kernel in $(git ls-files --cached --others --exclude-standard '*.cu'); do
     done
   done
 done
-for features in cuda cuda,cudnn; do
+for features in cuda cuda,cudnn cuda,cudnn,nccl,mpi; do
   step cargo check --release --workspace --locked --features "$features"
 done
-step cargo clippy --release --workspace --all-targets --locked --features cuda,cudnn -- -D warnings
-printf '\n== all kernels and all code with CUDA compile; nothing was run on a GPU\n' >&2
+step cargo clippy --release --workspace --all-targets --locked --features cuda,cudnn,nccl,mpi -- -D warnings
+printf '\n== all kernels and all code for GPUs and MPI compile; nothing was run on a GPU\n' >&2
