@@ -57,6 +57,10 @@ impl ModelCard<'_> {
 pub struct CardResult {
     pub(crate) evaluation: String,
     pub(crate) figures: String,
+    /// Of raw pixels, by the same evaluation; "-" where it was not run on them.
+    pub(crate) pixels: String,
+    /// Of the untrained network.
+    pub(crate) untrained: String,
     pub(crate) train: String,
     pub(crate) test: String,
 }
@@ -89,58 +93,18 @@ impl CardResult {
     /// # Errors
     /// [`ReportError::NoResult`] for another JSON document.
     pub fn of(path: &Path, result: &Value) -> Result<Self> {
-        let number = |value: &Value| value.as_f64();
-        let figure = |name: &str, value: &Value| Some(format!("{name} {:.1}", number(value)?));
         let read = || {
-            let (evaluation, figures) = if result["ap50"].is_number() {
-                let names = [("AP", "ap"), ("AP50", "ap50"), ("AP75", "ap75")];
-                let figures = names.map(|(name, key)| figure(name, &result[key]));
-                let figures: Option<Vec<_>> = figures.into_iter().collect();
-                ("Faster R-CNN".to_owned(), figures?.join(", "))
-            } else if result["map"].is_number() {
-                let layer = result["best"]["layer"].as_str()?;
-                (format!("SVMs on {layer}"), figure("mAP", &result["map"])?)
-            } else if let Some(shots) = result["shots"].as_object() {
-                let learner = match result["method"].as_str()? {
-                    "svm" => "SVMs",
-                    "linear" => "linear classifiers",
-                    _ => "nearest neighbours",
-                };
-                let shots = shots.iter();
-                let shots = shots.map(|(k, found)| Some((k.parse::<usize>().ok()?, found)));
-                let mut shots: Vec<(usize, &Value)> = shots.collect::<Option<_>>()?;
-                shots.sort_by_key(|(k, _)| *k);
-                let figures = shots
-                    .into_iter()
-                    .map(|(k, found)| figure(&format!("{k} labels"), &found["chosen"]["mean"]));
-                let figures: Vec<String> = figures.collect::<Option<_>>()?;
-                let metric = match result["metric"].as_str()? {
-                    "map" => "mAP",
-                    _ => "top-1",
-                };
-                (
-                    format!("{learner} on a few labels of each class, {metric}"),
-                    figures.join(", "),
-                )
-            } else if let Some(fraction) = number(&result["label_fraction"]) {
-                let what = format!("fine-tuned on {}% of the labels", 100.0 * fraction);
-                (what, figure("top-1", &result["top1"])?)
-            } else {
-                let chosen = match &result["chosen"] {
-                    Value::Null => &result["best"],
-                    chosen => chosen,
-                };
-                let layer = chosen["layer"].as_str()?;
-                let what = match chosen["k"].as_u64().or(result["k"].as_u64()) {
-                    Some(k) => format!("{k} nearest neighbours on {layer}"),
-                    None => format!("linear classifier on {layer}"),
-                };
-                (what, figure("top-1", &chosen["top1"])?)
+            let (evaluation, figures) = found(result)?;
+            let baseline = |name: &str| {
+                let found = found(&result["baselines"][name]);
+                found.map_or_else(|| "-".to_owned(), |(_, figures)| figures)
             };
             let images = |set: &str| Some(format!("{} images", result[set]["images"].as_u64()?));
             Some(Self {
                 evaluation,
                 figures,
+                pixels: baseline("pixels"),
+                untrained: baseline("untrained"),
                 train: images("train")?,
                 test: images("test")?,
             })
@@ -149,6 +113,58 @@ impl CardResult {
             path: path.to_owned(),
         })
     }
+}
+
+/// What the `result.json` of an evaluation, or of a baseline in it, has measured, and its figures.
+fn found(result: &Value) -> Option<(String, String)> {
+    let number = |value: &Value| value.as_f64();
+    let figure = |name: &str, value: &Value| Some(format!("{name} {:.1}", number(value)?));
+    let found = if result["ap50"].is_number() {
+        let names = [("AP", "ap"), ("AP50", "ap50"), ("AP75", "ap75")];
+        let figures = names.map(|(name, key)| figure(name, &result[key]));
+        let figures: Option<Vec<_>> = figures.into_iter().collect();
+        ("Faster R-CNN".to_owned(), figures?.join(", "))
+    } else if result["map"].is_number() {
+        let layer = result["best"]["layer"].as_str()?;
+        (format!("SVMs on {layer}"), figure("mAP", &result["map"])?)
+    } else if let Some(shots) = result["shots"].as_object() {
+        let learner = match result["method"].as_str()? {
+            "svm" => "SVMs",
+            "linear" => "linear classifiers",
+            _ => "nearest neighbours",
+        };
+        let shots = shots.iter();
+        let shots = shots.map(|(k, found)| Some((k.parse::<usize>().ok()?, found)));
+        let mut shots: Vec<(usize, &Value)> = shots.collect::<Option<_>>()?;
+        shots.sort_by_key(|(k, _)| *k);
+        let figures = shots
+            .into_iter()
+            .map(|(k, found)| figure(&format!("{k} labels"), &found["chosen"]["mean"]));
+        let figures: Vec<String> = figures.collect::<Option<_>>()?;
+        let metric = match result["metric"].as_str()? {
+            "map" => "mAP",
+            _ => "top-1",
+        };
+        (
+            format!("{learner} on a few labels of each class, {metric}"),
+            figures.join(", "),
+        )
+    } else if let Some(fraction) = number(&result["label_fraction"]) {
+        let what = format!("fine-tuned on {}% of the labels", 100.0 * fraction);
+        (what, figure("top-1", &result["top1"])?)
+    } else {
+        let chosen = match &result["chosen"] {
+            Value::Null => &result["best"],
+            chosen => chosen,
+        };
+        let layer = chosen["layer"].as_str()?;
+        let what = match chosen["k"].as_u64().or(result["k"].as_u64()) {
+            Some(k) => format!("{k} nearest neighbours on {layer}"),
+            None => format!("linear classifier on {layer}"),
+        };
+        (what, figure("top-1", &chosen["top1"])?)
+    };
+    Some(found)
 }
 
 #[cfg(test)]
@@ -161,8 +177,18 @@ mod tests {
         let sets = json!({ "train": { "images": 100 }, "test": { "images": 20 } });
         let rows = [
             (
-                json!({ "chosen": { "layer": "res4", "top1": 62.84, "lr": 0.1 }, "best": { "layer": "res5", "top1": 63.0 } }),
-                ["linear classifier on res4", "top-1 62.8"],
+                json!({
+                    "chosen": { "layer": "res4", "top1": 62.84, "lr": 0.1 },
+                    "best": { "layer": "res5", "top1": 63.0 },
+                    "baselines": {
+                        "pixels": { "chosen": { "layer": "pixels", "top1": 39.4 } },
+                        "untrained": { "chosen": { "layer": "res2", "top1": 39.0 } },
+                    },
+                }),
+                [
+                    "linear classifier on res4",
+                    "top-1 62.8 | top-1 39.4 | top-1 39.0",
+                ],
             ),
             (
                 json!({ "chosen": null, "best": { "layer": "res5", "top1": 63.0 } }),
@@ -228,6 +254,10 @@ mod tests {
             "{text}"
         );
         for (_, [evaluation, figures]) in rows {
+            let figures = match figures.contains(" | ") {
+                true => figures.to_owned(),
+                false => format!("{figures} | - | -"),
+            };
             let row = format!("\n| {evaluation} | {figures} | 100 images | 20 images |\n");
             assert!(text.contains(&row), "{row}: {text}");
         }

@@ -195,7 +195,7 @@ mod tests {
             ..RunReport::default()
         };
         let page = report.to_html().unwrap();
-        let row = "<tr><td>linear classifier on res4</td><td>top-1 62.8</td><td>100 images</td><td>20 images</td></tr>";
+        let row = "<tr><td>linear classifier on res4</td><td>top-1 62.8</td><td>-</td><td>-</td><td>100 images</td><td>20 images</td></tr>";
         assert!(page.contains(row), "{page}");
         assert!(page.contains("<h2>Alike</h2>") && page.contains("a &#60;row&#62;"));
         let (_, rest) = page.split_once("src=\"data:image/png;base64,").unwrap();
