@@ -9,6 +9,8 @@ mod jxl;
 mod other;
 mod png;
 mod tiff;
+mod tiff_strips;
+mod webp;
 
 use image::metadata::Orientation;
 

@@ -11,7 +11,7 @@ use image::codecs::webp::WebPDecoder;
 use image::metadata::Orientation;
 use image::{ColorType, DynamicImage, ImageDecoder, ImageResult, Limits};
 
-use super::{check_size, make_room, tiff};
+use super::{check_size, make_room, tiff, tiff_strips, webp};
 use crate::orientation::{orientation, upright_size};
 use crate::{Image, OtherFormat};
 
@@ -95,6 +95,15 @@ pub(super) fn decode(
     check_size(width, height, limit)?;
     limit_memory(&mut *decoder, limit)?;
     let turned = turned(&mut decoder);
+    let size = (width, height);
+    let done = match format {
+        OtherFormat::Tiff => tiff_strips::decode(bytes, size, out),
+        OtherFormat::WebP => webp::decode(whole_webp(bytes)?, size, out),
+        _ => None,
+    };
+    if done.is_some() {
+        return Ok(turned);
+    }
     if decoder.color_type() == ColorType::Rgb8 {
         make_room(out, width, height);
         decoder
