@@ -139,3 +139,113 @@ fn block_to_rgb(lumas: &[u8; LANES], blues: &[u16; LANES], reds: &[u16; LANES]) 
 fn scaled(value: u16, factor: u16) -> u16 {
     ((u32::from(value << 8) * u32::from(factor)) >> 16) as u16
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use rand::{RngExt, SeedableRng};
+    use rand_chacha::ChaCha8Rng;
+
+    use super::super::other::by_image;
+    use super::*;
+    use crate::OtherFormat;
+
+    fn golden(name: &str) -> Vec<u8> {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/formats");
+        std::fs::read(folder.join(name)).unwrap()
+    }
+
+    /// Every one of the three values with every other.
+    #[test]
+    fn colours_are_those_of_libwebp() {
+        // `VP8YUVToR` and so on of libwebp's src/dsp/yuv.h.
+        let high = |value: i32, factor: i32| (value * factor) >> 8;
+        let clip = |value: i32| (value >> 6).clamp(0, 255) as u8;
+        for blue in 0..=255_u16 {
+            for red in 0..=255_u16 {
+                for start in (0..256).step_by(LANES) {
+                    let lumas = std::array::from_fn(|lane| (start + lane) as u8);
+                    let found = block_to_rgb(&lumas, &[blue; LANES], &[red; LANES]);
+                    let (u, v) = (i32::from(blue), i32::from(red));
+                    for lane in 0..LANES {
+                        let y = high(i32::from(lumas[lane]), 19_077);
+                        let expected = [
+                            clip(y + high(v, 26_149) - 14_234),
+                            clip(y - high(u, 6_419) - high(v, 13_320) + 8_708),
+                            clip(y + high(u, 33_050) - 17_685),
+                        ];
+                        assert_eq!(found.map(|channel| channel[lane]), expected);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_lossy_and_opaque_decodes_as_by_image() {
+        let mut out = Image::empty();
+        let names = [
+            "lossy.webp",
+            "lossy-even.webp",
+            "lossy-wide.webp",
+            "lossy-exif.webp",
+        ];
+        for name in names {
+            let bytes = golden(name);
+            let expected = by_image(&bytes, OtherFormat::WebP).unwrap();
+            let size = (expected.width, expected.height);
+            assert!(decode(&bytes, size, &mut out).is_some(), "{name}");
+            assert!(out == expected, "{name}");
+            assert!(
+                decode(&bytes, (size.1, size.0), &mut out).is_none(),
+                "{name}"
+            );
+        }
+        for name in [
+            "lossless.webp",
+            "alpha.webp",
+            "lossy-alpha.webp",
+            "animated.webp",
+        ] {
+            assert!(lossy(&golden(name)).is_none(), "{name}");
+        }
+    }
+
+    /// Whatever is accepted, image-webp accepts, and makes the same of it.
+    #[test]
+    fn damage_is_not_decoded() {
+        let files = ["lossy-wide.webp", "lossy-exif.webp"].map(golden);
+        let mut rng = ChaCha8Rng::seed_from_u64(13);
+        let mut out = Image::empty();
+        let (mut accepted, mut refused) = (0, 0);
+        for number in 0..2_000 {
+            let mut bytes = files[number % 2].clone();
+            for _ in 0..1 + number % 3 {
+                let at = rng.random_range(8..bytes.len());
+                match rng.random_range(0..3) {
+                    0 => bytes[at] ^= 1 << rng.random_range(0..8),
+                    1 => bytes[at] = rng.random(),
+                    _ => bytes.truncate(at.max(9)),
+                }
+            }
+            match by_image(&bytes, OtherFormat::WebP) {
+                Some(expected) => {
+                    let size = (expected.width, expected.height);
+                    if decode(&bytes, size, &mut out).is_some() {
+                        assert!(out == expected, "{number}");
+                        accepted += 1;
+                    }
+                }
+                None => {
+                    for size in [(150, 37), (21, 13)] {
+                        assert!(decode(&bytes, size, &mut out).is_none(), "{number}");
+                    }
+                    refused += 1;
+                }
+            }
+        }
+        eprintln!("{accepted} accepted, {refused} refused");
+        assert!(accepted > 200 && refused > 200, "{accepted}, {refused}");
+    }
+}
