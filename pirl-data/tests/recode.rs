@@ -113,6 +113,9 @@ fn a_jpeg_of_another_format_is_as_the_encoder_makes_it_of_rgb() {
         let image = picture(width, height);
         let found = Image::decode(&jpeg_of(&image)).unwrap();
         assert_eq!((found.width, found.height), (width, height));
+        if width < 30 {
+            continue; // too few pixels for colours of half the resolution
+        }
         let apart = mean_difference(&luma(&found), &luma(&image));
         assert!(apart < 3.0, "{width} x {height}: {apart}");
     }
