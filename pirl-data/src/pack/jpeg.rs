@@ -257,23 +257,25 @@ vectorised! {
         quantizer: &Quantizer,
         out: &mut [Coded; BLOCKS],
     ) {
-        let mut values = [[0; BLOCKS]; AREA];
-        for y in 0..SIDE {
-            for x in 0..SIDE {
+        let mut columns = [[0; BLOCKS * SIDE]; SIDE];
+        for x in 0..SIDE {
+            for y in 0..SIDE {
                 for block in 0..BLOCKS {
-                    values[y * SIDE + x][block] = i32::from(rows[y][block * SIDE + x]) - 128;
+                    columns[x][y * BLOCKS + block] = i32::from(rows[y][block * SIDE + x]) - 128;
                 }
             }
         }
-        for y in 0..SIDE {
-            let places = std::array::from_fn(|x| y * SIDE + x);
-            cosines::<true>(&mut values, places);
-        }
+        let (mut found, mut turned) = ([[0; BLOCKS * SIDE]; SIDE], [[0; BLOCKS * SIDE]; SIDE]);
+        cosines::<true>(&columns, &mut found);
         for x in 0..SIDE {
-            let places = std::array::from_fn(|y| y * SIDE + x);
-            cosines::<false>(&mut values, places);
+            for y in 0..SIDE {
+                turned[y][x * BLOCKS..][..BLOCKS].copy_from_slice(&found[x][y * BLOCKS..][..BLOCKS]);
+            }
         }
-        quantize(values.as_flattened_mut(), quantizer);
+        cosines::<false>(&turned, &mut found);
+        let values = found.as_flattened_mut();
+        quantize(values, quantizer);
+        let values = values.as_chunks::<BLOCKS>().0;
         let mut masks = [[0; BLOCKS]; 2];
         for place in 0..AREA {
             let coefficients = values[usize::from(ZIGZAG[place])];
@@ -298,41 +300,55 @@ fn quantize(values: &mut [i32], quantizer: &Quantizer) {
     }
 }
 
-/// The cosine transform of eight values of each block, as libjpeg's `jfdctint.c` does it: first of rows, whose
-/// results keep two more bits, then of columns. All results together are scaled up by 8.
+/// The cosine transforms of eight values that lie at the same place of eight arrays, as libjpeg's `jfdctint.c` has
+/// them: first of rows, whose results keep two more bits, then of columns. All results are scaled up by 8 then.
 #[inline(always)]
-fn cosines<const ROWS: bool>(values: &mut [Lane; AREA], places: [usize; SIDE]) {
-    let shift = if ROWS { 11 } else { 15 };
-    let scaled = |value: i32| (value + (1 << (shift - 1))) >> shift;
-    let whole = |value: i32| if ROWS { value << 2 } else { (value + 2) >> 2 };
-    let input = places.map(|place| values[place]);
-    let mut output = [[0; BLOCKS]; SIDE];
-    for block in 0..BLOCKS {
-        let [a, b, c, d, e, f, g, h] = input.map(|lane| lane[block]);
-        let sums = [a + h, b + g, c + f, d + e];
-        let [t7, t6, t5, t4] = [a - h, b - g, c - f, d - e];
+fn cosines<const ROWS: bool>(
+    input: &[[i32; BLOCKS * SIDE]; SIDE],
+    output: &mut [[i32; BLOCKS * SIDE]; SIDE],
+) {
+    for lane in 0..BLOCKS * SIDE {
+        let (t0, t7) = ends(input[0][lane], input[7][lane]);
+        let (t1, t6) = ends(input[1][lane], input[6][lane]);
+        let (t2, t5) = ends(input[2][lane], input[5][lane]);
+        let (t3, t4) = ends(input[3][lane], input[4][lane]);
 
-        let (outer, inner) = (sums[0] + sums[3], sums[1] + sums[2]);
-        let (t13, t12) = (sums[0] - sums[3], sums[1] - sums[2]);
-        output[0][block] = whole(outer + inner);
-        output[4][block] = whole(outer - inner);
+        let (t10, t13) = ends(t0, t3);
+        let (t11, t12) = ends(t1, t2);
+        output[0][lane] = whole::<ROWS>(t10 + t11);
+        output[4][lane] = whole::<ROWS>(t10 - t11);
         let z1 = (t12 + t13) * 4_433;
-        output[2][block] = scaled(z1 + t13 * 6_270);
-        output[6][block] = scaled(z1 - t12 * 15_137);
+        output[2][lane] = scaled::<ROWS>(z1 + t13 * 6_270);
+        output[6][lane] = scaled::<ROWS>(z1 - t12 * 15_137);
 
         let z5 = (t4 + t6 + t5 + t7) * 9_633;
         let z1 = (t4 + t7) * -7_373;
         let z2 = (t5 + t6) * -20_995;
         let z3 = (t4 + t6) * -16_069 + z5;
         let z4 = (t5 + t7) * -3_196 + z5;
-        output[7][block] = scaled(t4 * 2_446 + z1 + z3);
-        output[5][block] = scaled(t5 * 16_819 + z2 + z4);
-        output[3][block] = scaled(t6 * 25_172 + z2 + z3);
-        output[1][block] = scaled(t7 * 12_299 + z1 + z4);
+        output[7][lane] = scaled::<ROWS>(t4 * 2_446 + z1 + z3);
+        output[5][lane] = scaled::<ROWS>(t5 * 16_819 + z2 + z4);
+        output[3][lane] = scaled::<ROWS>(t6 * 25_172 + z2 + z3);
+        output[1][lane] = scaled::<ROWS>(t7 * 12_299 + z1 + z4);
     }
-    for (place, lane) in places.into_iter().zip(output) {
-        values[place] = lane;
-    }
+}
+
+#[inline(always)]
+fn ends(a: i32, b: i32) -> (i32, i32) {
+    (a + b, a - b)
+}
+
+/// A sum with the bits that are to be kept.
+#[inline(always)]
+fn whole<const ROWS: bool>(sum: i32) -> i32 {
+    if ROWS { sum << 2 } else { (sum + 2) >> 2 }
+}
+
+/// The same of one with 13 bits more.
+#[inline(always)]
+fn scaled<const ROWS: bool>(sum: i32) -> i32 {
+    let shift = if ROWS { 11 } else { 15 };
+    (sum + (1 << (shift - 1))) >> shift
 }
 
 /// Coded data: bits in the order of their weight, and a 0 after each byte of 255.
