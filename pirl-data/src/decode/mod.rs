@@ -10,7 +10,6 @@ mod other;
 mod png;
 mod tiff;
 mod tiff_strips;
-mod webp;
 
 use image::metadata::Orientation;
 

@@ -11,7 +11,7 @@ use image::codecs::webp::WebPDecoder;
 use image::metadata::Orientation;
 use image::{ColorType, DynamicImage, ImageDecoder, ImageResult, Limits};
 
-use super::{check_size, make_room, tiff, tiff_strips, webp};
+use super::{check_size, make_room, tiff, tiff_strips};
 use crate::orientation::{orientation, upright_size};
 use crate::{Image, OtherFormat};
 
@@ -96,12 +96,7 @@ pub(super) fn decode(
     limit_memory(&mut *decoder, limit)?;
     let turned = turned(&mut decoder);
     let size = (width, height);
-    let done = match format {
-        OtherFormat::Tiff => tiff_strips::decode(bytes, size, out),
-        OtherFormat::WebP => webp::decode(whole_webp(bytes)?, size, out),
-        _ => None,
-    };
-    if done.is_some() {
+    if format == OtherFormat::Tiff && tiff_strips::decode(bytes, size, out).is_some() {
         return Ok(turned);
     }
     if decoder.color_type() == ColorType::Rgb8 {
@@ -176,7 +171,7 @@ pub(super) fn to_rgb(image: DynamicImage, out: &mut Image) -> Result<(), String>
     out.check().map_err(|error| error.to_string())
 }
 
-/// What `image` alone makes of a file of 8-bit RGB: what the quicker ways must agree with.
+/// What `image` alone makes of a file of 8-bit RGB: what the quicker way must agree with.
 #[cfg(test)]
 pub(super) fn by_image(bytes: &[u8], format: OtherFormat) -> Option<Image> {
     let decoder = open(bytes, format).ok()?;

@@ -29,7 +29,9 @@ pub(super) fn decode(bytes: &[u8], (width, height): (usize, usize), out: &mut Im
     let samples = number(Tag::SamplesPerPixel, 1)?;
     let compression = CompressionMethod::from_u16(number(Tag::Compression, 1)?)?;
     let predictor = Predictor::from_u16(number(Tag::Predictor, 1)?)?;
-    let usual = interleaved
+    let found = decoder.dimensions().ok()?;
+    let usual = (found.0 as usize, found.1 as usize) == (width, height)
+        && interleaved
         && usize::from(samples) == PIXEL
         && decoder.colortype().ok()? == ColorType::RGB(8)
         && decoder.get_chunk_type() == ChunkType::Strip;

@@ -6,13 +6,13 @@
 )]
 
 /// Pixels in a block: as many as bytes in a vector of AVX2.
-pub(crate) const LANES: usize = 32;
+pub(super) const LANES: usize = 32;
 
 /// Values of 32 pixels: red, green, blue.
-pub(crate) type Block = [[u8; LANES]; 3];
+pub(super) type Block = [[u8; LANES]; 3];
 
 /// Bytes of a block as an image has them.
-pub(crate) const BYTES: usize = 3 * LANES;
+pub(super) const BYTES: usize = 3 * LANES;
 
 /// What is done to 32 pixels.
 ///
@@ -73,7 +73,7 @@ pub(super) fn apart(bytes: &[u8; BYTES]) -> Block {
 }
 
 #[inline(always)]
-pub(crate) fn together(block: &Block, bytes: &mut [u8; BYTES]) {
+fn together(block: &Block, bytes: &mut [u8; BYTES]) {
     for lane in 0..LANES {
         bytes[3 * lane] = block[0][lane];
         bytes[3 * lane + 1] = block[1][lane];

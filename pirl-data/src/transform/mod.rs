@@ -19,7 +19,7 @@ mod color;
 mod crop;
 mod eval_view;
 mod hue;
-pub(crate) mod lanes;
+mod lanes;
 mod normalize;
 mod orient;
 mod photometric;
