@@ -6,6 +6,7 @@ mod jpeg_markers;
 mod jpeg_shrunk;
 #[cfg(feature = "jxl")]
 mod jxl;
+mod lzw;
 mod other;
 mod png;
 mod tiff;

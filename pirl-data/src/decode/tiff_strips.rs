@@ -1,16 +1,15 @@
 //! TIFF files as most programs write them, 8-bit RGB in strips, uncompressed or LZW, straight into the image.
 //!
-//! The `tiff` crate reads them too, by way of a buffer of its own, and LZW by weezl 0.1, which takes several times
-//! as long as 0.2. Whatever is unusual or damaged is left to it, and it says what is wrong.
+//! The `tiff` crate reads them too, by way of a buffer of its own, and LZW more slowly. Whatever is unusual or damaged is
+//! left to it, and it says what is wrong.
 
 use std::io::Cursor;
 
 use ::tiff::ColorType;
 use ::tiff::decoder::{ChunkType, Decoder};
 use ::tiff::tags::{CompressionMethod, PlanarConfiguration, Predictor, Tag};
-use weezl::decode::Configuration;
-use weezl::{BitOrder, LzwStatus};
 
+use super::lzw::Lzw;
 use super::make_room;
 use crate::Image;
 
@@ -59,34 +58,15 @@ pub(super) fn decode(bytes: &[u8], (width, height): (usize, usize), out: &mut Im
             }
         }
         (CompressionMethod::LZW, Predictor::None | Predictor::Horizontal) => {
-            let lzw = Configuration::with_tiff_size_switch(BitOrder::Msb, 8);
-            // As libtiff does: what follows the last pixel is of no account, an end code neither.
-            let mut lzw = lzw.with_yield_on_full_buffer(true).build();
+            let mut lzw = Lzw::new();
             for (strip, part) in strips.into_iter().zip(parts) {
-                lzw.reset();
-                expand(&mut lzw, strip, part)?;
+                lzw.decode(strip, part)?;
                 if predictor == Predictor::Horizontal {
                     part.chunks_exact_mut(row).for_each(add_up);
                 }
             }
         }
         _ => return None,
-    }
-    Some(())
-}
-
-/// Fills `out` from LZW data. `None` if they are damaged or end too soon.
-fn expand(lzw: &mut weezl::decode::Decoder, mut data: &[u8], mut out: &mut [u8]) -> Option<()> {
-    while !out.is_empty() {
-        let done = lzw.decode_bytes(data, out);
-        let progress = done.consumed_in + done.consumed_out > 0;
-        data = data.get(done.consumed_in..)?;
-        out = out.get_mut(done.consumed_out..)?;
-        match done.status {
-            Ok(LzwStatus::Ok) if progress => {}
-            Ok(_) if out.is_empty() => {}
-            _ => return None,
-        }
     }
     Some(())
 }
