@@ -141,3 +141,70 @@ impl Codes<'_> {
         Some((self.bits >> self.count) as usize & ((1 << width) - 1))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Codes as an encoder writes them: a bit more once 510, 1,022 and 2,046 are defined.
+    fn packed(codes: &[usize]) -> Vec<u8> {
+        let (mut width, mut next, mut defines) = (9, FIRST, false);
+        let mut bits = Vec::new();
+        for code in codes {
+            bits.extend((0..width).rev().map(|bit| (code >> bit & 1) as u8));
+            match *code {
+                CLEAR => (width, next, defines) = (9, FIRST, false),
+                _ if defines && next < CODES => next += 1,
+                _ => defines = true,
+            }
+            width = match next {
+                ..511 => 9,
+                511..1_023 => 10,
+                1_023..2_047 => 11,
+                _ => 12,
+            };
+        }
+        let bytes = bits.chunks(8);
+        let byte = |bits: &[u8]| (0..8).fold(0, |byte, at| byte << 1 | bits.get(at).unwrap_or(&0));
+        bytes.map(byte).collect()
+    }
+
+    fn decoded(codes: &[usize], length: usize) -> Option<Vec<u8>> {
+        let mut out = vec![0; length];
+        Lzw::new().decode(&packed(codes), &mut out)?;
+        Some(out)
+    }
+
+    #[test]
+    fn the_example_of_the_specification() {
+        let codes = [CLEAR, 7, 258, 8, 8, 258, 6, 6, END];
+        assert_eq!(decoded(&codes, 9).unwrap(), [7, 7, 7, 8, 8, 7, 7, 6, 6]);
+        assert_eq!(
+            decoded(&codes[1..], 4).unwrap(),
+            [7, 7, 7, 8],
+            "no clear code"
+        );
+        assert!(decoded(&codes, 10).is_none(), "the end comes too soon");
+        assert!(decoded(&[CLEAR, 7, 259], 9).is_none(), "not defined yet");
+        assert!(decoded(&[CLEAR, 258], 9).is_none(), "nothing before it");
+    }
+
+    #[test]
+    fn a_run_is_made_of_its_own_beginning() {
+        let codes: Vec<usize> = [CLEAR, 9].into_iter().chain(FIRST..FIRST + 300).collect();
+        let length = (1..=301).sum();
+        assert!(decoded(&codes, length).unwrap() == vec![9; length]);
+    }
+
+    #[test]
+    fn a_full_table_stays_as_it_is() {
+        let bytes = (0..6_000).map(|at| at * at % 251);
+        let mut codes: Vec<usize> = [CLEAR].into_iter().chain(bytes).collect();
+        let mut expected: Vec<u8> = codes[1..].iter().map(|code| *code as u8).collect();
+        // The last code that found room stands for two bytes.
+        codes.push(CODES - 1);
+        let first = CODES - 1 - FIRST;
+        expected.extend_from_within(first..first + 2);
+        assert!(decoded(&codes, expected.len()).unwrap() == expected);
+    }
+}
