@@ -153,7 +153,7 @@ mod tests {
         for code in codes {
             bits.extend((0..width).rev().map(|bit| (code >> bit & 1) as u8));
             match *code {
-                CLEAR => (width, next, defines) = (9, FIRST, false),
+                CLEAR => (next, defines) = (FIRST, false),
                 _ if defines && next < CODES => next += 1,
                 _ => defines = true,
             }
