@@ -6,8 +6,9 @@ use std::fs;
 use std::path::Path;
 
 use common::{jpeg, list_dir, picture, png, write};
+use jpeg_encoder::{ChromaSubsamplingMethod, ColorType, Encoder, SamplingFactor};
 use pirl_data::transform::{Crop, Resizer, resize};
-use pirl_data::{Image, ImageFolder, Pack, PackOptions, pack};
+use pirl_data::{Image, ImageFolder, Pack, PackOptions, Reencode, pack};
 use tempfile::TempDir;
 
 #[test]
@@ -69,6 +70,54 @@ fn colours_at_half_the_resolution_are_averages() {
         let values = found.pixels.iter().skip(channel).step_by(3);
         let mean = values.map(|value| f64::from(*value)).sum::<f64>() / 4096.0;
         assert!((85.0..115.0).contains(&mean), "{channel}: {mean}");
+    }
+}
+
+/// What JPEG quality 95 makes of a picture of another format.
+fn jpeg_of(image: &Image) -> Vec<u8> {
+    let images = TempDir::new().unwrap();
+    let header = format!("P6\n{} {}\n255\n", image.width, image.height);
+    let bytes = [header.as_bytes(), &image.pixels].concat();
+    fs::write(images.path().join("a.ppm"), bytes).unwrap();
+    let options = PackOptions {
+        reencode: Reencode::Jpeg,
+        ..PackOptions::default()
+    };
+    let output = images.path().join("set");
+    let source = ImageFolder::open(images.path()).unwrap();
+    write(&source, &output, &options);
+    Pack::open(&output).unwrap().bytes(0).unwrap().to_vec()
+}
+
+/// Every colour far from its neighbours.
+fn colourful(width: usize, height: usize) -> Image {
+    let pixels = (0..width * height * 3).map(|at| (at * at % 8191 % 256) as u8);
+    Image::new(width, height, pixels.collect()).unwrap()
+}
+
+#[test]
+fn a_jpeg_of_another_format_is_as_the_encoder_makes_it_of_rgb() {
+    // Sides of whole blocks: nothing is made up beyond the edges, which may be done in several ways.
+    for image in [picture(96, 64), colourful(48, 80), colourful(16, 16)] {
+        let mut expected = Vec::new();
+        let mut encoder = Encoder::new(&mut expected, 95);
+        encoder.set_sampling_factor(SamplingFactor::R_4_2_0);
+        encoder.set_chroma_subsampling_method(ChromaSubsamplingMethod::Average);
+        let (width, height) = (image.width as u16, image.height as u16);
+        encoder
+            .encode(&image.pixels, width, height, ColorType::Rgb)
+            .unwrap();
+        assert!(jpeg_of(&image) == expected, "{width} x {height}");
+    }
+    for (width, height) in [(1, 1), (2, 1), (1, 9), (33, 17), (50, 31), (31, 50)] {
+        let image = picture(width, height);
+        let found = Image::decode(&jpeg_of(&image)).unwrap();
+        assert_eq!((found.width, found.height), (width, height));
+        if width < 30 {
+            continue; // too few pixels for colours of half the resolution
+        }
+        let apart = mean_difference(&luma(&found), &luma(&image));
+        assert!(apart < 3.0, "{width} x {height}: {apart}");
     }
 }
 

@@ -6,9 +6,11 @@ mod jpeg_markers;
 mod jpeg_shrunk;
 #[cfg(feature = "jxl")]
 mod jxl;
+mod lzw;
 mod other;
 mod png;
 mod tiff;
+mod tiff_strips;
 
 use image::metadata::Orientation;
 

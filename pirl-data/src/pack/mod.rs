@@ -2,6 +2,7 @@
 
 mod counts;
 mod describe;
+mod jpeg;
 mod open_shard;
 mod options;
 mod partial;

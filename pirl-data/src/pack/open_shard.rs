@@ -1,15 +1,24 @@
 use std::fs::File;
 use std::io::{self, BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
+
+use crossbeam_channel::{Sender, bounded};
 
 use super::schema::{self, Description, Extent};
 use crate::{Objects, RawSample};
+
+/// Bytes that are collected before they are written; what is larger goes to the file as it is.
+const BUFFER: usize = 1 << 16;
+/// Bytes after which what was written is brought to the disk.
+const FLUSH: usize = 1 << 24;
 
 /// A shard that samples are added to. Samples are written to the file at once, after space for the
 /// header; offsets, labels, names and objects are kept here until it is closed.
 pub(super) struct OpenShard {
     path: PathBuf,
     file: BufWriter<File>,
+    flusher: Flusher,
     reserved: usize,
     /// Where each sample begins, and where the last ends.
     offsets: Vec<u64>,
@@ -25,11 +34,14 @@ pub(super) struct OpenShard {
 
 impl OpenShard {
     pub(super) fn create(path: PathBuf, reserved: usize) -> io::Result<Self> {
-        let mut file = BufWriter::with_capacity(1 << 20, File::create(&path)?);
+        let file = File::create(&path)?;
+        let flusher = Flusher::start(file.try_clone()?)?;
+        let mut file = BufWriter::with_capacity(BUFFER, file);
         file.seek(SeekFrom::Start(reserved as u64))?;
         Ok(Self {
             path,
             file,
+            flusher,
             reserved,
             offsets: vec![0],
             labels: Vec::new(),
@@ -51,6 +63,7 @@ impl OpenShard {
 
     pub(super) fn add(&mut self, sample: &RawSample<'_>) -> io::Result<()> {
         self.file.write_all(&sample.bytes)?;
+        self.flusher.wrote(sample.bytes.len());
         self.offsets.push(self.bytes() + sample.bytes.len() as u64);
         self.labels.extend(sample.label.map(i64::from));
         self.names.push_str(&sample.name);
@@ -103,8 +116,47 @@ impl OpenShard {
         self.file.write_all(self.names.as_bytes())?;
         self.file.flush()?;
         drop(self.file);
+        self.flusher.stop()?;
         write_header(&self.path, description, number, extent, self.reserved)?;
         Ok(extent)
+    }
+}
+
+/// Brings a file to the disk in parts while it is written, so that little is left to do once it is complete.
+struct Flusher {
+    /// Written since it was last asked for.
+    bytes: usize,
+    ask: Sender<()>,
+    thread: JoinHandle<io::Result<()>>,
+}
+
+impl Flusher {
+    fn start(file: File) -> io::Result<Self> {
+        let (ask, asked) = bounded(1);
+        let flush = move || asked.iter().try_for_each(|()| file.sync_data());
+        let thread = std::thread::Builder::new().spawn(flush)?;
+        Ok(Self {
+            bytes: 0,
+            ask,
+            thread,
+        })
+    }
+
+    fn wrote(&mut self, bytes: usize) {
+        self.bytes += bytes;
+        if self.bytes >= FLUSH {
+            self.bytes = 0;
+            // It may still be at the last part, or have failed, which `stop` reports.
+            let _ = self.ask.try_send(());
+        }
+    }
+
+    /// # Errors
+    /// That of any part: the system tells each error once, so syncing the complete file would not show it again.
+    fn stop(self) -> io::Result<()> {
+        drop(self.ask);
+        let ended = self.thread.join();
+        ended.unwrap_or_else(|_| Err(io::Error::other("the thread that syncs the file has ended")))
     }
 }
 

@@ -2,17 +2,14 @@
 
 use std::borrow::Cow;
 
-use image::ImageEncoder;
-use image::codecs::png::PngEncoder;
-use jpeg_encoder::{ChromaSubsamplingMethod, ColorType, Encoder, SamplingFactor};
 use pirl_core::SettingError;
 
-use super::recode::{Planes, jpeg_sides};
+use super::recode::{Planes, png, png_of_planes};
 use super::{Depth, PackOptions, Reencode, Skipped};
 use crate::decode::{Channels, Looked, MAX_PIXELS, decode_channels};
 use crate::objects::{Cut, cut};
 use crate::orientation::{upright_box, upright_size};
-use crate::transform::{Crop, Resizer, resize, resize_part, write_planes};
+use crate::transform::{AsTheyAre, Crop, FromRgb, Resizer, resize, resize_part};
 use crate::{DataError, Encoding, Image, Objects, RawSample, Source};
 
 /// Quality of re-encoded JPEGs unless the options name one; that of common 256-pixel copies of ImageNet.
@@ -244,11 +241,9 @@ fn change(
             resizer,
         } = workspace;
         let image = resized(decoded, part, size, resizer, small)?;
-        if own_colors.is_some() {
-            planes.fill(image);
-            planes.encode(quality)
-        } else {
-            encode(image, packed_as(encoding, options), quality)
+        match own_colors {
+            Some(_) => planes.jpeg(image, AsTheyAre, quality),
+            None => encode(image, packed_as(encoding, options), quality, planes),
         }
     });
     let bytes = bytes.transpose()?;
@@ -281,12 +276,12 @@ fn encoded_anew(
     let Workspace {
         decoded,
         small,
+        planes,
         resizer,
-        ..
     } = workspace;
     let image = resized(decoded, None, size, resizer, small)?;
     let quality = options.quality.unwrap_or(JPEG_QUALITY);
-    let bytes = encode(image, packed_as(came, options), quality)?;
+    let bytes = encode(image, packed_as(came, options), quality, planes)?;
     Ok(Changed {
         from,
         size,
@@ -402,35 +397,16 @@ fn fit(
     Ok(fitted)
 }
 
-/// PNG as PNG, channels that are not RGB as a PNG of planes, all else as JPEG of this quality, its colours at half the resolution as Pillow's and
-/// libjpeg's defaults have it.
-fn encode(image: &Image, encoding: Encoding, quality: u8) -> Result<Vec<u8>, String> {
-    if let Encoding::Planes { channels } = encoding {
-        let mut planes = vec![0; image.pixels.len()];
-        write_planes(image, &mut planes);
-        let side = |side: usize| u32::try_from(side).map_err(|error| error.to_string());
-        let (width, rows) = (side(image.width)?, side(image.height * channels as usize)?);
-        let mut bytes = Vec::new();
-        PngEncoder::new(&mut bytes)
-            .write_image(&planes, width, rows, image::ExtendedColorType::L8)
-            .map_err(|error| error.to_string())?;
-        return Ok(bytes);
+/// PNG as PNG, channels that are not RGB as a PNG of planes, all else as JPEG of this quality.
+fn encode(
+    image: &Image,
+    encoding: Encoding,
+    quality: u8,
+    planes: &mut Planes,
+) -> Result<Vec<u8>, String> {
+    match encoding {
+        Encoding::Planes { .. } => png_of_planes(image),
+        Encoding::Png => png(image),
+        _ => planes.jpeg(image, FromRgb, quality),
     }
-    if encoding == Encoding::Png {
-        let mut bytes = Vec::new();
-        let (width, height) = (image.width as u32, image.height as u32);
-        PngEncoder::new(&mut bytes)
-            .write_image(&image.pixels, width, height, image::ExtendedColorType::Rgb8)
-            .map_err(|error| error.to_string())?;
-        return Ok(bytes);
-    }
-    let (width, height) = jpeg_sides(image.width, image.height)?;
-    let mut bytes = Vec::with_capacity(image.pixels.len() / 4);
-    let mut encoder = Encoder::new(&mut bytes, quality);
-    encoder.set_sampling_factor(SamplingFactor::R_4_2_0);
-    encoder.set_chroma_subsampling_method(ChromaSubsamplingMethod::Average);
-    encoder
-        .encode(&image.pixels, width, height, ColorType::Rgb)
-        .map_err(|error| error.to_string())?;
-    Ok(bytes)
 }

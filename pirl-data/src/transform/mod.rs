@@ -40,7 +40,7 @@ pub(crate) use augment::Augment;
 pub(crate) use color::luma;
 pub(crate) use eval_view::thread_pool;
 pub(crate) use normalize::write_planes;
-pub(crate) use planes::split_planes;
+pub(crate) use planes::{AsTheyAre, Colors, FromRgb, split_planes};
 pub(crate) use resize::resize_part;
 pub(crate) use view::{check_channels, check_output, cut};
 

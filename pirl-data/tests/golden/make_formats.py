@@ -26,6 +26,15 @@ def picture():
     return Image.fromarray(np.stack(channels, -1).astype(np.uint8))
 
 
+def noisy(width, height):
+    """All colours, some of them far apart."""
+    rng = np.random.default_rng(7)
+    y, x = np.mgrid[0:height, 0:width]
+    waves = [127 + 127 * np.sin(x / 5.0), 255 * (x // 13 + y // 9) % 256, 127 + 127 * np.cos(y / 4.0 + x / 20.0)]
+    values = np.stack(waves, -1) + rng.normal(0, 12, (height, width, 3))
+    return Image.fromarray(values.clip(0, 255).astype(np.uint8))
+
+
 def save(image, kind, **options):
     out = io.BytesIO()
     image.save(out, kind, **options)
@@ -115,6 +124,11 @@ def others(rgb):
     palette = rgb.quantize(200)
     yield "lossless.webp", save(rgb, "WEBP", lossless=True)
     yield "lossy.webp", save(rgb, "WEBP", quality=90)
+    wide = noisy(150, 37)
+    yield "lossy-wide.webp", save(wide, "WEBP", quality=60)
+    yield "lossy-even.webp", save(wide.crop((9, 1, 73, 35)), "WEBP", quality=95)
+    yield "lossy-exif.webp", save(rgb, "WEBP", quality=80, exif=b"Exif\0\0" + exif(6))
+    yield "lossy-alpha.webp", save(alpha, "WEBP", quality=90)
     yield "alpha.webp", save(alpha, "WEBP", lossless=True, exact=True)
     yield "orientation.webp", save(rgb, "WEBP", lossless=True, exif=b"Exif\0\0" + exif(6))
     yield "xmp.webp", save(rgb, "WEBP", lossless=True, xmp=xmp(8))
