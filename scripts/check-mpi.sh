@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds with MPI and tests pre-training by several ranks. Installs Debian's Open MPI where there is no
+# Builds with MPI and tests pre-training and evaluations by several ranks. Installs Debian's Open MPI where there is no
 # mpicc and this is root; elsewhere it must be there.
 set -euo pipefail
 cd "$(dirname "$0")/.."
