@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds with MPI and tests pre-training by several ranks.
+# Builds with MPI and tests pre-training and evaluations by several ranks.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/mpi-env.sh

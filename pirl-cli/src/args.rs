@@ -18,7 +18,7 @@ pub(crate) use data::{
     PreviewArgs, ReencodeArg, StatsArgs,
 };
 pub(crate) use eval::{
-    DetectArgs, EvalArgs, EvalCommand, FinetuneArgs, LinearArgs, LowShotArgs, ProbeArgs,
+    DetectArgs, Eval, EvalArgs, EvalCommand, FinetuneArgs, LinearArgs, LowShotArgs, ProbeArgs,
 };
 pub(crate) use export::{EmbedArgs, ExportArgs};
 pub(crate) use program::{CompletionsArgs, DoctorArgs, ManArgs, RecipesArgs};
@@ -43,8 +43,7 @@ pub(crate) enum Command {
     /// Pre-train a backbone on a pack
     Pretrain(PretrainArgs),
     /// Judge a backbone by what a simple classifier makes of its features
-    #[command(subcommand)]
-    Eval(EvalCommand),
+    Eval(Eval),
     /// Look at what a backbone's features are near to, and at what moves them
     #[command(subcommand)]
     Analyze(AnalyzeCommand),
@@ -73,7 +72,7 @@ pub(crate) struct RunArgs {
     /// Change a setting of the recipe; may be repeated
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub(crate) settings: Vec<Setting>,
-    /// cpu or cuda:N; to pre-train on several, cuda:0,cuda:1, or by several ranks, cuda:local
+    /// cpu or cuda:N; to pre-train on several, cuda:0,cuda:1; of several ranks, each one's own: cuda:local
     #[arg(long, default_value = "cpu")]
     pub(crate) device: String,
     /// Seed of everything random, instead of the recipe's

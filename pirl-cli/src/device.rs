@@ -5,23 +5,21 @@ use anyhow::Context;
 use anyhow::{Result, bail};
 use candle_core::Device;
 
+use crate::ranks;
+
 /// Devices with commas between them, as `cuda:0,cuda:1`; one named twice does the work of two.
-/// `cuda:local` is the GPU numbered as this rank is on its machine, `local`.
-pub(crate) fn parse_several(names: &str, local: usize) -> Result<Vec<Device>> {
-    let names = names.split(',').map(|name| match name {
-        "cuda:local" => parse(&format!("cuda:{local}")),
-        name => parse(name),
-    });
-    names.collect()
+pub(crate) fn parse_several(names: &str) -> Result<Vec<Device>> {
+    names.split(',').map(parse).collect()
 }
 
-/// `cpu`, or `cuda:N` in a build that has CUDA.
+/// `cpu`, or `cuda:N` in a build that has CUDA; `cuda:local` is the GPU numbered as this rank is on its machine.
 pub(crate) fn parse(name: &str) -> Result<Device> {
     if name == "cpu" {
         return Ok(Device::Cpu);
     }
     let number: Option<usize> = match name.strip_prefix("cuda") {
         Some("") => Some(0),
+        Some(":local") => Some(ranks::local()?),
         Some(rest) => rest
             .strip_prefix(':')
             .and_then(|number| number.parse().ok()),
@@ -58,10 +56,10 @@ mod tests {
 
     #[test]
     fn several_devices_have_commas_between_them() {
-        assert_eq!(parse_several("cpu", 0).unwrap().len(), 1);
-        assert_eq!(parse_several("cpu,cpu,cpu", 0).unwrap().len(), 3);
+        assert_eq!(parse_several("cpu").unwrap().len(), 1);
+        assert_eq!(parse_several("cpu,cpu,cpu").unwrap().len(), 3);
         for wrong in ["cpu,", ",cpu", "cpu, cpu", "cpu,gpu"] {
-            let error = format!("{:#}", parse_several(wrong, 0).unwrap_err());
+            let error = format!("{:#}", parse_several(wrong).unwrap_err());
             assert!(error.contains("expected cpu or cuda:N"), "{error}");
         }
     }

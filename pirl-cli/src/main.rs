@@ -22,7 +22,7 @@ use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
-use crate::args::{AnalyzeCommand, Cli, Command, DataCommand, EvalCommand};
+use crate::args::{AnalyzeCommand, Cli, Command, DataCommand};
 use crate::interrupt::Interrupted;
 
 #[global_allocator]
@@ -49,14 +49,7 @@ fn main() -> ExitCode {
 }
 
 fn run(command: Command) -> Result<()> {
-    if matches!(
-        command,
-        Command::Eval(_)
-            | Command::Analyze(_)
-            | Command::Embed(_)
-            | Command::Report(_)
-            | Command::Study(_)
-    ) {
+    if let Command::Analyze(_) | Command::Report(_) | Command::Study(_) = command {
         ranks::ensure_alone()?;
     }
     match command {
@@ -68,12 +61,7 @@ fn run(command: Command) -> Result<()> {
         Command::Data(DataCommand::Bench(args)) => commands::bench::run(&args),
         Command::Data(DataCommand::Compose(args)) => commands::compose::run(&args),
         Command::Pretrain(args) => commands::pretrain::run(&args),
-        Command::Eval(EvalCommand::Linear(args)) => commands::eval::linear(&args),
-        Command::Eval(EvalCommand::Knn(args)) => commands::eval::knn(&args),
-        Command::Eval(EvalCommand::Detect(args)) => commands::eval::detect(&args),
-        Command::Eval(EvalCommand::Svm(args)) => commands::eval::svm(&args),
-        Command::Eval(EvalCommand::LowShot(args)) => commands::eval::low_shot(&args),
-        Command::Eval(EvalCommand::Finetune(args)) => commands::eval::finetune(&args),
+        Command::Eval(args) => commands::eval::run(&args),
         Command::Analyze(AnalyzeCommand::Neighbours(args)) => commands::analyze::neighbours(&args),
         Command::Analyze(AnalyzeCommand::Invariance(args)) => commands::analyze::invariance(&args),
         Command::Analyze(AnalyzeCommand::Map(args)) => commands::analyze::map(&args),

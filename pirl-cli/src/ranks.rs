@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
@@ -19,14 +19,25 @@ pub(crate) fn ensure_alone() -> Result<()> {
     match launched(|name| std::env::var(name).ok())? {
         None => Ok(()),
         Some(Place { launcher, size, .. }) => bail!(
-            "{launcher} started {size} of these, and only pretrain shares its work: start it once"
+            "{launcher} started {size} of these, and only pretrain, eval and embed share their work: start it once"
         ),
     }
 }
 
+/// This rank's number on its machine, from 0.
+pub(crate) fn local() -> Result<usize> {
+    Ok(launched(|name| std::env::var(name).ok())?.map_or(0, |place| place.local))
+}
+
+/// Does the work of a command as one of the ranks that were started, or alone.
+pub(crate) fn share(timeout: Duration, work: impl FnOnce(&Company) -> Result<()>) -> Result<()> {
+    let company = Company::join(timeout)?;
+    let result = work(&company);
+    company.end(result)
+}
+
 /// This process among those launched with it.
 pub(crate) struct Company {
-    place: Option<Place>,
     pub(crate) ranks: Ranks,
     /// Where errors go to; what else a rank but the first prints goes elsewhere.
     terminal: Option<OwnedFd>,
@@ -34,11 +45,10 @@ pub(crate) struct Company {
 
 impl Company {
     /// Joins the others. What ranks but the first print is dropped until [`Company::log_to`].
-    pub(crate) fn join(timeout: Duration) -> Result<Self> {
+    fn join(timeout: Duration) -> Result<Self> {
         let place = launched(|name| std::env::var(name).ok())?;
         let ranks = join(place.as_ref(), &Join { timeout })?;
         let mut company = Self {
-            place,
             ranks,
             terminal: None,
         };
@@ -55,13 +65,13 @@ impl Company {
         self.ranks.rank() == 0
     }
 
-    /// This rank's number on its machine, from 0.
-    pub(crate) fn local(&self) -> usize {
-        self.place.map_or(0, |place| place.local)
+    /// Where this rank writes, of what was asked for: one does.
+    pub(crate) fn writes_to<'a>(&self, out: &'a Option<PathBuf>) -> Option<&'a PathBuf> {
+        out.as_ref().filter(|_| self.leads())
     }
 
     /// The path with this rank's number in place of `{rank}`.
-    pub(crate) fn own_path(&self, path: &Path) -> std::path::PathBuf {
+    pub(crate) fn own_path(&self, path: &Path) -> PathBuf {
         let own = self.ranks.rank().to_string();
         path.to_string_lossy().replace("{rank}", &own).into()
     }
@@ -83,7 +93,7 @@ impl Company {
     }
 
     /// Ends the command: after an error here, that of all ranks.
-    pub(crate) fn end(self, result: Result<()>) -> Result<()> {
+    fn end(self, result: Result<()>) -> Result<()> {
         let Err(error) = result else {
             return Ok(());
         };

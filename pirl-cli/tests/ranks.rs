@@ -1,4 +1,4 @@
-//! Pre-training by several processes that MPI joins: `cargo test -p pirl-cli --features mpi`.
+//! Pre-training and evaluations by several processes that MPI joins: `cargo test -p pirl-cli --features mpi`.
 #![cfg(feature = "mpi")]
 
 mod common;
@@ -8,7 +8,8 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::Bench;
+use common::{Bench, rows};
+use serde_json::Value;
 
 /// 48 images, batches of 12, steps of 4 an epoch.
 fn bench() -> Bench {
@@ -209,6 +210,154 @@ fn an_error_of_one_rank_ends_all_with_one_message() {
         said.contains("error: rank 1: ") && said.contains("pack-1"),
         "{said}"
     );
+}
+
+/// `pirl` on so many ranks, or in one process, which must succeed: what it prints.
+fn printed(bench: &Bench, ranks: usize, arguments: &[&str]) -> String {
+    let output = match ranks {
+        1 => bench.command(arguments).output().unwrap(),
+        _ => mpirun(bench, ranks, arguments).output().unwrap(),
+    };
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{arguments:?}: {said}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn evaluations_by_ranks_have_the_result_of_one_process() {
+    let bench = bench();
+    run(&bench, 1, "run", &["train.epochs=1"]);
+    let probe = ["--set=eval.layers=[\"res4\",\"res5\"]", "--cache=features"];
+    let random = [
+        "--set=eval.linear.crops=random",
+        "--set=eval.linear.batch_size=8",
+        "--set=eval.linear.epochs=2",
+        "--set=eval.linear.lrs=[0.01]",
+        "--out=random",
+    ];
+    let tune = [
+        "--set=eval.finetune.batch_size=8",
+        "--set=eval.finetune.micro_batch=4",
+        "--set=eval.finetune.epochs=2",
+        "--set=eval.finetune.lr=0.001",
+        "--out=tuned",
+    ];
+    for (what, more, written) in [
+        ("knn", &probe[..], "features"),
+        ("linear", &random, "random"),
+        ("finetune", &tune, "tuned"),
+    ] {
+        let settings = ["--weights=run", "--train=pack", "--json"];
+        let arguments = [&["eval", what], &settings[..], more].concat();
+        let expected: Value = serde_json::from_str(&printed(&bench, 1, &arguments)).unwrap();
+        // The ranks write the same anew.
+        fs::rename(bench.path(written), bench.path(&format!("{written}-one"))).unwrap();
+        let found: Value = serde_json::from_str(&printed(&bench, 2, &arguments)).unwrap();
+        match what {
+            "finetune" => {
+                let losses = [losses(&bench, "tuned-one"), losses(&bench, "tuned")];
+                assert_eq!(losses[1].len(), losses[0].len());
+                let pairs = losses[1].iter().zip(&losses[0]);
+                let worst = pairs.map(|(a, b)| (a / b - 1.0).abs()).fold(0.0, f32::max);
+                assert!(worst < 1e-3, "{losses:?}");
+                assert_eq!(found["steps"], expected["steps"]);
+                assert!(bench.path("tuned/labels.txt").is_file());
+            }
+            "linear" => {
+                assert_eq!(found, expected);
+                assert_eq!(losses(&bench, "random"), losses(&bench, "random-one"));
+                let classes = |out: &str| bench.read(&format!("{out}/confusion.csv"));
+                assert_eq!(classes("random"), classes("random-one"));
+            }
+            _ => {
+                assert_eq!(found, expected);
+                let files = |out: &str| fs::read_dir(bench.path(out)).unwrap().count();
+                assert_eq!((files("features"), files("features-one")), (6, 6));
+            }
+        }
+    }
+    for (ranks, output) in [(1, "one.csv"), (3, "three.csv")] {
+        let arguments = ["embed", "--weights=run", "--data=pack", "--output", output];
+        printed(&bench, ranks, &arguments);
+    }
+    assert_eq!(bench.read("one.csv"), bench.read("three.csv"));
+
+    let watched = ["--probe-train", "pack", "--probe-test", "pack"];
+    let arguments = with(&["train.epochs=1", "train.micro_batch=2"]);
+    let arguments = bench.pretrain("watched", &[&arguments[..], &watched].concat());
+    printed(&bench, 2, &arguments);
+    let rows = rows(&bench.path("watched"));
+    assert!(rows.iter().any(|row| row["knn_top1"].is_number()));
+
+    fs::rename(
+        bench.path("pack.safetensors"),
+        bench.path("pack-0.safetensors"),
+    )
+    .unwrap();
+    let arguments = ["eval", "knn", "--weights=run", "--train=pack-{rank}"];
+    let output = mpirun(&bench, 2, &arguments).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(
+        said.contains("error: rank 1: ") && said.contains("pack-1"),
+        "{said}"
+    );
+}
+
+#[test]
+fn shards_on_other_machines_are_left_to_their_ranks() {
+    let bench = Bench::new();
+    let mut state = 1_u32;
+    for index in 0..48 {
+        let noise = image::RgbImage::from_fn(100, 100, |_, _| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            image::Rgb([state >> 8, state >> 16, state >> 24].map(|word| word as u8))
+        });
+        fs::create_dir_all(bench.path("images")).unwrap();
+        noise
+            .save(bench.path(&format!("images/{index:02}.png")))
+            .unwrap();
+    }
+    let pack = [
+        "data",
+        "pack",
+        "--input=images",
+        "--output=pack",
+        "--shard-mib=1",
+    ];
+    bench.pirl(&pack).success();
+    for rank in 0..2 {
+        let shard = format!("pack-{rank:05}-of-00002.safetensors");
+        fs::create_dir(bench.path(&format!("machine-{rank}"))).unwrap();
+        fs::rename(
+            bench.path(&shard),
+            bench.path(&format!("machine-{rank}/{shard}")),
+        )
+        .unwrap();
+    }
+    let mut arguments = bench.pretrain("run", &with(&["train.epochs=3", "train.micro_batch=0"]));
+    let data = arguments
+        .iter()
+        .position(|&argument| argument == "pack")
+        .unwrap();
+    arguments[data] = "machine-{rank}/pack";
+    let output = mpirun(&bench, 2, &arguments).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(
+        said.contains("of-00002.safetensors is not on this machine")
+            && said.contains("data.partial"),
+        "{said}"
+    );
+    let partial = ["--set=data.partial=true", "--set=bank.init=random"];
+    printed(&bench, 2, &[&arguments, &partial[..]].concat());
+    let found = losses(&bench, "run");
+    // The smaller of the shards says how many steps an epoch has.
+    assert!(
+        found.len() >= 3 && found.len().is_multiple_of(3) && found.len() < 12,
+        "{found:?}"
+    );
+    assert!(found.iter().all(|loss| loss.is_finite()));
 }
 
 #[test]

@@ -16,6 +16,9 @@ pub struct DataConfig {
     pub patch_size: usize,
     /// Number of images used, drawn at random whatever their class; 0 for all.
     pub limit: usize,
+    /// Whether shards of the pack may be on the machines of other ranks: each rank then draws its part of a
+    /// batch from those that it has.
+    pub partial: bool,
     /// Channels of the images: 3 of RGB, up to 16 of others, which
     /// [`PackOptions::channels`](crate::PackOptions::channels) packs.
     pub channels: usize,
@@ -32,6 +35,7 @@ impl Default for DataConfig {
             image_size: 224,
             patch_size: 64,
             limit: 0,
+            partial: false,
             channels: 3,
             mean: vec![0.485, 0.456, 0.406],
             std: vec![0.229, 0.224, 0.225],

@@ -162,6 +162,17 @@ pub enum DataError {
         /// How many there are.
         len: usize,
     },
+    /// A sample of a pack whose shards are spread over machines was asked for where it is not.
+    #[error("sample {index} is in {path}, which is not on this machine")]
+    Elsewhere {
+        /// The sample.
+        index: usize,
+        /// Its shard.
+        path: PathBuf,
+    },
+    /// Another process did not say which shards it has.
+    #[error(transparent)]
+    Exchange(Box<dyn std::error::Error + Send + Sync>),
     /// A setting has a value that cannot work.
     #[error(transparent)]
     Setting(#[from] SettingError),

@@ -71,6 +71,7 @@ fn config(batch_size: usize, workers: usize, look_ahead: usize) -> LoaderConfig 
         seed: 11,
         on_corrupt: OnCorrupt::Fail,
         share: Share::default(),
+        samples: None,
     }
 }
 
@@ -150,6 +151,58 @@ fn shares_put_together_are_the_batches() {
     let pack = Arc::new(Pack::open(&path).unwrap());
     let error = Loader::new(pack, view(), Some(jigsaw()), share(0, 5)).unwrap_err();
     assert!(error.to_string().contains("parts of a batch, 4"), "{error}");
+}
+
+#[test]
+fn a_share_with_samples_of_its_own_is_drawn_from_them_alone() {
+    let folder = TempDir::new().unwrap();
+    let path = packed(&folder);
+    damage(&path, 3);
+    // Two of three places of a batch, and one.
+    let samples = [(0..20).step_by(2).collect(), vec![1, 3, 5, 7, 19]];
+    let share = |rank: usize| LoaderConfig {
+        micro_batch: 1,
+        on_corrupt: OnCorrupt::Skip,
+        share: Share { rank, ranks: 2 },
+        samples: Some(samples[1 - rank].clone()),
+        ..config(3, 2, 2)
+    };
+    let parts = |rank, epoch, start| -> Vec<_> {
+        let parts = loader(&path, share(rank)).with_steps(4).epoch(epoch, start);
+        parts.unwrap().map(|part| bits(&part.unwrap())).collect()
+    };
+    for (rank, places, whole) in [(0, 1, 4), (1, 2, 4)] {
+        let all = loader(&path, share(rank));
+        assert_eq!(all.steps_per_epoch(), samples[1 - rank].len() / places);
+        let epoch = parts(rank, 3, 0);
+        assert_eq!(epoch.len(), whole * places);
+        let mut seen: Vec<u32> = epoch.iter().flat_map(|part| part.2.clone()).collect();
+        assert!(
+            seen.iter()
+                .all(|index| samples[1 - rank].contains(index) && *index != 3)
+        );
+        // The damaged one is replaced by one that comes again in another step.
+        seen.sort_unstable();
+        seen.dedup();
+        assert!(
+            seen.len() + usize::from(rank == 0) >= whole * places,
+            "{seen:?}"
+        );
+        assert!(parts(rank, 3, 2) == epoch[2 * places..]);
+        assert!(parts(rank, 4, 0) != epoch);
+    }
+    let pack = Arc::new(Pack::open(&path).unwrap());
+    let few = LoaderConfig {
+        samples: Some(vec![4]),
+        ..share(1)
+    };
+    let error = Loader::new(pack, view(), Some(jigsaw()), few).unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains("samples = 1: must be at least 2"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -450,6 +503,17 @@ fn evaluation_shows_all_images_in_order() {
         labels.extend(own);
     }
     assert_eq!(sizes, [(10, 3, 9, 9), (10, 3, 9, 9), (3, 3, 9, 9)]);
+    let batches = || eval_batches(&pack, &view, 10, 2, &Device::Cpu).unwrap();
+    let values = |batch: Result<(Tensor, _), DataError>| {
+        let images = batch.unwrap().0.flatten_all().unwrap();
+        images.to_vec1::<f32>().unwrap()
+    };
+    let all: Vec<_> = batches().map(values).collect();
+    let odd: Vec<_> = batches().skip(1).step_by(2).map(values).collect();
+    assert!(odd == all[1..2]);
+    let even: Vec<_> = batches().step_by(2).map(values).collect();
+    assert!(even == [all[0].clone(), all[2].clone()]);
+    assert!(batches().nth(3).is_none());
     assert!(
         labels
             .into_iter()

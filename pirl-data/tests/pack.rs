@@ -250,6 +250,84 @@ fn any_shard_opens_the_set_and_a_missing_one_is_named() {
 }
 
 #[test]
+fn a_pack_may_be_spread_over_machines() {
+    let dir = TempDir::new().unwrap();
+    let report = small_pack(dir.path(), 16);
+    let whole = Pack::open(dir.path().join("set")).unwrap();
+    // The first machine has the first two shards, the second the last two.
+    for (machine, shards) in [("a", 0..2), ("b", 1..3)] {
+        fs::create_dir(dir.path().join(machine)).unwrap();
+        for shard in &report.shards[shards] {
+            let to = dir.path().join(machine).join(shard.file_name().unwrap());
+            fs::copy(shard, to).unwrap();
+        }
+    }
+    let path = |machine: &str| dir.path().join(machine).join("set");
+    let says = |machine: &str| {
+        let mut said = None;
+        let failed = Pack::open_part(&path(machine), 0, |own| {
+            said = Some(own);
+            Err(DataError::Exchange("the others have gone".into()))
+        });
+        assert!(
+            failed
+                .unwrap_err()
+                .to_string()
+                .contains("the others have gone")
+        );
+        said.unwrap()
+    };
+    let said = vec![says("a"), says("b")];
+    let open = |machine: &str, rank| Pack::open_part(&path(machine), rank, |_| Ok(said.clone()));
+    let parts = [open("a", 0).unwrap(), open("b", 1).unwrap()];
+    for (part, (here, elsewhere)) in parts.iter().zip([(0..8, 2), (4..12, 0)]) {
+        assert_eq!((part.len(), part.fingerprint()), (12, whole.fingerprint()));
+        let name = report.shards[elsewhere].file_name();
+        assert_eq!(part.elsewhere().unwrap().file_name(), name);
+        for index in 0..12 {
+            let expected = here.contains(&index).then(|| whole.bytes(index).unwrap());
+            assert_eq!(part.bytes(index), expected, "sample {index}");
+            assert_eq!(part.decode(index).is_ok(), here.contains(&index));
+        }
+        let missing = 4 * elsewhere;
+        let message = part.decode(missing).unwrap_err().to_string();
+        let file = name.unwrap().to_str().unwrap();
+        assert!(
+            message.contains(&format!("sample {missing} is in ")) && message.contains(file),
+            "{message}"
+        );
+        let found = part.here().unwrap();
+        assert_eq!(found.len(), 8);
+        assert_eq!(found.bytes(0), whole.bytes(here.start));
+        assert!(matches!(part.decode(12), Err(DataError::Index { .. })));
+    }
+    // What both have is shared out, and so is a subset.
+    assert_eq!(parts[0].share(), [0, 1, 2, 3, 4, 6]);
+    assert_eq!(parts[1].share(), [5, 7, 8, 9, 10, 11]);
+    let subset = parts[0].select(&[2, 5, 6, 9]).unwrap();
+    assert_eq!(subset.share(), [0, 2]);
+    assert_eq!(whole.share().len(), 12);
+    assert!(whole.elsewhere().is_none() && whole.here().unwrap().len() == 12);
+
+    let alone = Pack::open_part(&path("a"), 0, |own| Ok(vec![own])).unwrap_err();
+    assert_eq!(alone.to_string(), open_error(&path("a")));
+    let both = Pack::open_part(&path("a"), 0, |own| Ok(vec![own.clone(), own]));
+    let message = both.unwrap_err().to_string();
+    assert!(
+        message.contains("00002-of-00003.safetensors is missing on every rank"),
+        "{message}"
+    );
+    let mut other = says("b");
+    other[8] = 9; // samples of the second shard
+    let message = Pack::open_part(&path("a"), 0, |own| Ok(vec![own, other]));
+    let message = message.unwrap_err().to_string();
+    assert!(
+        message.contains("4 samples on rank 0 and 9 on rank 1"),
+        "{message}"
+    );
+}
+
+#[test]
 fn a_new_pack_replaces_the_old_set() {
     let dir = TempDir::new().unwrap();
     small_pack(dir.path(), 16);

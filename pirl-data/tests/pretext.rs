@@ -29,6 +29,7 @@ fn data(image_size: usize, patch_size: usize) -> DataConfig {
         image_size,
         patch_size,
         limit: 0,
+        partial: false,
         channels: 3,
         mean: vec![0.0; 3],
         std: vec![1.0; 3],

@@ -32,6 +32,32 @@ impl Tally {
         Some(())
     }
 
+    /// As numbers, for [`Tally::from_words`].
+    pub(crate) fn to_words(&self) -> Vec<u32> {
+        let mut words = vec![self.among_five as u32, self.predictions.len() as u32];
+        for one in &self.predictions {
+            let confidence = one.confidence.unwrap_or_default();
+            words.extend([one.label, one.predicted, confidence.to_bits()]);
+        }
+        words
+    }
+
+    /// What another rank has counted; `None` if `words` ends before it.
+    pub(crate) fn from_words(words: &mut impl Iterator<Item = u32>) -> Option<Self> {
+        let (among_five, rows) = (words.next()?, words.next()?);
+        let prediction = |_| {
+            Some(Prediction {
+                label: words.next()?,
+                predicted: words.next()?,
+                confidence: Some(f32::from_bits(words.next()?)),
+            })
+        };
+        Some(Self {
+            predictions: (0..rows).map(prediction).collect::<Option<_>>()?,
+            among_five: among_five as usize,
+        })
+    }
+
     /// The rows of both.
     pub(crate) fn merge(mut self, other: Self) -> Self {
         self.predictions.extend(other.predictions);
@@ -93,6 +119,11 @@ mod tests {
         }
         assert_eq!((tally.top1(), tally.top5()), (25.0, 50.0 + 25.0));
         assert_eq!(tally.add(&[f32::NAN; 8], 0), None);
+        let words = tally.to_words();
+        let back = Tally::from_words(&mut words.iter().copied()).unwrap();
+        assert_eq!((back.top1(), back.top5()), (tally.top1(), tally.top5()));
+        assert_eq!(back.predictions, tally.predictions);
+        assert!(Tally::from_words(&mut words[1..].iter().copied()).is_none());
         let both = tally.clone().merge(tally);
         assert_eq!((both.predictions.len(), both.top1()), (8, 25.0));
     }

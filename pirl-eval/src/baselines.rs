@@ -48,16 +48,16 @@ pub struct BaselineInputs<'a> {
     /// How images are seen and features are read, as for the trained network.
     pub extraction: &'a Extraction,
     /// The untrained network; `None` for pixels alone.
-    pub untrained: Option<Untrained<'a>>,
+    pub untrained: Option<Untrained>,
     /// A folder that keeps features for other probes of the same packs.
     pub cache: Option<&'a Path>,
 }
 
 /// A network before its training. The running batch-norm statistics that it is drawn with say nothing
 /// about images, so they are always recomputed on plain training images.
-pub struct Untrained<'a> {
+pub struct Untrained {
     /// The network; its statistics are replaced.
-    pub backbone: &'a dyn Backbone,
+    pub backbone: Box<dyn Backbone>,
     /// Its settings in words: features of networks that differ in them are kept apart.
     pub settings: String,
     /// Training images that the statistics are recomputed over; 0 for 4,096.
@@ -126,11 +126,11 @@ impl BaselineInputs<'_> {
 
     fn untrained<P: Probe>(
         &self,
-        untrained: &Untrained<'_>,
+        untrained: &Untrained,
         probe: &P,
         progress: &mut dyn FnMut(&'static str, usize, usize),
     ) -> Result<P::Report> {
-        let (extraction, backbone) = (self.extraction, untrained.backbone);
+        let (extraction, backbone) = (self.extraction, untrained.backbone.as_ref());
         self.fits(|pack| feature_bytes(backbone, extraction, pack.len()))?;
         let images = batch_norm_images(untrained.batch_norm_images);
         recompute_batch_norm(backbone, self.train, extraction, images, untrained.seed)?;

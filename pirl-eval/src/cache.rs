@@ -12,8 +12,9 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use xxhash_rust::xxh3::{Xxh3, xxh3_128};
 
 use crate::error::{EvalError, Result};
-use crate::extract::Extraction;
+use crate::extract::{Extraction, extract_features};
 use crate::feature_set::{FeatureSet, LayerFeatures};
+use crate::memory::{check_memory, feature_bytes};
 use crate::pool::Choice;
 
 /// Stands for "no label" on disk.
@@ -64,6 +65,31 @@ impl FeatureCache {
     }
 }
 
+/// The features of every image of `pack`, once it is clear that they fit into memory: those kept in the folder
+/// `cache` for these weights, images and settings, or by [`extract_features`], which are kept there. `network`
+/// says what else they depend on, such as the network's settings.
+///
+/// # Errors
+/// [`EvalError::Memory`]; those of [`extract_features`]; [`EvalError::Write`].
+pub fn features(
+    backbone: &dyn Backbone,
+    pack: &Pack,
+    extraction: &Extraction,
+    (cache, network): (Option<&Path>, &str),
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<FeatureSet> {
+    let mut extract = || {
+        check_memory(feature_bytes(backbone, extraction, pack.len())?, cache)?;
+        extract_features(backbone, pack, extraction, progress)
+    };
+    let Some(folder) = cache else {
+        return extract();
+    };
+    // The statistics as they are now: recomputed ones make other features.
+    let key = format!("{} {network}", weights_fingerprint(backbone)?);
+    FeatureCache::new(folder)?.get_or_extract(&key, pack, extraction, extract)
+}
+
 /// A hash of every parameter and statistic of a backbone, in hexadecimal.
 ///
 /// # Errors
@@ -85,13 +111,14 @@ pub fn weights_fingerprint(backbone: &dyn Backbone) -> Result<String> {
 }
 
 /// A text with everything the features depend on.
-fn key(weights: &str, pack: &Pack, extraction: &Extraction) -> String {
+pub(crate) fn key(weights: &str, pack: &Pack, extraction: &Extraction) -> String {
     let Extraction {
         view,
         layers,
         pool,
         batch_size: _,
         workers: _,
+        helpers: _,
     } = extraction;
     let pool = match pool.only() {
         Some(pool) => format!("{pool:?}"),

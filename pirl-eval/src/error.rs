@@ -100,6 +100,15 @@ pub enum EvalError {
     /// A setting has a value that cannot work.
     #[error(transparent)]
     Setting(#[from] SettingError),
+    /// Rank 0 reads the features of other images than this rank has.
+    #[error(
+        "rank 0 reads images that rank {rank} does not have, or by other settings: give all ranks the same packs \
+         and settings"
+    )]
+    OtherImages {
+        /// This rank.
+        rank: usize,
+    },
     /// No protocol is published for this.
     #[error(
         "there are no published settings for {protocol} on {dataset}; choose them yourself instead"

@@ -3,9 +3,11 @@
 use candle_core::Tensor;
 use pirl_data::{EvalView, Pack, eval_batches};
 use pirl_model::{Backbone, Layer, precise_batch_norm};
+use pirl_train::{Collective, Ranks};
 
 use crate::error::{EvalError, Result};
-use crate::feature_set::{FeatureSet, LayerFeatures};
+use crate::feature_set::{FeatureSet, LayerFeatures, from_bytes, to_bytes};
+use crate::helpers::{self, Helpers};
 use crate::pool::{Cells, Choice, Maps, Pools, Reading};
 
 /// Most images of `pixels` pixels in a forward pass: 32 of 224 x 224.
@@ -15,7 +17,7 @@ pub(crate) fn images_in_pass(pixels: usize) -> usize {
 }
 
 /// How features are read.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct Extraction {
     /// How images are seen.
     pub view: EvalView,
@@ -30,6 +32,8 @@ pub struct Extraction {
     pub batch_size: usize,
     /// Threads that decode; 0 for one for each core.
     pub workers: usize,
+    /// Other ranks that read with this one: see [`Extraction::over`].
+    pub helpers: Helpers,
 }
 
 impl Extraction {
@@ -41,6 +45,36 @@ impl Extraction {
             pool: Pools::default(),
             batch_size: 256,
             workers: 0,
+            helpers: Helpers::default(),
+        }
+    }
+
+    /// Shares the reading of features over `ranks`, on all of which this is called at the same time. Rank 0
+    /// gets an extraction that has them all read the batches of a pack in turn, for the same features as it
+    /// would read alone. The others do so here, with the weights that rank 0 has at the time, until it has
+    /// dropped what it got; they get `None` then, and `backbone` is left with these weights.
+    ///
+    /// The other ranks wait as long as rank 0 lives, whatever it does in between.
+    ///
+    /// # Errors
+    /// On a rank that is not the first: [`EvalError::OtherImages`] for images that are none of `packs`, or
+    /// read in another way; those of [`extract_features`]; if rank 0 has ended.
+    pub fn over(
+        self,
+        ranks: &Ranks,
+        backbone: &dyn Backbone,
+        packs: &[&Pack],
+    ) -> Result<Option<Self>> {
+        match (ranks.size(), ranks.rank()) {
+            (1, _) => Ok(Some(self)),
+            (_, 0) => Ok(Some(Self {
+                helpers: Helpers::of(ranks)?,
+                ..self
+            })),
+            _ => {
+                helpers::help(ranks.as_ref(), backbone, packs, &self)?;
+                Ok(None)
+            }
         }
     }
 
@@ -93,19 +127,59 @@ pub(crate) fn visit_features(
     extraction: &Extraction,
     visit: &mut dyn FnMut(Vec<LayerFeatures>, Vec<Option<u32>>) -> Result<()>,
 ) -> Result<()> {
-    let batches = eval_batches(
-        pack,
-        &extraction.view,
-        extraction.batch_size,
-        extraction.workers,
-        &backbone.device(),
-    )?;
-    let mut first = 0;
-    for batch in batches {
-        let (images, labels) = batch?;
-        let read = read_features(backbone, &images, extraction, |row| first + row)?;
-        first += labels.len();
-        visit(read, labels)?;
+    let helpers = &extraction.helpers;
+    helpers.read(backbone, pack, extraction, |ranks| {
+        read_in_turn(ranks, backbone, pack, extraction, visit)
+    })
+}
+
+/// Does the same with other ranks, each of which reads a batch in its turn. They call this at the same time,
+/// and rank 0 alone visits.
+pub(crate) fn read_in_turn(
+    ranks: &dyn Collective,
+    backbone: &dyn Backbone,
+    pack: &Pack,
+    extraction: &Extraction,
+    visit: &mut dyn FnMut(Vec<LayerFeatures>, Vec<Option<u32>>) -> Result<()>,
+) -> Result<()> {
+    let Extraction {
+        view,
+        batch_size,
+        workers,
+        ..
+    } = extraction;
+    let (rank, size) = (ranks.rank(), ranks.size());
+    let device = backbone.device();
+    let batches = eval_batches(pack, view, *batch_size, *workers, &device)?;
+    let mut own = batches.skip(rank).step_by(size);
+    let count = pack.len().div_ceil(*batch_size);
+    for turn in (0..count).step_by(size) {
+        let mut read = match own.next() {
+            None => Vec::new(),
+            Some(batch) => {
+                let first = (turn + rank) * batch_size;
+                read_features(backbone, &batch?.0, extraction, |row| first + row)?
+            }
+        };
+        let of_rank_0: Vec<_> = read.iter().map(LayerFeatures::kind).collect();
+        for reader in 0..size.min(count - turn) {
+            let first = (turn + reader) * batch_size;
+            let images = first..pack.len().min(first + batch_size);
+            if reader > 0 {
+                let given = match rank == reader {
+                    true => to_bytes(&read),
+                    false => Vec::new(),
+                };
+                let given = ranks.broadcast(reader, given)?;
+                if rank == 0 {
+                    read = from_bytes(&of_rank_0, images.len(), &given)?;
+                }
+            }
+            if rank == 0 {
+                let labels = images.map(|index| pack.label(index)).collect();
+                visit(std::mem::take(&mut read), labels)?;
+            }
+        }
     }
     Ok(())
 }

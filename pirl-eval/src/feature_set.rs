@@ -76,6 +76,18 @@ impl LayerFeatures {
         self.values.extend(other.values);
     }
 
+    /// What there is of each image: the same without images.
+    pub(crate) fn kind(&self) -> Self {
+        Self {
+            layer: self.layer.clone(),
+            pool: self.pool,
+            rows: 0,
+            dim: self.dim,
+            cells: self.cells,
+            values: Vec::new(),
+        }
+    }
+
     /// Where in the backbone they were read; of several poolings with that behind it, as
     /// [`Pools`](crate::Pools) have it.
     pub fn layer(&self) -> &Layer {
@@ -128,6 +140,29 @@ impl LayerFeatures {
     pub(crate) fn row(&self, row: usize) -> &[f32] {
         &self.values[row * self.dim..][..self.dim]
     }
+}
+
+/// The values of some layers, for [`from_bytes`].
+pub(crate) fn to_bytes(layers: &[LayerFeatures]) -> Vec<u8> {
+    let values = layers.iter().flat_map(|layer| &layer.values);
+    values.flat_map(|value| value.to_le_bytes()).collect()
+}
+
+/// The features of so many images that another rank has read, of layers of these kinds.
+pub(crate) fn from_bytes(
+    kinds: &[LayerFeatures],
+    rows: usize,
+    bytes: &[u8],
+) -> Result<Vec<LayerFeatures>> {
+    let numbers = bytes.as_chunks().0.iter();
+    let mut values = numbers.map(|bytes| f32::from_le_bytes(*bytes));
+    let layers = kinds.iter().map(|kind| {
+        let own = values.by_ref().take(rows * kind.dim).collect();
+        let layer = kind.layer.clone();
+        let found = LayerFeatures::with_cells(layer, rows, kind.dim, kind.cells, own)?;
+        Ok(found.pooled_by(kind.pool))
+    });
+    layers.collect()
 }
 
 /// The features of a pack's images at one or more layers, and their labels.

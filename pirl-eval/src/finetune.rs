@@ -7,20 +7,28 @@
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use candle_core::{Device, Tensor};
 use pirl_core::{SettingError, check};
-use pirl_data::{EvalView, ImageView, Loader, LoaderConfig, Pack, eval_batches};
-use pirl_model::{
-    Backbone, ClassifierHead, Head, Mode, ModelConfig, Ops, OptimConfig, Optimizer, Schedule,
-    ScheduleConfig, ScheduleKind, Trainable, load_state_dict, save_state_dict, save_tensors,
+use pirl_data::{
+    Batch, EvalView, ImageView, Loader, LoaderConfig, OnCorrupt, Pack, Share, eval_batches,
 };
-use pirl_train::{Batches, MODEL, OPTIMIZER, State, Step, TrainError, Training};
+use pirl_model::{
+    Backbone, ClassifierHead, Head, Mode, ModelConfig, Ops, OptimConfig, Optimizer, ParamSet,
+    Schedule, ScheduleConfig, ScheduleKind, Trainable, load_state_dict, save_state_dict,
+    save_tensors,
+};
+use pirl_train::{
+    Batches, MODEL, OPTIMIZER, Ranks, State, Step, TrainError, Training, any, ensure_alike,
+    share_optimizer, share_state, share_steps, sum_gradients, sum_values,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::accuracy::Tally;
 use crate::classification::Classification;
 use crate::error::{EvalError, Result};
+use crate::gather::{gather, unreadable};
 use crate::label_subset::check_label_fraction;
 use crate::linear::softmax_minus_target;
 
@@ -36,6 +44,9 @@ pub struct FinetuneConfig {
     /// Images in a step; 256 by default. An epoch has whole batches only; the images left over are not
     /// used in it.
     pub batch_size: usize,
+    /// Most images that go through the network at once, which is what batch norm sees: a batch comes in as few
+    /// parts as that allows. 0, the default: all of it, or of several ranks each one's share.
+    pub micro_batch: usize,
     /// Learning rate; 0.01 by default, VISSL's for PIRL's lists of 1 % and 10 % of ImageNet.
     pub lr: f64,
     /// How it falls: `multi-step` (x `gamma` after each milestone; the default), `cosine` (to
@@ -57,6 +68,7 @@ impl Default for FinetuneConfig {
             label_fraction: 1.0,
             epochs: 70,
             batch_size: 256,
+            micro_batch: 0,
             lr: 0.01,
             schedule: ScheduleKind::MultiStep,
             milestones: vec![30],
@@ -146,6 +158,7 @@ pub struct Finetune<'a> {
     pack: Arc<Pack>,
     device: Device,
     label_fraction: f64,
+    ranks: Ranks,
     steps: u64,
     done: u64,
 }
@@ -153,7 +166,8 @@ pub struct Finetune<'a> {
 impl<'a> Finetune<'a> {
     /// Fine-tunes `backbone` on all images of `pack`, seen through `view`. `ops` computes classifier and
     /// optimiser. `workers` threads decode (0: one for each core). All randomness (the classifier's first
-    /// weights, the order, the views) comes from `seed`.
+    /// weights, the order, the views) comes from `seed`. Each of `ranks` makes one, and they share every
+    /// batch.
     ///
     /// # Errors
     /// [`EvalError::Setting`], [`EvalError::Model`] or [`EvalError::Data`] for a setting outside
@@ -162,10 +176,10 @@ impl<'a> Finetune<'a> {
         config: &FinetuneConfig,
         backbone: &'a dyn Backbone,
         ops: Ops,
-        pack: Pack,
-        view: ImageView,
+        (pack, view): (Pack, ImageView),
         workers: usize,
         seed: u64,
+        ranks: &Ranks,
     ) -> Result<Self> {
         config.check()?;
         let images = pack.len();
@@ -187,9 +201,17 @@ impl<'a> Finetune<'a> {
             None,
             LoaderConfig {
                 batch_size: config.batch_size,
+                micro_batch: match config.micro_batch {
+                    0 => config.batch_size.div_ceil(ranks.size()),
+                    images => images,
+                },
                 workers,
                 seed,
-                on_corrupt: pirl_data::OnCorrupt::Fail,
+                on_corrupt: OnCorrupt::Fail,
+                share: Share {
+                    rank: ranks.rank(),
+                    ranks: ranks.size(),
+                },
                 ..LoaderConfig::default()
             },
         )?;
@@ -200,8 +222,7 @@ impl<'a> Finetune<'a> {
             ..ModelConfig::default()
         };
         let head = ClassifierHead::new(&model, features, 1, classes, seed, &device)?;
-        let mut trained = backbone.parameter_sets();
-        trained.extend(head.parameter_sets());
+        let trained = parameters(backbone, &head);
         let epoch = loader.steps_per_epoch();
         Ok(Self {
             optimizer: Optimizer::new(&config.optim(), trained)?.with_ops(ops),
@@ -214,11 +235,12 @@ impl<'a> Finetune<'a> {
             batches: Batches::after(loader, 0),
             pack,
             device,
+            ranks: Ranks::clone(ranks),
         })
     }
 
     /// The accuracy on `test`, seen through `view`, `batch_size` images at a time; `progress` is
-    /// called with the images done and the images in all.
+    /// called with the images done and the images in all. All ranks call this, and have the same result.
     ///
     /// # Errors
     /// [`EvalError::Data`] for an image that cannot be decoded, [`EvalError::Unlabelled`],
@@ -231,16 +253,23 @@ impl<'a> Finetune<'a> {
         workers: usize,
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<FinetuneReport> {
-        let mut tally = Tally::default();
-        let mut seen = 0;
-        for batch in eval_batches(test, view, batch_size, workers, &self.device)? {
+        let ranks = self.ranks.as_ref();
+        // Running statistics are those of each rank's own parts.
+        share_state(ranks, self.backbone)?;
+        let (rank, size) = (ranks.rank(), ranks.size());
+        let batches = eval_batches(test, view, batch_size, workers, &self.device)?;
+        let mut own = Vec::new();
+        for (turn, batch) in batches.skip(rank).step_by(size).enumerate() {
             let (images, labels) = batch?;
+            let first = (turn * size + rank) * batch_size;
             let features = self.backbone.forward(&images, Mode::Eval)?;
             let logits = self.head.forward(&features, Mode::Eval)?;
             let classes = logits.dims2()?.1;
             let logits = logits.flatten_all()?.to_vec1::<f32>()?;
-            for (z, label) in logits.chunks_exact(classes).zip(labels) {
-                let (set, index) = ("test", seen);
+            let mut tally = Tally::default();
+            let rows = logits.chunks_exact(classes).zip(labels);
+            for (row, (z, label)) in rows.enumerate() {
+                let (set, index) = ("test", first + row);
                 let label = label.ok_or(EvalError::Unlabelled { set, index })?;
                 tally
                     .add(z, label as usize)
@@ -249,9 +278,14 @@ impl<'a> Finetune<'a> {
                         loss: f32::NAN,
                         lr: self.schedule.lr(self.done as usize),
                     })?;
-                seen += 1;
             }
-            progress(seen, test.len());
+            own.push(tally.to_words());
+            progress((first + size * batch_size).min(test.len()), test.len());
+        }
+        let mut tally = Tally::default();
+        for words in gather(ranks, test.len().div_ceil(batch_size), own)? {
+            let found = Tally::from_words(&mut words.into_iter());
+            tally = tally.merge(found.ok_or_else(unreadable)?);
         }
         Ok(FinetuneReport {
             top1: tally.top1(),
@@ -261,6 +295,67 @@ impl<'a> Finetune<'a> {
             steps: self.done as usize,
             classification: tally.classification(test.class_names())?,
         })
+    }
+}
+
+/// What is trained.
+fn parameters(backbone: &dyn Backbone, head: &ClassifierHead) -> Vec<ParamSet> {
+    let mut trained = backbone.parameter_sets();
+    trained.extend(head.parameter_sets());
+    trained
+}
+
+impl Finetune<'_> {
+    fn try_step(&mut self) -> Result<Step> {
+        let lr = self.schedule.lr(self.done as usize);
+        let (mut sum, mut images, mut waited) = (0.0, 0, Duration::ZERO);
+        for _ in 0..self.batches.loader().parts() {
+            let (part, time) = self.batches.timed_next()?;
+            waited += time;
+            images = part.batch_size;
+            sum += self.differentiate(&part)?;
+        }
+        let sum: f64 = sum_values(self.ranks.as_ref(), &[sum])?.iter().sum();
+        let loss = (sum / images as f64) as f32;
+        let step = self.done + 1;
+        if !loss.is_finite() {
+            return Err(TrainError::LossNotFinite { step, loss, lr }.into());
+        }
+        let ranks = self.ranks.as_ref();
+        sum_gradients(ranks, &mut self.optimizer)?;
+        self.optimizer.step(lr)?;
+        ensure_alike(ranks, step, &parameters(self.backbone, &self.head))?;
+        self.done = step;
+        Ok(Step {
+            loss,
+            lr,
+            images,
+            waited,
+            metrics: Vec::new(),
+        })
+    }
+
+    /// Adds the gradient of a part of a batch, whose loss is the mean over the whole batch. Returns the sum
+    /// of its images' losses.
+    fn differentiate(&mut self, part: &Batch) -> Result<f64> {
+        let images = part.normalize.apply(&part.images, &self.device)?;
+        let features = self.backbone.forward(&images, Mode::Train)?;
+        let logits = self.head.forward(&features, Mode::Train)?;
+        let (rows, classes) = logits.dims2()?;
+        // dL/dlogits in closed form, as the linear probes have it.
+        let mut gradient = logits.flatten_all()?.to_vec1::<f32>()?;
+        let mut sum = 0.0;
+        for (z, index) in gradient.chunks_exact_mut(classes).zip(&part.indices) {
+            let set = "training";
+            let index = *index as usize;
+            let label = self.pack.label(index);
+            let label = label.ok_or(EvalError::Unlabelled { set, index })? as usize;
+            sum += softmax_minus_target(z, label, 1.0 / part.batch_size as f32);
+        }
+        let gradient = Tensor::from_vec(gradient, (rows, classes), &self.device)?;
+        let backward = (logits * gradient)?.sum_all()?.backward()?;
+        self.optimizer.accumulate(&backward)?;
+        Ok(sum)
     }
 }
 
@@ -283,40 +378,27 @@ impl Training for Finetune<'_> {
         self.done
     }
 
+    /// Gives all ranks what rank 0 has.
+    fn begin(&mut self) -> Result<()> {
+        let ranks = self.ranks.as_ref();
+        self.done = share_steps(ranks, self.done)?;
+        self.batches.seek(self.done);
+        share_state(ranks, self.backbone)?;
+        share_state(ranks, &self.head)?;
+        Ok(share_optimizer(ranks, &mut self.optimizer)?)
+    }
+
     fn step(&mut self) -> Result<Step> {
-        let lr = self.schedule.lr(self.done as usize);
-        let (batch, waited) = self.batches.timed_next()?;
-        let images = batch.normalize.apply(&batch.images, &self.device)?;
-        let features = self.backbone.forward(&images, Mode::Train)?;
-        let logits = self.head.forward(&features, Mode::Train)?;
-        let (rows, classes) = logits.dims2()?;
-        // dL/dlogits in closed form, as the linear probes have it.
-        let mut gradient = logits.flatten_all()?.to_vec1::<f32>()?;
-        let mut loss = 0.0;
-        for (z, index) in gradient.chunks_exact_mut(classes).zip(&batch.indices) {
-            let set = "training";
-            let index = *index as usize;
-            let label = self.pack.label(index);
-            let label = label.ok_or(EvalError::Unlabelled { set, index })? as usize;
-            loss += softmax_minus_target(z, label, 1.0 / rows as f32);
+        let step = self.try_step();
+        if step.is_err() {
+            // Gradients of a step that was not taken are not those of the next.
+            self.optimizer.discard();
         }
-        let loss = (loss / rows as f64) as f32;
-        if !loss.is_finite() {
-            let step = self.done + 1;
-            return Err(TrainError::LossNotFinite { step, loss, lr }.into());
-        }
-        let gradient = Tensor::from_vec(gradient, (rows, classes), &self.device)?;
-        let backward = (logits * gradient)?.sum_all()?.backward()?;
-        self.optimizer.accumulate(&backward)?;
-        self.optimizer.step(lr)?;
-        self.done += 1;
-        Ok(Step {
-            loss,
-            lr,
-            images: rows,
-            waited,
-            metrics: Vec::new(),
-        })
+        step
+    }
+
+    fn any(&self, flag: bool) -> Result<bool> {
+        Ok(any(self.ranks.as_ref(), flag)?)
     }
 
     /// Writes weights, statistics and momentum: `model.safetensors`, with the backbone's names, and

@@ -49,6 +49,8 @@ mod error;
 mod extract;
 mod feature_set;
 mod finetune;
+mod gather;
+mod helpers;
 mod invariance;
 mod knn;
 mod label_subset;
@@ -67,7 +69,7 @@ mod svm;
 mod table;
 
 pub use baselines::{BaselineInputs, Baselines, Untrained, WithBaselines, pixel_features};
-pub use cache::{FeatureCache, weights_fingerprint};
+pub use cache::{FeatureCache, features, weights_fingerprint};
 pub use classification::{
     Calibration, CalibrationBin, ClassAccuracy, Classification, Confusion, ConfusionCell,
     Prediction,
@@ -79,12 +81,13 @@ pub use error::{EvalError, Result};
 pub use extract::{Extraction, extract_features, recompute_batch_norm};
 pub use feature_set::{FeatureSet, LayerFeatures};
 pub use finetune::{Finetune, FinetuneConfig, FinetuneReport};
+pub use helpers::Helpers;
 pub use invariance::{ANOTHER_IMAGE, Change, Distances, invariance};
 pub use knn::{Knn, KnnAccuracy, KnnChoice, KnnConfig, KnnLayer, KnnReport};
 pub use label_subset::LabelSubset;
 pub use linear::{
-    Crops, LayerReport, LinearChoice, LinearConfig, LinearProbe, LinearReport, RandomCropProbe,
-    RateReport, Select,
+    Crops, LayerReport, LinearChoice, LinearConfig, LinearProbe, LinearReport, ProbeEstimate,
+    RandomCropProbe, RateReport, Select,
 };
 pub use low_shot::{
     LowShot, LowShotChoice, LowShotConfig, LowShotLayer, LowShotMethod, LowShotReport,

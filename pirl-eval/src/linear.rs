@@ -24,5 +24,5 @@ pub(crate) use batch_norm::Standardizer;
 pub use config::{Crops, LinearConfig, Select};
 pub(crate) use gradient::softmax_minus_target;
 pub use probe::LinearProbe;
-pub use random_crops::RandomCropProbe;
+pub use random_crops::{ProbeEstimate, RandomCropProbe};
 pub use report::{LayerReport, LinearChoice, LinearReport, RateReport};

@@ -6,15 +6,15 @@ use std::borrow::Cow;
 use std::path::Path;
 
 use candle_core::Device;
-use common::{checkpoints, save};
+use common::{checkpoints, difference, save, together, train as train_until};
 use pirl_data::{DataError, Encoding, Objects, Pack, PackOptions, RawSample, Source, pack};
 use pirl_eval::EvalError;
 use pirl_eval::detect::{
-    AnchorConfig, DetectConfig, DetectMetric, DetectOptim, DetectTest, DetectTrainer, InputConfig,
-    RoiConfig, RpnConfig, check_detection_packs, voc_metrics,
+    AnchorConfig, DetectConfig, DetectMetric, DetectOptim, DetectReport, DetectTest, DetectTrainer,
+    InputConfig, RoiConfig, RpnConfig, check_detection_packs, voc_metrics,
 };
 use pirl_model::{Arch, C4Config, C4Norm, ModelConfig, ResNet};
-use pirl_train::{TrainError, Training, resume};
+use pirl_train::{Ranks, TrainError, Training, alone, resume};
 
 const NORMAL: (&[f32], &[f32]) = (&[0.3; 3], &[0.3; 3]);
 
@@ -179,13 +179,77 @@ fn a_detector_learns_twenty_scenes_by_heart() {
     let folder = tempfile::tempdir().unwrap();
     let train = scenes(folder.path(), 20, 0);
     let config = config();
-    let mut trainer = DetectTrainer::new(&network(), &train, NORMAL, &config, 0).unwrap();
+    let mut trainer = DetectTrainer::new(&network(), &train, NORMAL, &config, 0, &alone()).unwrap();
     let before = ap50(&trainer, &train);
     for _ in 0..config.steps {
         trainer.step().unwrap();
     }
     let after = ap50(&trainer, &train);
     assert!(before < 20.0 && after > 95.0, "{before} to {after}");
+}
+
+#[test]
+fn ranks_have_the_losses_and_the_detections_of_one_process() {
+    let folder = tempfile::tempdir().unwrap();
+    let train = scenes(folder.path(), 9, 0);
+    let test = scenes(folder.path(), 5, 1);
+    for norm in [C4Norm::Train, C4Norm::Frozen] {
+        let mut config = config();
+        config.backbone.norm = norm;
+        config.backbone.extra_norm = norm == C4Norm::Train;
+        config.micro_batch = 1; // what batch norm sees
+        config.optim.lr = 0.0005; // rounding grows from step to step, the faster the larger the steps
+        let saved = folder.path().join(format!("{norm:?}"));
+        // Stopped after 5 steps, of which rank 0 alone has the checkpoint.
+        let run = |ranks: &Ranks| {
+            let make =
+                || DetectTrainer::new(&network(), &train, NORMAL, &config, 5, ranks).unwrap();
+            let mut trainer = make();
+            trainer.begin().unwrap();
+            let mut losses = train_until(&mut trainer, 5);
+            let kept = checkpoints(&saved.join(ranks.size().to_string()));
+            if ranks.rank() == 0 {
+                save(&trainer, &kept, 5);
+            }
+            let mut trainer = make();
+            if ranks.rank() == 0 {
+                resume(&mut trainer, &kept).unwrap().unwrap();
+            }
+            trainer.begin().unwrap();
+            losses.extend(train_until(&mut trainer, 20));
+            let report = trainer.evaluate(&test, DetectMetric::Area, &mut |_, _| {});
+            (losses, report.unwrap())
+        };
+        let (losses, report) = run(&alone());
+        for size in [2, 4] {
+            let found = together(size, |ranks| run(&ranks));
+            assert!(found.iter().all(|rank| *rank == found[0]));
+            let (own, own_report) = &found[0];
+            assert!(difference(&own[..1], &losses[..1]) < 1e-6, "{own:?}");
+            assert!(difference(own, &losses) < 1e-3, "{own:?}, alone {losses:?}");
+            assert_eq!(own_report.detections.len(), 5);
+            assert_eq!(own_report.steps, report.steps);
+            let best = |report: &DetectReport| {
+                let found = report.detections.iter();
+                let found = found.map(|found| found.first().map_or(0.0, |found| found.score));
+                found.collect::<Vec<f32>>()
+            };
+            let (own, alone) = (best(own_report), best(&report));
+            assert!(difference(&own, &alone) < 0.01, "{own:?}, alone {alone:?}");
+        }
+    }
+    let config = DetectConfig {
+        batch_size: 2,
+        ..config()
+    };
+    let refused = together(3, |ranks| {
+        let refused = DetectTrainer::new(&network(), &train, NORMAL, &config, 5, &ranks);
+        refused.map(drop).unwrap_err().to_string()
+    });
+    assert!(
+        refused[0].contains("batch_size = 2: must come in 3 parts"),
+        "{refused:?}"
+    );
 }
 
 #[test]
@@ -198,7 +262,7 @@ fn training_goes_on_to_the_bit() {
         config.backbone.norm = norm;
         config.backbone.extra_norm = norm == C4Norm::Train;
         config.micro_batch = 3;
-        let new = || DetectTrainer::new(&backbone, &train, NORMAL, &config, 5).unwrap();
+        let new = || DetectTrainer::new(&backbone, &train, NORMAL, &config, 5, &alone()).unwrap();
         let mut whole = new();
         let losses: Vec<_> = (0..6).map(|_| whole.step().unwrap().metrics).collect();
         let saved = checkpoints(&folder.path().join(format!("{norm:?}")));
@@ -229,14 +293,15 @@ fn images_without_objects_and_objects_without_extent_do_no_harm() {
     tiny.input.flip = 1.0;
     tiny.rpn.min_box_size = 1e6;
     for config in [config(), tiny] {
-        let mut trainer = DetectTrainer::new(&network(), &some, NORMAL, &config, 0).unwrap();
+        let mut trainer =
+            DetectTrainer::new(&network(), &some, NORMAL, &config, 0, &alone()).unwrap();
         assert_eq!(trainer.images(), 2);
         for _ in 0..3 {
             assert!(trainer.step().unwrap().loss.is_finite());
         }
     }
     let none = scenes(folder.path(), 3, 3);
-    let refused = DetectTrainer::new(&network(), &none, NORMAL, &config(), 0);
+    let refused = DetectTrainer::new(&network(), &none, NORMAL, &config(), 0, &alone());
     assert!(matches!(
         refused.err(),
         Some(EvalError::NoObjects { images: 3, .. })
@@ -250,7 +315,7 @@ fn divergence_is_an_error_that_says_what_to_do() {
     let mut config = config();
     config.optim.lr = 1e20;
     config.optim.warmup_steps = 0;
-    let mut trainer = DetectTrainer::new(&network(), &train, NORMAL, &config, 0).unwrap();
+    let mut trainer = DetectTrainer::new(&network(), &train, NORMAL, &config, 0, &alone()).unwrap();
     let error = (0..10).find_map(|_| trainer.step().err()).unwrap();
     assert!(
         matches!(error, EvalError::Train(TrainError::LossNotFinite { .. })),
@@ -277,12 +342,12 @@ fn images_that_are_not_rgb_are_refused_before_any_work() {
         );
     }
     let config = config();
-    let refused = DetectTrainer::new(&network(), &grey, NORMAL, &config, 0).map(drop);
+    let refused = DetectTrainer::new(&network(), &grey, NORMAL, &config, 0, &alone()).map(drop);
     assert!(said(refused).contains("the training images"));
     let mean: (&[f32], &[f32]) = (&[0.3; 5], &[0.3; 5]);
-    let refused = DetectTrainer::new(&network(), &rgb, mean, &config, 0).map(drop);
+    let refused = DetectTrainer::new(&network(), &rgb, mean, &config, 0, &alone()).map(drop);
     assert!(said(refused).contains("channels = 5"));
-    let trainer = DetectTrainer::new(&network(), &rgb, NORMAL, &config, 0).unwrap();
+    let trainer = DetectTrainer::new(&network(), &rgb, NORMAL, &config, 0, &alone()).unwrap();
     let mut calls = 0;
     let refused = trainer.detect(&grey, &mut |_, _| calls += 1).map(drop);
     assert!(said(refused).contains("the test images") && calls == 0);
@@ -294,7 +359,7 @@ fn settings_that_contradict_the_backbone_are_named() {
     let train = scenes(folder.path(), 4, 0);
     let mut config = config();
     config.anchors.stride = 8;
-    let refused = DetectTrainer::new(&network(), &train, NORMAL, &config, 0);
+    let refused = DetectTrainer::new(&network(), &train, NORMAL, &config, 0, &alone());
     let message = refused.err().unwrap().to_string();
     assert!(message.contains("anchors.stride"), "{message}");
 }

@@ -336,13 +336,12 @@ fn baselines_are_the_same_probe_on_pixels_and_on_recomputed_untrained_features()
     let extraction = extraction(6);
     let cache = folder.path().join("cache");
     let run = |with_network: bool, stages: &mut Vec<&'static str>| {
-        let backbone = network(3);
         let inputs = BaselineInputs {
             train: &train,
             test: &test,
             extraction: &extraction,
             untrained: with_network.then(|| Untrained {
-                backbone: &backbone,
+                backbone: Box::new(network(3)),
                 settings: "tiny".to_owned(),
                 batch_norm_images: 12,
                 seed: 9,

@@ -2,11 +2,14 @@
 
 mod common;
 
-use common::{SIDE, checkpoints, network, packed, packed_with, save, train as train_until, view};
+use common::{
+    SIDE, checkpoints, difference, network, packed, packed_with, save, together,
+    train as train_until, view,
+};
 use pirl_data::{DataConfig, ImageView, Pack, ViewConfig};
 use pirl_eval::{EvalError, Finetune, FinetuneConfig, LabelSubset};
 use pirl_model::{Ops, ResNet};
-use pirl_train::{Training, resume};
+use pirl_train::{Ranks, Training, alone, resume};
 use tempfile::tempdir;
 
 const CLASSES: [&str; 3] = ["a", "b", "c"];
@@ -85,6 +88,15 @@ fn coloured(folder: &std::path::Path, name: &str, count: u32) -> Pack {
 }
 
 fn finetune<'a>(backbone: &'a ResNet, pack: &Pack, config: &FinetuneConfig) -> Finetune<'a> {
+    finetune_on(&alone(), backbone, pack, config)
+}
+
+fn finetune_on<'a>(
+    ranks: &Ranks,
+    backbone: &'a ResNet,
+    pack: &Pack,
+    config: &FinetuneConfig,
+) -> Finetune<'a> {
     let data = DataConfig {
         image_size: SIDE as usize,
         mean: vec![0.5; 3],
@@ -99,7 +111,8 @@ fn finetune<'a>(backbone: &'a ResNet, pack: &Pack, config: &FinetuneConfig) -> F
         ..Default::default()
     };
     let image_view = ImageView::new(&data, &augment).unwrap();
-    Finetune::new(config, backbone, Ops::Fast, pack.clone(), image_view, 1, 5).unwrap()
+    let images = (pack.clone(), image_view);
+    Finetune::new(config, backbone, Ops::Fast, images, 1, 5, ranks).unwrap()
 }
 
 fn quick() -> FinetuneConfig {
@@ -173,6 +186,76 @@ fn a_resumed_fine_tuning_is_the_very_same() {
 }
 
 #[test]
+fn ranks_have_the_losses_and_the_result_of_one_process() {
+    let folder = tempdir().unwrap();
+    let train = coloured(folder.path(), "train", 48);
+    let test = coloured(folder.path(), "test", 30);
+    let config = FinetuneConfig {
+        micro_batch: 2, // what batch norm sees
+        lr: 0.001,      // rounding grows from step to step, the faster the larger the steps
+        ..quick()
+    };
+    let saved = folder.path().join("saved");
+    // Stopped after 8 steps, of which rank 0 alone has the checkpoint.
+    let run = |ranks: &Ranks| {
+        let backbone = network(1 + ranks.rank() as u64);
+        let mut tuner = finetune_on(ranks, &backbone, &train, &config);
+        tuner.begin().unwrap();
+        let mut losses = train_until(&mut tuner, 8);
+        let kept = checkpoints(&saved.join(ranks.size().to_string()));
+        if ranks.rank() == 0 {
+            save(&tuner, &kept, 8);
+        }
+        let backbone = network(1 + ranks.rank() as u64);
+        let mut tuner = finetune_on(ranks, &backbone, &train, &config);
+        if ranks.rank() == 0 {
+            resume(&mut tuner, &kept).unwrap().unwrap();
+        }
+        tuner.begin().unwrap();
+        assert_eq!(tuner.done(), 8);
+        losses.extend(train_until(&mut tuner, 20));
+        let report = tuner
+            .evaluate(&test, &view(), 4, 1, &mut |_, _| {})
+            .unwrap();
+        if ranks.rank() == 0 {
+            save(&tuner, &kept, 20);
+        }
+        let weights = backbone.parameters().var().to_vec1::<f32>().unwrap();
+        (losses, weights, report)
+    };
+    let (losses, weights, _) = run(&alone());
+    for size in [2, 4] {
+        let found = together(size, |ranks| run(&ranks));
+        assert!(found.iter().all(|rank| *rank == found[0]));
+        let (own, own_weights, own_report) = &found[0];
+        assert!(difference(&own[..1], &losses[..1]) < 1e-6, "{own:?}");
+        assert!(difference(own, &losses) < 1e-3, "{own:?}, alone {losses:?}");
+        let pairs = own_weights.iter().zip(&weights);
+        let furthest = pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(furthest < 1e-3, "{furthest}");
+        // One process finds the same with the network of rank 0.
+        let backbone = network(9);
+        let mut tuner = finetune(&backbone, &train, &config);
+        let kept = checkpoints(&saved.join(size.to_string()));
+        resume(&mut tuner, &kept).unwrap().unwrap();
+        let alone = tuner.evaluate(&test, &view(), 4, 1, &mut |_, _| {});
+        assert_eq!(own_report, &alone.unwrap());
+        assert_eq!(own_report.steps, 20);
+    }
+    // Without a size of the parts each rank's share is one.
+    let whole = FinetuneConfig {
+        micro_batch: 0,
+        ..config
+    };
+    let found = together(4, |ranks| {
+        let backbone = network(1);
+        let mut tuner = finetune_on(&ranks, &backbone, &train, &whole);
+        train_until(&mut tuner, 3)
+    });
+    assert!(difference(&found[0], &losses[..3]) < 1e-3, "{found:?}");
+}
+
+#[test]
 fn settings_that_cannot_work_are_named() {
     let folder = tempdir().unwrap();
     let train = coloured(folder.path(), "train", 6);
@@ -187,10 +270,10 @@ fn settings_that_cannot_work_are_named() {
             &config,
             &backbone,
             Ops::Fast,
-            train.clone(),
-            image_view,
+            (train.clone(), image_view),
             1,
             0,
+            &alone(),
         );
         made.err().unwrap().to_string()
     };

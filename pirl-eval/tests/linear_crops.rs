@@ -5,13 +5,15 @@ mod common;
 use std::fs;
 use std::path::Path;
 
-use common::{SIDE, checkpoints, network, packed_with, save, train as train_until, view};
+use common::{
+    SIDE, checkpoints, difference, network, packed_with, save, together, train as train_until, view,
+};
 use pirl_data::{DataConfig, ImageView, Pack, ViewConfig};
 use pirl_eval::{
     Crops, EvalError, Extraction, LinearConfig, LinearReport, Pool, Pools, RandomCropProbe, Select,
 };
 use pirl_model::{Layer, ResNet};
-use pirl_train::{Training, resume};
+use pirl_train::{Ranks, Training, alone, resume};
 use tempfile::tempdir;
 
 fn config() -> LinearConfig {
@@ -41,7 +43,7 @@ fn probe<'a>(
     config: &LinearConfig,
     workers: usize,
 ) -> Result<RandomCropProbe<'a>, EvalError> {
-    pooled_probe(backbone, pack, config, workers, Pools::default())
+    pooled_probe(backbone, pack, config, workers, Pools::default(), &alone())
 }
 
 fn pooled_probe<'a>(
@@ -50,6 +52,7 @@ fn pooled_probe<'a>(
     config: &LinearConfig,
     workers: usize,
     pool: Pools,
+    ranks: &Ranks,
 ) -> Result<RandomCropProbe<'a>, EvalError> {
     let data = DataConfig {
         image_size: SIDE as usize,
@@ -62,9 +65,10 @@ fn pooled_probe<'a>(
         layers: vec![Layer::CONV1, Layer::RES5, Layer::RES5_AVG],
         pool,
         workers,
+        batch_size: 8,
         ..Extraction::new(view())
     };
-    RandomCropProbe::new(config, backbone, pack.clone(), crops, extraction, 5)
+    RandomCropProbe::new(config, backbone, pack.clone(), crops, extraction, 5, ranks)
 }
 
 fn report(probe: &RandomCropProbe<'_>, test: &Pack) -> LinearReport {
@@ -115,6 +119,52 @@ fn interruptions_and_workers_change_nothing() {
     assert!(bytes(&of_resumed) == bytes(&of_whole));
     assert!(bytes(&of_half) != bytes(&of_whole));
     assert_eq!(report(&resumed, &train), report(&whole, &train));
+}
+
+#[test]
+fn ranks_have_the_losses_and_the_result_of_one_process() {
+    let folder = tempdir().unwrap();
+    let train = shades(folder.path(), "train", 40, 1);
+    let test = shades(folder.path(), "test", 29, 500);
+    let config = LinearConfig {
+        lrs: vec![0.02, 0.05],
+        select: Select::Test,
+        ..config()
+    };
+    let saved = folder.path().join("saved");
+    // Stopped after 6 steps, of which rank 0 alone has the checkpoint.
+    let run = |ranks: &Ranks| {
+        let backbone = network(3 + ranks.rank() as u64);
+        let make = || pooled_probe(&backbone, &train, &config, 1, Pools::default(), ranks).unwrap();
+        let mut probe = make();
+        probe.begin().unwrap();
+        let mut losses = train_until(&mut probe, 6);
+        let kept = checkpoints(&saved.join(ranks.size().to_string()));
+        if ranks.rank() == 0 {
+            save(&probe, &kept, 6);
+        }
+        let mut probe = make();
+        if ranks.rank() == 0 {
+            resume(&mut probe, &kept).unwrap().unwrap();
+        }
+        probe.begin().unwrap();
+        assert_eq!(probe.done(), 6);
+        losses.extend(train_until(&mut probe, 15));
+        let mut last = 0;
+        let report = probe.evaluate(&test, &mut |done, _| last = done).unwrap();
+        assert_eq!(last, 29);
+        assert!(ranks.size() == 1 || probe.any(ranks.rank() == 1).unwrap());
+        (losses, report)
+    };
+    let (losses, report) = run(&alone());
+    for size in [2, 3] {
+        let found = together(size, |ranks| run(&ranks));
+        assert!(found.iter().all(|rank| *rank == found[0]));
+        let (own, own_report) = &found[0];
+        assert!(difference(&own[..1], &losses[..1]) < 1e-6, "{own:?}");
+        assert!(difference(own, &losses) < 1e-3, "{own:?}, alone {losses:?}");
+        assert_eq!(own_report.best, report.best);
+    }
 }
 
 #[test]
@@ -183,7 +233,7 @@ fn what_cannot_be_trained_or_resumed_is_refused() {
         assert!(error.starts_with(&format!("{key} = ")), "{error}");
     }
     let both = Pools::new(Pool::ALL.to_vec()).unwrap();
-    let error = pooled_probe(&backbone, &pack, &config(), 1, both).err();
+    let error = pooled_probe(&backbone, &pack, &config(), 1, both, &alone()).err();
     let error = error.unwrap().to_string();
     assert!(
         error.contains(r#"pool = ["average", "grid"]"#) && error.contains("eval.pool=grid"),

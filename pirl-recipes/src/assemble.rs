@@ -53,6 +53,7 @@ pub fn loader(
             seed: recipe.seed,
             on_corrupt: recipe.loader.on_corrupt,
             share,
+            samples: recipe.data.partial.then(|| pack.share()),
         },
     )?)
 }

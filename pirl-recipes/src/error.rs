@@ -167,6 +167,15 @@ pub enum RecipeError {
         /// The first such rank.
         rank: usize,
     },
+    /// A pack whose shards are not all on this machine.
+    #[error(
+        "{path} is not on this machine: put all shards there, or set data.partial = true, with which each rank \
+         draws its part of a batch from those that it has"
+    )]
+    Partial {
+        /// The first shard that is elsewhere.
+        path: PathBuf,
+    },
     /// A bank shared out over ranks, and settings that need all of it on each.
     #[error(
         "bank.sharded shares the bank's rows out over the ranks: it goes with loss.kind = \"paper\" or \

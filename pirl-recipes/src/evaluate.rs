@@ -1,10 +1,14 @@
 //! How a recipe's network is looked at after its training.
 
+use candle_core::Device;
 use pirl_data::{Pack, PretextKind, build_pretext};
-use pirl_eval::{Change, EvalError, Extraction, recompute_batch_norm};
-use pirl_model::Backbone;
+use pirl_eval::{Change, EvalError, Extraction, Untrained, recompute_batch_norm};
+use pirl_model::{Backbone, ResNet};
+use pirl_train::TrainError;
 use serde::Serialize;
 
+use crate::assemble::backbone_seed;
+use crate::error::RecipeError;
 use crate::recipe::Recipe;
 
 /// Stream of the images that batch-norm statistics are recomputed on, apart from the probes' own.
@@ -25,6 +29,21 @@ impl Recipe {
     /// Says which images precise batch-norm statistics are computed on.
     pub fn batch_norm_seed(&self) -> u64 {
         self.seed ^ BATCH_NORM_SEED
+    }
+
+    /// The network before its training, for the baselines of probes.
+    ///
+    /// # Errors
+    /// [`RecipeError::Train`] if the network cannot be made.
+    pub fn untrained(&self, device: &Device) -> Result<Untrained, RecipeError> {
+        let backbone = ResNet::new(&self.model, backbone_seed(self), device);
+        let settings = serde_json::to_string(&self.model);
+        Ok(Untrained {
+            backbone: Box::new(backbone.map_err(TrainError::from)?),
+            settings: settings.map_err(|error| TrainError::Other(error.into()))?,
+            batch_norm_images: self.eval.precise_batch_norm,
+            seed: self.batch_norm_seed(),
+        })
     }
 
     /// Changes of images whose effect on features is measured: crops and colours of its views, and the

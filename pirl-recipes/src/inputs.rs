@@ -1,11 +1,11 @@
 //! A training as a recipe describes it: the data side, the objective, the learner.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use candle_core::Device;
 use pirl_bank::{PerImageSampler, SharedSampler};
-use pirl_data::{Loader, Pack, Pretext, Share};
+use pirl_data::{DataError, Loader, Pack, Pretext, Share};
 use pirl_loss::{InfoNce, Paper};
 use pirl_model::{BatchNorm, ResNet};
 use pirl_train::{
@@ -35,6 +35,19 @@ pub struct Inputs {
 }
 
 impl Inputs {
+    /// Opens what this rank has of a pack whose shards may be spread over the machines of `ranks`, all of which
+    /// call this at the same time.
+    ///
+    /// # Errors
+    /// [`RecipeError::Data`] as [`Pack::open_part`].
+    pub fn open(path: &Path, ranks: &Ranks) -> Result<Pack> {
+        let exchange = |own| {
+            let all = ranks.all_gather(own);
+            all.map_err(|error| DataError::Exchange(error.into()))
+        };
+        Ok(Pack::open_part(path, ranks.rank(), exchange)?)
+    }
+
     /// Checks that the settings fit the images of `pack`, for training on `devices` devices of each of
     /// `ranks`. Warns by
     /// [`tracing`] where a batch has fewer parts than there are devices.
@@ -69,6 +82,11 @@ impl Inputs {
         if let Some(rank) = other {
             return Err(RecipeError::OtherPack { rank });
         }
+        if let (Some(path), false) = (pack.elsewhere(), recipe.data.partial) {
+            return Err(RecipeError::Partial {
+                path: path.to_owned(),
+            });
+        }
         let parts = ranks.size() * devices;
         let even = match recipe.train.micro_batch {
             0 => parts <= batch_size,
@@ -101,7 +119,18 @@ impl Inputs {
             rank: ranks.rank(),
             ranks: ranks.size(),
         };
-        let loader = loader(&recipe, &pack, pretext.clone(), devices, share)?;
+        let mut loader = loader(&recipe, &pack, pretext.clone(), devices, share)?;
+        if recipe.data.partial {
+            let own = loader.steps_per_epoch() as u64;
+            let all = ranks.all_gather(own.to_le_bytes().to_vec());
+            let all = all.map_err(RecipeError::from)?.concat();
+            let steps = all
+                .as_chunks()
+                .0
+                .iter()
+                .map(|steps| u64::from_le_bytes(*steps));
+            loader = loader.with_steps(steps.min().unwrap_or(own) as usize);
+        }
         if loader.parts() < devices {
             tracing::warn!(
                 "a batch has {} parts for {devices} devices, so some have nothing to do: lower \

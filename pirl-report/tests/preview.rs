@@ -66,6 +66,7 @@ fn config(batch_size: usize, workers: usize, look_ahead: usize) -> LoaderConfig 
         seed: 11,
         on_corrupt: OnCorrupt::Fail,
         share: Share::default(),
+        samples: None,
     }
 }
 

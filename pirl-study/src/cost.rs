@@ -387,7 +387,8 @@ fn attempt_detector(
     };
     let normal = (&recipe.data.mean[..], &recipe.data.std[..]);
     let config = &recipe.eval.detect;
-    let mut trainer = DetectTrainer::new(backbone, &train.pack, normal, config, recipe.seed)?;
+    let mut trainer =
+        DetectTrainer::new(backbone, &train.pack, normal, config, recipe.seed, &alone())?;
     trainer.step()?; // allocates the buffers
     let started = Instant::now();
     let steps = DETECTOR_STEPS.min(trainer.steps().saturating_sub(1));

@@ -176,6 +176,17 @@ pub enum TrainError {
         /// What was compared.
         what: &'static str,
     },
+    /// A network, or what belongs to it, that is another one on rank 0.
+    #[error(
+        "rank 0 has a network of {expected} numbers, this rank one of {found}; give all ranks the same weights \
+         and settings"
+    )]
+    OtherTensors {
+        /// Numbers here.
+        found: usize,
+        /// Numbers on rank 0.
+        expected: usize,
+    },
     /// Ranks whose batch norms are synced, and that have not as many parts of a batch at the same time.
     #[error(
         "synced batch norm needs as many parts of a batch at a time on each rank: rank {rank} has {found}, rank \

@@ -12,21 +12,17 @@ use pirl_model::{
 };
 
 use crate::checkpoint::{MODEL, OPTIMIZER, State};
-use crate::collective::{
-    Collective, Digest, Ranks, alone, any, ensure_equal, from_bytes, to_bytes, with_gradients_on,
-};
+use crate::collective::{Collective, Ranks, alone, any, from_bytes, to_bytes, with_gradients_on};
 use crate::error::{Result, TrainError};
 use crate::networks::Networks;
 use crate::objective::{Objective, PartOutcome, scalar};
 use crate::part::{forward_part, modules, parameters};
 use crate::reduction::Reduction;
 use crate::scaled_optimizer::ScaledOptimizer;
+use crate::shared_training::{ensure_alike, share_optimizer};
 use crate::synced::Rounds;
 use crate::training::Metric;
 use crate::worker::Worker;
-
-/// Steps from one comparison of the ranks' weights to the next.
-const COMPARE_EVERY: u64 = 100;
 
 /// Everything that learns.
 pub struct Learner<O: Objective> {
@@ -300,9 +296,8 @@ impl<O: Objective> Learner<O> {
         self.optimizer.step(lr)?;
         let mut metrics = losses.metrics;
         metrics.extend(self.objective.end_step(outcomes)?);
-        if self.ranks.size() > 1 && step.is_multiple_of(COMPARE_EVERY) {
-            self.compare(step)?;
-        }
+        let sets = parameters::<O>(&self.networks);
+        ensure_alike(self.ranks.as_ref(), step, &sets)?;
         Ok(StepLosses { metrics, ..losses })
     }
 
@@ -355,20 +350,12 @@ impl<O: Objective> Learner<O> {
             return self.objective.begin_alike(self.ranks.as_ref());
         }
         let ranks = self.ranks.as_ref();
-        for set in parameters::<O>(&self.networks) {
+        let sets = parameters::<O>(&self.networks);
+        for set in &sets {
             let var = set.var();
             var.set(&broadcast(ranks, var.as_detached_tensor())?)?;
         }
-        let optimizer = &mut self.optimizer.optimizer;
-        let mut momentum = optimizer.state()?;
-        let mut names: Vec<String> = momentum.keys().cloned().collect();
-        names.sort();
-        for name in names {
-            if let Some(tensor) = momentum.get_mut(&name) {
-                *tensor = broadcast(ranks, tensor.clone())?;
-            }
-        }
-        optimizer.load_state(&momentum)?;
+        share_optimizer(ranks, &mut self.optimizer.optimizer)?;
         if let Some(scale) = &mut self.optimizer.scale {
             let text = serde_json::to_vec(scale).unwrap_or_default();
             let text = ranks.broadcast(0, text)?;
@@ -376,17 +363,7 @@ impl<O: Objective> Learner<O> {
                 serde_json::from_slice(&text).map_err(|error| TrainError::Other(error.into()))?;
         }
         self.objective.begin_alike(ranks)?;
-        self.compare(0)
-    }
-
-    /// An error that names the rank, unless all have the same weights.
-    fn compare(&self, step: u64) -> Result<()> {
-        let mut digest = Digest::default();
-        for set in parameters::<O>(&self.networks) {
-            let values = set.var().as_detached_tensor().flatten_all()?;
-            digest.add(&to_bytes(&values.to_vec1()?));
-        }
-        ensure_equal(self.ranks.as_ref(), step, "weights", &digest)
+        ensure_alike(ranks, 0, &sets)
     }
 
     /// An error unless all ranks whose batch norms are synced have as many parts in a round as this one.

@@ -11,6 +11,8 @@
 //! - [`Pretraining`] feeds a learner from a loader. It is a [`Training`], as are the trainings of
 //!   `pirl-eval`: [`run`] takes any of them to its last step, with [`Checkpoints`] that resume to the
 //!   bit, and tells an [`Observer`] what happens. Nothing here knows a terminal.
+//! - [`Ranks`] are the processes of one run. A learner is told of them ([`LearnerBuilder::ranks`]); a training
+//!   with a step of its own shares it by [`share_state`], [`sum_gradients`] and their neighbours.
 //!
 //! ```
 //! # use std::{borrow::Cow, sync::Arc};
@@ -73,6 +75,7 @@ mod pretraining;
 mod reduction;
 mod run;
 mod scaled_optimizer;
+mod shared_training;
 mod streams;
 mod synced;
 mod training;
@@ -83,7 +86,7 @@ pub use checkpoint::{BACKBONE, Checkpoints, MODEL, OPTIMIZER, State, run_of};
 #[cfg(feature = "nccl")]
 pub use collective::Nccl;
 pub use collective::{
-    Alone, Collective, Join, Pending, Place, Ranks, Threads, alone, join, launched,
+    Alone, Collective, Join, Pending, Place, Ranks, Threads, alone, any, join, launched,
 };
 pub use error::{BoxError, TrainError};
 pub use health::{Health, Trouble};
@@ -103,5 +106,8 @@ pub use objective::{Module, Objective, PartOutcome, Terms};
 pub use pretraining::{Pretraining, PretrainingConfig};
 pub use run::{Ended, Observer, Row, RunOptions, resume, run, save};
 pub use scaled_optimizer::ScaledOptimizer;
+pub use shared_training::{
+    ensure_alike, share_optimizer, share_state, share_steps, sum_gradients, sum_values,
+};
 pub use streams::Stream;
 pub use training::{Metric, Step, Training};

@@ -12,6 +12,7 @@ use crate::checkpoint::State;
 use crate::error::{Result, TrainError};
 use crate::learner::Learner;
 use crate::objective::Objective;
+use crate::shared_training::share_steps;
 use crate::training::{Metric, Step, Training};
 
 /// How long a pre-training is, and its learning rate.
@@ -126,11 +127,7 @@ impl<O: Objective> Training for Pretraining<O> {
 
     /// Goes on where rank 0 is, with what rank 0 has.
     fn begin(&mut self) -> Result<()> {
-        let done = self.done.to_le_bytes().to_vec();
-        let done = self.learner.ranks().broadcast(0, done)?;
-        if let Ok(done) = done.as_slice().try_into() {
-            self.done = u64::from_le_bytes(done);
-        }
+        self.done = share_steps(self.learner.ranks(), self.done)?;
         self.batches.seek(self.done);
         self.learner.begin()
     }

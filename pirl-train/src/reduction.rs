@@ -6,7 +6,7 @@ use candle_core::Tensor;
 use pirl_core::storage::cpu_slice;
 use pirl_model::{GradientWatch, Optimizer, ParamSet};
 
-use crate::collective::{Pending, Ranks};
+use crate::collective::{Collective, Pending, Ranks};
 use crate::error::{Result, TrainError};
 
 /// Numbers that are summed up together: 32 MB, large enough for a network's full rate, and small enough
@@ -26,7 +26,7 @@ pub(crate) struct Reduction {
 
 /// Buckets of the first set that are under way before the backward pass has ended.
 #[derive(Default)]
-struct Early {
+pub(crate) struct Early {
     /// The gradients of earlier parts and terms.
     earlier: Option<Tensor>,
     /// Where the last bucket begins that is under way; `None` before the first.
@@ -91,45 +91,7 @@ impl Reduction {
             return Err(TrainError::Other(why.into()));
         }
         self.shape = Some(seen);
-        let mut early = Some(early);
-        let mut sums = Vec::new();
-        for gradient in optimizer.take_gradients() {
-            // Those of the first set alone are early.
-            let early = early.take().unwrap_or_default();
-            sums.push(match gradient {
-                None => None,
-                Some(gradient) if self.ranks.all_reduce_on_device(&gradient)? => {
-                    Some((gradient, None))
-                }
-                Some(gradient) => {
-                    let values = gradient.flatten_all()?.to_vec1::<f32>()?;
-                    let mut buckets = early.buckets;
-                    let mut end = early.from.unwrap_or(values.len());
-                    while let Some(from) = next(end, 0) {
-                        let sum = self.ranks.all_reduce(values[from..end].to_vec())?;
-                        buckets.push(Bucket { from, sum });
-                        end = from;
-                    }
-                    Some((gradient, Some((values, buckets))))
-                }
-            });
-        }
-        let mut merged = Vec::with_capacity(sums.len());
-        for sum in sums {
-            merged.push(match sum {
-                None => None,
-                Some((gradient, None)) => Some(gradient),
-                Some((gradient, Some((mut values, buckets)))) => {
-                    for Bucket { from, sum } in buckets {
-                        let sum = sum.wait()?;
-                        values[from..from + sum.len()].copy_from_slice(&sum);
-                    }
-                    let (shape, device) = (gradient.shape(), gradient.device());
-                    Some(Tensor::from_vec(values, shape, device)?)
-                }
-            });
-        }
-        Ok(optimizer.merge(merged)?)
+        sum(self.ranks.as_ref(), early, optimizer)
     }
 
     /// Forgets a step that failed.
@@ -138,6 +100,48 @@ impl Reduction {
         self.seen = (0, 0);
         *lock(&self.early) = Early::default();
     }
+}
+
+/// Gives the optimizer the sums over all ranks of what it has accumulated, of whose first set `early` is
+/// under way.
+pub(crate) fn sum(ranks: &dyn Collective, early: Early, optimizer: &mut Optimizer) -> Result<()> {
+    let mut early = Some(early);
+    let mut sums = Vec::new();
+    for gradient in optimizer.take_gradients() {
+        // Those of the first set alone are early.
+        let early = early.take().unwrap_or_default();
+        sums.push(match gradient {
+            None => None,
+            Some(gradient) if ranks.all_reduce_on_device(&gradient)? => Some((gradient, None)),
+            Some(gradient) => {
+                let values = gradient.flatten_all()?.to_vec1::<f32>()?;
+                let mut buckets = early.buckets;
+                let mut end = early.from.unwrap_or(values.len());
+                while let Some(from) = next(end, 0) {
+                    let sum = ranks.all_reduce(values[from..end].to_vec())?;
+                    buckets.push(Bucket { from, sum });
+                    end = from;
+                }
+                Some((gradient, Some((values, buckets))))
+            }
+        });
+    }
+    let mut merged = Vec::with_capacity(sums.len());
+    for sum in sums {
+        merged.push(match sum {
+            None => None,
+            Some((gradient, None)) => Some(gradient),
+            Some((gradient, Some((mut values, buckets)))) => {
+                for Bucket { from, sum } in buckets {
+                    let sum = sum.wait()?;
+                    values[from..from + sum.len()].copy_from_slice(&sum);
+                }
+                let (shape, device) = (gradient.shape(), gradient.device());
+                Some(Tensor::from_vec(values, shape, device)?)
+            }
+        });
+    }
+    Ok(optimizer.merge(merged)?)
 }
 
 /// Where the bucket begins that ends at `end`, if all numbers from `done` on are final.

@@ -1,12 +1,22 @@
 //! Arguments of `pirl eval`.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, Subcommand};
 use pirl_eval::{Dataset, LowShotMethod};
 
 use super::RunArgs;
+
+#[derive(Debug, Args)]
+pub(crate) struct Eval {
+    /// How long a rank waits for the others before all end
+    #[arg(long, global = true, value_name = "TIME", value_parser = humantime::parse_duration, default_value = "10m")]
+    pub(crate) rank_timeout: Duration,
+    #[command(subcommand)]
+    pub(crate) command: EvalCommand,
+}
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum EvalCommand {
@@ -31,7 +41,8 @@ pub(crate) struct EvalArgs {
     /// A run, a file of weights, or `random` for the untrained network of the recipe
     #[arg(long, value_name = "RUN|FILE.safetensors|FILE.pth|FILE.onnx|random")]
     pub(crate) weights: String,
-    /// Images to learn from, with labels or, for a detector, annotated objects
+    /// Images to learn from, with labels or, for a detector, annotated objects; {rank} stands for the number
+    /// of the rank
     #[arg(long, value_name = "PACK")]
     pub(crate) train: PathBuf,
     /// Images to be judged by, annotated likewise; without it a fifth of those of --train, of every

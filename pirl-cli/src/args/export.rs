@@ -1,6 +1,7 @@
 //! Arguments of the commands that write for other programs: `pirl embed` and `pirl export`.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Args;
 use clap::builder::{PossibleValue, PossibleValuesParser};
@@ -14,7 +15,7 @@ pub(crate) struct EmbedArgs {
     /// A run, a file of weights, or `random` for the untrained network of the recipe
     #[arg(long, value_name = "RUN|FILE.safetensors|FILE.pth|FILE.onnx|random")]
     pub(crate) weights: String,
-    /// Images to read, labelled or not
+    /// Images to read, labelled or not; {rank} stands for the number of the rank
     #[arg(long, value_name = "PACK")]
     pub(crate) data: PathBuf,
     /// The file to write; its ending says the format. Rows are in the pack's order, with number, label and
@@ -34,6 +35,9 @@ pub(crate) struct EmbedArgs {
     /// The network's recipe, where --weights is not a run; a file's network is told from its tensors
     #[arg(long, value_name = "NAME|FILE.toml")]
     pub(crate) recipe: Option<String>,
+    /// How long a rank waits for the others before all end
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration, default_value = "10m")]
+    pub(crate) rank_timeout: Duration,
     #[command(flatten)]
     pub(crate) run: RunArgs,
 }

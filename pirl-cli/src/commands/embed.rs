@@ -14,10 +14,15 @@ use super::eval::describe_pack;
 use crate::args::EmbedArgs;
 use crate::output::{print, print_json};
 use crate::progress::Progress;
+use crate::ranks::{Company, share};
 
 pub(crate) fn run(args: &EmbedArgs) -> Result<()> {
+    share(args.rank_timeout, |company| write(args, company))
+}
+
+fn write(args: &EmbedArgs, company: &Company) -> Result<()> {
     EmbedFormat::of(&args.output)?; // before any work
-    let pack = Pack::open(&args.data)?;
+    let pack = Pack::open(company.own_path(&args.data))?;
     let network = Network::load(&args.weights, args.recipe.as_deref(), &args.run, &pack)?;
     let extraction = Extraction {
         layers: args.layer.clone(),
@@ -34,6 +39,9 @@ pub(crate) fn run(args: &EmbedArgs) -> Result<()> {
         .map(|key| (key, facts[key].to_string()))
         .to_vec();
     let backbone = backbone(network, &args.layer)?;
+    let Some(extraction) = extraction.over(&company.ranks, &*backbone, &[&pack])? else {
+        return Ok(());
+    };
     let found = Progress::watch("reading features", "images", pack.len(), |progress| {
         embed(
             &*backbone,

@@ -24,22 +24,20 @@ use crate::args::PretrainArgs;
 use crate::interrupt::Interrupted;
 use crate::output::{print, print_json, quoted};
 use crate::progress::Progress;
-use crate::ranks::Company;
+use crate::ranks::{Company, share};
 use crate::run_dir::{RunDir, matters_to_pretraining};
 use crate::session::Session;
 use crate::weights::Weights;
 use crate::{device, weights};
 
 pub(crate) fn run(args: &PretrainArgs) -> Result<()> {
-    let company = Company::join(args.rank_timeout)?;
-    let result = pretrain(args, &company);
-    company.end(result)
+    share(args.rank_timeout, |company| pretrain(args, company))
 }
 
 /// Nothing is written before everything that can be checked has been.
 fn pretrain(args: &PretrainArgs, company: &Company) -> Result<()> {
-    let devices = device::parse_several(&args.run.device, company.local())?;
-    let pack = Pack::open(company.own_path(&args.data))?;
+    let devices = device::parse_several(&args.run.device)?;
+    let pack = Inputs::open(&company.own_path(&args.data), &company.ranks)?;
     let (mut recipe, mut folder, mut backbone) = (Recipe::default(), None, None);
     if company.leads() {
         recipe = settings(args, &pack, &devices)?;
@@ -192,7 +190,7 @@ impl Command<'_> {
         self.plan(&mut inputs)?;
         let recipe = inputs.recipe.clone();
         let monitor = self.monitor(&recipe)?;
-        let pack = inputs.pack.clone();
+        let pack = inputs.pack.here()?;
         let mut identity = inputs.identity();
         if let Some(initial) = self
             .folder
@@ -224,8 +222,10 @@ impl Command<'_> {
             match &monitor {
                 Some(monitor) if due || done == training.steps() => {
                     let measured = monitor.measure(training.learner().backbone());
-                    let KnnReport { top1, chosen, .. } =
-                        measured.map_err(|error| TrainError::Other(error.into()))?;
+                    let measured = measured.map_err(|error| TrainError::Other(error.into()))?;
+                    let Some(KnnReport { top1, chosen, .. }) = measured else {
+                        return Ok(Vec::new());
+                    };
                     let (epoch, KnnChoice { layer, k, .. }) = (done / epoch, chosen);
                     progress.suspend(|| {
                         eprintln!(
@@ -313,14 +313,12 @@ impl Command<'_> {
         let (Some(train), Some(test)) = (&self.args.probe_train, &self.args.probe_test) else {
             return Ok(None);
         };
-        if !self.company.leads() {
-            return Ok(None);
-        }
+        let (company, ranks) = (self.company, &self.company.ranks);
         let (images, seed) = (recipe.eval.precise_batch_norm, recipe.batch_norm_seed());
         let knn = Knn::new(recipe.eval.knn.clone(), recipe.seed)?;
-        let train = Pack::open(train)?;
-        let test = Pack::open(test)?.with_class_names(train.class_names())?;
-        let monitor = Monitor::new(train, test, recipe.extraction(), images, seed, knn);
+        let train = Pack::open(company.own_path(train))?;
+        let test = Pack::open(company.own_path(test))?.with_class_names(train.class_names())?;
+        let monitor = Monitor::new(train, test, recipe.extraction(), images, seed, knn, ranks);
         Ok(Some(monitor.context("--probe-train and --probe-test")?))
     }
 

@@ -28,7 +28,7 @@ pub(crate) fn run(args: &StudyArgs) -> Result<()> {
     if !args.seeds.is_empty() {
         study.seeds.clone_from(&args.seeds);
     }
-    device::parse_several(&args.device, 0)?;
+    device::parse_several(&args.device)?;
     let mut typed = args.settings.clone();
     let mut plan = Plan::new(&args.study, study.clone(), &images, &typed)?;
     let (jobs, threads) = shares(args, plan.runs.len());

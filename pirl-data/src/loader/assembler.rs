@@ -33,6 +33,8 @@ pub(super) struct Assembler {
     pub(super) parts: Vec<Range<usize>>,
     pub(super) seed: u64,
     pub(super) on_corrupt: OnCorrupt,
+    /// See [`LoaderConfig::samples`](super::LoaderConfig::samples).
+    pub(super) samples: Option<Vec<u32>>,
     pub(super) totals: StageTotals,
 }
 
@@ -98,10 +100,25 @@ pub(super) fn part_bytes(view: &ImageView, pretext: Option<&dyn Pretext>, images
 }
 
 impl Assembler {
-    /// All samples in the order of `epoch`.
+    /// All samples in the order of `epoch`. Of a share with samples of its own, only the places that are its own
+    /// are filled, step by step for as many steps as there are samples.
     pub(super) fn order(&self, epoch: u64) -> Vec<u32> {
-        let mut order: Vec<u32> = (0..self.pack.len() as u32).collect();
-        shuffle(&mut stream(self.seed, Use::Order, epoch, 0), &mut order);
+        let shuffled = |mut samples: Vec<u32>| {
+            shuffle(&mut stream(self.seed, Use::Order, epoch, 0), &mut samples);
+            samples
+        };
+        let Some(samples) = &self.samples else {
+            return shuffled((0..self.pack.len() as u32).collect());
+        };
+        let places: Vec<usize> = self.parts.iter().cloned().flatten().collect();
+        let steps = samples.len() / places.len().max(1);
+        let mut order = vec![0; steps * self.batch_size];
+        let shuffled = shuffled(samples.clone());
+        for (step, own) in shuffled.chunks_exact(places.len().max(1)).enumerate() {
+            for (place, &sample) in places.iter().zip(own) {
+                order[step * self.batch_size + place] = sample;
+            }
+        }
         order
     }
 

@@ -35,6 +35,9 @@ pub struct LoaderConfig {
     pub on_corrupt: OnCorrupt,
     /// Which parts of each batch to make, where several loaders share them; all by default.
     pub share: Share,
+    /// The samples that this share of each batch is drawn from, where not all are at hand; `None`, the default,
+    /// for all. Other shares must be drawn from others.
+    pub samples: Option<Vec<u32>>,
 }
 
 /// One of several equal shares of each batch: neighbouring parts of it.
@@ -66,6 +69,7 @@ impl Default for LoaderConfig {
             seed: 0,
             on_corrupt: OnCorrupt::Skip,
             share: Share::default(),
+            samples: None,
         }
     }
 }

@@ -34,6 +34,8 @@ const PRODUCERS: usize = 2;
 /// Makes the batches of any epoch, from any step on: see [`Loader::epoch`].
 pub struct Loader {
     assembler: Arc<Assembler>,
+    /// Steps of an epoch.
+    steps: usize,
     /// Parts made ahead of the one in use.
     look_ahead: usize,
     producers: usize,
@@ -93,12 +95,24 @@ impl Loader {
         let parts: Vec<_> = parts
             .drain(rank * whole / ranks..(rank + 1) * whole / ranks)
             .collect();
+        let places: usize = parts.iter().map(Range::len).sum();
+        let (samples, needed) = match &config.samples {
+            Some(samples) => (samples.len(), places),
+            None => (images, config.batch_size),
+        };
+        check(
+            "samples",
+            samples,
+            samples >= needed,
+            &format!("must be at least {needed}, this share of a batch"),
+        )?;
         let largest = parts.iter().map(Range::len).max().unwrap_or(1);
         let bytes = part_bytes(&view, pretext.as_deref(), largest);
         let fit = (config.look_ahead_mib.saturating_mul(1 << 20) / bytes).max(1);
         Ok(Self {
             look_ahead: config.look_ahead.saturating_mul(parts.len()).min(fit),
             producers: PRODUCERS.min(fit),
+            steps: samples / needed,
             assembler: Arc::new(Assembler {
                 pool: thread_pool("pirl-loader", config.workers)?,
                 pack,
@@ -108,6 +122,7 @@ impl Loader {
                 parts,
                 seed: config.seed,
                 on_corrupt: config.on_corrupt,
+                samples: config.samples,
                 totals: StageTotals::default(),
             }),
         })
@@ -118,10 +133,16 @@ impl Loader {
         self.assembler.parts.len()
     }
 
-    /// Whole batches in the pack. The images left over are not used in that epoch; another epoch has
-    /// another order, and leaves out others.
+    /// Whole batches in the pack, or whole shares of a batch in [`LoaderConfig::samples`]. The images left over
+    /// are not used in that epoch; another epoch has another order, and leaves out others.
     pub fn steps_per_epoch(&self) -> usize {
-        self.assembler.pack.len() / self.assembler.batch_size
+        self.steps
+    }
+
+    /// The same with at most so many steps in an epoch, at least 1, where another share has fewer.
+    pub fn with_steps(self, steps: usize) -> Self {
+        let steps = self.steps.min(steps).max(1);
+        Self { steps, ..self }
     }
 
     /// Starts to measure on what the worker threads spend their time.

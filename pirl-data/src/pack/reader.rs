@@ -38,10 +38,19 @@ struct Classes {
 struct Shards {
     description: Description,
     paths: Vec<PathBuf>,
-    shards: Vec<Shard>,
-    /// The number of the first sample of each shard.
-    starts: Vec<usize>,
+    /// `None`: on other machines.
+    shards: Vec<Option<Shard>>,
+    places: Vec<Place>,
     len: usize,
+}
+
+/// Of a shard, wherever it is.
+#[derive(Debug)]
+struct Place {
+    /// The number of its first sample.
+    start: usize,
+    /// Which of how many equal parts this process takes, if it is here.
+    part: (usize, usize),
 }
 
 impl Pack {
@@ -54,13 +63,31 @@ impl Pack {
     /// its contents contradict each other, [`DataError::Label`] for a label without a class,
     /// [`DataError::Shards`] when a shard is missing or belongs to another pack.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, DataError> {
-        let path = path.as_ref();
+        Self::open_part(path.as_ref(), 0, |own| Ok(vec![own]))
+    }
+
+    /// Opens what is here of a pack whose shards are spread over the machines of several processes. All of these
+    /// call this at the same time: `exchange` gives the others some bytes, and returns what each gave, in an order in
+    /// which this process is number `rank`.
+    ///
+    /// Every shard must be somewhere. Samples have the numbers that they have in the whole pack, and of those
+    /// that are elsewhere nothing else is known: see [`Pack::here`].
+    ///
+    /// # Errors
+    /// As [`Pack::open`], and those of `exchange`.
+    pub fn open_part(
+        path: &Path,
+        rank: usize,
+        exchange: impl FnOnce(Vec<u8>) -> Result<Vec<Vec<u8>>, DataError>,
+    ) -> Result<Self, DataError> {
         let paths = find_shards(path)?;
         let mut shards = Vec::with_capacity(paths.len());
-        let mut starts = Vec::with_capacity(paths.len());
         let mut first: Option<Description> = None;
-        let mut len = 0_usize;
         for (number, path) in paths.iter().enumerate() {
+            if !path.exists() {
+                shards.push(None);
+                continue;
+            }
             let (shard, description, found) = Shard::open(path)?;
             let wrong = |reason| DataError::Shards {
                 path: path.clone(),
@@ -84,19 +111,16 @@ impl Pack {
                     )));
                 }
             }
-            if shards
-                .first()
-                .is_some_and(|first: &Shard| first.has_objects() != shard.has_objects())
-            {
+            let mut before = shards.iter().flatten();
+            if before.any(|other: &Shard| other.has_objects() != shard.has_objects()) {
                 return Err(wrong(
                     "objects are annotated in it but not in the first shard, or the other way"
                         .to_owned(),
                 ));
             }
-            starts.push(len);
-            len += shard.samples();
-            shards.push(shard);
+            shards.push(Some(shard));
         }
+        let (places, len) = share_out(rank, &paths, &shards, exchange)?;
         let wrong = |reason| DataError::Shards {
             path: path.to_owned(),
             reason,
@@ -120,7 +144,7 @@ impl Pack {
                 description,
                 paths,
                 shards,
-                starts,
+                places,
                 len,
             }),
             chosen: None,
@@ -166,7 +190,7 @@ impl Pack {
 
     /// Whether its samples have names, unless some are damaged.
     pub fn has_names(&self) -> bool {
-        self.shards.shards.iter().all(Shard::has_names)
+        self.shards.shards.iter().flatten().all(Shard::has_names)
     }
 
     fn renumbered(&self, label: u32) -> Option<u32> {
@@ -183,7 +207,8 @@ impl Pack {
 
     /// Whether objects are annotated, as in packs of detection data sets.
     pub fn has_objects(&self) -> bool {
-        self.shards.shards.first().is_some_and(Shard::has_objects)
+        let mut here = self.shards.shards.iter().flatten();
+        here.next().is_some_and(Shard::has_objects)
     }
 
     /// The annotated objects of sample `index`, which may be none; `None` when the pack has no
@@ -198,6 +223,41 @@ impl Pack {
             *label = self.renumbered(*label)?;
         }
         Some(objects)
+    }
+
+    /// The samples whose shards are here; all, unless it was opened by [`Pack::open_part`].
+    ///
+    /// # Errors
+    /// Fails if there are none.
+    pub fn here(&self) -> Result<Self, DataError> {
+        let all = 0..self.len() as u32;
+        let here: Vec<u32> = all
+            .filter(|&index| self.locate(index as usize).is_some())
+            .collect();
+        match here.len() == self.len() {
+            true => Ok(self.clone()),
+            false => self.select(&here),
+        }
+    }
+
+    /// The file of the first shard that is elsewhere.
+    pub fn elsewhere(&self) -> Option<&Path> {
+        let mut files = self.shards.paths.iter().zip(&self.shards.shards);
+        let (path, _) = files.find(|(_, shard)| shard.is_none())?;
+        Some(path)
+    }
+
+    /// The samples that are here, without those that other processes take which have them too: every sample of
+    /// a pack opened by [`Pack::open_part`] is in the share of one of them.
+    pub fn share(&self) -> Vec<u32> {
+        let taken = |&index: &u32| {
+            let located = self.locate_number(index as usize);
+            located.is_some_and(|(shard, sample)| {
+                let (part, parts) = self.shards.places[shard].part;
+                sample % parts == part && self.shards.shards[shard].is_some()
+            })
+        };
+        (0..self.len() as u32).filter(taken).collect()
     }
 
     /// How many samples and objects of each class there are, and how large the files.
@@ -335,10 +395,7 @@ impl Pack {
         index: usize,
         decode: impl FnOnce(&[u8], Encoding) -> Result<T, String>,
     ) -> Result<T, DataError> {
-        let bytes = self.bytes(index).ok_or(DataError::Index {
-            index,
-            len: self.len(),
-        })?;
+        let bytes = self.bytes(index).ok_or_else(|| self.absent(index))?;
         decode(bytes, self.encoding()).map_err(|reason| DataError::Decode {
             name: format!("{} of {}", self.called(index), self.first_path().display()),
             reason,
@@ -443,17 +500,100 @@ impl Pack {
         self.shards.paths.first().map_or(Path::new(""), |path| path)
     }
 
-    /// The shard that holds sample `index`, and its number there.
-    fn locate(&self, index: usize) -> Option<(&Shard, usize)> {
+    /// The number of the shard that holds sample `index`, wherever that is, and the sample's number there.
+    fn locate_number(&self, index: usize) -> Option<(usize, usize)> {
         let index = match &self.chosen {
             Some(chosen) => *chosen.get(index)? as usize,
             None => index,
         };
-        let number = self.shards.starts.partition_point(|&start| start <= index);
-        let shard = self.shards.shards.get(number.checked_sub(1)?)?;
-        let sample = index - self.shards.starts.get(number - 1)?;
+        let places = &self.shards.places;
+        let after = places.partition_point(|place| place.start <= index);
+        let shard = after.checked_sub(1)?;
+        (index < self.shards.len).then_some((shard, index - places.get(shard)?.start))
+    }
+
+    /// The shard that holds sample `index`, if it is here, and the sample's number there.
+    fn locate(&self, index: usize) -> Option<(&Shard, usize)> {
+        let (shard, sample) = self.locate_number(index)?;
+        let shard = self.shards.shards.get(shard)?.as_ref()?;
         (sample < shard.samples()).then_some((shard, sample))
     }
+
+    /// Why sample `index` cannot be read.
+    fn absent(&self, index: usize) -> DataError {
+        let elsewhere = self.locate_number(index);
+        let path = elsewhere.and_then(|(shard, _)| self.shards.paths.get(shard));
+        match path {
+            Some(path) => DataError::Elsewhere {
+                index,
+                path: path.clone(),
+            },
+            None => DataError::Index {
+                index,
+                len: self.len(),
+            },
+        }
+    }
+}
+
+/// Stands for the samples of a shard that is not here.
+const ELSEWHERE: u64 = u64::MAX;
+
+/// Tells the other processes which shards are here, and finds out from all how many samples each has. Returns
+/// that with the number of samples in all.
+fn share_out(
+    rank: usize,
+    paths: &[PathBuf],
+    shards: &[Option<Shard>],
+    exchange: impl FnOnce(Vec<u8>) -> Result<Vec<Vec<u8>>, DataError>,
+) -> Result<(Vec<Place>, usize), DataError> {
+    let own = shards.iter().flat_map(|shard| {
+        let samples = shard
+            .as_ref()
+            .map_or(ELSEWHERE, |shard| shard.samples() as u64);
+        samples.to_le_bytes()
+    });
+    let all = exchange(own.collect())?;
+    let wrong = |path: &Path, reason| DataError::Shards {
+        path: path.to_owned(),
+        reason,
+    };
+    let (mut places, mut len) = (Vec::new(), 0_usize);
+    for (number, path) in paths.iter().enumerate() {
+        let on = |bytes: &Vec<u8>| match bytes.as_chunks().0.get(number) {
+            Some(samples) => u64::from_le_bytes(*samples),
+            None => ELSEWHERE,
+        };
+        let holders = all.iter().map(on).enumerate();
+        let holders: Vec<(usize, u64)> = holders
+            .filter(|(_, samples)| *samples != ELSEWHERE)
+            .collect();
+        let Some(&(first, samples)) = holders.first() else {
+            let stem = schema::stem_of(path);
+            let everywhere = match all.len() {
+                1 => "",
+                _ => " on every rank",
+            };
+            return Err(wrong(
+                &stem,
+                format!("shard {} is missing{everywhere}", path.display()),
+            ));
+        };
+        if let Some((other, found)) = holders.iter().find(|(_, found)| *found != samples) {
+            let reason = format!(
+                "it has {samples} samples on rank {first} and {found} on rank {other}; the files come from \
+                 different packs"
+            );
+            return Err(wrong(path, reason));
+        }
+        let part = holders.iter().position(|(holder, _)| *holder == rank);
+        places.push(Place {
+            start: len,
+            part: (part.unwrap_or(0), holders.len()),
+        });
+        len = len.saturating_add(usize::try_from(samples).unwrap_or(usize::MAX));
+    }
+    Ok((places, len))
 }
 
 /// What to do where something of a pack's name is no pack, such as a folder of images.
@@ -467,7 +607,7 @@ fn unpacked(path: &Path) -> String {
     )
 }
 
-/// The files of the pack that `path` names, in order of their number.
+/// The files of the pack that `path` names, in order of their number; not all need be there.
 fn find_shards(path: &Path) -> Result<Vec<PathBuf>, DataError> {
     let stem = schema::stem_of(path);
     let single = schema::shard_path(&stem, 0, 1);
@@ -507,10 +647,7 @@ fn find_shards(path: &Path) -> Result<Vec<PathBuf>, DataError> {
             let expected: Vec<PathBuf> = (0..shards.min(schema::MAX_SHARDS))
                 .map(|shard| schema::shard_path(&stem, shard, shards))
                 .collect();
-            match expected.iter().find(|path| !found.contains(path)) {
-                Some(missing) => Err(wrong(format!("shard {} is missing", missing.display()))),
-                None => Ok(expected),
-            }
+            Ok(expected)
         }
     }
 }

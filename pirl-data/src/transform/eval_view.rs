@@ -271,8 +271,18 @@ impl Iterator for EvalBatches<'_> {
         Some(batch)
     }
 
+    /// Does not make the batches left out: of those that several share, each skips the others'.
+    fn nth(&mut self, n: usize) -> Option<Self::Item> {
+        self.next = self.next.saturating_add(n.saturating_mul(self.batch_size));
+        self.next()
+    }
+
     fn size_hint(&self) -> (usize, Option<usize>) {
-        let left = (self.pack.len() - self.next).div_ceil(self.batch_size);
+        let left = self
+            .pack
+            .len()
+            .saturating_sub(self.next)
+            .div_ceil(self.batch_size);
         (left.min(1), Some(left))
     }
 }

@@ -18,6 +18,22 @@ pub struct Detection {
     pub score: f32,
 }
 
+impl Detection {
+    /// As numbers, for [`Detection::from_words`].
+    pub(super) fn to_words(self) -> [u32; 6] {
+        let [x0, y0, x1, y1] = self.bbox.map(f32::to_bits);
+        [x0, y0, x1, y1, self.label as u32, self.score.to_bits()]
+    }
+
+    pub(super) fn from_words([x0, y0, x1, y1, label, score]: [u32; 6]) -> Self {
+        Self {
+            bbox: [x0, y0, x1, y1].map(f32::from_bits),
+            label: label as usize,
+            score: f32::from_bits(score),
+        }
+    }
+}
+
 /// A detection as COCO's tools take it; in JSON it has their keys.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct CocoResult {

@@ -35,6 +35,21 @@ impl DetectLosses {
         self.rpn_objectness + self.rpn_box + self.class + self.r#box
     }
 
+    /// The four of them, for [`DetectLosses::of`].
+    pub(super) fn values(&self) -> [f64; 4] {
+        [self.rpn_objectness, self.rpn_box, self.class, self.r#box]
+    }
+
+    pub(super) fn of(values: &[f64]) -> Self {
+        let of = |place: usize| values.get(place).copied().unwrap_or(f64::NAN);
+        Self {
+            rpn_objectness: of(0),
+            rpn_box: of(1),
+            class: of(2),
+            r#box: of(3),
+        }
+    }
+
     pub(super) fn add(&mut self, share: f64, other: &Self) {
         self.rpn_objectness += share * other.rpn_objectness;
         self.rpn_box += share * other.rpn_box;

@@ -1,12 +1,16 @@
 //! Training a detector, step by step, and running it over a test set.
 
+use std::ops::Range;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use pirl_core::SettingError;
+use pirl_core::{SettingError, check};
 use pirl_data::Pack;
 use pirl_model::{Mode, Optimizer, ResNet, load_state_dict, save_state_dict, save_tensors};
-use pirl_train::{MODEL, Metric, OPTIMIZER, State, Step, TrainError, Training};
+use pirl_train::{
+    MODEL, Metric, OPTIMIZER, Ranks, State, Step, TrainError, Training, any, ensure_alike,
+    share_optimizer, share_state, share_steps, sum_gradients, sum_values,
+};
 
 use super::boxes::{clip, is_larger_than};
 use super::config::DetectConfig;
@@ -15,6 +19,7 @@ use super::detection::Detection;
 use super::detector::{DetectLosses, Detector};
 use super::random::Stream;
 use crate::error::{EvalError, Result};
+use crate::gather::{gather, unreadable};
 use crate::probe::same_classes;
 
 /// Checks that a detector trained on one pack can be tested on another.
@@ -63,11 +68,13 @@ pub struct DetectTrainer<'a> {
     order: Order,
     seed: u64,
     done: usize,
+    ranks: Ranks,
 }
 
 impl<'a> DetectTrainer<'a> {
     /// A detector on a copy of `backbone`, with untrained heads, for the classes of `train`. `mean`
-    /// and `std` normalise red, green and blue in `0..=1`.
+    /// and `std` normalise red, green and blue in `0..=1`. Each of `ranks` makes one, and they share every
+    /// batch, a part of it at least for each.
     ///
     /// # Errors
     /// [`EvalError::Setting`], also for images that are not RGB; [`EvalError::NoObjects`]; [`EvalError::Data`] for an image whose
@@ -78,6 +85,7 @@ impl<'a> DetectTrainer<'a> {
         (mean, std): (&[f32], &[f32]),
         config: &DetectConfig,
         seed: u64,
+        ranks: &Ranks,
     ) -> Result<Self> {
         check_rgb("training", train.channels())?;
         let (Ok(mean), Ok(std)) = (<[f32; 3]>::try_from(mean), <[f32; 3]>::try_from(std)) else {
@@ -86,6 +94,10 @@ impl<'a> DetectTrainer<'a> {
             return Err(SettingError::new("channels", mean.len(), expected).into());
         };
         let detector = Detector::new(backbone, train.class_names().len(), config, seed)?;
+        let (size, batch_size) = (ranks.size(), config.batch_size);
+        let parts = ranges(batch_size, config.micro_batch, size).len();
+        let expected = format!("must come in {size} parts or more, one for each rank");
+        check("batch_size", batch_size, parts >= size, &expected)?;
         Ok(Self {
             optimizer: Optimizer::new(&config.optim.sgd(), detector.trained())?
                 .with_ops(backbone.config().ops),
@@ -96,6 +108,7 @@ impl<'a> DetectTrainer<'a> {
             train,
             seed,
             done: 0,
+            ranks: Ranks::clone(ranks),
         })
     }
 
@@ -104,15 +117,20 @@ impl<'a> DetectTrainer<'a> {
         self.order.len()
     }
 
-    /// A batch as it goes through the network.
-    fn parts<'d>(&self, draws: &'d [Draw]) -> impl Iterator<Item = &'d [Draw]> + use<'d> {
-        let most = match self.config.micro_batch {
-            0 => draws.len(),
-            most => most,
-        };
-        let parts = draws.len().div_ceil(most.max(1)).max(1);
-        let len = draws.len();
-        (0..parts).map(move |part| &draws[part * len / parts..(part + 1) * len / parts])
+    /// A batch as it goes through the network, in parts with their numbers.
+    fn parts<'d>(&self, draws: &'d [Draw]) -> Vec<(usize, &'d [Draw])> {
+        let parts = ranges(draws.len(), self.config.micro_batch, self.ranks.size());
+        let parts = parts.into_iter().map(|part| &draws[part]);
+        parts.enumerate().collect()
+    }
+
+    /// Those of them that are this rank's.
+    fn own_parts<'d>(&self, draws: &'d [Draw]) -> Vec<(usize, &'d [Draw])> {
+        let mut parts = self.parts(draws);
+        let (rank, size, count) = (self.ranks.rank(), self.ranks.size(), parts.len());
+        parts
+            .drain(rank * count / size..(rank + 1) * count / size)
+            .collect()
     }
 
     /// Replaces the statistics of trained batch norm by their average over
@@ -132,7 +150,7 @@ impl<'a> DetectTrainer<'a> {
         self.detector.c4().reset_statistics();
         for number in 0..batches {
             let draws = order.next_batch();
-            for (part, draws) in self.parts(&draws).enumerate() {
+            for (part, draws) in self.parts(&draws) {
                 let mut rng = Stream::Calibrate.generator(seed, number as u64, part as u64);
                 let batch = self.input.training(self.train, draws, seed, &device)?;
                 self.detector.losses(&batch, Mode::Calibrate, &mut rng)?;
@@ -142,7 +160,8 @@ impl<'a> DetectTrainer<'a> {
     }
 
     /// What is found in every image of `test`, in pixels of the stored images, by falling score.
-    /// Calls `progress` with the images done and the images in all.
+    /// Calls `progress` with the images done and the images in all. All ranks call this, and have the same
+    /// result.
     ///
     /// # Errors
     /// [`EvalError::Setting`] for images that are not RGB; [`EvalError::Data`] for an image that cannot be decoded.
@@ -153,8 +172,14 @@ impl<'a> DetectTrainer<'a> {
     ) -> Result<Vec<Vec<Detection>>> {
         check_rgb("test", test.channels())?;
         let device = self.detector.device();
-        let mut all = Vec::with_capacity(test.len());
-        for index in 0..test.len() {
+        let ranks = self.ranks.as_ref();
+        // Running statistics are those of each rank's own parts.
+        for (_, module) in self.detector.modules() {
+            share_state(ranks, module)?;
+        }
+        let (rank, size) = (ranks.rank(), ranks.size());
+        let mut own = Vec::new();
+        for index in (rank..test.len()).step_by(size) {
             let batch = self.input.test(test, index, &device)?;
             let (width, height) = test.image_size(index)?;
             let (seen_height, seen_width) = batch.sizes[0];
@@ -165,18 +190,67 @@ impl<'a> DetectTrainer<'a> {
                 let bbox = clip([x0 * x, y0 * y, x1 * x, y1 * y], (height, width));
                 Detection { bbox, ..found }
             };
-            for found in self.detector.detect(&batch)? {
-                let found = found.into_iter().map(in_stored);
-                // Scaled and clipped, a box may have lost its area, as in detectron2.
-                all.push(
-                    found
-                        .filter(|found| is_larger_than(found.bbox, 0.0))
-                        .collect(),
-                );
-            }
-            progress(index + 1, test.len());
+            let found = self.detector.detect(&batch)?.into_iter().flatten();
+            // Scaled and clipped, a box may have lost its area, as in detectron2.
+            let found = found.map(in_stored);
+            let found = found.filter(|found| is_larger_than(found.bbox, 0.0));
+            own.push(found.flat_map(Detection::to_words).collect());
+            progress((index + size).min(test.len()), test.len());
         }
-        Ok(all)
+        let all = gather(ranks, test.len(), own)?.into_iter().map(|words| {
+            let (found, rest) = words.as_chunks();
+            match rest {
+                [] => Ok(found.iter().copied().map(Detection::from_words).collect()),
+                _ => Err(unreadable()),
+            }
+        });
+        all.collect()
+    }
+}
+
+impl DetectTrainer<'_> {
+    fn try_step(&mut self) -> Result<Step> {
+        let draws = self.order.next_batch();
+        let lr = self.config.optim.rate(self.done);
+        let step = self.done as u64 + 1;
+        let mut own = DetectLosses::default();
+        let mut waited = Duration::ZERO;
+        for (number, part) in self.own_parts(&draws) {
+            let mut rng = Stream::Sample.generator(self.seed, step, number as u64);
+            let device = self.detector.device();
+            let waiting = Instant::now();
+            let batch = self.input.training(self.train, part, self.seed, &device)?;
+            waited += waiting.elapsed();
+            let (losses, graph) = self.detector.losses(&batch, Mode::Train, &mut rng)?;
+            let share = part.len() as f64 / draws.len() as f64;
+            own.add(share, &losses);
+            self.optimizer.accumulate(&(graph * share)?.backward()?)?;
+        }
+        let ranks = self.ranks.as_ref();
+        let losses = DetectLosses::of(&sum_values(ranks, &own.values())?);
+        let loss = losses.total() as f32;
+        if !loss.is_finite() {
+            return Err(TrainError::LossNotFinite { step, loss, lr }.into());
+        }
+        sum_gradients(ranks, &mut self.optimizer)?;
+        self.optimizer.step(lr)?;
+        ensure_alike(ranks, step, &self.detector.trained())?;
+        self.done += 1;
+        let terms = [
+            ("loss_rpn_objectness", losses.rpn_objectness),
+            ("loss_rpn_box", losses.rpn_box),
+            ("loss_class", losses.class),
+            ("loss_box", losses.r#box),
+        ];
+        Ok(Step {
+            loss,
+            lr,
+            images: draws.len(),
+            waited,
+            metrics: terms
+                .map(|(key, loss)| (key, Metric::Real(loss as f32)))
+                .to_vec(),
+        })
     }
 }
 
@@ -200,46 +274,33 @@ impl Training for DetectTrainer<'_> {
         self.done as u64
     }
 
+    /// Gives all ranks what rank 0 has.
+    fn begin(&mut self) -> Result<()> {
+        let ranks = self.ranks.as_ref();
+        if ranks.size() == 1 {
+            return Ok(());
+        }
+        self.done = share_steps(ranks, self.done as u64)? as usize;
+        self.order = order_after(self.train, &self.config, self.seed, self.done)?;
+        for (_, module) in self.detector.modules() {
+            share_state(ranks, module)?;
+        }
+        Ok(share_optimizer(ranks, &mut self.optimizer)?)
+    }
+
     /// [`TrainError::LossNotFinite`], and the parameters are as before; [`EvalError::Data`] for an
     /// image that cannot be decoded.
     fn step(&mut self) -> Result<Step> {
-        let draws = self.order.next_batch();
-        let lr = self.config.optim.rate(self.done);
-        let step = self.done as u64 + 1;
-        let mut losses = DetectLosses::default();
-        let mut waited = Duration::ZERO;
-        for (number, part) in self.parts(&draws).enumerate() {
-            let mut rng = Stream::Sample.generator(self.seed, step, number as u64);
-            let device = self.detector.device();
-            let waiting = Instant::now();
-            let batch = self.input.training(self.train, part, self.seed, &device)?;
-            waited += waiting.elapsed();
-            let (own, graph) = self.detector.losses(&batch, Mode::Train, &mut rng)?;
-            let share = part.len() as f64 / draws.len() as f64;
-            losses.add(share, &own);
-            let loss = losses.total() as f32;
-            if !loss.is_finite() {
-                return Err(TrainError::LossNotFinite { step, loss, lr }.into());
-            }
-            self.optimizer.accumulate(&(graph * share)?.backward()?)?;
+        let step = self.try_step();
+        if step.is_err() {
+            // Gradients of a step that was not taken are not those of the next.
+            self.optimizer.discard();
         }
-        self.optimizer.step(lr)?;
-        self.done += 1;
-        let terms = [
-            ("loss_rpn_objectness", losses.rpn_objectness),
-            ("loss_rpn_box", losses.rpn_box),
-            ("loss_class", losses.class),
-            ("loss_box", losses.r#box),
-        ];
-        Ok(Step {
-            loss: losses.total() as f32,
-            lr,
-            images: draws.len(),
-            waited,
-            metrics: terms
-                .map(|(key, loss)| (key, Metric::Real(loss as f32)))
-                .to_vec(),
-        })
+        step
+    }
+
+    fn any(&self, flag: bool) -> Result<bool> {
+        Ok(any(self.ranks.as_ref(), flag)?)
     }
 
     /// Writes weights and statistics, and the optimiser's momentum.
@@ -263,11 +324,29 @@ impl Training for DetectTrainer<'_> {
         }
         let momentum = load_state_dict(&folder.join(OPTIMIZER))?;
         self.optimizer.load_state(&momentum)?;
-        self.order = Order::new(self.train, self.config.batch_size, self.seed)?;
-        for _ in 0..state.step {
-            self.order.next_batch();
-        }
         self.done = state.step as usize;
+        self.order = order_after(self.train, &self.config, self.seed, self.done)?;
         Ok(())
     }
+}
+
+/// The places of the parts of a batch of `len` images: of at most `most`, or if that is 0 one for each of
+/// `ranks`.
+fn ranges(len: usize, most: usize, ranks: usize) -> Vec<Range<usize>> {
+    let most = match most {
+        0 => len.div_ceil(ranks),
+        most => most,
+    };
+    let parts = len.div_ceil(most.max(1)).max(1);
+    let places = (0..parts).map(|part| part * len / parts..(part + 1) * len / parts);
+    places.collect()
+}
+
+/// The batches of the steps after the first `done`.
+fn order_after(train: &Pack, config: &DetectConfig, seed: u64, done: usize) -> Result<Order> {
+    let mut order = Order::new(train, config.batch_size, seed)?;
+    for _ in 0..done {
+        order.next_batch();
+    }
+    Ok(order)
 }

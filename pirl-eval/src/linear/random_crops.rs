@@ -6,14 +6,17 @@
 //! never kept. Classifiers start at zero.
 
 use std::collections::{BTreeMap, HashMap};
+use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 use pirl_core::check;
-use pirl_data::{ImageView, Loader, LoaderConfig, OnCorrupt, Pack, eval_batches};
+use pirl_data::{Batch, ImageView, Loader, LoaderConfig, OnCorrupt, Pack, Share, eval_batches};
 use pirl_model::{Backbone, Layer, Schedule, load_state_dict, save_tensors};
-use pirl_train::{Batches, State, Step, TrainError, Training};
+use pirl_train::{
+    Batches, Ranks, State, Step, TrainError, Training, any, share_state, share_steps,
+};
 
 use super::accuracy::accuracy;
 use super::batch_norm::{ChannelStatistics, Standardizer};
@@ -25,8 +28,9 @@ use super::samples::Samples;
 use crate::accuracy::Tally;
 use crate::error::{EvalError, Result};
 use crate::extract::{Extraction, read_features};
-use crate::feature_set::LayerFeatures;
-use crate::memory::feature_sizes;
+use crate::feature_set::{LayerFeatures, from_bytes, to_bytes};
+use crate::gather::{Words, gather, unreadable};
+use crate::memory::{check_memory, feature_sizes, images_per_second};
 
 /// What a checkpoint's folder holds.
 const FILE: &str = "linear.safetensors";
@@ -43,8 +47,42 @@ pub struct RandomCropProbe<'a> {
     labels: Vec<u32>,
     classes: usize,
     probes: Vec<Probe>,
+    ranks: Ranks,
     steps: u64,
     done: u64,
+}
+
+/// How much work probes on random crops are. Displayed, it is a line that says so.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ProbeEstimate {
+    /// Passes over the training images.
+    pub epochs: usize,
+    /// Training images.
+    pub train: usize,
+    /// Test images.
+    pub test: usize,
+    /// Images that go through the backbone in all.
+    pub passes: usize,
+    /// How many do in a second, measured on black ones.
+    pub images_per_second: f64,
+    /// Of the classifiers and their momentum.
+    pub bytes: u64,
+}
+
+impl fmt::Display for ProbeEstimate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let rate = self.images_per_second;
+        write!(
+            f,
+            "linear probes on random crops: {} epochs of {} images and a test on {}, {:.1} hours at {rate:.0} \
+             images a second; {} MiB of classifiers and their momentum",
+            self.epochs,
+            self.train,
+            self.test,
+            self.passes as f64 / rate / 3600.0,
+            self.bytes >> 20
+        )
+    }
 }
 
 /// The classifiers of one layer, one for each learning rate, and their batch norm's statistics.
@@ -85,7 +123,8 @@ impl Probe {
 impl<'a> RandomCropProbe<'a> {
     /// Probes of `backbone`'s layers on `pack`. `view` makes the training views; `extraction` says which
     /// layers are read, how they are pooled, how test images are seen, and how many threads decode. All
-    /// randomness comes from `seed`.
+    /// randomness comes from `seed`. Of several `ranks` each reads the features of its part of a batch, and
+    /// all take the same step on the features of the whole batch: the step of a process that is alone.
     ///
     /// # Errors
     /// [`EvalError::Setting`] as [`LinearConfig::check`], for a batch of more images than there are, for
@@ -98,6 +137,7 @@ impl<'a> RandomCropProbe<'a> {
         view: ImageView,
         extraction: Extraction,
         seed: u64,
+        ranks: &Ranks,
     ) -> Result<Self> {
         config.check()?;
         check(
@@ -140,9 +180,14 @@ impl<'a> RandomCropProbe<'a> {
             None,
             LoaderConfig {
                 batch_size: config.batch_size,
+                micro_batch: config.batch_size.div_ceil(ranks.size()),
                 workers: extraction.workers,
                 seed,
                 on_corrupt: OnCorrupt::Fail,
+                share: Share {
+                    rank: ranks.rank(),
+                    ranks: ranks.size(),
+                },
                 ..LoaderConfig::default()
             },
         )?;
@@ -166,17 +211,37 @@ impl<'a> RandomCropProbe<'a> {
             batches: Batches::after(loader, 0),
             labels,
             classes,
+            ranks: Ranks::clone(ranks),
         })
     }
 
     /// Bytes of the classifiers with their momentum.
-    pub fn bytes(&self) -> u64 {
+    fn bytes(&self) -> u64 {
         let numbers = self.probes.iter().map(|probe| probe.classifiers.numbers());
         (numbers.sum::<usize>() * size_of::<f32>()) as u64
     }
 
+    /// What is about to begin, with a test on `test`.
+    ///
+    /// # Errors
+    /// [`EvalError::Memory`] if the classifiers do not fit into memory; as [`images_per_second`].
+    pub fn estimate(&self, test: &Pack) -> Result<ProbeEstimate> {
+        let bytes = self.bytes();
+        check_memory(bytes, None)?;
+        let rate = images_per_second(self.backbone, &self.extraction)?;
+        Ok(ProbeEstimate {
+            epochs: self.config.epochs,
+            train: self.labels.len(),
+            test: test.len(),
+            passes: self.steps as usize * self.config.batch_size + test.len(),
+            images_per_second: rate * self.ranks.size() as f64,
+            bytes,
+        })
+    }
+
     /// The accuracy on `test`; `progress` is called with the images done and the images in all. Of
-    /// several learning rates the best one on `test` is reported.
+    /// several learning rates the best one on `test` is reported. All ranks call this, and have the same
+    /// result.
     ///
     /// # Errors
     /// [`EvalError::Data`] for an image that cannot be decoded; [`EvalError::Unlabelled`];
@@ -193,7 +258,6 @@ impl<'a> RandomCropProbe<'a> {
             running.standardizer(*cells)
         });
         let standardizers: Vec<Standardizer> = standardizers.collect();
-        let mut seen = 0;
         let Extraction {
             view,
             batch_size,
@@ -201,16 +265,21 @@ impl<'a> RandomCropProbe<'a> {
             ..
         } = &self.extraction;
         let device = &self.backbone.device();
-        for batch in eval_batches(test, view, *batch_size, *workers, device)? {
+        let (rank, size) = (self.ranks.rank(), self.ranks.size());
+        let batches = eval_batches(test, view, *batch_size, *workers, device)?;
+        let mut own = Vec::new();
+        for (turn, batch) in batches.skip(rank).step_by(size).enumerate() {
             let (images, labels) = batch?;
+            let first = (turn * size + rank) * batch_size;
             let labels = labels.into_iter().enumerate().map(|(row, label)| {
-                let (set, index) = ("test", seen + row);
+                let (set, index) = ("test", first + row);
                 label.ok_or(EvalError::Unlabelled { set, index })
             });
             let labels: Vec<u32> = labels.collect::<Result<_>>()?;
-            let number = |row| seen + row;
+            let number = |row| first + row;
             let read = read_features(self.backbone, &images, &self.extraction, number)?;
             let rows: Vec<u32> = (0..labels.len() as u32).collect();
+            let mut found = Vec::new();
             for (place, (probe, features)) in self.probes.iter().zip(&read).enumerate() {
                 let samples = Samples {
                     features,
@@ -218,13 +287,23 @@ impl<'a> RandomCropProbe<'a> {
                     labels: &labels,
                     classes: self.classes,
                 };
-                let found = accuracy(&samples, &rows, &probe.classifiers.folded());
-                for (tally, found) in tallies[place].iter_mut().zip(found) {
-                    *tally = tally.take().zip(found).map(|(a, b)| a.merge(b));
+                for tally in accuracy(&samples, &rows, &probe.classifiers.folded()) {
+                    found.push(u32::from(tally.is_some()));
+                    found.extend(tally.map_or_else(Vec::new, |tally| tally.to_words()));
                 }
             }
-            seen += labels.len();
-            progress(seen, test.len());
+            own.push(found);
+            progress((first + size * batch_size).min(test.len()), test.len());
+        }
+        let count = test.len().div_ceil(*batch_size);
+        for found in gather(self.ranks.as_ref(), count, own)? {
+            let mut words = found.into_iter();
+            for tally in tallies.iter_mut().flatten() {
+                let finite = words.next().ok_or_else(unreadable)? == 1;
+                let found = finite.then(|| Tally::from_words(&mut words).ok_or_else(unreadable));
+                let found = found.transpose()?;
+                *tally = tally.take().zip(found).map(|(a, b)| a.merge(b));
+            }
         }
         let mut layers = BTreeMap::new();
         for (probe, tallies) in self.probes.iter().zip(&tallies) {
@@ -252,6 +331,39 @@ impl<'a> RandomCropProbe<'a> {
     }
 }
 
+impl RandomCropProbe<'_> {
+    /// The images of a batch, of which this rank has `part`, and their features at each layer.
+    fn read(&self, part: Batch) -> Result<(Vec<u32>, Vec<LayerFeatures>)> {
+        let indices = part.indices;
+        let number = |row: usize| indices[row] as usize;
+        let device = &self.backbone.device();
+        let images = part.normalize.apply(&part.images, device)?;
+        let mut read = read_features(self.backbone, &images, &self.extraction, number)?;
+        if self.ranks.size() == 1 {
+            return Ok((indices, read));
+        }
+        let kinds: Vec<LayerFeatures> = read.iter().map(LayerFeatures::kind).collect();
+        let own = indices.iter().flat_map(|index| index.to_le_bytes());
+        let all = self.ranks.all_gather(own.collect())?;
+        let features = self.ranks.all_gather(to_bytes(&read))?;
+        let mut indices = Vec::new();
+        read.clear();
+        for (own, features) in all.iter().zip(&features) {
+            let own: Vec<u32> = Words::of(own).collect();
+            let found = from_bytes(&kinds, own.len(), features)?;
+            match read.is_empty() {
+                true => read = found,
+                false => {
+                    let pairs = read.iter_mut().zip(found);
+                    pairs.for_each(|(before, found)| before.append(found));
+                }
+            }
+            indices.extend(own);
+        }
+        Ok((indices, read))
+    }
+}
+
 impl Training for RandomCropProbe<'_> {
     type Error = EvalError;
 
@@ -271,18 +383,42 @@ impl Training for RandomCropProbe<'_> {
         self.done
     }
 
+    /// Gives all ranks what rank 0 has.
+    fn begin(&mut self) -> Result<()> {
+        let ranks = self.ranks.as_ref();
+        if ranks.size() == 1 {
+            return Ok(());
+        }
+        self.done = share_steps(ranks, self.done)?;
+        self.batches.seek(self.done);
+        share_state(ranks, self.backbone)?;
+        for probe in &mut self.probes {
+            for values in probe.classifiers.parts_mut() {
+                let bytes = values.iter().flat_map(|value| value.to_le_bytes());
+                let bytes = ranks.broadcast(0, bytes.collect())?;
+                for (value, bytes) in values.iter_mut().zip(bytes.as_chunks().0) {
+                    *value = f32::from_le_bytes(*bytes);
+                }
+            }
+            for values in probe.running.parts_mut() {
+                let bytes = values.iter().flat_map(|value| value.to_le_bytes());
+                let bytes = ranks.broadcast(0, bytes.collect())?;
+                for (value, bytes) in values.iter_mut().zip(bytes.as_chunks().0) {
+                    *value = f64::from_le_bytes(*bytes);
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// The loss is the mean over layers and rates, the learning rate the first.
     fn step(&mut self) -> Result<Step> {
         let (batch, waited) = self.batches.timed_next()?;
-        let indices = &batch.indices;
-        let labels = indices.iter().map(|index| self.labels[*index as usize]);
-        let labels: Vec<u32> = labels.collect();
         let share = self.schedule.lr(self.done as usize);
         let rates: Vec<f64> = self.config.lrs.iter().map(|lr| lr * share).collect();
-        let number = |row: usize| indices[row] as usize;
-        let device = &self.backbone.device();
-        let images = batch.normalize.apply(&batch.images, device)?;
-        let read = read_features(self.backbone, &images, &self.extraction, number)?;
+        let (indices, read) = self.read(batch)?;
+        let labels = indices.iter().map(|index| self.labels[*index as usize]);
+        let labels: Vec<u32> = labels.collect();
         let probes = self.probes.iter_mut().zip(&read);
         let losses = probes.map(|(probe, features)| {
             probe.learn(features, (&labels, self.classes), &rates, &self.config)
@@ -296,6 +432,10 @@ impl Training for RandomCropProbe<'_> {
             waited,
             metrics: Vec::new(),
         })
+    }
+
+    fn any(&self, flag: bool) -> Result<bool> {
+        Ok(any(self.ranks.as_ref(), flag)?)
     }
 
     /// Writes classifiers, momentum and running statistics: `linear.safetensors`.

@@ -164,7 +164,10 @@ pub(crate) fn with_gradients_on(ranks: Ranks, device: &Device) -> Result<Ranks> 
 }
 
 /// Whether `flag` is set on any rank.
-pub(crate) fn any(ranks: &dyn Collective, flag: bool) -> Result<bool> {
+///
+/// # Errors
+/// If a rank has ended.
+pub fn any(ranks: &dyn Collective, flag: bool) -> Result<bool> {
     if ranks.size() == 1 {
         return Ok(flag);
     }

@@ -10,8 +10,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use pirl_data::Pack;
 use pirl_eval::{
-    Extraction, FeatureMap, FeatureSet, MapConfig, Pool, check_memory, extract_features,
-    feature_bytes, map_features, weights_fingerprint,
+    Extraction, FeatureMap, FeatureSet, MapConfig, Pool, map_features, weights_fingerprint,
 };
 use pirl_model::{Layer, ResNet};
 use pirl_recipes::Recipe;
@@ -74,10 +73,8 @@ impl Network {
             pool: Pool::Average.into(),
             ..self.recipe.extraction()
         };
-        let backbone = &self.backbone;
-        check_memory(feature_bytes(backbone, &extraction, pack.len())?, None)?;
         Ok(Progress::watch(what, "images", pack.len(), |progress| {
-            extract_features(backbone, pack, &extraction, progress)
+            pirl_eval::features(&self.backbone, pack, &extraction, (None, ""), progress)
         })?)
     }
 

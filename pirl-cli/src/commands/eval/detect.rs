@@ -15,14 +15,15 @@ use crate::args::DetectArgs;
 use crate::device;
 use crate::output::{print, print_json, write_result};
 use crate::progress::Progress;
+use crate::ranks::Company;
 use crate::run_dir::RunDir;
 use crate::session::Session;
 use crate::weights::{self, Loaded, Weights};
 
 /// Nothing is written before everything that can be checked has been.
-pub(crate) fn detect(args: &DetectArgs) -> Result<()> {
+pub(super) fn detect(args: &DetectArgs, company: &Company) -> Result<()> {
     let (args, resumes) = (&args.eval, args.resume);
-    let (train, test) = open_packs(args)?;
+    let (train, test) = open_packs(args, company)?;
     check_detection_packs(&train, &test)?;
     let run = &args.run;
     let device = device::parse(&run.device)?;
@@ -42,10 +43,11 @@ pub(crate) fn detect(args: &DetectArgs) -> Result<()> {
     let config = &recipe.eval.detect;
     let weights = weights_fingerprint(&backbone)?;
     let normal = (&*recipe.data.mean, &*recipe.data.std);
-    let mut trainer = DetectTrainer::new(&backbone, &train, normal, config, recipe.seed)
+    let (seed, ranks) = (recipe.seed, &company.ranks);
+    let mut trainer = DetectTrainer::new(&backbone, &train, normal, config, seed, ranks)
         .context("eval.detect")?;
     drop(backbone); // the trainer has a copy
-    let out = args.out.as_ref();
+    let out = company.writes_to(&args.out);
     let folder = out.map(|out| RunDir::check(out, &recipe, resumes, matters));
     let identity = Identity {
         images: trainer.images(),

@@ -3,22 +3,21 @@
 use anyhow::{Context, Result, ensure};
 use pirl_data::Pack;
 use pirl_eval::{
-    BaselineInputs, Baselines, Crops, Extraction, FeatureCache, FeatureSet, Knn, LinearProbe,
-    Probe, Protocol, RandomCropProbe, ReportTable, Untrained, WithBaselines, check_memory,
-    extract_features, feature_bytes, images_per_second, weights_fingerprint,
+    BaselineInputs, Baselines, Crops, Extraction, FeatureSet, Knn, LinearProbe, Probe, Protocol,
+    RandomCropProbe, ReportTable, WithBaselines,
 };
 use pirl_model::{ResNet, Trainable};
-use pirl_recipes::{BatchNormStatistics, Recipe, backbone_seed};
-use pirl_train::Training;
+use pirl_recipes::{BatchNormStatistics, Recipe};
 use serde_json::{Value, json};
 
 use super::Task;
 use crate::args::{LinearArgs, ProbeArgs};
 use crate::progress::Progress;
+use crate::ranks::Company;
 
-pub(crate) fn linear(args: &LinearArgs) -> Result<()> {
+pub(super) fn linear(args: &LinearArgs, company: &Company) -> Result<()> {
     let (args, resume) = (&args.probe, args.resume);
-    let task = Task::open(&args.eval, args.dataset, Protocol::Linear)?;
+    let task = Task::open(&args.eval, args.dataset, Protocol::Linear, company)?;
     if task.recipe.eval.linear.crops == Crops::Random {
         return on_random_crops(args, &task, resume);
     }
@@ -33,7 +32,7 @@ pub(crate) fn linear(args: &LinearArgs) -> Result<()> {
 }
 
 /// The published protocol: features are read for each batch anew, and not kept.
-fn on_random_crops(args: &ProbeArgs, task: &Task, resume: bool) -> Result<()> {
+fn on_random_crops(args: &ProbeArgs, task: &Task<'_>, resume: bool) -> Result<()> {
     ensure!(
         args.cache.is_none(),
         "--cache keeps features, but those of random crops are never the same twice; leave it out, \
@@ -43,10 +42,11 @@ fn on_random_crops(args: &ProbeArgs, task: &Task, resume: bool) -> Result<()> {
     let statistics = task.recompute_batch_norm(&extraction)?;
     let (config, backbone) = (&task.recipe.eval.linear, &task.backbone);
     let (pack, view) = (task.train.clone(), task.train_view()?);
-    let seed = task.recipe.seed;
-    let mut probe = RandomCropProbe::new(config, backbone, pack, view, extraction.clone(), seed)
+    let (seed, ranks) = (task.recipe.seed, &task.company.ranks);
+    let made = extraction.clone();
+    let mut probe = RandomCropProbe::new(config, backbone, pack, view, made, seed, ranks)
         .context("eval.linear")?;
-    estimate(&probe, task, &extraction)?;
+    eprintln!("{}", probe.estimate(&task.test)?);
     let mut settings = serde_json::to_value(config)?;
     settings["crop_scale"] = json!(task.recipe.eval.crop_scale);
     settings["flip"] = json!(task.recipe.eval.flip);
@@ -77,25 +77,8 @@ fn on_random_crops(args: &ProbeArgs, task: &Task, resume: bool) -> Result<()> {
     task.finish(&args.eval, &report, facts, || report.to_string())
 }
 
-/// What is about to begin, in images, time and memory.
-fn estimate(probe: &RandomCropProbe<'_>, task: &Task, extraction: &Extraction) -> Result<()> {
-    let config = &task.recipe.eval.linear;
-    let passes = probe.steps() as usize * config.batch_size + task.test.len();
-    let rate = images_per_second(&task.backbone, extraction)?;
-    eprintln!(
-        "linear probes on random crops: {} epochs of {} images and a test on {}, {:.1} hours at {rate:.0} \
-         images a second; {} MiB of classifiers and their momentum",
-        config.epochs,
-        task.train.len(),
-        task.test.len(),
-        passes as f64 / rate / 3600.0,
-        probe.bytes() >> 20
-    );
-    Ok(check_memory(probe.bytes(), None)?)
-}
-
-pub(crate) fn knn(args: &ProbeArgs) -> Result<()> {
-    let task = Task::open(&args.eval, args.dataset, Protocol::Knn)?;
+pub(super) fn knn(args: &ProbeArgs, company: &Company) -> Result<()> {
+    let task = Task::open(&args.eval, args.dataset, Protocol::Knn, company)?;
     let config = &task.recipe.eval.knn;
     let usable = config.usable(task.train.len());
     let usable = usable.map_err(|error| error.within("eval.knn"))?;
@@ -132,7 +115,7 @@ fn show(progress: &mut Option<Progress>, what: &'static str, done: usize, total:
     }
 }
 
-impl Task {
+impl Task<'_> {
     /// Reads the features, runs the probe on them and on its baselines, and reports.
     pub(super) fn run<P: Probe<Report: ReportTable>>(
         &self,
@@ -141,7 +124,9 @@ impl Task {
         what: &'static str,
         settings: Value,
     ) -> Result<()> {
-        let extraction = self.extraction();
+        let Some(extraction) = self.shared_extraction()? else {
+            return Ok(());
+        };
         let statistics = self.recompute_batch_norm(&extraction)?;
         let train = self.features(args, &self.train, &extraction, "reading training features")?;
         let test = self.features(args, &self.test, &extraction, "reading test features")?;
@@ -170,21 +155,13 @@ impl Task {
         probe: &P,
         extraction: &Extraction,
     ) -> Result<Baselines<P::Report>> {
-        let recipe = &self.recipe;
-        let (seed, device) = (backbone_seed(recipe), self.backbone.device());
-        let network = || ResNet::new(&recipe.model, seed, &device);
-        let untrained = (self.origin != "random").then(network).transpose()?;
-        let settings = serde_json::to_string(&recipe.model)?;
+        let untrained = || self.recipe.untrained(&self.backbone.device());
+        let untrained = (self.origin != "random").then(untrained);
         let inputs = BaselineInputs {
             train: &self.train,
             test: &self.test,
             extraction,
-            untrained: untrained.as_ref().map(|backbone| Untrained {
-                backbone,
-                settings,
-                batch_norm_images: recipe.eval.precise_batch_norm,
-                seed: recipe.batch_norm_seed(),
-            }),
+            untrained: untrained.transpose()?,
             cache: args.cache.as_deref(),
         };
         let mut progress = None;
@@ -206,22 +183,11 @@ impl Task {
         extraction: &Extraction,
         what: &'static str,
     ) -> Result<FeatureSet> {
-        let from = || format!("{what} of eval.layers, by eval.pool");
-        let extract = || {
-            let bytes = feature_bytes(&self.backbone, extraction, pack.len())?;
-            eprintln!("{what}: {} images, {} MiB", pack.len(), bytes >> 20);
-            check_memory(bytes, args.cache.as_deref())?;
-            Progress::watch(what, "images", pack.len(), |progress| {
-                extract_features(&self.backbone, pack, extraction, progress)
-            })
-        };
-        let Some(folder) = &args.cache else {
-            return extract().with_context(from);
-        };
-        // The statistics as they are now: recomputed ones make other features.
-        let weights = weights_fingerprint(&self.backbone)?;
-        let key = format!("{weights} {}", serde_json::to_string(&self.recipe.model)?);
-        let features = FeatureCache::new(folder)?.get_or_extract(&key, pack, extraction, extract);
-        features.with_context(from)
+        let network = serde_json::to_string(&self.recipe.model)?;
+        let found = Progress::watch(what, "images", pack.len(), |progress| {
+            let kept = (args.cache.as_deref(), network.as_str());
+            pirl_eval::features(&self.backbone, pack, extraction, kept, progress)
+        });
+        found.with_context(|| format!("{what} of eval.layers, by eval.pool"))
     }
 }

@@ -12,13 +12,14 @@ use super::Task;
 use crate::args::FinetuneArgs;
 use crate::output::write_file;
 use crate::progress::Progress;
+use crate::ranks::Company;
 
-pub(crate) fn finetune(args: &FinetuneArgs) -> Result<()> {
+pub(super) fn finetune(args: &FinetuneArgs, company: &Company) -> Result<()> {
     let full = args.label_fraction.is_none_or(|fraction| fraction == 1.0);
     let protocol = Protocol::Finetune {
         full: full && args.labels.is_none(),
     };
-    let mut task = Task::open(&args.eval, args.dataset, protocol)?;
+    let mut task = Task::open(&args.eval, args.dataset, protocol, company)?;
     if let Some(fraction) = args.label_fraction {
         task.recipe.eval.finetune.label_fraction = fraction;
     }
@@ -29,10 +30,10 @@ pub(crate) fn finetune(args: &FinetuneArgs) -> Result<()> {
         config,
         &task.backbone,
         task.recipe.model.ops,
-        pack.clone(),
-        task.train_view()?,
+        (pack.clone(), task.train_view()?),
         task.recipe.loader.workers,
         task.recipe.seed,
+        &company.ranks,
     )
     .context("eval.finetune")?;
     let mut settings = serde_json::to_value(config)?;
@@ -44,7 +45,7 @@ pub(crate) fn finetune(args: &FinetuneArgs) -> Result<()> {
         keys.iter().any(|start| key.starts_with(start))
     };
     task.train(&args.eval, args.resume, &mut tuner, &pack, matters)?;
-    let labels = write_labels(args, &subset)?;
+    let labels = write_labels(company.writes_to(&args.eval.out), &subset)?;
 
     let report = Progress::watch("testing", "images", task.test.len(), |progress| {
         let Recipe { eval, loader, .. } = &task.recipe;
@@ -58,7 +59,7 @@ pub(crate) fn finetune(args: &FinetuneArgs) -> Result<()> {
 }
 
 /// The labelled images: those of `--labels`, or a balanced draw.
-fn choose(args: &FinetuneArgs, task: &mut Task) -> Result<LabelSubset> {
+fn choose(args: &FinetuneArgs, task: &mut Task<'_>) -> Result<LabelSubset> {
     let Some(path) = &args.labels else {
         let fraction = task.recipe.eval.finetune.label_fraction;
         return Ok(LabelSubset::balanced(
@@ -76,8 +77,8 @@ fn choose(args: &FinetuneArgs, task: &mut Task) -> Result<LabelSubset> {
 }
 
 /// The list of the labelled images, for others to use.
-fn write_labels(args: &FinetuneArgs, subset: &LabelSubset) -> Result<Option<PathBuf>> {
-    let Some(out) = &args.eval.out else {
+fn write_labels(out: Option<&PathBuf>, subset: &LabelSubset) -> Result<Option<PathBuf>> {
+    let Some(out) = out else {
         return Ok(None);
     };
     let path = out.join("labels.txt");

@@ -5,9 +5,11 @@ use pirl_eval::{LowShot, Presence, Protocol};
 
 use super::Task;
 use crate::args::LowShotArgs;
+use crate::ranks::Company;
 
-pub(crate) fn low_shot(args: &LowShotArgs) -> Result<()> {
-    let mut task = Task::open(&args.probe.eval, args.probe.dataset, Protocol::LowShot)?;
+pub(super) fn low_shot(args: &LowShotArgs, company: &Company) -> Result<()> {
+    let (eval, dataset) = (&args.probe.eval, args.probe.dataset);
+    let mut task = Task::open(eval, dataset, Protocol::LowShot, company)?;
     let config = &mut task.recipe.eval.low_shot;
     config.method = args.method.unwrap_or(config.method);
     config.draws = args.draws.unwrap_or(config.draws);

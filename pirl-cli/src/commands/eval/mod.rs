@@ -19,25 +19,35 @@ use pirl_train::{BoxError, Identity, Training};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::args::EvalArgs;
+use crate::args::{Eval, EvalArgs, EvalCommand};
 use crate::output::{print, print_json, write_result};
+use crate::ranks::{Company, share};
 use crate::run_dir::RunDir;
 use crate::session::{Session, nothing};
 use crate::weights::Weights;
 use crate::{device, weights};
 
-pub(crate) use detect::detect;
-pub(crate) use features::{knn, linear, recompute_batch_norm};
-pub(crate) use finetune::finetune;
-pub(crate) use low_shot::low_shot;
-pub(crate) use svm::svm;
+pub(crate) use features::recompute_batch_norm;
 
 /// What is kept for the test of images that come without one, the same in every evaluation.
 const TEST_SHARE: f64 = 0.2;
 const TEST_SEED: u64 = 0x7465_7374;
 
+/// Any of them, by all ranks.
+pub(crate) fn run(args: &Eval) -> Result<()> {
+    share(args.rank_timeout, |company| match &args.command {
+        EvalCommand::Linear(args) => features::linear(args, company),
+        EvalCommand::Knn(args) => features::knn(args, company),
+        EvalCommand::Svm(args) => svm::svm(args, company),
+        EvalCommand::LowShot(args) => low_shot::low_shot(args, company),
+        EvalCommand::Finetune(args) => finetune::finetune(args, company),
+        EvalCommand::Detect(args) => detect::detect(args, company),
+    })
+}
+
 /// What an evaluation needs, checked before the work begins.
-struct Task {
+struct Task<'a> {
+    company: &'a Company,
     backbone: ResNet,
     recipe: Recipe,
     /// Where the weights came from, in words, and their fingerprint as loaded.
@@ -51,9 +61,14 @@ struct Task {
     protocol: Protocol,
 }
 
-impl Task {
-    fn open(args: &EvalArgs, dataset: Option<Dataset>, protocol: Protocol) -> Result<Self> {
-        let (train, test) = open_packs(args)?;
+impl<'a> Task<'a> {
+    fn open(
+        args: &EvalArgs,
+        dataset: Option<Dataset>,
+        protocol: Protocol,
+        company: &'a Company,
+    ) -> Result<Self> {
+        let (train, test) = open_packs(args, company)?;
         match protocol {
             Protocol::Svm => {}
             Protocol::LowShot if train.has_objects() => {}
@@ -78,6 +93,7 @@ impl Task {
             weights::ensure_not_folded(loaded.folded, &loaded.origin, "fine-tuned")?;
         }
         Ok(Self {
+            company,
             weights: weights_fingerprint(&loaded.backbone)?,
             backbone: loaded.backbone,
             recipe: loaded.recipe,
@@ -106,6 +122,12 @@ impl Task {
             _ => false,
         };
         extraction
+    }
+
+    /// The same by all ranks; `None` on those that have read for the first. See [`Extraction::over`].
+    fn shared_extraction(&self) -> Result<Option<Extraction>> {
+        let (ranks, packs) = (&self.company.ranks, [&self.train, &self.test]);
+        Ok(self.extraction().over(ranks, &self.backbone, &packs)?)
     }
 
     /// Random crops and flips, no colours: how training sees images.
@@ -141,7 +163,7 @@ impl Task {
             let network = ["model.", "data.", "eval.precise_batch_norm"];
             key == "seed" || network.iter().any(|start| key.starts_with(start)) || matters(key)
         };
-        let folder = args.out.as_ref();
+        let folder = self.company.writes_to(&args.out);
         let folder = folder.map(|out| RunDir::check(out, &self.recipe, resumes, matters));
         let identity = Identity {
             images: pack.len(),
@@ -173,7 +195,7 @@ impl Task {
 
     /// Writes what a classifier takes for what into `--out`: `classes.html` and `confusion.csv`.
     fn write_classes(&self, args: &EvalArgs, found: &Classification) -> Result<()> {
-        let Some(out) = &args.out else {
+        let Some(out) = self.company.writes_to(&args.out) else {
             return Ok(());
         };
         let test = args.test.as_ref().unwrap_or(&args.train);
@@ -217,7 +239,7 @@ impl Task {
                 result.insert("published".to_owned(), published);
             }
         }
-        if let Some(out) = &args.out {
+        if let Some(out) = self.company.writes_to(&args.out) {
             fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
             write_result(out, &result)?;
         }
@@ -232,12 +254,12 @@ impl Task {
 }
 
 /// The images to learn from and to be judged by.
-fn open_packs(args: &EvalArgs) -> Result<(Pack, Pack)> {
-    let train = Pack::open(&args.train)?;
+fn open_packs(args: &EvalArgs, company: &Company) -> Result<(Pack, Pack)> {
+    let train = Pack::open(company.own_path(&args.train))?;
     match &args.test {
         // Classes are matched by name: a test set may lack some, or have them in another order.
         Some(test) => {
-            let test = Pack::open(test)?.with_class_names(train.class_names())?;
+            let test = Pack::open(company.own_path(test))?.with_class_names(train.class_names())?;
             Ok((train, test))
         }
         None => train

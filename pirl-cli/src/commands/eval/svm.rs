@@ -7,13 +7,16 @@ use serde_json::json;
 use super::Task;
 use crate::args::ProbeArgs;
 use crate::progress::Progress;
+use crate::ranks::Company;
 
-pub(crate) fn svm(args: &ProbeArgs) -> Result<()> {
-    let task = Task::open(&args.eval, args.dataset, Protocol::Svm)?;
+pub(super) fn svm(args: &ProbeArgs, company: &Company) -> Result<()> {
+    let task = Task::open(&args.eval, args.dataset, Protocol::Svm, company)?;
     let config = &task.recipe.eval.svm;
     let svm = Svm::new(config.clone(), task.recipe.seed)?;
     let (train_presence, test_presence) = Presence::of_packs(&task.train, &task.test)?;
-    let extraction = task.extraction();
+    let Some(extraction) = task.shared_extraction()? else {
+        return Ok(());
+    };
     let statistics = task.recompute_batch_norm(&extraction)?;
     let train = task.features(args, &task.train, &extraction, "reading training features")?;
     let test = task.features(args, &task.test, &extraction, "reading test features")?;
