@@ -96,7 +96,7 @@ impl Whole {
     fn new(builder: &mut Builder, arch: Arch) -> Self {
         let config = ModelConfig {
             arch,
-            width: 0.125,
+            width: 0.25,
             ..ModelConfig::default()
         };
         Self {
@@ -246,7 +246,7 @@ fn maps_inside_the_network_are_those_of_the_tape() {
     let layers = [Layer::RES2, Layer::RES5_AVG];
     let [device, tape, reference] = [Way::Device, Way::Tape, Way::Reference].map(|way| {
         let traced = traced(way, |builder| Small::new(builder, false));
-        let maps = traced.maps(&images((0, 3), (11, 9)), &layers).unwrap();
+        let maps = traced.maps(&images((0, 4), (11, 9)), &layers).unwrap();
         let maps = maps.into_iter().map(|(layer, map)| {
             let dims = map.dims().to_vec();
             (layer, dims, map.flatten_all().unwrap().to_vec1().unwrap())
