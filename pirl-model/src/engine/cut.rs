@@ -73,7 +73,7 @@ impl CustomOp1 for Whole {
 
     #[cfg(feature = "cuda")]
     fn cuda_fwd(&self, flat: &CudaStorage, _: &Layout) -> Result<(CudaStorage, Shape)> {
-        let device = flat.device();
+        let device = &flat.device;
         let zero = device.alloc_zeros::<f32>(1)?;
         let zero = CudaStorage::wrap_cuda_slice(zero, device.clone());
         Ok((zero, Shape::from(1)))
@@ -114,7 +114,7 @@ impl CustomOp2 for Part {
         _: &CudaStorage,
         _: &Layout,
     ) -> Result<(CudaStorage, Shape)> {
-        let device = part.device();
+        let device = &part.device;
         let numbers = cuda::numbers::<f32>(part, layout)?;
         let mut copy = cuda::alloc::<f32>(device, numbers.len())?;
         device.memcpy_dtod(&numbers, &mut copy)?;

@@ -1,10 +1,8 @@
 //! Batch norm on a CUDA device, by the kernels of `batch_norm.cu`.
 
-use std::sync::RwLockReadGuard;
-
 use candle_core::cuda::WrapErr;
 use candle_core::cuda::cudarc::driver::{CudaView, CudaViewMut, LaunchConfig, PushKernelArg};
-use candle_core::{CudaDevice, DType, Layout, Result, Storage, Tensor, bail};
+use candle_core::{CudaDevice, DType, Layout, Result, StorageRef, Tensor, bail};
 
 use super::tensors::{Applied, Scales};
 use crate::cuda::{self, Kernels, Number, of_type};
@@ -96,7 +94,7 @@ fn apply_of<T: Number>(
     let residual = residual.map(Read::new);
     let device = x.device()?;
     let numbers = x.numbers::<T>(sizes.len())?;
-    let affine = affine.numbers(2 * sizes.channels)?;
+    let affine = affine.numbers::<f32>(2 * sizes.channels)?;
     let (gamma, beta) = affine.split_at(sizes.channels);
     let mean = mean.numbers::<f32>(sizes.channels)?;
     let inv_std = inv_std.numbers::<f32>(sizes.channels)?;
@@ -265,7 +263,7 @@ const NULL: usize = 0;
 
 /// A tensor that a kernel reads.
 struct Read<'a> {
-    storage: RwLockReadGuard<'a, Storage>,
+    storage: StorageRef<'a>,
     layout: &'a Layout,
 }
 
