@@ -2,14 +2,16 @@
 """What one training step asks a GPU for: launches, copies and waits of ours beside PyTorch's operators, both
 counted without a GPU.
 
-    python3 benches/peers/launches.py              # one Markdown table
-    python3 benches/peers/launches.py --kernels    # and each kernel's launches
+    python3 benches/peers/launches.py                     # one Markdown table
+    python3 benches/peers/launches.py --kernels           # and each kernel's launches
+    python3 benches/peers/launches.py --precision bf16    # of another precision: PyTorch's autocast
 
 Ours: `pirl doctor --device cuda:0` with a driver without a device (recorder.c), which records every call; so
 the counts are those of a real step, and no number is computed. The program is scripts/gpu-bundle.sh's, which
 looks for NVIDIA's libraries when it runs. A call of cuDNN counts as one launch, whatever it launches.
 
-PyTorch's: the same step (pirl_torch.py) under torch.profiler on the CPU. Counted are operators with work to
+PyTorch's: the same step (pirl_torch.py) under torch.profiler on the CPU, with fewer images, on which its count does
+not depend. Counted are operators with work to
 do on a device, not those that only call them; views and allocations have none. Gradients of input and weight of
 a convolution count as two, and a multi-tensor operator of the optimiser as two, since 25 million parameters fill
 the arguments of more than one kernel.
@@ -27,7 +29,7 @@ import tempfile
 
 from compare import HERE, ROOT, interpreter
 
-BATCH = 16
+BATCH, PEERS_BATCH = 16, 2
 LIBRARIES = {
     "driver": "libcuda.so.1", "cublas": "libcublas.so.13", "cublaslt": "libcublasLt.so.13",
     "curand": "libcurand.so.10", "nvrtc": "libnvrtc.so.13", "cudnn": "libcudnn.so.9", "nccl": "libnccl.so.2",
@@ -37,7 +39,8 @@ WORK = re.compile(r"cublas\w*[gG]em[mv]\w*|cublasLtMatmul|cudnnConvolution(Forwa
 PROFILE = """
 import collections, json, sys, torch
 from pirl_torch import CASES, step
-run = step(CASES["step"]["resnet50-224-64"] | {"batch": int(sys.argv[1])}, "contiguous", None, foreach=True)
+autocast = {"bf16": torch.bfloat16, "f16": torch.float16}.get(sys.argv[3])
+run = step(CASES["step"]["resnet50-224-64"] | {"batch": int(sys.argv[1])}, "contiguous", autocast, foreach=True)
 run()
 with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
     run()
@@ -89,14 +92,14 @@ def recorder(folder):
         (folder / name).symlink_to(library)
 
 
-def ours(pirl):
+def ours(pirl, precision):
     """The calls of one step, in order."""
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
         recorder(folder)
         calls = folder / "calls"
         command = [pirl, "doctor", "--device", "cuda:0", "--skip-checks", "--batch-sizes", str(BATCH), "--seconds", "1",
-                   "--set", "train.micro_batch=0"]
+                   "--set", "train.micro_batch=0", "--set", f"train.precision={precision}"]
         environment = os.environ | {"LD_LIBRARY_PATH": str(folder), "PIRL_RECORD": str(calls)}
         subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
         events = [line.split() for line in calls.read_text().splitlines() if line.count(" ") == 2]
@@ -106,8 +109,8 @@ def ours(pirl):
     return events[begins[2]:begins[3]]
 
 
-def theirs():
-    command = [interpreter(), "-c", PROFILE, str(BATCH), IDLE]
+def theirs(precision):
+    command = [interpreter(), "-c", PROFILE, str(PEERS_BATCH), IDLE, precision]
     out = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(HERE)})
     found = json.loads(out.stdout)
     found["aten::convolution_backward"] -= 2  # images and patches have no gradient
@@ -118,8 +121,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pirl", default=str(ROOT / "target" / "cuda-check" / "release" / "pirl"))
     parser.add_argument("--kernels", action="store_true", help="each kernel's launches")
+    parser.add_argument("--precision", default="f32", choices=["f32", "tf32", "bf16", "f16"])
     args = parser.parse_args()
-    step = ours(args.pirl)
+    step = ours(args.pirl, args.precision)
     counts = collections.Counter()
     kernels = collections.Counter()
     for kind, name, _ in step:
@@ -131,9 +135,9 @@ def main():
     reads = [i for i, (kind, _, _) in enumerate(step) if kind == "read"]
     losses = next((i for i in reads if step[i][2] == "8"), len(step))  # a loss is read as f64
     before = sum(kind == "wait" or kind == "read" for kind, *_ in step[:losses])
-    peers = theirs()
+    peers = theirs(args.precision)
     work = counts["launch"] + counts["copy"] + counts["fill"]
-    print(f"A step of ResNet-50, {BATCH} images of 224 pixels and nine patches of 64 each:\n")
+    print(f"A step of ResNet-50, {BATCH} images of 224 pixels and nine patches of 64 each, in {args.precision}:\n")
     print("| | ours | PyTorch |\n| --- | --- | --- |")
     print(f"| work for the device | {work} | {sum(peers.values())} |")
     print(f"| - kernels | {counts['launch']} | |\n| - copies within the device | {counts['copy']} | |\n| - fills | {counts['fill']} | |")

@@ -2,10 +2,9 @@
 //!
 //! A [`ResNet`] turns images into features, a [`Head`] turns features into embeddings, and an
 //! [`Optimizer`] moves both along a [`Schedule`]. Parameters of a module lie in one flat variable
-//! ([`ParamSet`]); on a CPU a whole module is one node of Candle's graph with a forward and backward
-//! pass of its own, made of the kernels in [`ops`]. On a CUDA device the same network is composed of
-//! Candle tensors and this crate's ops for them; elsewhere, and for comparison, of Candle's own
-//! differentiable ops.
+//! ([`ParamSet`]); a whole module is one node of Candle's graph with a forward and backward pass of
+//! its own, on a CPU made of the kernels in [`ops`], on a CUDA device of this crate's ops for its
+//! tensors. Elsewhere, and for comparison, it is composed of Candle's own differentiable ops.
 //!
 //! ```
 //! use candle_core::{Device, Tensor};

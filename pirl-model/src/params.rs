@@ -17,6 +17,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 
 use crate::error::{ModelError, Result};
+use crate::ops::weights::ConvWeights;
 
 /// One tensor of a [`ParamSet`].
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -203,6 +204,15 @@ impl ParamSet {
         Ok(self.var.slice_set(&value, 0, param.offset)?)
     }
 
+    /// Where the weights of convolutions lie.
+    pub(crate) fn conv_weights(&self) -> Result<ConvWeights> {
+        let weights = self.params.iter().filter_map(|param| {
+            let shape = param.shape.as_slice().try_into().ok()?;
+            Some((param.offset, shape))
+        });
+        Ok(ConvWeights::new(weights, self.var.device())?)
+    }
+
     fn find(&self, name: &str) -> Result<&Param> {
         let found = self.params.iter().find(|param| param.name == name);
         found.ok_or_else(|| unknown(name))
@@ -231,19 +241,19 @@ pub(crate) struct NormUpdate {
     pub(crate) var: Vec<f32>,
 }
 
-/// What a batch norm saw in one forward pass, on whatever device.
+/// A batch norm that has seen the batch of a forward pass.
 #[derive(Debug)]
 pub(crate) struct Seen {
     pub(crate) norm: NormId,
-    /// Mean, then biased variance, `(2 c)`.
-    pub(crate) statistics: Tensor,
+    pub(crate) channels: usize,
     /// Numbers of a channel.
     pub(crate) rows: usize,
 }
 
 impl Seen {
-    fn channels(&self) -> usize {
-        self.statistics.elem_count() / 2
+    /// How many numbers the statistics of these are: a mean and a variance for each channel.
+    pub(crate) fn numbers(seen: &[Self]) -> usize {
+        seen.iter().map(|seen| 2 * seen.channels).sum()
     }
 
     /// What makes the variance unbiased.
@@ -348,23 +358,19 @@ impl Buffers {
         Ok(())
     }
 
-    /// [`Buffers::update`] by what a pass saw. In the host's memory at once; on a device the numbers of
-    /// passes in training are added up there.
+    /// [`Buffers::update`] by what the norms `seen` saw in a pass: `numbers`, mean and biased variance of each,
+    /// one after the other. In the host's memory at once; on a device the numbers of passes in training are
+    /// added up there.
     ///
     /// # Errors
     /// If a device does not answer.
-    pub(crate) fn see(&self, seen: &[Seen], average: bool) -> Result<()> {
-        let Some(first) = seen.first() else {
-            return Ok(());
-        };
-        let numbers: Vec<Tensor> = seen.iter().map(|seen| seen.statistics.detach()).collect();
-        let numbers = Tensor::cat(&numbers, 0)?;
-        if first.statistics.device().is_cpu() || average {
+    pub(crate) fn see(&self, seen: &[Seen], numbers: &Tensor, average: bool) -> Result<()> {
+        if numbers.device().is_cpu() || average {
             let numbers = numbers.to_vec1::<f32>()?;
             let mut rest = numbers.as_slice();
             let updates = seen.iter().map(|seen| {
                 let mut next = || {
-                    let (head, tail) = rest.split_at(seen.channels());
+                    let (head, tail) = rest.split_at(seen.channels);
                     rest = tail;
                     head.to_vec()
                 };
@@ -379,7 +385,7 @@ impl Buffers {
             });
             return self.update(&updates.collect::<Vec<_>>(), average);
         }
-        self.add_ahead(seen, &numbers)
+        self.add_ahead(seen, numbers)
     }
 
     /// Moves the statistics later by `numbers`, mean and variance of each of `seen`.
@@ -390,16 +396,13 @@ impl Buffers {
             self.settle()?;
         }
         let mut running = self.write();
-        let sizes = seen
-            .iter()
-            .map(|seen| (seen.channels(), seen.rows))
-            .collect();
+        let sizes = seen.iter().map(|seen| (seen.channels, seen.rows)).collect();
         let unbiased = match running.unbiased.entry(sizes) {
             Entry::Occupied(factors) => factors.into_mut(),
             Entry::Vacant(place) => {
                 let of = |seen: &Seen| {
-                    let ones = std::iter::repeat_n(1.0, seen.channels());
-                    ones.chain(std::iter::repeat_n(seen.unbiased(), seen.channels()))
+                    let ones = std::iter::repeat_n(1.0, seen.channels);
+                    ones.chain(std::iter::repeat_n(seen.unbiased(), seen.channels))
                 };
                 let factors: Vec<f32> = seen.iter().flat_map(of).collect();
                 let len = factors.len();
@@ -444,6 +447,12 @@ impl Buffers {
             }
         }
         Ok(())
+    }
+
+    /// How many means and variances there are.
+    pub(crate) fn numbers(&self) -> usize {
+        let norms = &self.read().norms;
+        norms.iter().map(|norm| 2 * norm.mean.len()).sum()
     }
 
     /// Names and shapes of all tensors.
@@ -677,13 +686,12 @@ mod tests {
                 .take(if pass < 5 { 2 } else { 1 });
             let seen = norms.map(|(norm, channels)| Seen {
                 norm: NormId(norm),
-                statistics: numbers(10 * pass + norm as u32, 2 * channels).unwrap(),
+                channels,
                 rows: 5 + norm + pass as usize % 2,
             });
             let seen: Vec<Seen> = seen.collect();
-            now.see(&seen, false).unwrap();
-            let both = seen.iter().map(|seen| seen.statistics.clone());
-            let both = Tensor::cat(&both.collect::<Vec<_>>(), 0).unwrap();
+            let both = numbers(10 * pass, Seen::numbers(&seen)).unwrap();
+            now.see(&seen, &both, false).unwrap();
             later.add_ahead(&seen, &both).unwrap();
         }
         assert!(later.read().ahead.is_some());

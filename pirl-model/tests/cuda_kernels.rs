@@ -17,7 +17,7 @@ const EPS: f32 = 1e-5;
 const NORM_BLOCK: Dim3 = (32, 16, 1);
 
 fn compile<T: Stored>(file: &str) -> Kernels {
-    Kernels::compile::<T>(format!("{}/src/ops/{file}", env!("CARGO_MANIFEST_DIR")))
+    Kernels::compile::<T>(format!("{}/src/{file}", env!("CARGO_MANIFEST_DIR")))
 }
 
 /// An NCHW tensor of channels-last numbers.
@@ -316,7 +316,7 @@ impl Case {
 }
 
 fn norms_equal_the_reference<T: Stored>() -> Result {
-    let kernels = compile::<T>("batch_norm.cu");
+    let kernels = compile::<T>("ops/batch_norm.cu");
     for (shape, offset, splits) in [
         ((2, 3, 5, 7), 0.0, 3),
         ((1, 33, 1, 2), 0.0, 5), // more splits than rows
@@ -379,7 +379,7 @@ fn pools_equal_the_reference<T: Stored>() -> Result {
         unsafe extern "C" fn(Void, i32, i32, i32, i32, i32, i32, i32, i32, i32, Void, *mut u32);
     type Backward =
         unsafe extern "C" fn(*mut u32, Void, i32, i32, i32, i32, i32, i32, i32, i32, i32, Void);
-    let kernels = compile::<T>("pool.cu");
+    let kernels = compile::<T>("ops/pool.cu");
     let forward = kernels.get::<Forward>("max_pool_forward");
     let backward = kernels.get::<Backward>("max_pool_backward");
     for (n, c, h, w, kernel, stride, padding) in [
@@ -478,7 +478,7 @@ fn max_pool_lets_a_nan_win_as_on_a_cpu() {
         *mut f32,
         *mut u32,
     );
-    let kernels = compile::<f32>("pool.cu");
+    let kernels = compile::<f32>("ops/pool.cu");
     let forward = kernels.get::<Forward>("max_pool_forward");
     let mut values = fill(1, 6 * 5);
     (values[3], values[14], values[15]) = (f32::NAN, f32::NAN, f32::NAN);
@@ -515,4 +515,94 @@ fn max_pool_lets_a_nan_win_as_on_a_cpu() {
     assert_eq!(argmax.values(), winners);
     let bits = |values: &[f32]| values.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
     assert_eq!(bits(&out.values()), bits(&want));
+}
+
+fn weights_change_their_layout<T: Stored>() -> Result {
+    type Change = unsafe extern "C" fn(*mut c_void, *mut i64, *mut c_void);
+    let kernels = compile::<T>("ops/weights.cu");
+    let there = kernels.get::<Change>("weights_to_channels_last");
+    let back = kernels.get::<Change>("weight_gradients_from_channels_last");
+    // Three weights, with other parameters before, between and after them.
+    let shapes = [(5, 3, 7, 7), (4, 6, 1, 1), (9, 8, 3, 3)];
+    let starts = [2, 2 + 735, 2 + 735 + 24 + 10];
+    let len = starts[2] + 648 + 3;
+    let flat = fill(1, len);
+    let (mut want, mut places) = (vec![None; len], Vec::new());
+    for (start, (c_out, c_in, k, _)) in starts.into_iter().zip(shapes) {
+        let size = c_out * c_in * k * k;
+        places.extend([start, size, c_in, k * k].map(|number| number as i64));
+        let weight = flat[start..start + size].to_vec();
+        let weight = Tensor::from_vec(weight, (c_out, c_in, k, k), &Device::Cpu)?;
+        for (at, number) in nhwc(&weight)?.into_iter().enumerate() {
+            want[start + at] = Some(number);
+        }
+    }
+    let (flat, places) = (Buffer::new(&flat), Buffer::new(&places));
+    let (out, gradient) = (Buffer::<T>::unset(len), Buffer::<f32>::unset(len));
+    let unset = (out.widened()[0], gradient.values()[0]);
+    // SAFETY: the places lie within the buffers, which have `len` numbers.
+    kernels.launch((2, 3, 1), (32, 1, 1), || unsafe {
+        there(flat.pointer(), places.pointer(), out.pointer());
+    });
+    // SAFETY: as above.
+    kernels.launch((2, 3, 1), (32, 1, 1), || unsafe {
+        back(out.pointer(), places.pointer(), gradient.pointer());
+    });
+    let rounded = T::round(&flat.values());
+    let expected = want
+        .iter()
+        .map(|x| x.map_or(unset.0, |x| T::round(&[x])[0]));
+    assert_eq!(out.widened(), expected.collect::<Vec<_>>());
+    let within = want.iter().map(Option::is_some).zip(&rounded);
+    let expected = within.map(|(within, &x)| if within { x } else { unset.1 });
+    assert_eq!(gradient.values(), expected.collect::<Vec<_>>());
+    Ok(())
+}
+
+#[test]
+fn weights_change_their_layout_and_their_gradients_change_it_back() -> Result {
+    weights_change_their_layout::<f32>()?;
+    weights_change_their_layout::<bf16>()?;
+    weights_change_their_layout::<f16>()
+}
+
+#[test]
+fn a_step_of_sgd_is_pytorchs() {
+    type F = *mut f32;
+    type Step = unsafe extern "C" fn(F, F, F, F, F, i64, f32, i32, f32);
+    let kernels = compile::<f32>("optim/sgd.cu");
+    let step = kernels.get::<Step>("sgd_step");
+    let (len, momentum, rate) = (150usize, 0.9f32, 0.1f32);
+    let of = |seed| fill(seed, len);
+    let (decay, scale) = (of(4), of(5));
+    for nesterov in [false, true] {
+        let (w, m, g) = (of(1), of(2), of(3));
+        let (mut want_w, mut want_m) = (w.clone(), m.clone());
+        for i in 0..len {
+            let direction = scale[i] * (g[i] + decay[i] * w[i]);
+            want_m[i] = momentum * m[i] + direction;
+            want_w[i] -= rate
+                * match nesterov {
+                    true => direction + momentum * want_m[i],
+                    false => want_m[i],
+                };
+        }
+        let [w, m, g, decay, scale] = [&w, &m, &g, &decay, &scale].map(|x| Buffer::new(x));
+        // SAFETY: all have `len` numbers.
+        kernels.launch((2, 1, 1), (32, 1, 1), || unsafe {
+            step(
+                w.pointer(),
+                m.pointer(),
+                g.pointer(),
+                decay.pointer(),
+                scale.pointer(),
+                len as i64,
+                momentum,
+                i32::from(nesterov),
+                rate,
+            );
+        });
+        assert_near("momentum", &m.values(), &want_m, 1e-6);
+        assert_near("parameters", &w.values(), &want_w, 1e-6);
+    }
 }

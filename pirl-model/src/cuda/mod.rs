@@ -27,17 +27,20 @@
 mod device;
 mod staging;
 
+use std::cell::Cell;
 use std::collections::HashMap;
+use std::marker::PhantomData;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::cuda::CudaDType;
 use candle_core::cuda::cudarc::driver::{
-    CudaFunction, CudaSlice, CudaStream, CudaView, DeviceRepr, LaunchArgs,
+    CudaFunction, CudaSlice, CudaStream, CudaView, CudaViewMut, DeviceRepr, LaunchArgs,
 };
 use candle_core::cuda::cudarc::nvrtc::{CompileError, CompileOptions, compile_ptx_with_opts};
 use candle_core::op::BackpropOp;
 use candle_core::{
-    CudaDevice, CudaStorage, DType, Error, Layout, Result, Shape, Storage, Tensor, WithDType, bail,
+    CpuStorage, CudaDevice, CudaStorage, DType, Error, InplaceOp1, Layout, Result, Shape, Storage,
+    Tensor, WithDType, bail,
 };
 
 pub use device::{open, take_peak_memory};
@@ -201,6 +204,56 @@ pub fn storage(storage: &Storage) -> Result<&CudaStorage> {
 pub fn alloc<T: DeviceRepr>(device: &CudaDevice, len: usize) -> Result<CudaSlice<T>> {
     // SAFETY: plain numbers, which every caller has a kernel overwrite before they are read.
     unsafe { device.alloc(len) }
+}
+
+/// Hands the numbers of `to`, a contiguous tensor on a CUDA device that may be a part of a larger one, to `work`,
+/// which has a kernel write them.
+///
+/// # Errors
+/// If it is not one, or not of type `T`; those of `work`.
+pub fn write<T: Number, R>(
+    to: &Tensor,
+    work: impl FnOnce(CudaViewMut<'_, T>) -> Result<R>,
+) -> Result<R> {
+    let op = Write {
+        work: Cell::new(Some(work)),
+        result: Cell::new(None),
+        numbers: PhantomData::<T>,
+    };
+    to.inplace_op1(&op)?;
+    match op.result.take() {
+        Some(result) => Ok(result),
+        None => bail!("a kernel that was not run"),
+    }
+}
+
+struct Write<T, W, R> {
+    work: Cell<Option<W>>,
+    result: Cell<Option<R>>,
+    numbers: PhantomData<T>,
+}
+
+impl<T: Number, R, W: FnOnce(CudaViewMut<'_, T>) -> Result<R>> InplaceOp1 for Write<T, W, R> {
+    fn name(&self) -> &'static str {
+        "write"
+    }
+
+    fn cpu_fwd(&self, _: &mut CpuStorage, _: &Layout) -> Result<()> {
+        bail!("a kernel writes to tensors on its device, got one in the CPU's memory")
+    }
+
+    fn cuda_fwd(&self, storage: &mut CudaStorage, layout: &Layout) -> Result<()> {
+        let Some((start, end)) = layout.contiguous_offsets() else {
+            bail!("a kernel needs contiguous tensors, got {layout:?}");
+        };
+        let numbers = storage.as_cuda_slice_mut::<T>()?;
+        let (Some(numbers), Some(work)) = (numbers.try_slice_mut(start..end), self.work.take())
+        else {
+            bail!("a tensor spans {start}..{end}, beyond its storage");
+        };
+        self.result.set(Some(work(numbers)?));
+        Ok(())
+    }
 }
 
 /// A tensor of what a kernel wrote, outside Candle's graph.

@@ -8,13 +8,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 #[cfg(feature = "cuda")]
 use candle_core::CudaStorage;
-use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, DType, Layout, Result, Shape, Tensor, bail};
-use half::{bf16, f16};
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor};
 use pirl_core::storage::slice;
 
 #[cfg(feature = "cuda")]
-use crate::cuda::{self, of_type};
+use crate::cuda;
 
 /// The flat tensor of one pass.
 pub(super) struct Cut {
@@ -40,20 +38,11 @@ impl Cut {
         })
     }
 
-    /// The parameter of `shape` whose first number is number `start`, as `dtype`, and if it is
-    /// `channels_last`, which one of four dimensions can be, with its second dimension as the last. No two
-    /// parts of a pass may overlap.
-    pub(super) fn part(
-        &self,
-        start: usize,
-        shape: &[usize],
-        dtype: DType,
-        channels_last: bool,
-    ) -> Result<Tensor> {
-        let numbers = cut_out(&self.flat, start, shape, dtype, channels_last)?;
+    /// The parameter of `shape` whose first number is number `start`. No two parts of a pass may overlap.
+    pub(super) fn part(&self, start: usize, shape: &[usize]) -> Result<Tensor> {
+        let numbers = cut_out(&self.flat, start, shape)?;
         let part = Part {
             start,
-            channels_last,
             flat: self.flat.clone(),
             gradient: Arc::clone(&self.gradient),
         };
@@ -62,20 +51,9 @@ impl Cut {
 }
 
 /// [`Cut::part`] outside Candle's graph, if `flat` is.
-pub(super) fn cut_out(
-    flat: &Tensor,
-    start: usize,
-    shape: &[usize],
-    dtype: DType,
-    channels_last: bool,
-) -> Result<Tensor> {
-    let numbers = flat.narrow(0, start, shape.iter().product())?;
-    let numbers = numbers.reshape(shape)?;
-    let numbers = match channels_last {
-        true => numbers.permute((0, 2, 3, 1))?,
-        false => numbers,
-    };
-    numbers.to_dtype(dtype)?.contiguous()
+pub(super) fn cut_out(flat: &Tensor, start: usize, shape: &[usize]) -> Result<Tensor> {
+    flat.narrow(0, start, shape.iter().product())?
+        .reshape(shape)
 }
 
 fn lock(gradient: &Gradient) -> MutexGuard<'_, Option<Tensor>> {
@@ -95,7 +73,7 @@ impl CustomOp1 for Whole {
 
     #[cfg(feature = "cuda")]
     fn cuda_fwd(&self, flat: &CudaStorage, _: &Layout) -> Result<(CudaStorage, Shape)> {
-        let device = flat.device();
+        let device = &flat.device;
         let zero = device.alloc_zeros::<f32>(1)?;
         let zero = CudaStorage::wrap_cuda_slice(zero, device.clone());
         Ok((zero, Shape::from(1)))
@@ -108,7 +86,6 @@ impl CustomOp1 for Whole {
 
 struct Part {
     start: usize,
-    channels_last: bool,
     flat: Tensor,
     gradient: Gradient,
 }
@@ -125,13 +102,8 @@ impl CustomOp2 for Part {
         _: &CpuStorage,
         _: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let copy = match part {
-            CpuStorage::F32(_) => CpuStorage::F32(slice::<f32>(part, layout)?.to_vec()),
-            CpuStorage::BF16(_) => CpuStorage::BF16(slice::<bf16>(part, layout)?.to_vec()),
-            CpuStorage::F16(_) => CpuStorage::F16(slice::<f16>(part, layout)?.to_vec()),
-            other => bail!("parameters are never {:?}", other.dtype()),
-        };
-        Ok((copy, layout.shape().clone()))
+        let copy = slice::<f32>(part, layout)?.to_vec();
+        Ok((CpuStorage::F32(copy), layout.shape().clone()))
     }
 
     #[cfg(feature = "cuda")]
@@ -142,13 +114,11 @@ impl CustomOp2 for Part {
         _: &CudaStorage,
         _: &Layout,
     ) -> Result<(CudaStorage, Shape)> {
-        let device = part.device();
-        let copy = of_type!("a parameter", part.dtype(), T => {
-            let numbers = cuda::numbers::<T>(part, layout)?;
-            let mut copy = cuda::alloc::<T>(device, numbers.len())?;
-            device.memcpy_dtod(&numbers, &mut copy)?;
-            CudaStorage::wrap_cuda_slice(copy, device.clone())
-        });
+        let device = &part.device;
+        let numbers = cuda::numbers::<f32>(part, layout)?;
+        let mut copy = cuda::alloc::<f32>(device, numbers.len())?;
+        device.memcpy_dtod(&numbers, &mut copy)?;
+        let copy = CudaStorage::wrap_cuda_slice(copy, device.clone());
         Ok((copy, layout.shape().clone()))
     }
 
@@ -165,11 +135,7 @@ impl CustomOp2 for Part {
             *gradient = Some(self.flat.zeros_like()?);
             first = Some(tie.zeros_like()?);
         }
-        let own = match self.channels_last {
-            true => own.permute((0, 3, 1, 2))?,
-            false => own.clone(),
-        };
-        let own = own.to_dtype(DType::F32)?.contiguous()?;
+        let own = own.contiguous()?;
         if let Some(gradient) = &*gradient {
             gradient.slice_set(&own.flatten_all()?, 0, self.start)?;
         }
@@ -200,29 +166,11 @@ mod tests {
         let narrow = |start, len| flat.as_tensor().narrow(0, start, len).unwrap();
         let expected = gradient(loss(narrow(0, 5), narrow(5, 4)));
         let cut = Cut::new(flat.as_tensor()).unwrap();
-        let part = |start, len| cut.part(start, &[len], DType::F32, false).unwrap();
+        let part = |start, len| cut.part(start, &[len]).unwrap();
         let again = loss(part(0, 5), part(5, 4));
         assert_eq!(gradient(again.clone()), expected);
         assert_eq!(expected[9..], [0.0; 3]);
         // A graph may be differentiated once more.
         assert_eq!(gradient(again), expected);
-    }
-
-    #[test]
-    fn the_gradient_of_a_part_in_another_layout_goes_to_its_place() {
-        let numbers: Vec<f32> = (0..20).map(|i| (i as f32).sin()).collect();
-        let flat = Var::from_vec(numbers.clone(), 20, &Device::Cpu).unwrap();
-        let cut = Cut::new(flat.as_tensor()).unwrap();
-        let part = cut.part(4, &[2, 3, 1, 2], DType::F32, true).unwrap();
-        assert_eq!(part.dims(), [2, 1, 2, 3]);
-        // The gradient of a sum of squares is twice the numbers.
-        let gradients = part.sqr().unwrap().sum_all().unwrap().backward().unwrap();
-        let found = gradients.get(&flat).unwrap().to_vec1::<f32>().unwrap();
-        let within = |i: usize| (4..16).contains(&i);
-        let expected = numbers.iter().enumerate();
-        let expected: Vec<f32> = expected
-            .map(|(i, x)| if within(i) { 2.0 * x } else { 0.0 })
-            .collect();
-        assert_eq!(found, expected);
     }
 }

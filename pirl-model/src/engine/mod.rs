@@ -3,12 +3,13 @@
 //! [`Tape`](tape::Forward) is the fast path of CPUs: plain buffers, the kernels of [`crate::ops`],
 //! and a backward pass of its own, so that a whole network is a single node of Candle's graph. In
 //! evaluations, which record nothing, it folds each batch norm into the convolution before it.
-//! [`Composed`](composed::Composed) builds the same network from differentiable ops on Candle tensors,
-//! on any device.
+//! [`device`] is the fast path of GPUs: the same on tensors. [`Composed`](composed::Composed) builds the
+//! same network from Candle's own differentiable ops, on any device: the reference.
 
 mod buffer;
 mod composed;
 mod cut;
+mod device;
 mod tape;
 mod traced;
 
@@ -18,7 +19,12 @@ use crate::params::{Builder, Init, NormId, ParamId};
 
 pub(crate) use traced::Traced;
 
-/// What a network is made of. Values are batches of maps or of vectors.
+/// Why a pass has no gradient.
+const DIFFERENTIATED: &str =
+    "this forward pass was already differentiated: its buffers are gone, run it again";
+
+/// What a network is made of. Values are batches of maps or of vectors. A layer with parameters is used once in a
+/// pass.
 pub(crate) trait Engine {
     /// A batch of maps `(n, c, h, w)` or of vectors `(n, c)`, in the engine's own layout.
     type Value: Clone;

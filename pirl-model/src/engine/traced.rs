@@ -6,16 +6,18 @@ use candle_core::{CpuStorage, CustomOp2, DType, Device, Layout, Shape, Tensor};
 use half::{bf16, f16};
 use pirl_core::storage::{cpu_slice, slice};
 
-use super::Network;
 use super::buffer::Arena;
 use super::composed::Composed;
+use super::device::{self, Node};
 use super::tape::{self, Forward, Tape};
+use super::{DIFFERENTIATED, Engine, Network};
 use crate::config::Precision;
 use crate::error::{ModelError, Result};
 use crate::layer::Layer;
 use crate::mode::Mode;
 use crate::ops::Element;
 use crate::ops::conv2d::Winograd;
+use crate::ops::weights::ConvWeights;
 use crate::params::{Buffers, Builder, NormUpdate, ParamSet};
 use crate::peers::Peers;
 use pirl_core::Ops;
@@ -25,12 +27,23 @@ pub(crate) struct Traced<N> {
     network: Arc<N>,
     params: ParamSet,
     buffers: Buffers,
-    arena: Arc<Arena>,
-    ops: Ops,
-    winograd: Winograd,
+    runner: Runner,
     precision: Precision,
     /// The parts of a batch that batch norm is synced with in training.
     peers: Mutex<Option<Arc<dyn Peers>>>,
+}
+
+/// The engine that runs a network.
+enum Runner {
+    /// The fast one of CPUs.
+    Tape {
+        arena: Arc<Arena>,
+        winograd: Winograd,
+    },
+    /// The fast one of GPUs.
+    Device(Arc<ConvWeights>),
+    /// Candle's own ops.
+    Composed,
 }
 
 impl<N: Network> Traced<N> {
@@ -43,16 +56,29 @@ impl<N: Network> Traced<N> {
         device: &Device,
     ) -> Result<Self> {
         let (params, buffers) = builder.finish(device)?;
+        let runner = match (ops, device) {
+            (Ops::Fast, Device::Cpu) => Runner::Tape {
+                arena: Arc::default(),
+                winograd,
+            },
+            (Ops::Fast, Device::Cuda(_)) => Runner::Device(Arc::new(params.conv_weights()?)),
+            (Ops::Fast, Device::Metal(_)) | (Ops::Reference, _) => Runner::Composed,
+        };
         Ok(Self {
             network: Arc::new(network),
             params,
             buffers,
-            arena: Arc::default(),
-            ops,
-            winograd,
+            runner,
             precision: Precision::F32,
             peers: Mutex::default(),
         })
+    }
+
+    /// The same network by the fast engine of GPUs, wherever its parameters are.
+    #[cfg(test)]
+    pub(super) fn on_a_device(self) -> Result<Self> {
+        let runner = Runner::Device(Arc::new(self.params.conv_weights()?));
+        Ok(Self { runner, ..self })
     }
 
     /// As [`Trainable::sync_batch_norm`](crate::Trainable::sync_batch_norm).
@@ -68,8 +94,7 @@ impl<N: Network> Traced<N> {
 
     /// What forward and backward passes store; [`Traced::maps`] are always made in `f32`.
     pub(crate) fn set_precision(&mut self, precision: Precision) -> Result<()> {
-        let device = self.params.var().device();
-        let able = self.ops == Ops::Fast && (device.is_cpu() || device.is_cuda());
+        let able = !matches!(self.runner, Runner::Composed);
         pirl_core::check(
             "precision",
             precision,
@@ -78,11 +103,6 @@ impl<N: Network> Traced<N> {
         )?;
         self.precision = precision;
         Ok(())
-    }
-
-    /// Whether the tape runs the network: this crate's engine on a CPU.
-    fn on_tape(&self) -> bool {
-        self.ops == Ops::Fast && self.params.var().device().is_cpu()
     }
 
     pub(crate) fn network(&self) -> &N {
@@ -98,40 +118,69 @@ impl<N: Network> Traced<N> {
     }
 
     /// `x`: `(n, c, h, w)` or `(n, c)`, already checked by the caller. Returns `(n, c')`, or maps
-    /// `(n, c', h', w')`, on a CPU views of NHWC memory, of a network that returns those.
+    /// `(n, c', h', w')`, by the fast engines views of NHWC memory, of a network that returns those.
     pub(crate) fn forward(&self, x: &Tensor, mode: Mode) -> Result<Tensor> {
-        let x = x.to_dtype(DType::F32)?.contiguous()?;
-        let (out, updates) = if self.on_tape() {
-            match self.precision {
-                Precision::F32 | Precision::Tf32 => self.run::<f32>(&x, mode)?,
-                Precision::Bf16 => self.run::<bf16>(&x, mode)?,
-                Precision::F16 => self.run::<f16>(&x, mode)?,
+        let x = x.to_dtype(DType::F32)?;
+        match &self.runner {
+            Runner::Tape { arena, winograd } => {
+                let x = x.contiguous()?;
+                let (out, updates) = match self.precision {
+                    Precision::F32 | Precision::Tf32 => {
+                        self.run::<f32>(arena, *winograd, &x, mode)?
+                    }
+                    Precision::Bf16 => self.run::<bf16>(arena, *winograd, &x, mode)?,
+                    Precision::F16 => self.run::<f16>(arena, *winograd, &x, mode)?,
+                };
+                self.buffers.update(&updates, mode == Mode::Calibrate)?;
+                Ok(out)
             }
-        } else {
-            let x = if mode.records() { x } else { x.detach() };
-            let (set, buffers) = (&self.params, &self.buffers);
-            let mut engine = Composed::new(set, buffers, mode, self.ops, self.precision)?
-                .synced_with(self.peers(mode));
-            let x = engine.input(&x)?.to_dtype(self.precision.dtype())?;
-            let out = self.network.forward(&mut engine, &x, &mut |_, _| {})?;
-            let out = engine.output(&out)?;
-            engine.finish()?;
-            return Ok(out.to_dtype(DType::F32)?);
-        };
-        self.buffers.update(&updates, mode == Mode::Calibrate)?;
-        Ok(out)
+            Runner::Device(weights) => self.run_on_device(weights, &x, mode),
+            Runner::Composed => {
+                let x = x.contiguous()?;
+                let x = if mode.records() { x } else { x.detach() };
+                let mut engine =
+                    Composed::new(&self.params, &self.buffers, mode)?.synced_with(self.peers(mode));
+                let out = self.network.forward(&mut engine, &x, &mut |_, _| {})?;
+                engine.finish()?;
+                Ok(out)
+            }
+        }
     }
 
-    /// The fast engine's pass, with activations stored as `T`.
-    fn run<T: Element>(&self, x: &Tensor, mode: Mode) -> Result<(Tensor, Vec<NormUpdate>)> {
+    /// The pass of a GPU's fast engine.
+    fn run_on_device(&self, weights: &Arc<ConvWeights>, x: &Tensor, mode: Mode) -> Result<Tensor> {
+        let (params, buffers) = (&self.params, &self.buffers);
+        let mut engine = device::Forward::new(params, weights, buffers, mode, self.precision)?
+            .synced_with(self.peers(mode));
+        let input = engine.input(x)?;
+        let out = self.network.forward(&mut engine, &input, &mut |_, _| {})?;
+        let tape = engine.finish(&out)?;
+        if !mode.records() {
+            return device::Forward::output(&out);
+        }
+        let out = x.apply_op2(self.params.var().as_tensor(), Node::new(&out, tape)?)?;
+        Ok(match out.rank() {
+            4 => out.permute((0, 3, 1, 2))?,
+            _ => out,
+        })
+    }
+
+    /// The pass of a CPU's fast engine, with activations stored as `T`.
+    fn run<T: Element>(
+        &self,
+        arena: &Arc<Arena>,
+        winograd: Winograd,
+        x: &Tensor,
+        mode: Mode,
+    ) -> Result<(Tensor, Vec<NormUpdate>)> {
         let outcome = Arc::default();
         let op = ModuleOp::<N, T> {
             network: Arc::clone(&self.network),
             params: self.params.clone(),
             buffers: self.buffers.clone(),
-            arena: Arc::clone(&self.arena),
+            arena: Arc::clone(arena),
             mode,
-            winograd: self.winograd,
+            winograd,
             peers: self.peers(mode),
             outcome: Arc::clone(&outcome),
             tape: Mutex::default(),
@@ -151,57 +200,70 @@ impl<N: Network> Traced<N> {
     }
 
     /// The maps of `layers` inside the network, in evaluation mode, as NCHW tensors
-    /// (on a CPU, views of NHWC memory). `x`: `(n, c, h, w)`.
+    /// (by the fast engines, views of NHWC memory). `x`: `(n, c, h, w)`.
     pub(crate) fn maps(&self, x: &Tensor, layers: &[Layer]) -> Result<Vec<(Layer, Tensor)>> {
         let x = x.to_dtype(DType::F32)?.contiguous()?.detach();
+        let (params, buffers) = (&self.params, &self.buffers);
         let mut maps = Vec::new();
-        if !self.on_tape() {
-            let (set, buffers) = (&self.params, &self.buffers);
-            let mut engine = Composed::new(set, buffers, Mode::Eval, self.ops, Precision::F32)?;
-            let show = &mut |layer, map: &Tensor| {
-                if layers.contains(&layer) {
-                    maps.push((layer, map.clone()));
-                }
-            };
-            let x = engine.input(&x)?;
-            self.network.forward(&mut engine, &x, show)?;
-            for (_, map) in &mut maps {
-                *map = engine.output(map)?;
-                // To this engine, what an average leaves is a vector.
-                if map.rank() == 2 {
-                    *map = map.unsqueeze(2)?.unsqueeze(3)?;
+        match &self.runner {
+            Runner::Tape { arena, winograd } => {
+                let flat = self.params.var().as_tensor();
+                let ((numbers, layout), (flat, flat_layout)) =
+                    (x.storage_and_layout(), flat.storage_and_layout());
+                let (numbers, flat) =
+                    (cpu_slice(&numbers, layout)?, cpu_slice(&flat, flat_layout)?);
+                let mut engine =
+                    Forward::<f32>::new(params, flat, buffers, Mode::Eval, *winograd, arena);
+                let input = engine.input(numbers, x.dims4()?);
+                let values = self.seen(&mut engine, &input, layers)?;
+                for (layer, value) in values {
+                    let shape = (value.n, value.h, value.w, value.c);
+                    let map = Tensor::from_slice(&value.data, shape, &Device::Cpu)?;
+                    maps.push((layer, map.permute((0, 3, 1, 2))?));
                 }
             }
-            return Ok(maps);
+            Runner::Device(weights) => {
+                let (mode, precision) = (Mode::Eval, Precision::F32);
+                let mut engine = device::Forward::new(params, weights, buffers, mode, precision)?;
+                let input = engine.input(&x)?;
+                for (layer, value) in self.seen(&mut engine, &input, layers)? {
+                    maps.push((layer, as_map(device::Forward::output(&value)?)?));
+                }
+            }
+            Runner::Composed => {
+                let mut engine = Composed::new(params, buffers, Mode::Eval)?;
+                for (layer, value) in self.seen(&mut engine, &x, layers)? {
+                    maps.push((layer, as_map(value)?));
+                }
+            }
         }
-        let dims = x.dims4()?;
-        let flat = self.params.var().as_tensor();
-        let ((x, x_layout), (flat, flat_layout)) =
-            (x.storage_and_layout(), flat.storage_and_layout());
-        let (x, flat) = (cpu_slice(&x, x_layout)?, cpu_slice(&flat, flat_layout)?);
-        let mut engine = Forward::<f32>::new(
-            &self.params,
-            flat,
-            &self.buffers,
-            Mode::Eval,
-            self.winograd,
-            &self.arena,
-        );
-        let input = engine.input(x, dims);
+        Ok(maps)
+    }
+
+    /// The values that the network shows of `layers`.
+    fn seen<E: Engine>(
+        &self,
+        engine: &mut E,
+        input: &E::Value,
+        layers: &[Layer],
+    ) -> Result<Vec<(Layer, E::Value)>> {
         let mut values = Vec::new();
-        let show = &mut |layer, value: &tape::Value<f32>| {
+        let show = &mut |layer, value: &E::Value| {
             if layers.contains(&layer) {
                 values.push((layer, value.clone()));
             }
         };
-        self.network.forward(&mut engine, &input, show)?;
-        for (layer, value) in values {
-            let shape = (value.n, value.h, value.w, value.c);
-            let map = Tensor::from_slice(&value.data, shape, &Device::Cpu)?;
-            maps.push((layer, map.permute((0, 3, 1, 2))?));
-        }
-        Ok(maps)
+        self.network.forward(engine, input, show)?;
+        Ok(values)
     }
+}
+
+/// To an engine of tensors, what an average leaves is a vector.
+fn as_map(value: Tensor) -> Result<Tensor> {
+    Ok(match value.rank() {
+        2 => value.unsqueeze(2)?.unsqueeze(3)?,
+        _ => value,
+    })
 }
 
 fn take<T: Default>(slot: &Mutex<T>) -> T {
@@ -290,9 +352,7 @@ impl<N: Network, T: Element> CustomOp2 for ModuleOp<N, T> {
         dy: &Tensor,
     ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>)> {
         let Some(tape) = take(&self.tape) else {
-            let why =
-                "this forward pass was already differentiated: its buffers are gone, run it again";
-            return Err(candle_core::Error::msg(why));
+            return Err(candle_core::Error::msg(DIFFERENTIATED));
         };
         let dy = dy.flatten_all()?.to_vec1::<f32>()?;
         let (dx, dflat) = {

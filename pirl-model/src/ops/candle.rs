@@ -3,12 +3,10 @@
 #[cfg(feature = "cuda")]
 use candle_core::CudaStorage;
 use candle_core::{
-    CpuStorage, CustomOp1, CustomOp2, D, DType, Device, Layout, Result, Shape, Tensor, bail,
+    CpuStorage, CustomOp1, CustomOp2, DType, Device, Layout, Result, Shape, Tensor, bail,
 };
 use pirl_core::storage::{slice, with_slice};
 
-#[cfg(feature = "cuda")]
-use super::batch_norm::{self, cuda::BatchNorm};
 use super::conv2d::{self as kernels, ConvShape, Winograd};
 use super::pool::{self, PoolShape};
 use super::reference;
@@ -46,8 +44,8 @@ fn convolve(
     padding: usize,
     winograd: Winograd,
 ) -> Result<Tensor> {
-    let (_, c_in, h, w) = x.dims4()?;
-    let (_, weight_c_in, kernel, kernel_w) = weight.dims4()?;
+    let (n, c_in, h, w) = x.dims4()?;
+    let (c_out, weight_c_in, kernel, kernel_w) = weight.dims4()?;
     if kernel != kernel_w || kernel == 0 || stride == 0 {
         bail!(
             "conv2d needs a square kernel and a stride of at least 1, got {kernel}x{kernel_w} and {stride}"
@@ -63,50 +61,6 @@ fn convolve(
     if !fast || (x.device().is_cuda() && x.elem_count() == 0) {
         return reference::conv2d(x, weight, stride, padding);
     }
-    let (x, weight) = (channels_last(x)?, weight.permute((0, 2, 3, 1))?);
-    let way = Way {
-        tf32: false,
-        winograd,
-    };
-    channels_second(&convolve_nhwc(&x, &weight, stride, padding, way)?)
-}
-
-/// [`conv2d()`] of `x` `(n, h, w, c_in)`, to `(n, oh, ow, c_out)`; `weight`: `(c_out, k, k, c_in)`. For
-/// networks whose maps stay in this layout: to Candle a change of layout has a gradient like any op. With
-/// `tf32` cuDNN may round factors to TF32's ten binary places.
-pub(crate) fn conv2d_nhwc(
-    x: &Tensor,
-    weight: &Tensor,
-    stride: usize,
-    padding: usize,
-    tf32: bool,
-) -> Result<Tensor> {
-    let runs = runs_fast(x, cfg!(feature = "cudnn")) && x.dtype() == weight.dtype();
-    if runs && x.elem_count() > 0 {
-        let way = Way {
-            tf32,
-            winograd: Winograd::Auto,
-        };
-        return convolve_nhwc(x, weight, stride, padding, way);
-    }
-    let (x, weight) = (channels_second(x)?, channels_second(weight)?);
-    channels_last(&reference::conv2d(
-        &x,
-        &weight.contiguous()?,
-        stride,
-        padding,
-    )?)
-}
-
-/// By an op of this crate, which there is for `x`.
-fn convolve_nhwc(
-    x: &Tensor,
-    weight: &Tensor,
-    stride: usize,
-    padding: usize,
-    way: Way,
-) -> Result<Tensor> {
-    let ((n, h, w, c_in), (c_out, kernel, ..)) = (x.dims4()?, weight.dims4()?);
     let shape = ConvShape {
         n,
         h,
@@ -119,11 +73,16 @@ fn convolve_nhwc(
     };
     // cuDNN wants weights with their channels last, too, and the kernels for CPUs do not.
     let weight = match weight.device() {
-        Device::Cuda(_) => weight.contiguous()?,
-        _ => channels_second(weight)?.contiguous()?,
+        Device::Cuda(_) => channels_last(weight)?,
+        _ => weight.contiguous()?,
     };
-    x.contiguous()?
-        .apply_op2(&weight, Convolution { shape, way })
+    let way = Way {
+        tf32: false,
+        winograd,
+    };
+    channels_last(x)?
+        .apply_op2(&weight, Convolution { shape, way })?
+        .permute((0, 3, 1, 2))
 }
 
 /// Max-pooling of `x` with minus infinity beyond its borders, differentiable.
@@ -168,144 +127,6 @@ pub fn max_pool2d(x: &Tensor, kernel: usize, stride: usize, padding: usize) -> R
         .permute((0, 3, 1, 2))
 }
 
-/// The max-pooling of a network, 3x3 with stride 2 and padding 1, of `x` `(n, h, w, c)`.
-pub(crate) fn max_pool_nhwc(x: &Tensor) -> Result<Tensor> {
-    let (n, h, w, c) = x.dims4()?;
-    if !runs_fast(x, cfg!(feature = "cuda")) || x.elem_count() == 0 {
-        return channels_last(&max_pool2d(&channels_second(x)?, 3, 2, 1)?);
-    }
-    let shape = PoolShape {
-        n,
-        h,
-        w,
-        c,
-        kernel: 3,
-        stride: 2,
-        padding: 1,
-    };
-    x.contiguous()?.apply_op1(MaxPool(shape))
-}
-
-/// Batch norm of `x` by the batch's own statistics, then the residual, then ReLU; differentiable in
-/// `x`, `gamma`, `beta` and the residual.
-///
-/// # Shapes
-/// As [`reference::batch_norm_train`], with the same results; mean and variance carry no gradient.
-/// The output is a view of channels-last memory, and an `x` that is such a view is read without a
-/// copy.
-///
-/// With the feature `cuda` runs on a CUDA device in `f32`, `bf16` or `f16` (`gamma`, `beta` and the
-/// statistics are `f32`); elsewhere [`reference::batch_norm_train`] does.
-///
-/// # Errors
-/// If the shapes do not fit each other.
-pub fn batch_norm_train(
-    x: &Tensor,
-    gamma: &Tensor,
-    beta: &Tensor,
-    eps: f64,
-    residual: Option<&Tensor>,
-    relu: bool,
-) -> Result<(Tensor, Tensor, Tensor)> {
-    #[cfg(feature = "cuda")]
-    if x.device().is_cuda() && runs_fast(x, true) && x.elem_count() > 0 {
-        let (x, residual) = (channels_last(x)?, residual.map(channels_last).transpose()?);
-        let affine = Tensor::cat(&[gamma, beta], 0)?;
-        let (out, both) = batch_norm_nhwc(&x, &affine, None, eps, residual.as_ref(), relu)?;
-        let c = both.elem_count() / 2;
-        let (mean, var) = (both.narrow(0, 0, c)?, both.narrow(0, c, c)?);
-        return Ok((channels_second(&out)?, mean, var));
-    }
-    reference::batch_norm_train(x, gamma, beta, eps, residual, relu)
-}
-
-/// Batch norm of `x` by given statistics, then the residual, then ReLU; differentiable in `x`,
-/// `gamma`, `beta` and the residual.
-///
-/// # Shapes
-/// As [`reference::batch_norm_eval`]; where it runs, and the layout, as [`batch_norm_train`].
-///
-/// # Errors
-/// If the shapes do not fit each other.
-#[expect(clippy::too_many_arguments, reason = "the twin of the reference")]
-pub fn batch_norm_eval(
-    x: &Tensor,
-    gamma: &Tensor,
-    beta: &Tensor,
-    mean: &Tensor,
-    var: &Tensor,
-    eps: f64,
-    residual: Option<&Tensor>,
-    relu: bool,
-) -> Result<Tensor> {
-    #[cfg(feature = "cuda")]
-    if x.device().is_cuda() && runs_fast(x, true) && x.elem_count() > 0 {
-        let (x, residual) = (channels_last(x)?, residual.map(channels_last).transpose()?);
-        let affine = Tensor::cat(&[gamma, beta], 0)?;
-        let given = Some((mean, var));
-        let (out, _) = batch_norm_nhwc(&x, &affine, given, eps, residual.as_ref(), relu)?;
-        return channels_second(&out);
-    }
-    reference::batch_norm_eval(x, gamma, beta, mean, var, eps, residual, relu)
-}
-
-/// Batch norm of `x` `(n, h, w, c)` by the `given` mean and variance, or without any by the batch's own, then
-/// the residual, then ReLU; `affine`: gamma, then beta, `(2 c)`. Returns the output, and of the batch's own
-/// statistics the mean, then the biased variance, `(2 c)`, which carry no gradient.
-pub(crate) fn batch_norm_nhwc(
-    x: &Tensor,
-    affine: &Tensor,
-    given: Option<(&Tensor, &Tensor)>,
-    eps: f64,
-    residual: Option<&Tensor>,
-    relu: bool,
-) -> Result<(Tensor, Tensor)> {
-    #[cfg(feature = "cuda")]
-    if x.device().is_cuda() && runs_fast(x, true) && x.elem_count() > 0 {
-        let x = x.contiguous()?;
-        let c = x.dim(D::Minus1)?;
-        let (statistics, mean, inv_std) = match given {
-            None => {
-                let all = batch_norm::cuda::statistics(&x, eps as f32)?;
-                let (mean, inv_std) = (all.narrow(0, 0, c)?, all.narrow(0, 2 * c, c)?);
-                (all.narrow(0, 0, 2 * c)?, mean, inv_std)
-            }
-            Some((mean, var)) => {
-                let inv_std = (var.detach() + eps)?.sqrt()?.recip()?;
-                (mean.detach(), mean.detach(), inv_std)
-            }
-        };
-        let op = BatchNorm {
-            mean,
-            inv_std,
-            of_batch: given.is_none(),
-            relu,
-        };
-        let out = match residual {
-            Some(residual) => x.apply_op3(affine, &residual.contiguous()?, op)?,
-            None => x.apply_op2(affine, op)?,
-        };
-        return Ok((out, statistics));
-    }
-    let c = x.dim(D::Minus1)?;
-    let (gamma, beta) = (affine.narrow(0, 0, c)?, affine.narrow(0, c, c)?);
-    let residual = residual.map(channels_second).transpose()?;
-    let (x, residual) = (channels_second(x)?, residual.as_ref());
-    let (out, statistics) = match given {
-        None => {
-            let (out, mean, var) =
-                reference::batch_norm_train(&x, &gamma, &beta, eps, residual, relu)?;
-            (out, Tensor::cat(&[mean, var], 0)?)
-        }
-        Some((mean, var)) => {
-            let out =
-                reference::batch_norm_eval(&x, &gamma, &beta, mean, var, eps, residual, relu)?;
-            (out, mean.clone())
-        }
-    };
-    Ok((channels_last(&out)?, statistics))
-}
-
 /// Whether an op of this crate can run on `x`; `on_cuda`: whether there is one for CUDA devices.
 fn runs_fast(x: &Tensor, on_cuda: bool) -> bool {
     match x.device() {
@@ -319,23 +140,19 @@ fn channels_last(x: &Tensor) -> Result<Tensor> {
     x.permute((0, 2, 3, 1))?.contiguous()
 }
 
-fn channels_second(x: &Tensor) -> Result<Tensor> {
-    x.permute((0, 3, 1, 2))
-}
-
 /// NHWC input and output; on a CPU PyTorch's weight, on a CUDA device with its channels last.
-struct Convolution {
-    shape: ConvShape,
-    way: Way,
+pub(super) struct Convolution {
+    pub(super) shape: ConvShape,
+    pub(super) way: Way,
 }
 
 /// How a convolution may be computed.
 #[derive(Clone, Copy)]
-struct Way {
+pub(super) struct Way {
     #[cfg_attr(not(feature = "cudnn"), expect(dead_code, reason = "of cuDNN alone"))]
-    tf32: bool,
+    pub(super) tf32: bool,
     /// On a CPU.
-    winograd: Winograd,
+    pub(super) winograd: Winograd,
 }
 
 impl CustomOp2 for Convolution {
@@ -389,12 +206,10 @@ impl CustomOp2 for Convolution {
         #[cfg(feature = "cudnn")]
         if x.device().is_cuda() {
             use kernels::cudnn::{backward_input, backward_weight};
-            let wanted = |of: &Tensor, gradient: fn(_, _, _, _, _) -> _| {
-                of.track_op()
-                    .then(|| gradient(s, self.way.tf32, x, weight, dy))
-                    .transpose()
-            };
-            return Ok((wanted(x, backward_input)?, wanted(weight, backward_weight)?));
+            let tf32 = self.way.tf32;
+            let dx = x.track_op().then(|| backward_input(s, tf32, weight, dy));
+            let dw = weight.track_op().then(|| backward_weight(s, tf32, x, dy));
+            return Ok((dx.transpose()?, dw.transpose()?));
         }
         let winograd = self.way.winograd;
         let gradient = |of: &Tensor, compute: &dyn Fn(&mut [f32]) -> Result<()>| {
@@ -423,7 +238,7 @@ impl CustomOp2 for Convolution {
 }
 
 /// NHWC input and output.
-struct MaxPool(PoolShape);
+pub(super) struct MaxPool(pub(super) PoolShape);
 
 impl CustomOp1 for MaxPool {
     fn name(&self) -> &'static str {

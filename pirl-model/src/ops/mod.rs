@@ -1,13 +1,15 @@
 //! Training ops with exact backward passes: convolution, batch norm, pooling, linear, ReLU.
 //!
 //! Candle's convolution backward on a CPU goes through a scalar transposed convolution, and its
-//! max-pool has no usable backward at all, so training needs ops of its own. Each exists three times:
+//! max-pool has no usable backward at all, so training needs ops of its own. They exist as
 //!
-//! * as kernels on slices ([`conv2d`](mod@conv2d), [`batch_norm`], [`pool`], [`linear`], [`relu`]),
-//!   which the fast engine calls one after the other, without tensors in between;
-//! * as a differentiable function on Candle tensors ([`conv2d()`], [`max_pool2d`],
-//!   [`batch_norm_train`], [`batch_norm_eval`]), for code that composes ops freely;
-//! * as a plain [`reference`](mod@reference) made only of Candle's own differentiable ops, which
+//! * kernels on slices ([`conv2d`](mod@conv2d), [`batch_norm`], [`pool`], [`linear`], [`relu`]),
+//!   which the fast engine of CPUs calls one after the other, without tensors in between;
+//! * forward and backward functions on tensors outside Candle's graph (`nhwc`, `batch_norm::tensors`),
+//!   which the fast engine of GPUs calls;
+//! * differentiable functions on Candle tensors ([`conv2d()`], [`max_pool2d`]), for code that composes
+//!   ops freely;
+//! * a plain [`reference`](mod@reference) made only of Candle's own differentiable ops, which
 //!   tests compare with and which devices without a fast path run.
 //!
 //! On a CUDA device the functions on tensors run kernels of their own, the `.cu` files beside each op,
@@ -25,12 +27,13 @@ mod candle;
 pub mod conv2d;
 pub(crate) mod element;
 pub mod linear;
+pub(crate) mod nhwc;
 pub mod pool;
 pub mod reference;
 pub mod relu;
+pub(crate) mod weights;
 
-pub use candle::{batch_norm_eval, batch_norm_train, conv2d, conv2d_direct, max_pool2d};
-pub(crate) use candle::{batch_norm_nhwc, conv2d_nhwc, max_pool_nhwc};
+pub use candle::{conv2d, conv2d_direct, max_pool2d};
 pub use element::Element;
 
 /// Places that a kernel or window takes along an axis; 0 where the padded input is smaller than it.

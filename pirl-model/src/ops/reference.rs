@@ -105,6 +105,12 @@ pub fn relu(x: &Tensor) -> Result<Tensor> {
     x.le(&zero)?.where_cond(&zero, x)
 }
 
+/// The gradient of [`relu`]'s input from `dy`, that of its result `out`.
+pub(crate) fn before_relu(out: &Tensor, dy: &Tensor) -> Result<Tensor> {
+    let zero = dy.zeros_like()?;
+    out.le(&zero)?.where_cond(&zero, dy)
+}
+
 fn per_channel(values: &Tensor) -> Result<Tensor> {
     values.reshape((1, (), 1, 1))
 }

@@ -1,5 +1,7 @@
 //! Optimisers over flat parameter sets, and schedules of the learning rate.
 
+#[cfg(feature = "cuda")]
+mod cuda;
 mod gradients;
 mod lars;
 mod loss_scale;
@@ -9,7 +11,7 @@ mod sgd;
 use std::collections::HashMap;
 
 use candle_core::backprop::GradStore;
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 use pirl_core::storage::cpu_slice;
 use pirl_core::{Ops, SettingError, check};
 use rayon::prelude::*;
@@ -96,8 +98,8 @@ impl OptimConfig {
 
 /// SGD or LARS over parameter sets.
 ///
-/// The momentum of a set is one flat tensor. On a CPU, parameters and momentum are updated in
-/// place, in parallel over the parameter tensors.
+/// The momentum of a set is one flat tensor. Parameters and momentum are updated in place: on a CPU in
+/// parallel over the parameter tensors, on a CUDA device by one kernel.
 pub struct Optimizer {
     config: OptimConfig,
     sets: Vec<Group>,
@@ -140,7 +142,7 @@ impl Optimizer {
         })
     }
 
-    /// Chooses what computes a step. On devices other than a CPU it is always Candle's ops.
+    /// Chooses what computes a step.
     #[must_use]
     pub fn with_ops(self, ops: Ops) -> Self {
         Self { ops, ..self }
@@ -199,10 +201,12 @@ impl Optimizer {
             let Some(gradient) = gradient else {
                 continue;
             };
-            if self.ops == Ops::Fast && group.params.var().device().is_cpu() {
-                group.step_in_place(&self.config, &gradient, lr)?;
-            } else {
-                group.step_by_tensors(&self.config, &gradient, lr)?;
+            let fast = self.ops == Ops::Fast;
+            match group.params.var().device() {
+                Device::Cpu if fast => group.step_in_place(&self.config, &gradient, lr)?,
+                #[cfg(feature = "cuda")]
+                Device::Cuda(_) if fast => group.step_by_kernel(&self.config, &gradient, lr)?,
+                _ => group.step_by_tensors(&self.config, &gradient, lr)?,
             }
         }
         Ok(())
@@ -313,24 +317,43 @@ impl Group {
         Ok(var.inplace_op3(gradient, &self.momentum, &apply)?)
     }
 
-    /// The same step from Candle's ops, on the whole set at once and without a number read back, for
-    /// devices whose memory this crate cannot touch.
-    fn step_by_tensors(&mut self, config: &OptimConfig, gradient: &Tensor, lr: f64) -> Result<()> {
-        let values = self.params.var().as_detached_tensor();
+    #[cfg(feature = "cuda")]
+    fn step_by_kernel(&mut self, config: &OptimConfig, gradient: &Tensor, lr: f64) -> Result<()> {
+        let (decay, scale) = self.factors(config, gradient)?;
+        let step = cuda::Step {
+            gradient,
+            decay: &decay,
+            scale: &scale,
+            momentum: config.momentum as f32,
+            nesterov: config.nesterov,
+            lr: lr as f32,
+        };
+        Ok(cuda::step(self.params.var(), &self.momentum, &step)?)
+    }
+
+    /// Weight decay of each entry, and factor of its step.
+    fn factors(&mut self, config: &OptimConfig, gradient: &Tensor) -> Result<(Tensor, Tensor)> {
         let decay = match self.decay.take() {
             Some(decay) => decay,
             None => self.spread(|param| config.decay(param.decay))?,
         };
-        let direction = (gradient + (&values * &decay)?)?;
-        self.decay = Some(decay);
+        self.decay = Some(decay.clone());
         let scale = match self.scale.take() {
             Some(scale) => scale,
             None if config.kind == OptimKind::Lars => self.lars_scale(config, gradient)?,
             None => self.spread(|param| f64::from(u8::from(param.trained)))?,
         };
-        let direction = (direction * &scale)?;
         // LARS's is another at every step.
-        self.scale = (config.kind != OptimKind::Lars).then_some(scale);
+        self.scale = (config.kind != OptimKind::Lars).then(|| scale.clone());
+        Ok((decay, scale))
+    }
+
+    /// The same step from Candle's ops, on the whole set at once and without a number read back, for
+    /// devices whose memory this crate cannot touch.
+    fn step_by_tensors(&mut self, config: &OptimConfig, gradient: &Tensor, lr: f64) -> Result<()> {
+        let values = self.params.var().as_detached_tensor();
+        let (decay, scale) = self.factors(config, gradient)?;
+        let direction = ((gradient + (&values * &decay)?)? * &scale)?;
         self.momentum = ((&self.momentum * config.momentum)? + &direction)?;
         let step = if config.nesterov {
             (direction + (&self.momentum * config.momentum)?)?

@@ -1,12 +1,10 @@
 //! Batch norm on a CUDA device, by the kernels of `batch_norm.cu`.
 
-use candle_core::backend::BackendStorage;
 use candle_core::cuda::WrapErr;
-use candle_core::cuda::cudarc::driver::{CudaView, LaunchConfig, PushKernelArg};
-use candle_core::{
-    CpuStorage, CudaStorage, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Tensor, bail,
-};
+use candle_core::cuda::cudarc::driver::{CudaView, CudaViewMut, LaunchConfig, PushKernelArg};
+use candle_core::{CudaDevice, DType, Layout, Result, StorageRef, Tensor, bail};
 
+use super::tensors::{Applied, Scales};
 use crate::cuda::{self, Kernels, Number, of_type};
 
 static KERNELS: Kernels = Kernels::new("batch_norm", include_str!("../batch_norm.cu"));
@@ -21,14 +19,13 @@ const ROWS: usize = 8;
 /// Blocks that share out the rows at most.
 const GRID: usize = 4096;
 
-/// Mean, biased variance and inverse deviation of each channel of NHWC maps `x`, one after the other, `(3 c)`
-/// of `f32`.
-pub(in crate::ops) fn statistics(x: &Tensor, eps: f32) -> Result<Tensor> {
-    of_type!("batch norm", x.dtype(), T => statistics_of::<T>(x, eps))
+/// As [`statistics`](super::tensors::statistics), but returns the inverse deviations alone.
+pub(super) fn statistics(x: &Tensor, eps: f32, place: &Tensor) -> Result<Tensor> {
+    of_type!("batch norm", x.dtype(), T => statistics_of::<T>(x, eps, place))
 }
 
-fn statistics_of<T: Number>(x: &Tensor, eps: f32) -> Result<Tensor> {
-    let sizes = Sizes::of(x.shape())?;
+fn statistics_of<T: Number>(x: &Tensor, eps: f32, place: &Tensor) -> Result<Tensor> {
+    let sizes = Sizes::of(x)?;
     let (storage, layout) = x.storage_and_layout();
     let storage = cuda::storage(&storage)?;
     let (device, x) = (&storage.device, cuda::numbers::<T>(storage, layout)?);
@@ -53,289 +50,234 @@ fn statistics_of<T: Number>(x: &Tensor, eps: f32) -> Result<Tensor> {
     // which is what the buffers hold.
     unsafe { launch.launch(sizes.grid(splits)) }.w()?;
 
-    let mut all = cuda::alloc::<f32>(device, 3 * sizes.channels)?;
-    let (mut mean, mut others) = all.split_at_mut(sizes.channels);
-    let (mut var, mut inv_std) = others.split_at_mut(sizes.channels);
-    let kernel = KERNELS.get(device, "batch_norm_statistics", DType::F32)?;
+    let mut inv_std = cuda::alloc::<f32>(device, sizes.channels)?;
+    cuda::write(place, |mut both| {
+        let (mut mean, mut var) = sizes.halves(&mut both)?;
+        let kernel = KERNELS.get(device, "batch_norm_statistics", DType::F32)?;
+        let mut launch = kernel.launch();
+        launch
+            .arg(&means)
+            .arg(&squares)
+            .arg(&rows)
+            .arg(&channels)
+            .arg(&parts)
+            .arg(&eps);
+        launch.arg(&mut mean).arg(&mut var).arg(&mut inv_std);
+        // SAFETY: the kernel reads what the first wrote and writes a number a channel to each result.
+        unsafe { launch.launch(LaunchConfig::for_num_elems(channels as u32)) }.w()?;
+        Ok(())
+    })?;
+    Ok(cuda::tensor(inv_std, sizes.channels, device))
+}
+
+/// As [`apply`](super::tensors::apply).
+pub(super) fn apply(
+    x: &Tensor,
+    affine: &Tensor,
+    by: &Scales,
+    residual: Option<&Tensor>,
+    relu: bool,
+) -> Result<Tensor> {
+    of_type!("batch norm", x.dtype(), T => apply_of::<T>(x, affine, by, residual, relu))
+}
+
+fn apply_of<T: Number>(
+    x: &Tensor,
+    affine: &Tensor,
+    by: &Scales,
+    residual: Option<&Tensor>,
+    relu: bool,
+) -> Result<Tensor> {
+    let (shape, sizes) = (x.shape(), Sizes::of(x)?);
+    let (x, affine) = (Read::new(x), Read::new(affine));
+    let (mean, inv_std) = (Read::new(&by.mean), Read::new(&by.inv_std));
+    let residual = residual.map(Read::new);
+    let device = x.device()?;
+    let numbers = x.numbers::<T>(sizes.len())?;
+    let affine = affine.numbers::<f32>(2 * sizes.channels)?;
+    let (gamma, beta) = affine.split_at(sizes.channels);
+    let mean = mean.numbers::<f32>(sizes.channels)?;
+    let inv_std = inv_std.numbers::<f32>(sizes.channels)?;
+    let residual = residual.as_ref().map(|r| r.numbers::<T>(sizes.len()));
+    let residual = residual.transpose()?;
+    let mut out = cuda::alloc::<T>(device, sizes.len())?;
+    let (rows, channels) = (sizes.rows as i64, cuda::int(sizes.channels)?);
+    let relu = i32::from(relu);
+    let kernel = KERNELS.get(device, "batch_norm_apply", T::DTYPE)?;
     let mut launch = kernel.launch();
+    launch.arg(&numbers);
+    match &residual {
+        Some(residual) => launch.arg(residual),
+        None => launch.arg(&NULL),
+    };
     launch
-        .arg(&means)
-        .arg(&squares)
         .arg(&rows)
         .arg(&channels)
-        .arg(&parts)
-        .arg(&eps);
-    launch.arg(&mut mean).arg(&mut var).arg(&mut inv_std);
-    // SAFETY: the kernel reads what the first wrote and writes a number a channel to each result.
-    unsafe { launch.launch(LaunchConfig::for_num_elems(channels as u32)) }.w()?;
-    Ok(cuda::tensor(all, 3 * sizes.channels, device))
+        .arg(&gamma)
+        .arg(&beta)
+        .arg(&mean)
+        .arg(&inv_std);
+    launch.arg(&relu).arg(&mut out);
+    // SAFETY: input, residual (or null) and output have rows x channels numbers, the other four
+    // one for each channel, as checked.
+    unsafe { launch.launch(sizes.grid(sizes.shares())) }.w()?;
+    Ok(cuda::tensor(out, shape, device))
 }
 
-/// A batch norm with the residual addition and ReLU after it: of NHWC maps `x` and, one after the
-/// other in one `f32` tensor of `2 c` numbers, gamma and beta, and maybe a residual like `x`.
-pub(in crate::ops) struct BatchNorm {
-    /// Of each channel, `f32`.
-    pub(in crate::ops) mean: Tensor,
-    /// Of each channel, `f32`.
-    pub(in crate::ops) inv_std: Tensor,
-    /// Whether these are the batch's own, and depend on `x`.
-    pub(in crate::ops) of_batch: bool,
-    pub(in crate::ops) relu: bool,
+/// As [`Applied::sums`].
+pub(super) fn gradient_sums(applied: &Applied<'_>, place: &Tensor) -> Result<()> {
+    of_type!("batch norm", applied.x.dtype(), T => gradient_sums_of::<T>(applied, place))
 }
 
-type Part<'a> = (&'a CudaStorage, &'a Layout);
+fn gradient_sums_of<T: Number>(applied: &Applied<'_>, place: &Tensor) -> Result<()> {
+    let sizes = Sizes::of(applied.x)?;
+    let (x, dy) = (Read::new(applied.x), Read::new(applied.dy));
+    let (mean, inv_std) = (Read::new(&applied.by.mean), Read::new(&applied.by.inv_std));
+    let out = applied.rectified.map(Read::new);
+    let device = x.device()?;
+    let (x, dy) = (x.numbers::<T>(sizes.len())?, dy.numbers::<T>(sizes.len())?);
+    let out = out.as_ref().map(|out| out.numbers::<T>(sizes.len()));
+    let out = out.transpose()?;
+    let mean = mean.numbers::<f32>(sizes.channels)?;
+    let inv_std = inv_std.numbers::<f32>(sizes.channels)?;
+    let (rows, channels) = (sizes.rows as i64, cuda::int(sizes.channels)?);
+    let relu = i32::from(out.is_some());
 
-impl BatchNorm {
-    fn forward(
-        &self,
-        x: Part,
-        affine: Part,
-        residual: Option<Part>,
-    ) -> Result<(CudaStorage, Shape)> {
-        let storage = of_type!("batch norm", x.0.dtype(), T => {
-            self.forward_of::<T>(x, affine, residual)?
-        });
-        Ok((storage, x.1.shape().clone()))
-    }
+    let splits = sizes.splits();
+    let parts = cuda::int(splits)?;
+    let mut sums = cuda::alloc::<f32>(device, splits * sizes.channels)?;
+    let mut products = cuda::alloc::<f32>(device, splits * sizes.channels)?;
+    let kernel = KERNELS.get(device, "batch_norm_gradient_sums", T::DTYPE)?;
+    let mut launch = kernel.launch();
+    launch.arg(&x);
+    match &out {
+        Some(out) => launch.arg(out),
+        None => launch.arg(&NULL),
+    };
+    launch
+        .arg(&dy)
+        .arg(&rows)
+        .arg(&channels)
+        .arg(&mean)
+        .arg(&inv_std);
+    launch.arg(&relu).arg(&mut sums).arg(&mut products);
+    // SAFETY: the first three have rows x channels numbers, or the second is null and not read, the
+    // statistics one for each channel, and the results splits x channels.
+    unsafe { launch.launch(sizes.grid(splits)) }.w()?;
 
-    fn forward_of<T: Number>(
-        &self,
-        x: Part,
-        affine: Part,
-        residual: Option<Part>,
-    ) -> Result<CudaStorage> {
-        let sizes = Sizes::of(x.1.shape())?;
-        let device = &x.0.device;
-        let affine = sizes.affine(affine)?;
-        let (gamma, beta) = affine.split_at(sizes.channels);
-        let (mean, mean_layout) = self.mean.storage_and_layout();
-        let (inv_std, inv_std_layout) = self.inv_std.storage_and_layout();
-        let mean = sizes.per_channel(cuda::storage(&mean)?, mean_layout)?;
-        let inv_std = sizes.per_channel(cuda::storage(&inv_std)?, inv_std_layout)?;
-        let numbers = cuda::numbers::<T>(x.0, x.1)?;
-        let residual = residual.map(|(storage, layout)| cuda::numbers::<T>(storage, layout));
-        let residual = residual.transpose()?;
-        if residual.as_ref().is_some_and(|r| r.len() != numbers.len()) {
-            bail!("a batch norm's residual has another size than its input");
-        }
-        let mut out = cuda::alloc::<T>(device, numbers.len())?;
-        let (rows, channels) = (sizes.rows as i64, cuda::int(sizes.channels)?);
-        let relu = i32::from(self.relu);
-        let kernel = KERNELS.get(device, "batch_norm_apply", T::DTYPE)?;
-        let mut launch = kernel.launch();
-        launch.arg(&numbers);
-        match &residual {
-            Some(residual) => launch.arg(residual),
-            None => launch.arg(&NULL),
-        };
-        launch
-            .arg(&rows)
-            .arg(&channels)
-            .arg(&gamma)
-            .arg(&beta)
-            .arg(&mean)
-            .arg(&inv_std);
-        launch.arg(&relu).arg(&mut out);
-        // SAFETY: input, residual (or null) and output have rows x channels numbers, the other four
-        // one for each channel, as checked.
-        unsafe { launch.launch(sizes.grid(sizes.shares())) }.w()?;
-        Ok(CudaStorage::wrap_cuda_slice(out, device.clone()))
-    }
-
-    /// The gradients of `x`, of gamma and beta, and of the residual if asked.
-    fn backward(
-        &self,
-        x: &Tensor,
-        affine: &Tensor,
-        out: &Tensor,
-        dy: &Tensor,
-        residual: bool,
-    ) -> Result<(Tensor, Tensor, Option<Tensor>)> {
-        let dy = dy.contiguous()?;
-        of_type!("batch norm", x.dtype(), T => {
-            self.backward_of::<T>(x, affine, out, &dy, residual)
-        })
-    }
-
-    fn backward_of<T: Number>(
-        &self,
-        x: &Tensor,
-        affine: &Tensor,
-        out: &Tensor,
-        dy: &Tensor,
-        residual: bool,
-    ) -> Result<(Tensor, Tensor, Option<Tensor>)> {
-        let (shape, sizes) = (x.shape(), Sizes::of(x.shape())?);
-        let (x, x_layout) = x.storage_and_layout();
-        let (out, out_layout) = out.storage_and_layout();
-        let (dy, dy_layout) = dy.storage_and_layout();
-        let (affine, affine_layout) = affine.storage_and_layout();
-        let (mean, mean_layout) = self.mean.storage_and_layout();
-        let (inv_std, inv_std_layout) = self.inv_std.storage_and_layout();
-        let device = &cuda::storage(&x)?.device;
-        let x = cuda::numbers::<T>(cuda::storage(&x)?, x_layout)?;
-        let out = cuda::numbers::<T>(cuda::storage(&out)?, out_layout)?;
-        let dy = cuda::numbers::<T>(cuda::storage(&dy)?, dy_layout)?;
-        if out.len() != x.len() || dy.len() != x.len() {
-            bail!("a batch norm's output or gradient has another size than its input");
-        }
-        let affine = sizes.affine((cuda::storage(&affine)?, affine_layout))?;
-        let (gamma, _) = affine.split_at(sizes.channels);
-        let mean = sizes.per_channel(cuda::storage(&mean)?, mean_layout)?;
-        let inv_std = sizes.per_channel(cuda::storage(&inv_std)?, inv_std_layout)?;
-        let (rows, channels) = (sizes.rows as i64, cuda::int(sizes.channels)?);
-        let (relu, of_batch) = (i32::from(self.relu), i32::from(self.of_batch));
-
-        let splits = sizes.splits();
-        let parts = cuda::int(splits)?;
-        let mut sums = cuda::alloc::<f32>(device, splits * sizes.channels)?;
-        let mut products = cuda::alloc::<f32>(device, splits * sizes.channels)?;
-        let kernel = KERNELS.get(device, "batch_norm_gradient_sums", T::DTYPE)?;
-        let mut launch = kernel.launch();
-        launch
-            .arg(&x)
-            .arg(&out)
-            .arg(&dy)
-            .arg(&rows)
-            .arg(&channels)
-            .arg(&mean)
-            .arg(&inv_std);
-        launch.arg(&relu).arg(&mut sums).arg(&mut products);
-        // SAFETY: the first three have rows x channels numbers, the statistics one for each channel,
-        // and the results splits x channels.
-        unsafe { launch.launch(sizes.grid(splits)) }.w()?;
-
-        let mut daffine = cuda::alloc::<f32>(device, 2 * sizes.channels)?;
-        let (mut dgamma, mut dbeta) = daffine.split_at_mut(sizes.channels);
+    cuda::write(place, |mut both| {
+        let (mut dgamma, mut dbeta) = sizes.halves(&mut both)?;
         let kernel = KERNELS.get(device, "batch_norm_gradient_totals", DType::F32)?;
         let mut launch = kernel.launch();
         launch.arg(&sums).arg(&products).arg(&channels).arg(&parts);
         launch.arg(&mut dgamma).arg(&mut dbeta);
         // SAFETY: the kernel reads what the first wrote and writes a number a channel to each result.
         unsafe { launch.launch(LaunchConfig::for_num_elems(channels as u32)) }.w()?;
+        Ok(())
+    })
+}
 
-        let (dgamma, dbeta) = (
-            daffine.slice(..sizes.channels),
-            daffine.slice(sizes.channels..),
-        );
-        let mut dx = cuda::alloc::<T>(device, x.len())?;
-        let mut dresidual = match residual {
-            true => Some(cuda::alloc::<T>(device, x.len())?),
-            false => None,
-        };
-        let kernel = KERNELS.get(device, "batch_norm_input_gradient", T::DTYPE)?;
-        let mut launch = kernel.launch();
-        launch
-            .arg(&x)
-            .arg(&out)
-            .arg(&dy)
-            .arg(&rows)
-            .arg(&channels)
-            .arg(&gamma)
-            .arg(&mean);
-        launch
-            .arg(&inv_std)
-            .arg(&dgamma)
-            .arg(&dbeta)
-            .arg(&relu)
-            .arg(&of_batch)
-            .arg(&mut dx);
-        match &mut dresidual {
-            Some(dresidual) => launch.arg(dresidual),
-            None => launch.arg(&NULL),
-        };
-        // SAFETY: x, out, dy, dx and dresidual (or null) have rows x channels numbers, the other
-        // five one for each channel.
-        unsafe { launch.launch(sizes.grid(sizes.shares())) }.w()?;
-        drop(launch);
-        Ok((
-            cuda::tensor(dx, shape, device),
-            cuda::tensor(daffine, 2 * sizes.channels, device),
-            dresidual.map(|numbers| cuda::tensor(numbers, shape, device)),
-        ))
-    }
+/// As [`Applied::input_gradient`].
+pub(super) fn input_gradient(
+    applied: &Applied<'_>,
+    sums: Option<&Tensor>,
+    residual: bool,
+) -> Result<(Tensor, Option<Tensor>)> {
+    of_type!("batch norm", applied.x.dtype(), T => {
+        input_gradient_of::<T>(applied, sums, residual)
+    })
+}
+
+fn input_gradient_of<T: Number>(
+    applied: &Applied<'_>,
+    sums: Option<&Tensor>,
+    residual: bool,
+) -> Result<(Tensor, Option<Tensor>)> {
+    let (shape, sizes) = (applied.x.shape(), Sizes::of(applied.x)?);
+    let (x, dy) = (Read::new(applied.x), Read::new(applied.dy));
+    let (mean, inv_std) = (Read::new(&applied.by.mean), Read::new(&applied.by.inv_std));
+    let affine = Read::new(applied.affine);
+    // Constants have no sums, which are not used then.
+    let totals = Read::new(sums.unwrap_or(applied.affine));
+    let out = applied.rectified.map(Read::new);
+    let device = x.device()?;
+    let (x, dy) = (x.numbers::<T>(sizes.len())?, dy.numbers::<T>(sizes.len())?);
+    let out = out.as_ref().map(|out| out.numbers::<T>(sizes.len()));
+    let out = out.transpose()?;
+    let mean = mean.numbers::<f32>(sizes.channels)?;
+    let inv_std = inv_std.numbers::<f32>(sizes.channels)?;
+    let affine = affine.numbers::<f32>(2 * sizes.channels)?;
+    let (gamma, _) = affine.split_at(sizes.channels);
+    let totals = totals.numbers::<f32>(2 * sizes.channels)?;
+    let (dgamma, dbeta) = totals.split_at(sizes.channels);
+    let (rows, channels) = (sizes.rows as i64, cuda::int(sizes.channels)?);
+    let (relu, of_batch) = (i32::from(out.is_some()), i32::from(sums.is_some()));
+
+    let mut dx = cuda::alloc::<T>(device, sizes.len())?;
+    let mut dresidual = match residual {
+        true => Some(cuda::alloc::<T>(device, sizes.len())?),
+        false => None,
+    };
+    let kernel = KERNELS.get(device, "batch_norm_input_gradient", T::DTYPE)?;
+    let mut launch = kernel.launch();
+    launch.arg(&x);
+    match &out {
+        Some(out) => launch.arg(out),
+        None => launch.arg(&NULL),
+    };
+    launch
+        .arg(&dy)
+        .arg(&rows)
+        .arg(&channels)
+        .arg(&gamma)
+        .arg(&mean);
+    launch
+        .arg(&inv_std)
+        .arg(&dgamma)
+        .arg(&dbeta)
+        .arg(&relu)
+        .arg(&of_batch)
+        .arg(&mut dx);
+    match &mut dresidual {
+        Some(dresidual) => launch.arg(dresidual),
+        None => launch.arg(&NULL),
+    };
+    // SAFETY: x, dy, dx, and out and dresidual unless they are null, have rows x channels numbers, the
+    // other five one for each channel.
+    unsafe { launch.launch(sizes.grid(sizes.shares())) }.w()?;
+    drop(launch);
+    Ok((
+        cuda::tensor(dx, shape, device),
+        dresidual.map(|numbers| cuda::tensor(numbers, shape, device)),
+    ))
 }
 
 /// No tensor.
 const NULL: usize = 0;
 
-impl CustomOp2 for BatchNorm {
-    fn name(&self) -> &'static str {
-        "batch_norm"
-    }
-
-    fn cpu_fwd(
-        &self,
-        _: &CpuStorage,
-        _: &Layout,
-        _: &CpuStorage,
-        _: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        bail!("this batch norm runs on CUDA devices only")
-    }
-
-    fn cuda_fwd(
-        &self,
-        x: &CudaStorage,
-        x_layout: &Layout,
-        affine: &CudaStorage,
-        affine_layout: &Layout,
-    ) -> Result<(CudaStorage, Shape)> {
-        self.forward((x, x_layout), (affine, affine_layout), None)
-    }
-
-    fn bwd(
-        &self,
-        x: &Tensor,
-        affine: &Tensor,
-        out: &Tensor,
-        dy: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let (dx, daffine, _) = self.backward(x, affine, out, dy, false)?;
-        Ok((Some(dx), Some(daffine)))
-    }
+/// A tensor that a kernel reads.
+struct Read<'a> {
+    storage: StorageRef<'a>,
+    layout: &'a Layout,
 }
 
-impl CustomOp3 for BatchNorm {
-    fn name(&self) -> &'static str {
-        "batch_norm"
+impl<'a> Read<'a> {
+    fn new(tensor: &'a Tensor) -> Self {
+        let (storage, layout) = tensor.storage_and_layout();
+        Self { storage, layout }
     }
 
-    fn cpu_fwd(
-        &self,
-        _: &CpuStorage,
-        _: &Layout,
-        _: &CpuStorage,
-        _: &Layout,
-        _: &CpuStorage,
-        _: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        bail!("this batch norm runs on CUDA devices only")
+    fn device(&self) -> Result<&CudaDevice> {
+        Ok(&cuda::storage(&self.storage)?.device)
     }
 
-    fn cuda_fwd(
-        &self,
-        x: &CudaStorage,
-        x_layout: &Layout,
-        affine: &CudaStorage,
-        affine_layout: &Layout,
-        residual: &CudaStorage,
-        residual_layout: &Layout,
-    ) -> Result<(CudaStorage, Shape)> {
-        let residual = Some((residual, residual_layout));
-        self.forward((x, x_layout), (affine, affine_layout), residual)
-    }
-
-    fn bwd(
-        &self,
-        x: &Tensor,
-        affine: &Tensor,
-        _residual: &Tensor,
-        out: &Tensor,
-        dy: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let (dx, daffine, dresidual) = self.backward(x, affine, out, dy, true)?;
-        Ok((Some(dx), Some(daffine), dresidual))
+    /// Its numbers, of which there are `expected`.
+    fn numbers<T: Number>(&self, expected: usize) -> Result<CudaView<'_, T>> {
+        let numbers = cuda::numbers(cuda::storage(&self.storage)?, self.layout)?;
+        match numbers.len() {
+            found if found == expected => Ok(numbers),
+            found => bail!("a batch norm expects a tensor of {expected} numbers, got {found}"),
+        }
     }
 }
 
@@ -347,15 +289,19 @@ struct Sizes {
 }
 
 impl Sizes {
-    fn of(shape: &Shape) -> Result<Self> {
-        let channels = shape.dims().last().copied().unwrap_or(0);
-        if shape.elem_count() == 0 {
-            bail!("a batch norm of no numbers, {shape:?}");
+    fn of(x: &Tensor) -> Result<Self> {
+        let channels = x.dims().last().copied().unwrap_or(0);
+        if x.elem_count() == 0 {
+            bail!("a batch norm of no numbers, {:?}", x.shape());
         }
         Ok(Self {
-            rows: shape.elem_count() / channels,
+            rows: x.elem_count() / channels,
             channels,
         })
+    }
+
+    fn len(&self) -> usize {
+        self.rows * self.channels
     }
 
     /// Parts that the rows are summed in.
@@ -380,22 +326,17 @@ impl Sizes {
         }
     }
 
-    fn per_channel<'a>(
+    /// Two numbers for each channel, as those of one kind and of the other.
+    fn halves<'a>(
         &self,
-        storage: &'a CudaStorage,
-        layout: &Layout,
-    ) -> Result<CudaView<'a, f32>> {
-        exactly(cuda::numbers(storage, layout)?, self.channels)
-    }
-
-    fn affine<'a>(&self, (storage, layout): Part<'a>) -> Result<CudaView<'a, f32>> {
-        exactly(cuda::numbers(storage, layout)?, 2 * self.channels)
-    }
-}
-
-fn exactly<T>(numbers: CudaView<'_, T>, expected: usize) -> Result<CudaView<'_, T>> {
-    match numbers.len() {
-        found if found == expected => Ok(numbers),
-        found => bail!("a batch norm expects {expected} numbers for its channels, got {found}"),
+        both: &'a mut CudaViewMut<'_, f32>,
+    ) -> Result<(CudaViewMut<'a, f32>, CudaViewMut<'a, f32>)> {
+        match both.len() {
+            found if found == 2 * self.channels => Ok(both.split_at_mut(self.channels)),
+            found => bail!(
+                "a batch norm writes {} numbers, into room for {found}",
+                2 * self.channels
+            ),
+        }
     }
 }

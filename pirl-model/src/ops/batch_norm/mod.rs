@@ -10,11 +10,12 @@
 mod affine;
 mod backward;
 #[cfg(feature = "cuda")]
-pub(super) mod cuda;
+mod cuda;
 mod cut;
 mod forward;
 mod statistics;
 mod synced;
+pub(crate) mod tensors;
 
 pub use affine::Affine;
 pub(crate) use backward::backward_over;

@@ -21,7 +21,7 @@ use candle_core::cuda::cudarc::cudnn::{
     ConvBackwardData, ConvBackwardFilter, ConvDescriptor, ConvForward, Cudnn, CudnnDataType,
     CudnnError, FilterDescriptor, TensorDescriptor,
 };
-use candle_core::cuda::cudarc::driver::{CudaSlice, CudaView};
+use candle_core::cuda::cudarc::driver::{CudaSlice, CudaView, CudaViewMut};
 use candle_core::{CudaDevice, CudaStorage, DType, Layout, Result, Tensor, bail};
 
 use super::shape::ConvShape;
@@ -145,14 +145,13 @@ pub(in crate::ops) fn forward(
 pub(in crate::ops) fn backward_input(
     s: &ConvShape,
     tf32: bool,
-    x: &Tensor,
     weight: &Tensor,
     dy: &Tensor,
 ) -> Result<Tensor> {
-    of_type!("convolution", x.dtype(), T => {
+    of_type!("convolution", dy.dtype(), T => {
         with_two(weight, dy, |device, weight, dy| {
             let dx = backward_input_of::<T>(s, tf32, device, weight, dy)?;
-            Ok(cuda::tensor(dx, x.shape(), device))
+            Ok(cuda::tensor(dx, (s.n, s.h, s.w, s.c_in), device))
         })
     })
 }
@@ -162,13 +161,28 @@ pub(in crate::ops) fn backward_weight(
     s: &ConvShape,
     tf32: bool,
     x: &Tensor,
-    weight: &Tensor,
     dy: &Tensor,
 ) -> Result<Tensor> {
     of_type!("convolution", x.dtype(), T => {
         with_two(x, dy, |device, x, dy| {
-            let dw = backward_weight_of::<T>(s, tf32, device, x, dy)?;
-            Ok(cuda::tensor(dw, weight.shape(), device))
+            let mut dw = cuda::alloc::<T>(device, s.weight_len())?;
+            backward_weight_of::<T>(s, tf32, device, x, dy, &mut dw.as_view_mut())?;
+            Ok(cuda::tensor(dw, (s.c_out, s.kernel, s.kernel, s.c_in), device))
+        })
+    })
+}
+
+/// [`backward_weight`], written to the contiguous tensor `place`.
+pub(in crate::ops) fn backward_weight_into(
+    s: &ConvShape,
+    tf32: bool,
+    x: &Tensor,
+    dy: &Tensor,
+    place: &Tensor,
+) -> Result<()> {
+    of_type!("convolution", x.dtype(), T => {
+        with_two(x, dy, |device, x, dy| {
+            cuda::write(place, |mut dw| backward_weight_of::<T>(s, tf32, device, x, dy, &mut dw))
         })
     })
 }
@@ -196,10 +210,10 @@ fn forward_of<T: Factor>(
     x: &CudaView<T>,
     weight: &CudaView<T>,
 ) -> Result<CudaSlice<T>> {
-    check(
+    check([
         ("input", x.len(), s.in_len()),
         ("weight", weight.len(), s.weight_len()),
-    )?;
+    ])?;
     let mut out = cuda::alloc::<T>(device, s.out_len())?;
     with_state(device, |state| {
         let descriptors = Descriptors::<T>::new(&state.cudnn, s, tf32)?;
@@ -241,10 +255,10 @@ fn backward_input_of<T: Factor>(
     weight: &CudaView<T>,
     dy: &CudaView<T>,
 ) -> Result<CudaSlice<T>> {
-    check(
+    check([
         ("output", dy.len(), s.out_len()),
         ("weight", weight.len(), s.weight_len()),
-    )?;
+    ])?;
     let mut dx = cuda::alloc::<T>(device, s.in_len())?;
     with_state(device, |state| {
         let descriptors = Descriptors::<T>::new(&state.cudnn, s, tf32)?;
@@ -284,12 +298,13 @@ fn backward_weight_of<T: Factor>(
     device: &CudaDevice,
     x: &CudaView<T>,
     dy: &CudaView<T>,
-) -> Result<CudaSlice<T>> {
-    check(
+    dw: &mut CudaViewMut<T>,
+) -> Result<()> {
+    check([
         ("input", x.len(), s.in_len()),
         ("output", dy.len(), s.out_len()),
-    )?;
-    let mut dw = cuda::alloc::<T>(device, s.weight_len())?;
+        ("weight", dw.len(), s.weight_len()),
+    ])?;
     with_state(device, |state| {
         let descriptors = Descriptors::<T>::new(&state.cudnn, s, tf32)?;
         let op = ConvBackwardFilter {
@@ -307,19 +322,9 @@ fn backward_weight_of<T: Factor>(
         )?;
         let workspace = room(&mut state.workspace, bytes, device)?;
         // SAFETY: as in `forward_of`.
-        unsafe {
-            op.launch(
-                algorithm,
-                Some(workspace),
-                (T::one(), T::zero()),
-                x,
-                &mut dw,
-                dy,
-            )
-        }?;
+        unsafe { op.launch(algorithm, Some(workspace), (T::one(), T::zero()), x, dw, dy) }?;
         Ok(())
-    })?;
-    Ok(dw)
+    })
 }
 
 /// The choice made for `key` before, or what cuDNN picks, or should that not work `other`, with the bytes of
@@ -341,8 +346,8 @@ fn chosen<A: Copy>(
 }
 
 /// Each of what, its length, and the length expected.
-fn check(a: (&str, usize, usize), b: (&str, usize, usize)) -> Result<()> {
-    for (what, found, expected) in [a, b] {
+fn check<const N: usize>(lengths: [(&str, usize, usize); N]) -> Result<()> {
+    for (what, found, expected) in lengths {
         if found != expected {
             bail!("a convolution's {what} has {found} numbers, expected {expected}");
         }
