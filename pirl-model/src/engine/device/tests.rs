@@ -217,17 +217,17 @@ fn a_pass_is_differentiated_once() {
 }
 
 #[test]
-fn networks_are_those_of_the_tape() {
+fn networks_are_those_of_the_reference() {
     for (arch, mode) in [
         (Arch::Resnet18, Mode::Train),
         (Arch::Resnet50, Mode::Train),
         (Arch::Resnet50, Mode::Frozen),
     ] {
-        let [device, tape] = [Way::Device, Way::Tape].map(|way| {
+        let [device, reference] = [Way::Device, Way::Reference].map(|way| {
             let traced = traced(way, |builder| Whole::new(builder, arch));
             pass(&traced, mode, 0, &images((0, 4), (64, 64)))
         });
-        assert_near(&format!("{arch:?}, {mode:?}"), &device, &tape, 1e-3);
+        assert_near(&format!("{arch:?}, {mode:?}"), &device, &reference, 1e-3);
     }
 }
 
