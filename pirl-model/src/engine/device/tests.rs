@@ -186,6 +186,20 @@ fn assert_near(what: &str, found: &[Vec<f32>], expected: &[Vec<f32>], tolerance:
     }
 }
 
+/// Shifts what ReLUs are given: one so near 0 that rounding decides whether it passes changes the gradient by a
+/// hundredth, whatever the engines.
+fn away_from_zero<N: Network>(traced: &Traced<N>) {
+    let params = traced.params();
+    let shifts = params
+        .params()
+        .iter()
+        .filter(|param| param.shape.len() == 1);
+    for shift in shifts.filter(|param| param.name.ends_with(".bias")) {
+        let numbers = Tensor::full(3f32, shift.shape.as_slice(), &Device::Cpu).unwrap();
+        params.set(&shift.name, &numbers).unwrap();
+    }
+}
+
 const MODES: [Mode; 4] = [Mode::Train, Mode::Frozen, Mode::Eval, Mode::Calibrate];
 
 #[test]
@@ -223,11 +237,14 @@ fn networks_are_those_of_the_reference() {
         (Arch::Resnet50, Mode::Train),
         (Arch::Resnet50, Mode::Frozen),
     ] {
-        let [device, reference] = [Way::Device, Way::Reference].map(|way| {
+        let [device, tape, reference] = [Way::Device, Way::Tape, Way::Reference].map(|way| {
             let traced = traced(way, |builder| Whole::new(builder, arch));
+            away_from_zero(&traced);
             pass(&traced, mode, 0, &images((0, 4), (64, 64)))
         });
-        assert_near(&format!("{arch:?}, {mode:?}"), &device, &reference, 1e-3);
+        let what = format!("{arch:?}, {mode:?}");
+        assert_near(&format!("{what}, tape"), &device, &tape, 1e-4);
+        assert_near(&format!("{what}, reference"), &device, &reference, 1e-4);
     }
 }
 
