@@ -94,7 +94,7 @@ pub use low_shot::{
     LowShotResult, Spread,
 };
 pub use map::{FeatureMap, MapConfig, map_features, silhouette};
-pub use memory::{check_memory, feature_bytes, images_per_second};
+pub use memory::feature_bytes;
 pub use monitor::Monitor;
 pub use neighbours::{
     ImageName, Neighbour, NeighbourName, NeighbourReport, QueryReport, draw_images,

@@ -40,7 +40,7 @@ pub(crate) fn feature_sizes(
 ///
 /// # Errors
 /// As [`feature_bytes`].
-pub fn images_per_second(backbone: &dyn Backbone, extraction: &Extraction) -> Result<f64> {
+pub(crate) fn images_per_second(backbone: &dyn Backbone, extraction: &Extraction) -> Result<f64> {
     let count = images_in_pass(extraction.view.crop.pow(2)).min(extraction.batch_size);
     let images = black(extraction, count)?;
     // The first pass allocates the buffers.
@@ -61,7 +61,7 @@ fn black(extraction: &Extraction, count: usize) -> Result<Tensor> {
 ///
 /// # Errors
 /// [`EvalError::Memory`] if they do not fit.
-pub fn check_memory(bytes: u64, folder: Option<&Path>) -> Result<()> {
+pub(crate) fn check_memory(bytes: u64, folder: Option<&Path>) -> Result<()> {
     // A list of features doubles as it grows; a file of them is put together in memory.
     let copies = if folder.is_some() { 3 } else { 2 };
     let fits = |place: String, needed: u64, free: Option<u64>| match free {

@@ -6,7 +6,7 @@ use std::borrow::Cow;
 use std::path::Path;
 
 use candle_core::Device;
-use common::{checkpoints, difference, save, together, train as train_until};
+use common::{RANKS_WAIT, checkpoints, difference, save, train as train_until};
 use pirl_data::{DataError, Encoding, Objects, Pack, PackOptions, RawSample, Source, pack};
 use pirl_eval::EvalError;
 use pirl_eval::detect::{
@@ -14,7 +14,7 @@ use pirl_eval::detect::{
     InputConfig, RoiConfig, RpnConfig, check_detection_packs, voc_metrics,
 };
 use pirl_model::{Arch, C4Config, C4Norm, ModelConfig, ResNet};
-use pirl_train::{Ranks, TrainError, Training, alone, resume};
+use pirl_train::{Ranks, Threads, TrainError, Training, alone, resume};
 
 const NORMAL: (&[f32], &[f32]) = (&[0.3; 3], &[0.3; 3]);
 
@@ -222,7 +222,7 @@ fn ranks_have_the_losses_and_the_detections_of_one_process() {
         };
         let (losses, report) = run(&alone());
         for size in [2, 4] {
-            let found = together(size, |ranks| run(&ranks));
+            let found = Threads::run(size, RANKS_WAIT, |ranks| run(&ranks));
             assert!(found.iter().all(|rank| *rank == found[0]));
             let (own, own_report) = &found[0];
             assert!(difference(&own[..1], &losses[..1]) < 1e-6, "{own:?}");
@@ -242,7 +242,7 @@ fn ranks_have_the_losses_and_the_detections_of_one_process() {
         batch_size: 2,
         ..config()
     };
-    let refused = together(3, |ranks| {
+    let refused = Threads::run(3, RANKS_WAIT, |ranks| {
         let refused = DetectTrainer::new(&network(), &train, NORMAL, &config, 5, &ranks);
         refused.map(drop).unwrap_err().to_string()
     });

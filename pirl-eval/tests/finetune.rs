@@ -3,13 +3,13 @@
 mod common;
 
 use common::{
-    SIDE, checkpoints, difference, network, packed, packed_with, save, together,
+    RANKS_WAIT, SIDE, checkpoints, difference, network, packed, packed_with, save,
     train as train_until, view,
 };
 use pirl_data::{DataConfig, ImageView, Pack, ViewConfig};
 use pirl_eval::{EvalError, Finetune, FinetuneConfig, LabelSubset};
 use pirl_model::{Ops, ResNet};
-use pirl_train::{Ranks, Training, alone, resume};
+use pirl_train::{Ranks, Threads, Training, alone, resume};
 use tempfile::tempdir;
 
 const CLASSES: [&str; 3] = ["a", "b", "c"];
@@ -225,7 +225,7 @@ fn ranks_have_the_losses_and_the_result_of_one_process() {
     };
     let (losses, weights, _) = run(&alone());
     for size in [2, 4] {
-        let found = together(size, |ranks| run(&ranks));
+        let found = Threads::run(size, RANKS_WAIT, |ranks| run(&ranks));
         assert!(found.iter().all(|rank| *rank == found[0]));
         let (own, own_weights, own_report) = &found[0];
         assert!(difference(&own[..1], &losses[..1]) < 1e-6, "{own:?}");
@@ -247,7 +247,7 @@ fn ranks_have_the_losses_and_the_result_of_one_process() {
         micro_batch: 0,
         ..config
     };
-    let found = together(4, |ranks| {
+    let found = Threads::run(4, RANKS_WAIT, |ranks| {
         let backbone = network(1);
         let mut tuner = finetune_on(&ranks, &backbone, &train, &whole);
         train_until(&mut tuner, 3)

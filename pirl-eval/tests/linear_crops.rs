@@ -6,14 +6,15 @@ use std::fs;
 use std::path::Path;
 
 use common::{
-    SIDE, checkpoints, difference, network, packed_with, save, together, train as train_until, view,
+    RANKS_WAIT, SIDE, checkpoints, difference, network, packed_with, save, train as train_until,
+    view,
 };
 use pirl_data::{DataConfig, ImageView, Pack, ViewConfig};
 use pirl_eval::{
     Crops, EvalError, Extraction, LinearConfig, LinearReport, Pool, Pools, RandomCropProbe, Select,
 };
 use pirl_model::{Layer, ResNet};
-use pirl_train::{Ranks, Training, alone, resume};
+use pirl_train::{Ranks, Threads, Training, alone, resume};
 use tempfile::tempdir;
 
 fn config() -> LinearConfig {
@@ -158,7 +159,7 @@ fn ranks_have_the_losses_and_the_result_of_one_process() {
     };
     let (losses, report) = run(&alone());
     for size in [2, 3] {
-        let found = together(size, |ranks| run(&ranks));
+        let found = Threads::run(size, RANKS_WAIT, |ranks| run(&ranks));
         assert!(found.iter().all(|rank| *rank == found[0]));
         let (own, own_report) = &found[0];
         assert!(difference(&own[..1], &losses[..1]) < 1e-6, "{own:?}");

@@ -6,14 +6,14 @@ use std::fs;
 use std::thread;
 use std::time::Duration;
 
-use common::{network, packed, together, together_within, view};
+use common::{RANKS_WAIT, network, packed, view};
 use pirl_data::Pack;
 use pirl_eval::{
     EvalError, Extraction, FeatureSet, Knn, KnnConfig, KnnReport, Monitor, Pool, Pools, embed,
     extract_features,
 };
 use pirl_model::{Layer, ResNet, Trainable};
-use pirl_train::{Ranks, alone};
+use pirl_train::{Ranks, Threads, alone};
 use tempfile::tempdir;
 
 const CLASSES: [&str; 2] = ["a", "b"];
@@ -51,7 +51,7 @@ fn features_are_those_of_one_process_to_the_bit() {
         features(&untrained, &train, &extraction),
     ];
     for size in [2, 3, 7] {
-        let found = together(size, |ranks| {
+        let found = Threads::run(size, RANKS_WAIT, |ranks| {
             let backbone = own_network(&ranks);
             let packs = [&test, &train];
             let shared = extraction.clone().over(&ranks, &backbone, &packs).unwrap();
@@ -80,7 +80,7 @@ fn embeddings_are_written_by_rank_0_alone() {
         ..extraction()
     };
     let output = |rank: usize| folder.path().join(format!("rank-{rank}.csv"));
-    let written = together(2, |ranks| {
+    let written = Threads::run(2, RANKS_WAIT, |ranks| {
         let backbone = own_network(&ranks);
         let shared = extraction
             .clone()
@@ -101,14 +101,14 @@ fn ranks_wait_for_as_long_as_rank_0_takes_but_not_for_one_that_is_gone() {
     let folder = tempdir().unwrap();
     let pack = packed(folder.path(), "photos", &CLASSES, 9, 1);
     let within = Duration::from_secs(2);
-    let found = together_within(within, 2, |ranks| {
+    let found = Threads::run(2, within, |ranks| {
         let backbone = own_network(&ranks);
         let shared = extraction().over(&ranks, &backbone, &[&pack]).unwrap()?;
         thread::sleep(2 * within); // over a classifier
         Some(features(&backbone, &pack, &shared).labels().len())
     });
     assert_eq!(found, [Some(9), None]);
-    let found = together_within(within, 2, |ranks| {
+    let found = Threads::run(2, within, |ranks| {
         let backbone = own_network(&ranks);
         match ranks.rank() {
             0 => String::new(),
@@ -134,7 +134,7 @@ fn a_rank_with_other_images_or_settings_is_named() {
         ..extraction()
     };
     for (images, extraction_of_1) in [(&other, extraction()), (&pack, smaller)] {
-        let errors = together(2, |ranks| {
+        let errors = Threads::run(2, RANKS_WAIT, |ranks| {
             let backbone = own_network(&ranks);
             if ranks.rank() == 1 {
                 let helped = extraction_of_1.clone().over(&ranks, &backbone, &[images]);
@@ -183,6 +183,6 @@ fn nearest_neighbours_of_a_training_are_measured_by_all_ranks_and_leave_no_trace
     };
     let expected = measure(&alone());
     assert!(expected.is_some());
-    let found = together(2, |ranks| measure(&ranks));
+    let found = Threads::run(2, RANKS_WAIT, |ranks| measure(&ranks));
     assert_eq!(found, [expected, None]);
 }

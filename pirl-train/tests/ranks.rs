@@ -3,13 +3,13 @@
 mod common;
 
 use candle_core::Device;
-use common::{LR, VIEWS, backbone, batch, cut, objective, together};
+use common::{LR, RANKS_WAIT, VIEWS, backbone, batch, cut, objective};
 use pirl_bank::SharedSampler;
 use pirl_loss::{InfoNce, Paper};
 use pirl_model::Ops;
 use pirl_train::{
-    Covariant, Learner, Objective, Pirl, PirlBuilder, Positives, Ranks, ShardedKind, TrainError,
-    alone,
+    Covariant, Learner, Objective, Pirl, PirlBuilder, Positives, Ranks, ShardedKind, Threads,
+    TrainError, alone,
 };
 
 const STEPS: u64 = 4;
@@ -56,7 +56,7 @@ fn difference(found: &[f32], expected: &[f32]) -> f32 {
 fn alike<O: Objective>(objective: impl Fn(&Ranks) -> O + Sync, first: f32, later: f32) {
     let one = steps(alone(), 4, objective(&alone())).unwrap();
     for size in [2, 4] {
-        let found = together(size, |ranks| {
+        let found = Threads::run(size, RANKS_WAIT, |ranks| {
             let objective = objective(&ranks);
             steps(ranks, 4, objective).unwrap()
         });
@@ -125,7 +125,7 @@ fn a_bank_that_is_shared_out_has_the_loss_of_one_that_is_whole() {
     ];
     for (kind, expected) in kinds {
         for size in [1, 2, 4] {
-            let found = together(size, |ranks| {
+            let found = Threads::run(size, RANKS_WAIT, |ranks| {
                 let objective = random(40).sharded(kind, 0.1, &ranks).build().unwrap();
                 assert_eq!(objective.bank().len(), ROWS / size);
                 steps(ranks, 4, objective).unwrap()
@@ -145,7 +145,7 @@ fn a_bank_that_is_shared_out_has_the_loss_of_one_that_is_whole() {
 
 #[test]
 fn a_rank_that_fails_ends_the_others() {
-    let errors = together(2, |ranks| {
+    let errors = Threads::run(2, RANKS_WAIT, |ranks| {
         if ranks.rank() == 1 {
             ranks.abort("image 7 is damaged");
             return String::new();

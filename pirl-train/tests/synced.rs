@@ -8,12 +8,12 @@ use std::thread;
 use std::time::Duration;
 
 use candle_core::{Device, Tensor};
-use common::{BATCH, LR, VIEWS, backbone, batch, cut, cut_into, objective, together};
+use common::{BATCH, LR, RANKS_WAIT, VIEWS, backbone, batch, cut, cut_into, objective};
 use pirl_bank::SharedSampler;
 use pirl_data::Batch;
 use pirl_model::{BatchNorm, Head, Mode, ModelError, Ops, OptimConfig, ParamSet, Peers, Trainable};
 use pirl_train::{
-    Covariant, Learner, Objective, Pirl, PirlBuilder, Ranks, Supervised, TrainError, alone,
+    Covariant, Learner, Objective, Pirl, PirlBuilder, Ranks, Supervised, Threads, TrainError, alone,
 };
 
 const SYNCED: BatchNorm = BatchNorm::Synced;
@@ -146,7 +146,9 @@ fn alike<O: Objective>(
     let whole = take(1, alone(), BatchNorm::Local, &[BATCH]);
     for &(devices, size, sizes) in cases {
         let name = format!("{name}, {size} ranks of {devices} devices, {sizes:?}");
-        let found = together(size, |ranks| take(devices, ranks, SYNCED, sizes));
+        let found = Threads::run(size, RANKS_WAIT, |ranks| {
+            take(devices, ranks, SYNCED, sizes)
+        });
         assert_near(&name, &found[0], &whole);
         let same = found.iter().all(|rank| *rank == found[0]);
         assert!(same, "{name}: the ranks differ");
@@ -198,7 +200,7 @@ fn parts_that_follow_each_other_stay_apart() {
     // On one device of one rank nothing is synced, to the bit.
     assert!(take(1, alone(), SYNCED, 8) == halves);
     // Gradients are summed up while batch norms of the last part are synced.
-    let found = together(2, |ranks| take(1, ranks, SYNCED, 4));
+    let found = Threads::run(2, RANKS_WAIT, |ranks| take(1, ranks, SYNCED, 4));
     assert!(found[0] == found[1]);
     assert!(found[0].losses.iter().all(|loss| loss.is_finite()));
 }
@@ -284,7 +286,7 @@ fn a_device_whose_thread_panics_ends_the_step() {
 fn ranks_with_unequal_parts_are_refused_before_the_step() {
     let cases: [(usize, &[usize]); 2] = [(1, &[5, 5, 6]), (2, &[5, 5, 6])];
     for (devices, sizes) in cases {
-        let errors = together(2, |ranks| {
+        let errors = Threads::run(2, RANKS_WAIT, |ranks| {
             let objective = pirl().build().unwrap();
             let learner = learner(objective, Ops::Fast, devices, ranks, SYNCED);
             let before: Vec<f32> = weights(&learner);

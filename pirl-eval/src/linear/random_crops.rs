@@ -224,7 +224,7 @@ impl<'a> RandomCropProbe<'a> {
     /// What is about to begin, with a test on `test`.
     ///
     /// # Errors
-    /// [`EvalError::Memory`] if the classifiers do not fit into memory; as [`images_per_second`].
+    /// [`EvalError::Memory`] if the classifiers do not fit into memory; as [`feature_bytes`](crate::feature_bytes).
     pub fn estimate(&self, test: &Pack) -> Result<ProbeEstimate> {
         let bytes = self.bytes();
         check_memory(bytes, None)?;

@@ -3,15 +3,13 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::thread;
 use std::time::Duration;
 
 use candle_core::Device;
 use pirl_data::{EvalView, ImageFolder, Pack, PackOptions, pack};
 use pirl_eval::EvalError;
 use pirl_model::{Arch, ModelConfig, ResNet, Stem};
-use pirl_train::{Checkpoints, Identity, Ranks, State, Threads, Training};
+use pirl_train::{Checkpoints, Identity, State, Training};
 
 /// Steps until `until` are done; their losses.
 pub(crate) fn train<T: Training<Error = EvalError>>(training: &mut T, until: u64) -> Vec<f32> {
@@ -20,27 +18,6 @@ pub(crate) fn train<T: Training<Error = EvalError>>(training: &mut T, until: u64
         losses.push(training.step().unwrap().loss);
     }
     losses
-}
-
-/// What `work` finds on each of `size` ranks.
-pub(crate) fn together<T: Send>(size: usize, work: impl Fn(Ranks) -> T + Sync) -> Vec<T> {
-    together_within(Duration::from_secs(60), size, work)
-}
-
-/// The same, of ranks that wait so long for each other.
-pub(crate) fn together_within<T: Send>(
-    timeout: Duration,
-    size: usize,
-    work: impl Fn(Ranks) -> T + Sync,
-) -> Vec<T> {
-    let group = Threads::group(size, timeout);
-    thread::scope(|scope| {
-        let work = &work;
-        let ranks = group.into_iter().map(|rank| Arc::new(rank) as Ranks);
-        let threads: Vec<_> = ranks.map(|rank| scope.spawn(move || work(rank))).collect();
-        let threads = threads.into_iter();
-        threads.map(|thread| thread.join().unwrap()).collect()
-    })
 }
 
 /// The greatest difference, relative to the first of `expected`.
@@ -128,3 +105,6 @@ pub(crate) fn view() -> EvalView {
         std: vec![0.25; 3],
     }
 }
+
+/// Ranks of a test wait so long for each other.
+pub(crate) const RANKS_WAIT: Duration = Duration::from_secs(60);

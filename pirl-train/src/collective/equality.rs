@@ -48,22 +48,13 @@ mod tests {
 
     #[test]
     fn the_rank_that_differs_is_named() {
-        let group = Threads::group(3, Duration::from_secs(10));
-        let found = std::thread::scope(|scope| {
-            let ranks: Vec<_> = group
-                .into_iter()
-                .map(|rank| {
-                    scope.spawn(move || {
-                        let mut digest = Digest::default();
-                        digest.add(b"the same");
-                        ensure_equal(&rank, 1, "weights", &digest).unwrap();
-                        digest.add(&[u8::from(rank.rank() == 0)]);
-                        ensure_equal(&rank, 2, "weights", &digest).unwrap_err()
-                    })
-                })
-                .collect();
-            let errors = ranks.into_iter().map(|rank| rank.join().unwrap());
-            errors.map(|error| error.to_string()).collect::<Vec<_>>()
+        let found = Threads::run(3, Duration::from_secs(10), |rank| {
+            let mut digest = Digest::default();
+            digest.add(b"the same");
+            ensure_equal(rank.as_ref(), 1, "weights", &digest).unwrap();
+            digest.add(&[u8::from(rank.rank() == 0)]);
+            let error = ensure_equal(rank.as_ref(), 2, "weights", &digest);
+            error.unwrap_err().to_string()
         });
         assert!(found[0].contains("weights of rank 0 differ") && found[0].contains("step 2"));
         assert!(found.iter().all(|text| *text == found[0]));

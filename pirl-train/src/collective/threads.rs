@@ -3,13 +3,14 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use super::{Collective, Pending};
+use super::{Collective, Pending, Ranks};
 use crate::error::{Result, TrainError};
 
-/// A rank that is a thread: [`Threads::group`] makes all of a run. For programs that train in threads
-/// of their own, and for tests of what ranks do.
+/// A rank that is a thread: [`Threads::run`] starts all of a run, [`Threads::group`] is for programs that have threads
+/// of their own.
 pub struct Threads {
     rank: usize,
     group: Arc<Group>,
@@ -61,6 +62,27 @@ impl Threads {
             calls: AtomicU64::new(0),
         };
         (0..size).map(rank).collect()
+    }
+
+    /// What `work` returns on each of `size` ranks, by rank; each waits for the others as [`Threads::group`] says.
+    ///
+    /// # Panics
+    /// If `work` panics on one of them.
+    pub fn run<T: Send>(
+        size: usize,
+        timeout: Duration,
+        work: impl Fn(Ranks) -> T + Sync,
+    ) -> Vec<T> {
+        let group = Self::group(size, timeout);
+        thread::scope(|scope| {
+            let work = &work;
+            let ranks = group.into_iter().map(|rank| Arc::new(rank) as Ranks);
+            let threads: Vec<_> = ranks.map(|rank| scope.spawn(move || work(rank))).collect();
+            let found = threads.into_iter().map(|thread| thread.join());
+            found
+                .map(|found| found.unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+                .collect()
+        })
     }
 
     /// Gives something in the next call, whose number is returned.
@@ -208,21 +230,10 @@ impl Collective for Threads {
 
 #[cfg(test)]
 mod tests {
-    use std::thread;
-
     use super::*;
 
-    /// What each rank's thread returns, by rank.
-    fn together<T: Send>(size: usize, work: impl Fn(&Threads) -> T + Sync) -> Vec<T> {
-        let group = Threads::group(size, Duration::from_millis(300));
-        thread::scope(|scope| {
-            let work = &work;
-            let ranks: Vec<_> = group
-                .into_iter()
-                .map(|rank| scope.spawn(move || work(&rank)))
-                .collect();
-            ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
-        })
+    fn together<T: Send>(size: usize, work: impl Fn(Ranks) -> T + Sync) -> Vec<T> {
+        Threads::run(size, Duration::from_millis(300), work)
     }
 
     #[test]

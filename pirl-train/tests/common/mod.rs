@@ -1,9 +1,7 @@
 //! The small PIRL of `benches/peers/trajectory.py`: its networks, bank, draws and batches.
 #![allow(dead_code)] // each test file uses its share
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::thread;
 use std::time::Duration;
 
 use benches::fill;
@@ -14,7 +12,7 @@ use pirl_loss::Paper;
 use pirl_model::{
     Arch, JigsawHead, ModelConfig, ModelError, Ops, ParamSet, ProjectionHead, ResNet, Stem,
 };
-use pirl_train::{Pirl, PirlBuilder, Ranks, Threads};
+use pirl_train::{Pirl, PirlBuilder};
 use rand::Rng;
 
 // The sizes of the script.
@@ -160,14 +158,5 @@ pub(crate) fn cut_into(batch: &Batch, sizes: &[usize]) -> Vec<Batch> {
     sizes.iter().enumerate().map(part).collect()
 }
 
-/// What `work` finds on each of `size` ranks.
-pub(crate) fn together<T: Send>(size: usize, work: impl Fn(Ranks) -> T + Sync) -> Vec<T> {
-    let group = Threads::group(size, Duration::from_secs(60));
-    thread::scope(|scope| {
-        let work = &work;
-        let ranks = group.into_iter().map(|rank| Arc::new(rank) as Ranks);
-        let threads: Vec<_> = ranks.map(|rank| scope.spawn(move || work(rank))).collect();
-        let threads = threads.into_iter();
-        threads.map(|thread| thread.join().unwrap()).collect()
-    })
-}
+/// Ranks of a test wait so long for each other.
+pub(crate) const RANKS_WAIT: Duration = Duration::from_secs(60);

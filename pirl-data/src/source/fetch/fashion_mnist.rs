@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use flate2::read::GzDecoder;
 
@@ -76,17 +76,9 @@ pub fn fetch_fashion_mnist(
     folder: impl AsRef<Path>,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<String, DataError> {
-    let installed = |file: &Idx| Path::new(DEBIAN).join(file.name);
-    let (mut files, from) = if FILES.iter().all(|file| installed(file).is_file()) {
-        let read = |file: &Idx| {
-            let path = installed(file);
-            let bytes = fs::read(&path).map_err(DataError::io("read", &path))?;
-            Ok((file.name, bytes))
-        };
-        let files = FILES.iter().map(read).collect::<Result<_, DataError>>()?;
-        (files, format!("the Debian package in {DEBIAN}"))
-    } else {
-        download(&FILES, &FOLDERS, &mut get, progress)?
+    let (mut files, from) = match installed(&FILES, Path::new(DEBIAN))? {
+        Some(files) => (files, format!("the Debian package in {DEBIAN}")),
+        None => download(&FILES, &FOLDERS, &mut get, progress)?,
     };
     let names = CLASS_NAMES.join("\n") + "\n";
     files.push(("class_names.txt", names.into_bytes()));
@@ -96,6 +88,26 @@ pub fn fetch_fashion_mnist(
 
 type Files = Vec<(&'static str, Vec<u8>)>;
 type Get<'a> = dyn FnMut(&str, &mut dyn FnMut(u64)) -> Result<Vec<u8>, String> + 'a;
+
+/// All of `wanted` from `folder`; `None` if one is not there.
+fn installed(wanted: &[Idx], folder: &Path) -> Result<Option<Files>, DataError> {
+    let paths = wanted
+        .iter()
+        .map(|file| (file.name, folder.join(file.name)));
+    let paths: Vec<_> = paths.collect();
+    if !paths.iter().all(|(_, path)| path.is_file()) {
+        return Ok(None);
+    }
+    let read = |(name, path): (_, PathBuf)| {
+        let bytes = fs::read(&path).map_err(DataError::io("read", &path))?;
+        Ok((name, bytes))
+    };
+    paths
+        .into_iter()
+        .map(read)
+        .collect::<Result<_, _>>()
+        .map(Some)
+}
 
 /// All of `wanted` from the first of `folders` that has them right, and its address.
 fn download(
@@ -170,6 +182,17 @@ mod tests {
             len: packed(bytes).len() as u64,
             sha256: String::leak(hex_sha256(bytes)),
         })
+    }
+
+    #[test]
+    fn files_that_are_installed_are_copied_if_all_are_there() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("a.gz"), "a").unwrap();
+        assert!(installed(&wanted(), folder.path()).unwrap().is_none());
+        fs::write(folder.path().join("b.gz"), "b").unwrap();
+        let files = installed(&wanted(), folder.path()).unwrap();
+        let expected = [("a.gz", b"a".to_vec()), ("b.gz", b"b".to_vec())];
+        assert_eq!(files.unwrap(), expected);
     }
 
     #[test]
