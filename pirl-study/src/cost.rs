@@ -199,6 +199,10 @@ fn kind(run: &Run) -> Result<String> {
     let mut text: String = lines
         .map(|(key, value)| format!("{key}={value} "))
         .collect();
+    // Without its term the transformed view is not made.
+    if run.recipe.loss.lambda == 0.0 {
+        text += "untransformed ";
+    }
     for task in &run.tasks {
         text += &format!("{:?} ", task.evaluation);
     }
@@ -505,26 +509,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn permutations_cost_where_they_are_classes() {
-        let kind_of = |loss: &str, permutations: u32| {
-            let settings = [
-                format!("loss.kind={loss}"),
-                format!("pretext.permutations={permutations}"),
-                "pretext.grid=3".to_owned(),
-                "pretext.crop_size=27".to_owned(),
-            ];
-            let settings: Vec<_> = settings.iter().map(|set| set.parse().unwrap()).collect();
+    fn runs_of_a_kind_do_the_same_work() {
+        let kind_of = |settings: &str| {
+            let nine = "pretext.grid=3 pretext.crop_size=27 ";
+            let settings = nine.to_owned() + settings;
+            let settings = settings.split(' ').map(|set| set.parse().unwrap());
             let run = Run {
                 key: String::new(),
                 name: String::new(),
-                recipe: Recipe::load("cifar10", &settings).unwrap(),
+                recipe: Recipe::load("cifar10", &settings.collect::<Vec<_>>()).unwrap(),
                 trained: true,
                 tasks: Vec::new(),
             };
             kind(&run).unwrap()
         };
-        assert_ne!(kind_of("covariant", 10), kind_of("covariant", 10_000));
-        assert_eq!(kind_of("infonce", 10), kind_of("infonce", 10_000));
+        let classes = |count: u32| format!("loss.kind=covariant pretext.permutations={count}");
+        assert_ne!(kind_of(&classes(10)), kind_of(&classes(10_000)));
+        let orders = |count: u32| format!("loss.kind=infonce pretext.permutations={count}");
+        assert_eq!(kind_of(&orders(10)), kind_of(&orders(10_000)));
+        let weight = |lambda: f64| format!("loss.positives=bank loss.lambda={lambda}");
+        assert_ne!(kind_of(&weight(0.0)), kind_of(&weight(0.5)));
+        assert_eq!(kind_of(&weight(0.25)), kind_of(&weight(0.5)));
     }
 
     #[test]
