@@ -1,16 +1,18 @@
 #!/usr/bin/env bash
 # Times two ranks that a slow network joins: two network namespaces of this machine, and between them a
-# link of so many Mbit/s with so many ms of delay. Needs root, iproute2, Open MPI, and a kernel with
-# sch_netem; without it the link has sch_tbf's rate and no delay, which is said.
+# link of so many Mbit/s with so many ms of delay. Needs root, iproute2, Open MPI, a `pirl` with `mpi`, and a
+# kernel with sch_netem; without it the link has sch_tbf's rate and no delay, which is said.
 #
 #   scripts/cluster-net.sh PACK [STEPS] [MBIT] [MS] [--set key=value ...]
 #
-# Prints milliseconds a step of one rank alone, and of two ranks on a fast link and on the slow one, for
-# the model of docs/CLUSTER.md. The network is ResNet-50 at 224 pixels unless --set says otherwise.
+# Prints milliseconds a step of one rank alone, and of two ranks on a fast link and on the slow one; how much of
+# the sums the backward pass hides; and what the model of docs/CLUSTER.md predicts from the fast link's step.
+# The network is ResNet-50 at 224 pixels.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 pack=$(realpath "${1:?PACK}"); steps=${2:-6} mbit=${3:-1000} ms=${4:-1}
 shift $(($# < 4 ? $# : 4))
+delay=$ms
 pirl=$PWD/${CARGO_TARGET_DIR:-target}/release/pirl
 work=$(mktemp -d)
 a=pirl-a-$$ b=pirl-b-$$
@@ -34,7 +36,8 @@ slow() {
     read -r ns device <<<"$end"
     if ! ip netns exec "$ns" tc qdisc add dev "$device" root netem delay "${ms}ms" rate "${mbit}mbit" 2>/dev/null; then
       ip netns exec "$ns" tc qdisc add dev "$device" root tbf rate "${mbit}mbit" burst 256kb latency 100ms
-      echo "this kernel has no netem: the link has $mbit Mbit/s and no added delay" >&2
+      [ "$ms" = 0 ] || echo "this kernel has no netem: the link has $mbit Mbit/s and no added delay" >&2
+      delay=0
     fi
   done
 }
@@ -78,6 +81,19 @@ RAYON_NUM_THREADS=1 "$pirl" "${arguments[@]}" --out "$work/one" >&2
 two fast
 slow
 two slow
-echo "one rank of one thread      $(step "$work/one/metrics.jsonl") ms a step"
-echo "two ranks, fast link        $(step "$work/fast/metrics.jsonl") ms"
-echo "two ranks, $mbit Mbit/s    $(step "$work/slow/metrics.jsonl") ms"
+one=$(step "$work/one/metrics.jsonl") fast=$(step "$work/fast/metrics.jsonl") slow=$(step "$work/slow/metrics.jsonl")
+echo "one rank of one thread      $one ms a step"
+echo "two ranks, fast link        $fast ms"
+echo "two ranks, $mbit Mbit/s    $slow ms"
+# The last backward pass is that of the patches: two thirds of a pass over 9 x 64 x 64 of all pixels.
+python3 - "$fast" "$slow" "$mbit" "$delay" <<'END'
+import importlib.util, sys
+spec = importlib.util.spec_from_file_location("model", "scripts/cluster-model.py")
+model = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(model)
+fast, slow, mbit, delay = (float(word) for word in sys.argv[1:])
+last_backward = fast / 1e3 * 2 / 3 * 9 * 64**2 / (224**2 + 9 * 64**2)
+total, ring, exposed = model.step(2, fast / 1e3, last_backward, 94e6, mbit * 1e6 / 8, delay / 1e3)
+print(f"sums take {1e3 * ring:.0f} ms on this link, of which the step hides {100 * (1 - (slow - fast) / 1e3 / ring):.0f} %")
+print(f"the model predicts {1e3 * total:.0f} ms: {100 * (total / slow * 1e3 - 1):+.0f} %")
+END
