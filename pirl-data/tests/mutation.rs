@@ -334,6 +334,11 @@ fn no_file_is_trusted() {
     survive("list", &[list, names, csv], few, 4, |_, bytes| {
         parsers::list(&bytes)
     });
+    let classes = b"airplane\ndog\n\xC3\xA9l\xC3\xA9phant\n".to_vec();
+    let set = b"1\n1  1\n2 -1\nmissing\n".to_vec();
+    survive("names", &[classes, set], few, 15, |_, bytes| {
+        parsers::names(&bytes)
+    });
     let idx = [&b"\0\0\x08\x03\0\0\0\x01\0\0\0\x02\0\0\0\x03"[..], &[7; 6]].concat();
     survive("idx", &[idx], few, 5, |_, bytes| parsers::idx(&bytes));
     let record = [vec![3; 3073], vec![9; 3073]].concat();
