@@ -9,6 +9,9 @@ use image::metadata::Orientation;
 use super::{check_size, other};
 use crate::Image;
 
+/// Width and height.
+type Size = (u32, u32);
+
 /// # Errors
 /// When the file is cut off, damaged, or its pixels are not as many as its header says.
 pub(super) fn open(bytes: &[u8]) -> Result<WebPDecoder<Cursor<&[u8]>>, String> {
@@ -34,7 +37,7 @@ pub(super) fn is_animated(bytes: &[u8]) -> bool {
 /// A WebP without what follows it, once every chunk is known to end within, since the decoder takes as much
 /// memory for one as its header says; and the size that the first chunk of pixels has, for which the decoder takes
 /// memory before it compares that with the header.
-fn chunks(bytes: &[u8]) -> Result<(&[u8], Option<(u32, u32)>), String> {
+fn chunks(bytes: &[u8]) -> Result<(&[u8], Option<Size>), String> {
     let cut = || {
         format!(
             "truncated: its {} bytes end before the image does",
@@ -59,7 +62,7 @@ fn chunks(bytes: &[u8]) -> Result<(&[u8], Option<(u32, u32)>), String> {
 }
 
 /// Width and height in a chunk of lossy (RFC 6386, 9.1) or lossless pixels (RFC 9649, 3.4).
-fn size_of_pixels(chunk: &[u8]) -> Option<(u32, u32)> {
+fn size_of_pixels(chunk: &[u8]) -> Option<Size> {
     let (kind, body) = (chunk.get(..4)?, chunk.get(8..)?);
     match kind {
         b"VP8 " => {
