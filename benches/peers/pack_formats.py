@@ -6,13 +6,17 @@
 The photographs of photographs.py as lossy WebP (quality 90), as TIFF (LZW, and as it stands), and as JPEGs in a
 tar archive. Pillow only decodes them to RGB, in a pool of as many processes as there are cores, warm, files in
 the page cache; ours, the start of the process included, decodes, encodes again what is packed in another
-format (as PNG, or as JPEG with `--reencode jpeg`), and brings the pack to the disk. A ratio is Pillow's time by
+format (TIFF, and WebP with `--reencode`), and brings the pack to the disk. A ratio is Pillow's time by
 ours, of one pair: above 0.8 packing keeps up.
+
+Then the three packs of the WebP files are loaded in turn by one worker (`pirl data bench`: two crops, nine patches,
+colours).
 
 Pillow as in pack.py; set PEERS_PYTHON to an interpreter that has it.
 """
 import argparse
 import io
+import json
 import multiprocessing
 import os
 import pathlib
@@ -26,6 +30,10 @@ import time
 from compare import HERE, ROOT, Worker, cpu, interpreter
 
 COUNT = 512
+# How the images are packed, and with which options.
+WEBP = [("WebP, as it is", []), ("PNG", ["--reencode", "png"]), ("JPEG", ["--reencode", "jpeg"])]
+TIFF = [("PNG", []), ("JPEG", ["--reencode", "jpeg"])]
+TAR = [("JPEG, as it is", [])]
 
 
 def decode(data):
@@ -79,6 +87,7 @@ def convert(photographs, folder):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--seconds", type=int, default=5, help="of one run of the loader")
     parser.add_argument("--peer", metavar="FOLDER|TAR", help="be the other side")
     parser.add_argument("--convert", nargs=2, metavar="FOLDER", help="only write the formats")
     args = parser.parse_args()
@@ -97,13 +106,13 @@ def main():
     with tempfile.TemporaryDirectory(dir=ROOT / "target") as scratch:
         scratch = pathlib.Path(scratch)
         subprocess.run([python, __file__, "--convert", photographs, str(scratch)], check=True)
-        sources = [("WebP, quality 90", scratch / "webp", "image-folder"),
-                   ("TIFF, LZW", scratch / "lzw.tif", "image-folder"),
-                   ("TIFF", scratch / "tif", "image-folder"),
-                   ("tar of JPEG", scratch / "jpeg.tar", "webdataset")]
+        sources = [("WebP, quality 90", scratch / "webp", "image-folder", WEBP),
+                   ("TIFF, LZW", scratch / "lzw.tif", "image-folder", TIFF),
+                   ("TIFF", scratch / "tif", "image-folder", TIFF),
+                   ("tar of JPEG", scratch / "jpeg.tar", "webdataset", TAR)]
 
-        def ours(source, reader, flags):
-            pack = [pirl, "data", "pack", "--format", reader, "--input", str(source), "--output", str(scratch / "pack")]
+        def ours(source, reader, flags, output=scratch / "pack"):
+            pack = [pirl, "data", "pack", "--format", reader, "--input", str(source), "--output", str(output)]
             start = time.perf_counter()
             subprocess.run(pack + flags, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             return time.perf_counter() - start
@@ -111,9 +120,8 @@ def main():
         print(f"{cpu()}; {cores} cores; {COUNT} photographs of 500 x 375; pairs: {args.pairs}")
         print("\n| | packed as | ours, images/s | Pillow decodes, images/s | ratio (least to greatest) |")
         print("| --- | --- | --- | --- | --- |", flush=True)
-        for title, source, reader in sources:
+        for title, source, reader, works in sources:
             other = Worker(python, __file__, "--peer", str(source))
-            works = [("JPEG", [])] if "tar" in title else [("PNG", []), ("JPEG", ["--reencode", "jpeg"])]
             for packed, flags in works:
                 ours(source, reader, flags)
                 pairs = [(ours(source, reader, flags), other.ask("run")) for _ in range(args.pairs)]
@@ -122,6 +130,26 @@ def main():
                 ratio = f"{statistics.median(ratios):.2f}x ({ratios[0]:.2f} to {ratios[-1]:.2f})"
                 print(f"| {title} | {packed} | {1 / a:.0f} | {1 / b:.0f} | {ratio} |", flush=True)
             other.close()
+
+        def load(pack):
+            bench = [pirl, "data", "bench", str(pack), "--json", "--workers", "1", "--seconds", str(args.seconds)]
+            bench += ["--set", "train.batch_size=32"]
+            return json.loads(subprocess.run(bench, check=True, stdout=subprocess.PIPE, text=True).stdout)
+
+        for packed, flags in WEBP:
+            ours(scratch / "webp", "image-folder", flags, scratch / packed)
+        loaded = {packed: [] for packed, _ in WEBP}
+        for _ in range(args.pairs):
+            for packed, found in loaded.items():
+                found.append(load(scratch / packed))
+        print("\n| loaded | MB | images/s (least to greatest) | decoding, ms an image |")
+        print("| --- | --- | --- | --- |")
+        for packed, found in loaded.items():
+            rates = sorted(run["images_per_second"] for run in found)
+            decoding = statistics.median(1000 * run["stages"]["decode"] / run["images_per_second"] for run in found)
+            size = (scratch / f"{packed}.safetensors").stat().st_size / 1e6
+            rate = f"{statistics.median(rates):.0f} ({rates[0]:.0f} to {rates[-1]:.0f})"
+            print(f"| {packed} | {size:.0f} | {rate} | {decoding:.2f} |")
 
 
 if __name__ == "__main__":

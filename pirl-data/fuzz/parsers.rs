@@ -178,6 +178,25 @@ pub(crate) fn list(bytes: &[u8]) {
     });
 }
 
+/// The names of classes, and an image set of VOC. The images it names are not read, as those of a list.
+pub(crate) fn names(bytes: &[u8]) {
+    let files: [(&str, &[u8]); 5] = [
+        ("names/test_batch.bin", &[0; 3073]),
+        ("names/batches.meta.txt", bytes),
+        ("set/ImageSets/Main/some.txt", bytes),
+        ("set/JPEGImages/1.jpg", PHOTO),
+        ("set/Annotations/1.xml", b"<annotation></annotation>"),
+    ];
+    with_files(&files, |folder| {
+        if let Ok(cifar) = Cifar::ten(folder.join("names"), Split::Test) {
+            let _ = (cifar.class_names(), cifar.read(0));
+        }
+        if let Ok(voc) = Annotated::voc(&[folder.join("set")], "some") {
+            let _ = (voc.len(), voc.class_names(), voc.skipped());
+        }
+    });
+}
+
 /// An image of other channels than RGB, or of more than 8 bits.
 pub(crate) fn channels(bytes: &[u8]) {
     let range = Depth::Range {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 pub struct Stages {
     /// Waiting for the sample's bytes: the disk, or the page cache.
     pub read: Duration,
-    /// JPEG, PNG or raw bytes to RGB.
+    /// The sample's bytes to pixels.
     pub decode: Duration,
     /// Random crops, and resizing them.
     pub resample: Duration,

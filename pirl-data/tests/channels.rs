@@ -235,7 +235,7 @@ fn what_has_other_channels_is_left_out_by_name() {
             ..of_five()
         },
         PackOptions {
-            reencode: Reencode::Jpeg,
+            reencode: Some(Reencode::Jpeg),
             ..of_five()
         },
         PackOptions {

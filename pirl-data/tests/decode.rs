@@ -302,7 +302,7 @@ fn other_formats_are_encoded_anew_as_the_user_chose() {
             ..Samples::raw(0, 0)
         };
         let options = PackOptions {
-            reencode,
+            reencode: Some(reencode),
             ..PackOptions::default()
         };
         let report = pack(&source, &output, &options, &mut |_, _| {}).unwrap();

@@ -118,7 +118,7 @@ mod read {
             (Reencode::Jpeg, Encoding::Jpeg),
         ] {
             let options = PackOptions {
-                reencode,
+                reencode: Some(reencode),
                 ..PackOptions::default()
             };
             let report = write(&source, &out.path().join("set"), &options);

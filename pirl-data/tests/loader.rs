@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use candle_core::{Device, Tensor};
-use common::{Samples, jpeg, picture, png};
+use common::{Samples, jpeg, overwrite, picture, png, webp, write};
 use pirl_data::{
     Batch, DataConfig, DataError, Encoding, EvalView, Image, ImageView, Loader, LoaderConfig,
     OnCorrupt, Pack, PackOptions, Pretext, PretextConfig, PretextKind, Scratch, Share, ViewConfig,
@@ -304,19 +304,29 @@ fn without_a_pretext_task_there_are_no_patches() {
     }
 }
 
-/// Overwrites the encoded bytes of a sample in the packed file.
 fn damage(path: &Path, index: usize) {
-    let pack = Pack::open(path).unwrap();
-    let file = pack.paths()[0].clone();
-    let sample = pack.bytes(index).unwrap().to_vec();
-    drop(pack);
-    let mut bytes = std::fs::read(&file).unwrap();
-    let at = bytes
-        .windows(sample.len())
-        .position(|window| window == sample)
-        .unwrap();
-    bytes[at..at + sample.len()].fill(0x55);
-    std::fs::write(&file, bytes).unwrap();
+    let length = Pack::open(path).unwrap().bytes(index).unwrap().len();
+    overwrite(path, index, &vec![0x55; length]);
+}
+
+/// Lossless WebP is packed as it is: what is trained on is what it would be of PNG.
+#[test]
+fn batches_of_lossless_webp_are_those_of_png() {
+    let folder = TempDir::new().unwrap();
+    let epoch = |name: &str, source: Samples| -> Vec<_> {
+        let path = folder.path().join(name);
+        let report = write(&source, &path, &PackOptions::default());
+        assert_eq!(report.encoding, source.samples[0].1);
+        let pack = Pack::open(&path).unwrap();
+        for (index, (bytes, ..)) in source.samples.iter().enumerate() {
+            assert_eq!(pack.bytes(index), Some(&**bytes));
+        }
+        let batches = loader(&path, config(4, 2, 2)).epoch(1, 0).unwrap();
+        batches.map(|batch| bits(&batch.unwrap())).collect()
+    };
+    let of_png = epoch("png", samples(png, Encoding::Png));
+    assert_eq!(of_png.len(), IMAGES / 4);
+    assert!(of_png == epoch("webp", samples(webp, Encoding::WebP)));
 }
 
 #[test]

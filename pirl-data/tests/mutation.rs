@@ -9,10 +9,14 @@ mod parsers;
 
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use common::{Samples, jpeg, list_dir, picture, png};
-use pirl_data::{Encoding, Objects, Pack, PackOptions, Source, pack};
+use common::{Samples, jpeg, list_dir, picture, png, webp};
+use pirl_data::{
+    DataConfig, Encoding, ImageView, Loader, LoaderConfig, Objects, OnCorrupt, Pack, PackOptions,
+    Source, ViewConfig, pack,
+};
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use tempfile::TempDir;
@@ -128,6 +132,11 @@ fn packs() -> Vec<Vec<u8>> {
     encoded.samples[0] = (jpeg(&picture(9, 7)), Encoding::Jpeg, None);
     encoded.samples[1] = (png(&picture(9, 7)), Encoding::Png, None);
     write("mixed", &encoded);
+    let mut webps = Samples::raw(2, 0);
+    for (number, sample) in webps.samples.iter_mut().enumerate() {
+        *sample = (webp(&picture(9, 7 + number)), Encoding::WebP, None);
+    }
+    write("webp", &webps);
     let mut annotated = Samples::raw(3, 2);
     annotated
         .samples
@@ -178,6 +187,61 @@ fn repack(jpegs: &[Vec<u8>], many: usize) {
     }
 }
 
+/// Loads a pack of so many WebP files, of which half were damaged once it was made: batches are full, of those
+/// that decode.
+fn reload(webps: &[Vec<u8>], many: usize) {
+    let mut rng = ChaCha8Rng::seed_from_u64(14);
+    let mut source = Samples::raw(0, 0);
+    source.samples = (0..many)
+        .map(|number| (webps[number % webps.len()].clone(), Encoding::WebP, None))
+        .collect();
+    let dir = TempDir::new().unwrap();
+    let output = dir.path().join("set");
+    let report = pack(&source, &output, &PackOptions::default(), &mut |_, _| {}).unwrap();
+    assert_eq!((report.packed, report.encoding), (many, Encoding::WebP));
+    let path = output.with_extension("safetensors");
+    let mut file = fs::read(&path).unwrap();
+    let first = &source.samples[0].0;
+    let mut at = file.windows(first.len()).position(|w| w == first).unwrap();
+    for (number, (bytes, ..)) in source.samples.iter().enumerate() {
+        if number % 2 == 0 {
+            let mut damaged = mutate(&mut rng, std::slice::from_ref(bytes));
+            damaged.resize(bytes.len(), 0);
+            file[at..at + bytes.len()].copy_from_slice(&damaged);
+        }
+        at += bytes.len();
+    }
+    fs::write(&path, file).unwrap();
+    let pack = Arc::new(Pack::open(&path).unwrap());
+    let broken: Vec<bool> = (0..many).map(|index| pack.decode(index).is_err()).collect();
+    let count = broken.iter().filter(|broken| **broken).count();
+    let data = DataConfig {
+        image_size: 12,
+        ..DataConfig::default()
+    };
+    let view = ImageView::new(&data, &ViewConfig::default()).unwrap();
+    let config = LoaderConfig {
+        batch_size: 8,
+        workers: 1,
+        on_corrupt: OnCorrupt::Skip,
+        ..LoaderConfig::default()
+    };
+    let loader = Loader::new(pack.clone(), view, None, config).unwrap();
+    let (mut batches, mut skipped) = (0, 0);
+    let ((), taken) = benches::peak_of(|| {
+        for batch in loader.epoch(0, 0).unwrap() {
+            let batch = batch.unwrap();
+            assert_eq!(batch.indices.len(), 8);
+            assert!(batch.indices.iter().all(|index| !broken[*index as usize]));
+            (batches, skipped) = (batches + 1, skipped + batch.skipped);
+        }
+    });
+    eprintln!("loaded: {batches} batches, {count} of {many} damaged, {skipped} replaced");
+    assert!(taken < MEMORY, "loading took {taken} bytes");
+    assert_eq!(batches, many / 8);
+    assert!(count > many / 10 && skipped >= count);
+}
+
 // One test, for the memory is counted for the whole process.
 #[test]
 fn no_file_is_trusted() {
@@ -224,6 +288,9 @@ fn no_file_is_trusted() {
         },
     );
     repack(&files(&golden, ".jpg"), few);
+    let mut still = files(&formats, ".webp");
+    still.retain(|bytes| !bytes.windows(4).any(|chunk| chunk == b"ANIM"));
+    reload(&still, few);
     let annotation = "<annotation><object><name>dog</name><difficult>0</difficult><bndbox>\
         <xmin>48</xmin><ymin>240.5</ymin><xmax>195</xmax><ymax>371</ymax></bndbox></object>\
         <object><name>cat</name><part><name>head</name></part><bndbox><xmin>1</xmin><ymin>2</ymin>\
@@ -266,6 +333,11 @@ fn no_file_is_trusted() {
     let csv = b"\xEF\xBB\xBFid,path,label\n1,\"a, 1.jpg\",dog\n2,b.jpg,\"c\"\"t\"\n".to_vec();
     survive("list", &[list, names, csv], few, 4, |_, bytes| {
         parsers::list(&bytes)
+    });
+    let classes = b"airplane\ndog\n\xC3\xA9l\xC3\xA9phant\n".to_vec();
+    let set = b"1\n1  1\n2 -1\nmissing\n".to_vec();
+    survive("names", &[classes, set], few, 15, |_, bytes| {
+        parsers::names(&bytes)
     });
     let idx = [&b"\0\0\x08\x03\0\0\0\x01\0\0\0\x02\0\0\0\x03"[..], &[7; 6]].concat();
     survive("idx", &[idx], few, 5, |_, bytes| parsers::idx(&bytes));

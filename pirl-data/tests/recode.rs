@@ -80,7 +80,7 @@ fn jpeg_of(image: &Image) -> Vec<u8> {
     let bytes = [header.as_bytes(), &image.pixels].concat();
     fs::write(images.path().join("a.ppm"), bytes).unwrap();
     let options = PackOptions {
-        reencode: Reencode::Jpeg,
+        reencode: Some(Reencode::Jpeg),
         ..PackOptions::default()
     };
     let output = images.path().join("set");

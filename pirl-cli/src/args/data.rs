@@ -85,9 +85,10 @@ pub(crate) struct PackArgs {
     /// Encode every JPEG again with this quality; without it, only those that shrink are, with 95
     #[arg(long, value_name = "1..100", value_parser = clap::value_parser!(u8).range(1..=100))]
     pub(crate) quality: Option<u8>,
-    /// What WebP, BMP, TIFF, GIF, PNM and QOI become
-    #[arg(long, value_enum, default_value_t = ReencodeArg::Png)]
-    pub(crate) reencode: ReencodeArg,
+    /// What WebP, BMP, TIFF, GIF, PNM and QOI become; without it PNG, but WebP is packed as it is, unless it
+    /// shrinks or is animated
+    #[arg(long, value_enum)]
+    pub(crate) reencode: Option<ReencodeArg>,
     /// Pack images of so many channels, from 1 to 16, not as RGB: TIFF files of so many bands or grey pages,
     /// grey (1), grey or RGB with alpha (2, 4)
     #[arg(long, value_name = "COUNT", default_value_t = 3, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=16))]

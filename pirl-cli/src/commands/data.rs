@@ -63,10 +63,10 @@ fn pack_whole(args: &PackArgs) -> Result<()> {
         shard_bytes: args.shard_mib << 20,
         resize_shorter: args.resize_shorter,
         quality: args.quality,
-        reencode: match args.reencode {
+        reencode: args.reencode.map(|format| match format {
             ReencodeArg::Png => Reencode::Png,
             ReencodeArg::Jpeg => Reencode::Jpeg,
-        },
+        }),
         dedupe: args.dedupe,
         max_pixels: usize::try_from(args.max_pixels).unwrap_or(usize::MAX),
         channels: args.channels,

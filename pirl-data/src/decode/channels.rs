@@ -2,7 +2,7 @@
 
 use image::{DynamicImage, ImageDecoder};
 
-use super::{Looked, check_size, other, png, tiff};
+use super::{Looked, check_size, other, png, tiff, webp};
 use crate::orientation::make_upright;
 use crate::{Depth, Encoding, Image, OtherFormat};
 
@@ -114,6 +114,7 @@ fn read(bytes: &[u8], encoding: Encoding, wanted: Channels) -> Result<Stored, St
             let decoder = png::open(bytes)?;
             dynamic(decoder, wanted, |_| png::turned(bytes))
         }
+        Encoding::WebP => dynamic(webp::open(bytes)?, wanted, |decoder| other::turned(decoder)),
         Encoding::Other(format) => {
             let decoder = other::open(bytes, format)?;
             dynamic(decoder, wanted, |decoder| other::turned(decoder))

@@ -11,6 +11,7 @@ mod other;
 mod png;
 mod tiff;
 mod tiff_strips;
+mod webp;
 
 use image::metadata::Orientation;
 
@@ -44,7 +45,7 @@ pub(crate) fn sniff(bytes: &[u8]) -> Option<Encoding> {
             b'B',
             b'P',
             ..,
-        ] => other(OtherFormat::WebP),
+        ] => Some(Encoding::WebP),
         [b'G', b'I', b'F', b'8', b'7' | b'9', b'a', ..] => other(OtherFormat::Gif),
         [b'I', b'I', 42, 0, ..] | [b'M', b'M', 0, 42, ..] => other(OtherFormat::Tiff),
         [b'q', b'o', b'i', b'f', ..] => other(OtherFormat::Qoi),
@@ -142,6 +143,11 @@ pub(crate) fn of_sample(bytes: &[u8], encoding: Encoding) -> Encoding {
     }
 }
 
+/// Whether a WebP has frames, of which the first is the image.
+pub(crate) fn is_animated_webp(bytes: &[u8]) -> bool {
+    webp::is_animated(bytes)
+}
+
 /// What is known of an image once it has been decoded or checked.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Looked {
@@ -174,6 +180,7 @@ pub(crate) fn decode_into(
     let orientation = match encoding {
         Encoding::Jpeg => jpeg::decode(bytes, limit, out)?,
         Encoding::Png => png::decode(bytes, limit, out)?,
+        Encoding::WebP => webp::decode(bytes, limit, out)?,
         Encoding::Other(format) => other::decode(bytes, format, limit, out)?,
         Encoding::Planes { channels } => {
             png::decode_planes(bytes, channels as usize, limit, out)?;
@@ -226,6 +233,7 @@ pub(crate) fn size(bytes: &[u8], encoding: Encoding) -> Result<(usize, usize), S
     match encoding {
         Encoding::Jpeg => jpeg::size(bytes),
         Encoding::Png => png::size(bytes),
+        Encoding::WebP => webp::size(bytes),
         Encoding::Other(format) => other::size(bytes, format),
         Encoding::Planes { channels } => {
             let (width, rows) = png::size(bytes)?;

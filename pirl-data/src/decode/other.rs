@@ -7,7 +7,6 @@ use image::codecs::gif::GifDecoder;
 use image::codecs::pnm::PnmDecoder;
 use image::codecs::qoi::QoiDecoder;
 use image::codecs::tiff::TiffDecoder;
-use image::codecs::webp::WebPDecoder;
 use image::metadata::Orientation;
 use image::{ColorType, DynamicImage, ImageDecoder, ImageResult, Limits};
 
@@ -22,12 +21,8 @@ pub(super) fn open(
     bytes: &[u8],
     format: OtherFormat,
 ) -> Result<Box<dyn ImageDecoder + '_>, String> {
-    let data = Cursor::new(match format {
-        OtherFormat::WebP => whole_webp(bytes)?,
-        _ => bytes,
-    });
+    let data = Cursor::new(bytes);
     let opened: ImageResult<Box<dyn ImageDecoder + '_>> = match format {
-        OtherFormat::WebP => WebPDecoder::new(data).map(|decoder| Box::new(decoder) as _),
         OtherFormat::Bmp => BmpDecoder::new(data).map(|decoder| Box::new(decoder) as _),
         OtherFormat::Tiff => TiffDecoder::new(data).map(|decoder| Box::new(decoder) as _),
         OtherFormat::Gif => GifDecoder::new(data).map(|decoder| Box::new(decoder) as _),
@@ -55,31 +50,6 @@ fn open_jxl(_: &[u8]) -> Result<Box<dyn ImageDecoder + '_>, String> {
          into a PNG (djxl IN.jxl OUT.png, of libjxl) or a JPEG"
             .to_owned(),
     )
-}
-
-/// A WebP without what follows it, once every chunk is known to end within: the decoder takes as much
-/// memory for one as its header says.
-fn whole_webp(bytes: &[u8]) -> Result<&[u8], String> {
-    let cut = || {
-        format!(
-            "truncated: its {} bytes end before the image does",
-            bytes.len()
-        )
-    };
-    let length = |bytes: &[u8], at: usize| -> Option<usize> {
-        let length = u32::from_le_bytes(*bytes.get(at + 4..)?.first_chunk()?) as usize;
-        (at + 8).checked_add(length)
-    };
-    let end = length(bytes, 0).ok_or_else(cut)?;
-    let whole = bytes.get(..end).ok_or_else(cut)?;
-    let mut at = 12;
-    while at < end {
-        at = length(whole, at)
-            .filter(|next| *next <= end)
-            .ok_or_else(cut)?;
-        at += at % 2; // chunks are padded to even lengths
-    }
-    Ok(whole)
 }
 
 /// Decodes without turning; returns the turn that is still to do.
@@ -127,12 +97,13 @@ pub(super) fn limit_memory(decoder: &mut dyn ImageDecoder, limit: usize) -> Resu
 
 /// Width and height of the upright image, from the header.
 pub(super) fn size(bytes: &[u8], format: OtherFormat) -> Result<(usize, usize), String> {
-    let mut decoder = open(bytes, format)?;
+    Ok(upright(&mut *open(bytes, format)?))
+}
+
+/// Width and height of the upright image, as a decoder has them.
+pub(super) fn upright(decoder: &mut dyn ImageDecoder) -> (usize, usize) {
     let (width, height) = decoder.dimensions();
-    Ok(upright_size(
-        (width as usize, height as usize),
-        turned(&mut decoder),
-    ))
+    upright_size((width as usize, height as usize), turned(decoder))
 }
 
 /// The orientation that the file asks for; data that cannot be read asks for none.

@@ -16,15 +16,17 @@ pub struct PackOptions {
     /// than that has a shard to itself.
     pub shard_bytes: u64,
     /// Shrink images whose shorter side exceeds this many pixels, antialiased, and encode them
-    /// again (JPEG of [`quality`](Self::quality), PNG lossless); default `None`: no image changes.
+    /// again (JPEG of [`quality`](Self::quality), PNG lossless, WebP as [`reencode`](Self::reencode) says);
+    /// default `None`: no image changes.
     pub resize_shorter: Option<u32>,
     /// Encode every JPEG again with this quality, 1 to 100, and with colours at half the resolution,
     /// as Pillow does; default `None`: only those that shrink are, with quality 95, and the bytes of
     /// all others are kept as they are.
     pub quality: Option<u8>,
-    /// What images become whose format is not packed ([`OtherFormat`](crate::OtherFormat)); default
-    /// PNG, which keeps every pixel.
-    pub reencode: Reencode,
+    /// What images become whose format is not packed ([`OtherFormat`](crate::OtherFormat)), and WebP. Default
+    /// `None`: WebP is packed as it is, unless it shrinks or is animated; what cannot be packed as it is
+    /// becomes PNG, which keeps every pixel.
+    pub reencode: Option<Reencode>,
     /// Leave out images whose bytes are those of an earlier one; default false: they are counted.
     pub dedupe: bool,
     /// Images with more pixels than this are left out; default 100 million, the most that a pack can
@@ -102,7 +104,7 @@ impl Default for PackOptions {
             shard_bytes: 1 << 30,
             resize_shorter: None,
             quality: None,
-            reencode: Reencode::default(),
+            reencode: None,
             dedupe: false,
             max_pixels: MAX_PIXELS,
             channels: 3,
@@ -129,7 +131,7 @@ impl PackOptions {
         let pixels = self.max_pixels;
         check("max_pixels", pixels, pixels > 0, "must be at least 1")?;
         check_channels(self.channels)?;
-        let jpeg = self.quality.is_some() || self.reencode == Reencode::Jpeg;
+        let jpeg = self.quality.is_some() || self.reencode == Some(Reencode::Jpeg);
         check(
             "channels",
             self.channels,

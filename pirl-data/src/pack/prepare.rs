@@ -136,10 +136,20 @@ fn packed_as(came: Encoding, options: &PackOptions) -> Encoding {
         let channels = options.channels as u32;
         return Encoding::Planes { channels };
     }
-    match (came, options.reencode) {
-        (Encoding::Other(_), Reencode::Png) => Encoding::Png,
-        (Encoding::Other(_), Reencode::Jpeg) => Encoding::Jpeg,
+    match (came, options.reencode.unwrap_or_default()) {
+        (Encoding::WebP | Encoding::Other(_), Reencode::Png) => Encoding::Png,
+        (Encoding::WebP | Encoding::Other(_), Reencode::Jpeg) => Encoding::Jpeg,
         (came, _) => came,
+    }
+}
+
+/// Whether an image is encoded again whatever its size.
+fn encodes_again(bytes: &[u8], encoding: Encoding, options: &PackOptions) -> bool {
+    match encoding {
+        Encoding::Jpeg => options.quality.is_some(),
+        Encoding::WebP => options.reencode.is_some() || crate::decode::is_animated_webp(bytes),
+        Encoding::Other(_) => true,
+        _ => false,
     }
 }
 
@@ -208,8 +218,7 @@ fn change(
             return encoded_anew(encoding, options, workspace, from, deep);
         }
     }
-    let again = matches!(encoding, Encoding::Other(_))
-        || options.quality.is_some() && encoding == Encoding::Jpeg;
+    let again = encodes_again(bytes, encoding, options);
     if options.resize_shorter.is_none() && !again {
         let limit = limit.min(MAX_PIXELS);
         let from = crate::decode::check(bytes, encoding, limit, &mut workspace.decoded)?;

@@ -16,7 +16,8 @@ use xxhash_rust::xxh3::Xxh3;
 
 use crate::{DataError, Encoding, Image, Objects};
 
-/// The version in the metadata; a reader refuses any other.
+/// The version in the metadata; a reader refuses any other. A new encoding needs no new one: a reader refuses a
+/// name that it does not know, and finds the format of mixed files in their first bytes.
 pub(super) const VERSION: &str = "1";
 pub(super) const EXTENSION: &str = "safetensors";
 pub(super) const BYTES: &str = "bytes";
@@ -58,6 +59,7 @@ impl Description {
         let name = match self.encoding {
             Encoding::Jpeg => "jpeg",
             Encoding::Png => "png",
+            Encoding::WebP => "webp",
             // Never packed, so no reader knows these names.
             Encoding::Other(_) => "other",
             Encoding::Mixed => "mixed",
@@ -105,6 +107,7 @@ impl Description {
         let encoding = match text("encoding")? {
             "jpeg" => Encoding::Jpeg,
             "png" => Encoding::Png,
+            "webp" => Encoding::WebP,
             "mixed" => Encoding::Mixed,
             "planes" => match size("channels")? {
                 channels if (1..=Image::MAX_CHANNELS as u32).contains(&channels) => {
@@ -122,7 +125,11 @@ impl Description {
                 width: size("width")?,
                 channels: size("channels")?,
             },
-            other => return Err(format!("its encoding is {other:?}")),
+            other => {
+                return Err(format!(
+                    "its images are encoded as {other:?}, which this program does not read"
+                ));
+            }
         };
         let class_names = serde_json::from_str(text("class_names")?)
             .map_err(|error| format!("its class names are not a JSON list of strings: {error}"))?;
@@ -319,7 +326,8 @@ impl Fingerprint {
         let words = match encoding {
             Encoding::Jpeg => [1, 0, 0, 0],
             Encoding::Png => [2, 0, 0, 0],
-            Encoding::Mixed | Encoding::Other(_) => [3, 0, 0, 0],
+            // As readers without WebP see it in a pack of mixed files.
+            Encoding::WebP | Encoding::Mixed | Encoding::Other(_) => [3, 0, 0, 0],
             Encoding::Raw {
                 height,
                 width,

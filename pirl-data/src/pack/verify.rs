@@ -19,7 +19,7 @@ pub struct Verification {
     pub broken: Vec<Skipped>,
     /// The fingerprint of what is in the files; that of the pack unless they are damaged.
     pub fingerprint: String,
-    /// Samples by encoding: "jpeg", "png", "raw ...".
+    /// Samples by encoding: "jpeg", "png", "webp", "raw ...".
     pub encodings: BTreeMap<String, usize>,
     /// Images that decode by their shorter side: those from a power of two to the next are counted
     /// under it.

@@ -53,9 +53,12 @@ pub enum Encoding {
     Jpeg,
     /// A PNG file.
     Png,
+    /// A WebP file, lossy or lossless. Of an animation, which packing turns into a PNG or a JPEG, the first
+    /// frame.
+    WebP,
     /// A file of another format, which packing turns into a PNG or a JPEG.
     Other(OtherFormat),
-    /// Of a whole pack: JPEG and PNG files mixed; the first bytes of each sample say which it is.
+    /// Of a whole pack: JPEG, PNG and WebP files mixed; the first bytes of each sample say which it is.
     Mixed,
     /// A grey PNG of an image's channels below each other, the first uppermost: how images of another number
     /// of channels than 3 are packed, so that any program can look at them.
@@ -74,11 +77,10 @@ pub enum Encoding {
     },
 }
 
-/// A format that is read and not packed: loading images in it again and again would be slow.
+/// A format that is read and not packed: loading images in it again and again would be slow, or its files are
+/// large.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OtherFormat {
-    /// WebP, lossy or lossless; the first frame of an animation.
-    WebP,
     /// Windows' bitmap.
     Bmp,
     /// TIFF, its first page.
@@ -96,7 +98,6 @@ pub enum OtherFormat {
 impl fmt::Display for OtherFormat {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::WebP => "webp",
             Self::Bmp => "bmp",
             Self::Tiff => "tiff",
             Self::Gif => "gif",
@@ -124,6 +125,7 @@ impl fmt::Display for Encoding {
         match self {
             Self::Jpeg => f.write_str("jpeg"),
             Self::Png => f.write_str("png"),
+            Self::WebP => f.write_str("webp"),
             Self::Other(format) => format.fmt(f),
             Self::Mixed => f.write_str("mixed"),
             Self::Planes { channels } => write!(f, "planes of {channels} channels"),

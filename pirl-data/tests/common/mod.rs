@@ -54,6 +54,41 @@ pub(crate) fn png(image: &Image) -> Vec<u8> {
     bytes
 }
 
+/// Lossless.
+pub(crate) fn webp(image: &Image) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let encoder = image::codecs::webp::WebPEncoder::new_lossless(&mut bytes);
+    let color = image::ExtendedColorType::Rgb8;
+    encoder
+        .write_image(
+            &image.pixels,
+            image.width as u32,
+            image.height as u32,
+            color,
+        )
+        .unwrap();
+    bytes
+}
+
+/// Overwrites sample `index` in the file of a pack that is one shard; what is longer is cut, what is shorter
+/// followed by zeros.
+pub(crate) fn overwrite(path: &Path, index: usize, with: &[u8]) {
+    let (file, at, length) = {
+        let pack = pirl_data::Pack::open(path).unwrap();
+        let file = pack.paths()[0].clone();
+        let bytes = std::fs::read(&file).unwrap();
+        let sample = pack.bytes(index).unwrap();
+        let mut windows = bytes.windows(sample.len());
+        let at = windows.position(|window| window == sample).unwrap();
+        (file, at, sample.len())
+    };
+    let mut bytes = std::fs::read(&file).unwrap();
+    let mut record = with.to_vec();
+    record.resize(length, 0);
+    bytes[at..at + length].copy_from_slice(&record);
+    std::fs::write(&file, bytes).unwrap();
+}
+
 /// JPEG and PNG files of all sizes, some broken, in two classes.
 pub(crate) fn mixed_folder() -> tempfile::TempDir {
     let images = tempfile::TempDir::new().unwrap();

@@ -124,6 +124,9 @@ def others(rgb):
     palette = rgb.quantize(200)
     yield "lossless.webp", save(rgb, "WEBP", lossless=True)
     yield "lossy.webp", save(rgb, "WEBP", quality=90)
+    for kind, options in (("lossless", {"lossless": True}), ("lossy", {"quality": 90})):
+        yield f"{kind}-one-pixel.webp", save(rgb.crop((9, 5, 10, 6)), "WEBP", **options)
+        yield f"{kind}-widest.webp", save(rgb.resize((16383, 1)), "WEBP", **options)
     wide = noisy(150, 37)
     yield "lossy-wide.webp", save(wide, "WEBP", quality=60)
     yield "lossy-even.webp", save(wide.crop((9, 1, 73, 35)), "WEBP", quality=95)
