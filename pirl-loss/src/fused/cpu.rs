@@ -8,14 +8,15 @@ use pirl_core::{Matrix, product};
 use rayon::prelude::*;
 
 use super::log_mean::{ln_add_exp, log_mean};
+use super::packed::Packed;
 use crate::inputs::Inputs;
 use crate::kind::{Kind, NCE_EPS};
 use crate::negatives::Sizes;
 use crate::{LossError, Negatives, rows};
 
 /// Images of a tile: enough to reuse each negative read, few enough for the logits of 32,000
-/// negatives to take 8 MB.
-const TILE: usize = 64;
+/// negatives to take 6 MB. More would have `gemm` pack the negatives for the gradient.
+const TILE: usize = 48;
 
 /// Bytes that the logits of all tiles in progress may take.
 const SCRATCH: usize = 48 << 20;
@@ -98,6 +99,8 @@ struct Slices<'a> {
     positive: &'a [f32],
     /// Of shared negatives or of the bank.
     rows: &'a [f32],
+    /// Shared negatives again.
+    packed: Option<Packed>,
     negatives: &'a Negatives,
     sizes: Sizes,
     /// Images of a tile; it depends on the sizes alone.
@@ -113,9 +116,9 @@ fn with_slices<T>(
     let Inputs {
         negatives, sizes, ..
     } = inputs;
-    let rows = match negatives {
-        Negatives::Shared { rows, .. } => rows,
-        Negatives::PerImage { bank, .. } => bank,
+    let (rows, shared) = match negatives {
+        Negatives::Shared { rows, .. } => (rows, true),
+        Negatives::PerImage { bank, .. } => (bank, false),
     };
     with_slice(inputs.query, |query| {
         with_slice(inputs.positive, |positive| {
@@ -123,6 +126,7 @@ fn with_slices<T>(
                 work(&Slices {
                     query,
                     positive,
+                    packed: shared.then(|| Packed::new(rows, sizes.dim)).flatten(),
                     rows,
                     negatives,
                     sizes,
@@ -169,9 +173,15 @@ impl Slices<'_> {
         let query = &self.query[first * dim..][..images * dim];
         match self.negatives {
             Negatives::Shared { .. } => {
-                let queries = Matrix::new(query, images, dim);
-                let rows = Matrix::new(self.rows, n, dim);
-                product(tile, queries, rows.t(), self.scale as f32);
+                let scale = self.scale as f32;
+                match &self.packed {
+                    Some(packed) => packed.products(query, scale, tile),
+                    None => {
+                        let queries = Matrix::new(query, images, dim);
+                        let rows = Matrix::new(self.rows, n, dim);
+                        product(tile, queries, rows.t(), scale);
+                    }
+                }
                 for (image, row) in tile.chunks_exact_mut(n).enumerate() {
                     if let Some(own) = self.negatives.own(first + image) {
                         row[own] = f32::NEG_INFINITY;
