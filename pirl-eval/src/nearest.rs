@@ -226,7 +226,7 @@ mod tests {
         }
         let sizes = |i: usize| benches::formula(4, i as u32) * [1e-30, 1.0, 1e30][i / 20 % 3];
         check("tiny and huge", &table(600, 20, sizes));
-        let opposite = |i: usize| if i / 8 % 2 == 0 { 1.0 } else { -1.0 };
+        let opposite = |i: usize| if (i / 8).is_multiple_of(2) { 1.0 } else { -1.0 };
         check("opposite", &table(300, 8, opposite));
     }
 }
