@@ -18,8 +18,8 @@ use crate::{LossError, Negatives, rows};
 /// negatives to take 6 MB. More would have `gemm` pack the negatives for the gradient.
 const TILE: usize = 48;
 
-/// Bytes that the logits of all tiles in progress may take.
-const SCRATCH: usize = 48 << 20;
+/// Bytes that the logits of all tiles in progress may take, and as many that packed negatives may.
+const SCRATCH: usize = 40 << 20;
 
 /// The mean loss, with its gradient if `query` is tracked.
 pub(super) fn forward(kind: Kind, inputs: Inputs<'_>) -> Result<Tensor, LossError> {
@@ -99,7 +99,7 @@ struct Slices<'a> {
     positive: &'a [f32],
     /// Of shared negatives or of the bank.
     rows: &'a [f32],
-    /// Shared negatives again.
+    /// Shared negatives again, where packing them pays.
     packed: Option<Packed>,
     negatives: &'a Negatives,
     sizes: Sizes,
@@ -123,14 +123,17 @@ fn with_slices<T>(
     with_slice(inputs.query, |query| {
         with_slice(inputs.positive, |positive| {
             with_slice(rows, |rows| {
+                let tile = (SCRATCH / (size_of::<f32>() * sizes.negatives)).clamp(1, TILE);
+                // One tile alone is as fast without, and rows beyond all measure are not kept twice.
+                let packs = shared && sizes.batch > tile && size_of_val(rows) <= SCRATCH;
                 work(&Slices {
                     query,
                     positive,
-                    packed: shared.then(|| Packed::new(rows, sizes.dim)).flatten(),
+                    packed: packs.then(|| Packed::new(rows, sizes.dim)).flatten(),
                     rows,
                     negatives,
                     sizes,
-                    tile: (SCRATCH / (size_of::<f32>() * sizes.negatives)).clamp(1, TILE),
+                    tile,
                     scale: 1.0 / inputs.temperature,
                 })
             })
