@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::classification::{Classification, Prediction, share_right};
 use crate::error::{EvalError, Result};
 use crate::feature_set::{FeatureSet, LayerFeatures};
-use crate::nearest::{Candidate, QUERIES, nearest, normalise};
+use crate::nearest::{Candidate, Gallery, QUERIES, UnitRows};
 use crate::pool::Pool;
 use crate::probe::{
     Best, Labels, Probe, check_held_out, comparable, highest, hold_out, rows_held_out,
@@ -155,29 +155,25 @@ pub struct Knn {
     seed: u64,
 }
 
-/// Rows of norm 1 and their labels.
-pub(crate) struct Rows {
-    values: Vec<f32>,
+/// Rows and their labels.
+pub(crate) struct Rows<'a> {
+    rows: UnitRows<'a>,
     labels: Vec<u32>,
-    dim: usize,
 }
 
-impl Rows {
-    /// Those of the given numbers, divided by their L2 norms.
-    pub(crate) fn of(features: &LayerFeatures, labels: &[u32], numbers: &[u32]) -> Self {
-        let dim = features.dim();
-        let mut values = vec![0.0; numbers.len() * dim];
-        let rows = values.par_chunks_mut(dim).zip(numbers);
-        rows.for_each(|(row, number)| {
-            row.copy_from_slice(features.row(*number as usize));
-            normalise(row);
-        });
-        let labels = numbers.iter().map(|number| labels[*number as usize]);
+impl<'a> Rows<'a> {
+    /// Those of the given numbers.
+    pub(crate) fn of(features: &'a LayerFeatures, labels: &[u32], numbers: Vec<u32>) -> Self {
+        let of_rows = numbers.iter().map(|number| labels[*number as usize]);
         Self {
-            values,
-            labels: labels.collect(),
-            dim,
+            labels: of_rows.collect(),
+            rows: UnitRows::of(features, numbers),
         }
+    }
+
+    /// All of them.
+    pub(crate) fn all(features: &'a LayerFeatures, labels: &[u32]) -> Self {
+        Self::of(features, labels, (0..features.rows() as u32).collect())
     }
 }
 
@@ -198,24 +194,26 @@ impl Knn {
     /// equal votes the lower wins.
     fn predictions(
         &self,
-        (bank, queries): (&Rows, &Rows),
+        (bank, queries): (&Rows<'_>, &Rows<'_>),
         ks: &[usize],
         classes: usize,
         progress: &mut dyn FnMut(usize),
     ) -> Vec<Vec<Prediction>> {
-        let (dim, most) = (bank.dim, ks.last().copied().unwrap_or(0));
-        let mut predictions = vec![Vec::with_capacity(queries.labels.len()); ks.len()];
-        let mut done = 0;
+        let (len, most) = (queries.labels.len(), ks.last().copied().unwrap_or(0));
+        let gallery = Gallery::new(&bank.rows);
+        let mut predictions = vec![Vec::with_capacity(len); ks.len()];
         // A few blocks of queries at a time, so that progress can be reported between them.
-        let groups = queries.values.chunks(QUERIES * 32 * dim);
-        for (group, labels) in groups.zip(queries.labels.chunks(QUERIES * 32)) {
-            let blocks = group
-                .par_chunks(QUERIES * dim)
-                .zip(labels.par_chunks(QUERIES));
+        for first in (0..len).step_by(QUERIES * 32) {
+            let group = first..len.min(first + QUERIES * 32);
+            let blocks = group.clone().into_par_iter().step_by(QUERIES);
             let found: Vec<u32> = blocks
-                .flat_map_iter(|(block, _)| nearest(block, &bank.values, dim, most))
+                .flat_map_iter(|first| {
+                    let block = first..group.end.min(first + QUERIES);
+                    gallery.nearest(&queries.rows, block, most)
+                })
                 .flat_map_iter(|neighbours| self.votes(&neighbours, &bank.labels, classes, ks))
                 .collect();
+            let labels = &queries.labels[group.clone()];
             for (found, label) in found.chunks_exact(ks.len()).zip(labels) {
                 for (predictions, class) in predictions.iter_mut().zip(found) {
                     predictions.push(Prediction {
@@ -225,8 +223,7 @@ impl Knn {
                     });
                 }
             }
-            done += labels.len();
-            progress(done);
+            progress(group.end);
         }
         predictions
     }
@@ -234,8 +231,8 @@ impl Knn {
     /// For each number of neighbours, of a few rows at most all, the accuracies on two sets of queries.
     pub(crate) fn few(
         &self,
-        bank: &Rows,
-        queries: &[Rows; 2],
+        bank: &Rows<'_>,
+        queries: &[Rows<'_>; 2],
         classes: usize,
     ) -> Vec<(f64, [f64; 2])> {
         let rows = bank.labels.len();
@@ -283,16 +280,15 @@ impl Knn {
         split: Option<&(Vec<u32>, Vec<u32>)>,
         progress: &mut dyn FnMut(usize),
     ) -> Option<(KnnLayer, Vec<Prediction>)> {
-        let all = |features: &LayerFeatures| -> Vec<u32> { (0..features.rows() as u32).collect() };
         let classes = labels.classes;
         let held_out: Option<Vec<f64>> = split.map(|(kept, held_out)| {
-            let rows = |numbers| Rows::of(train, &labels.train, numbers);
+            let rows = |numbers: &Vec<u32>| Rows::of(train, &labels.train, numbers.clone());
             let found = self.predictions((&rows(kept), &rows(held_out)), ks, classes, progress);
             found.iter().map(|found| share_right(found)).collect()
         });
         let before = split.map_or(0, |(_, held_out)| held_out.len());
-        let bank = Rows::of(train, &labels.train, &all(train));
-        let queries = Rows::of(test, &labels.test, &all(test));
+        let bank = Rows::all(train, &labels.train);
+        let queries = Rows::all(test, &labels.test);
         let mut tested = self.predictions((&bank, &queries), ks, classes, &mut |done| {
             progress(before + done);
         });

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::error::{EvalError, Result};
 use crate::feature_set::LayerFeatures;
-use crate::nearest::{QUERIES, nearest, normalised};
+use crate::nearest::{Gallery, QUERIES, UnitRows};
 use crate::probe::percent;
 
 /// An image near a query.
@@ -128,8 +128,7 @@ pub fn nearest_neighbours(
     k: usize,
     own: Option<&[u32]>,
 ) -> Result<Vec<Vec<Neighbour>>> {
-    let dim = gallery.dim();
-    if (queries.layer(), queries.dim()) != (gallery.layer(), dim) {
+    if (queries.layer(), queries.dim()) != (gallery.layer(), gallery.dim()) {
         let describe = |set: &LayerFeatures| format!("{} of {}", set.layer(), set.dim());
         return Err(EvalError::Layers {
             train: describe(gallery),
@@ -148,13 +147,16 @@ pub fn nearest_neighbours(
     let others = gallery.rows() - usize::from(own.is_some());
     let expected = format!("must lie between 1 and {others}, the other images of the gallery");
     check("k", k, (1..=others).contains(&k), &expected)?;
-    let bank = normalised(gallery);
-    let queries = normalised(queries);
+    let (rows, queries) = (UnitRows::all(gallery), UnitRows::all(queries));
+    let gallery = Gallery::new(&rows);
     // The query may be among its nearest: one more is then enough to have `k` others.
     let wanted = k + usize::from(own.is_some());
-    let found: Vec<_> = queries
-        .par_chunks(QUERIES * dim)
-        .flat_map_iter(|block| nearest(block, &bank, dim, wanted))
+    let blocks = (0..queries.len()).into_par_iter().step_by(QUERIES);
+    let found: Vec<_> = blocks
+        .flat_map_iter(|first| {
+            let block = first..queries.len().min(first + QUERIES);
+            gallery.nearest(&queries, block, wanted)
+        })
         .collect();
     let rows = found.into_iter().enumerate().map(|(row, candidates)| {
         let own = own.map(|own| own[row]);

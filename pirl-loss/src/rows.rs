@@ -15,6 +15,10 @@ const LANES: usize = 8;
 /// throughout would lose up to three digits.
 const BLOCK: usize = 256;
 
+/// How many rows ahead of the one in use to prefetch.
+#[cfg(target_arch = "x86_64")]
+const AHEAD: usize = 8;
+
 vectorised! {
     /// `ln sum exp(z)`.
     pub(crate) fn log_sum_exp(z: &[f32]) -> f64 {
@@ -134,7 +138,8 @@ fn shares_body(z: &mut [f32], log_s: f32, level: f32) {
 #[inline(always)]
 fn dots_body(query: &[f32], bank: &[f32], indices: &[u32], scale: f32, out: &mut [f32]) {
     let dim = query.len();
-    for (out, &index) in out.iter_mut().zip(indices) {
+    for (place, (out, &index)) in out.iter_mut().zip(indices).enumerate() {
+        prefetch_ahead(bank, dim, indices, place);
         let row = &bank[index as usize * dim..][..dim];
         let mut sums = [[0f32; LANES]; 4];
         let (q, r) = (query.chunks_exact(4 * LANES), row.chunks_exact(4 * LANES));
@@ -164,9 +169,11 @@ fn combine_body(coefficients: &[f32], bank: &[f32], indices: &[u32], out: &mut [
     let dim = out.len();
     let mut block_sum = vec![0f32; dim];
     out.fill(0.0);
-    for (coefficients, indices) in coefficients.chunks(BLOCK).zip(indices.chunks(BLOCK)) {
+    let blocks = coefficients.chunks(BLOCK).zip(indices.chunks(BLOCK));
+    for (block, (coefficients, of_block)) in blocks.enumerate() {
         block_sum.fill(0.0);
-        for (&coefficient, &index) in coefficients.iter().zip(indices) {
+        for (place, (&coefficient, &index)) in coefficients.iter().zip(of_block).enumerate() {
+            prefetch_ahead(bank, dim, indices, block * BLOCK + place);
             let row = &bank[index as usize * dim..][..dim];
             for (sum, &x) in block_sum.iter_mut().zip(row) {
                 *sum += coefficient * x;
@@ -176,6 +183,22 @@ fn combine_body(coefficients: &[f32], bank: &[f32], indices: &[u32], out: &mut [
             *out += sum;
         }
     }
+}
+
+/// Asks for a row that will be needed soon, that of an index after `place`: rows drawn from a large bank are in
+/// no cache.
+#[inline(always)]
+fn prefetch_ahead(bank: &[f32], dim: usize, indices: &[u32], place: usize) {
+    #[cfg(target_arch = "x86_64")]
+    if let Some(&next) = indices.get(place + AHEAD) {
+        use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        for line in bank[next as usize * dim..][..dim].chunks(16) {
+            // SAFETY: every x86-64 has SSE, and a prefetch reads nothing.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) }
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (bank, dim, indices, place);
 }
 
 #[inline(always)]

@@ -44,7 +44,7 @@ enum Prepared<'a> {
     Svm(&'a Svm, [Vec<f32>; 2], &'a Targets<'a>, usize),
     Linear(&'a LinearProbe, usize, Standardizer, &'a Labels),
     /// With the rows held out and those of the test.
-    Knn(&'a Knn, [Rows; 2], &'a Labels),
+    Knn(&'a Knn, [Rows<'a>; 2], &'a Labels),
 }
 
 /// What a machine says of the rows held out and of the test rows.
@@ -67,9 +67,8 @@ impl<'a> Judge<'a> {
                 Prepared::Linear(probe, *steps, Standardizer::of(train), labels)
             }
             (Method::Knn(knn), Targets::One(labels)) => {
-                let every: Vec<u32> = (0..test.rows() as u32).collect();
-                let held_out = Rows::of(train, &labels.train, held_out);
-                let test = Rows::of(test, &labels.test, &every);
+                let held_out = Rows::of(train, &labels.train, held_out.to_vec());
+                let test = Rows::all(test, &labels.test);
                 Prepared::Knn(knn, [held_out, test], labels)
             }
             (Method::Linear(..) | Method::Knn(_), Targets::Several(..)) => return None,
@@ -111,7 +110,7 @@ impl<'a> Judge<'a> {
                 probe.few(*steps, sets, standardizer, labels, rows)?
             }
             Prepared::Knn(knn, queries, labels) => {
-                let bank = Rows::of(self.train, &labels.train, draw.of(0));
+                let bank = Rows::of(self.train, &labels.train, draw.of(0).to_vec());
                 knn.few(&bank, queries, labels.classes)
             }
         };

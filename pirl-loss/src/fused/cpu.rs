@@ -8,17 +8,18 @@ use pirl_core::{Matrix, product};
 use rayon::prelude::*;
 
 use super::log_mean::{ln_add_exp, log_mean};
+use super::packed::Packed;
 use crate::inputs::Inputs;
 use crate::kind::{Kind, NCE_EPS};
 use crate::negatives::Sizes;
 use crate::{LossError, Negatives, rows};
 
 /// Images of a tile: enough to reuse each negative read, few enough for the logits of 32,000
-/// negatives to take 8 MB.
-const TILE: usize = 64;
+/// negatives to take 6 MB. More would have `gemm` pack the negatives for the gradient.
+const TILE: usize = 48;
 
-/// Bytes that the logits of all tiles in progress may take.
-const SCRATCH: usize = 48 << 20;
+/// Bytes that the logits of all tiles in progress may take, and as many that packed negatives may.
+const SCRATCH: usize = 40 << 20;
 
 /// The mean loss, with its gradient if `query` is tracked.
 pub(super) fn forward(kind: Kind, inputs: Inputs<'_>) -> Result<Tensor, LossError> {
@@ -98,6 +99,8 @@ struct Slices<'a> {
     positive: &'a [f32],
     /// Of shared negatives or of the bank.
     rows: &'a [f32],
+    /// Shared negatives again, where packing them pays.
+    packed: Option<Packed>,
     negatives: &'a Negatives,
     sizes: Sizes,
     /// Images of a tile; it depends on the sizes alone.
@@ -113,20 +116,24 @@ fn with_slices<T>(
     let Inputs {
         negatives, sizes, ..
     } = inputs;
-    let rows = match negatives {
-        Negatives::Shared { rows, .. } => rows,
-        Negatives::PerImage { bank, .. } => bank,
+    let (rows, shared) = match negatives {
+        Negatives::Shared { rows, .. } => (rows, true),
+        Negatives::PerImage { bank, .. } => (bank, false),
     };
     with_slice(inputs.query, |query| {
         with_slice(inputs.positive, |positive| {
             with_slice(rows, |rows| {
+                let tile = (SCRATCH / (size_of::<f32>() * sizes.negatives)).clamp(1, TILE);
+                // One tile alone is as fast without, and rows beyond all measure are not kept twice.
+                let packs = shared && sizes.batch > tile && size_of_val(rows) <= SCRATCH;
                 work(&Slices {
                     query,
                     positive,
+                    packed: packs.then(|| Packed::new(rows, sizes.dim)).flatten(),
                     rows,
                     negatives,
                     sizes,
-                    tile: (SCRATCH / (size_of::<f32>() * sizes.negatives)).clamp(1, TILE),
+                    tile,
                     scale: 1.0 / inputs.temperature,
                 })
             })
@@ -169,9 +176,15 @@ impl Slices<'_> {
         let query = &self.query[first * dim..][..images * dim];
         match self.negatives {
             Negatives::Shared { .. } => {
-                let queries = Matrix::new(query, images, dim);
-                let rows = Matrix::new(self.rows, n, dim);
-                product(tile, queries, rows.t(), self.scale as f32);
+                let scale = self.scale as f32;
+                match &self.packed {
+                    Some(packed) => packed.products(query, scale, tile),
+                    None => {
+                        let queries = Matrix::new(query, images, dim);
+                        let rows = Matrix::new(self.rows, n, dim);
+                        product(tile, queries, rows.t(), scale);
+                    }
+                }
                 for (image, row) in tile.chunks_exact_mut(n).enumerate() {
                     if let Some(own) = self.negatives.own(first + image) {
                         row[own] = f32::NEG_INFINITY;

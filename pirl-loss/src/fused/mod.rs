@@ -10,6 +10,7 @@ mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
 mod log_mean;
+mod packed;
 
 use candle_core::{DType, Tensor};
 
