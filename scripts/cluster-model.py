@@ -8,15 +8,19 @@ Seconds, bytes, bytes a second. Needs nothing but Python.
 """
 
 import argparse
+import math
 
-BUCKET = 32 * 2**20  # pirl-train/src/reduction.rs
+BUCKET = 25 * 2**20  # pirl-train/src/reduction.rs
 
 
 def step(ranks, compute, last_backward, gradients, bandwidth, delay):
     """Seconds of a step, of its sums, and of those that nothing hides."""
-    buckets = max(1, -(-gradients // BUCKET))
-    ring = 2 * (ranks - 1) / ranks * gradients / bandwidth + buckets * 2 * (ranks - 1) * delay
-    last = ring / buckets
+    def sums(count, of):
+        return 2 * (ranks - 1) / ranks * of / bandwidth + count * 2 * (ranks - 1) * delay
+
+    buckets = max(1, math.ceil(gradients / BUCKET))
+    ring = sums(buckets, gradients)
+    last = sums(1, gradients - (buckets - 1) * BUCKET)
     exposed = max(last, ring - last_backward * (buckets - 1) / buckets) if ranks > 1 else 0.0
     return compute + exposed + 4 * delay, ring, exposed
 

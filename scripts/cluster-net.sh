@@ -29,14 +29,15 @@ for end in "$a pirl-a 1" "$b pirl-b 2"; do
   ip -n "$ns" link set lo up
 done
 
-# slow: the link as asked for, in both directions.
-slow() {
+# link fast|slow: unlimited, or as asked for, in both directions.
+link() {
   local end ns device
   for end in "$a pirl-a" "$b pirl-b"; do
     read -r ns device <<<"$end"
+    ip netns exec "$ns" tc qdisc del dev "$device" root 2>/dev/null || true
+    [ "$1" = slow ] || continue
     if ! ip netns exec "$ns" tc qdisc add dev "$device" root netem delay "${ms}ms" rate "${mbit}mbit" 2>/dev/null; then
       ip netns exec "$ns" tc qdisc add dev "$device" root tbf rate "${mbit}mbit" burst 256kb latency 100ms
-      [ "$ms" = 0 ] || echo "this kernel has no netem: the link has $mbit Mbit/s and no added delay" >&2
       delay=0
     fi
   done
@@ -59,13 +60,12 @@ batch=8
 settings=(--recipe imagenet-resnet50-jigsaw --set train.batch_size=$batch --set train.micro_batch=4
   --set loader.workers=1 "$@")
 
-# Milliseconds of the median step of a run, the first two left out.
+# Milliseconds of the median step of all runs of a name, the first two of each left out.
 step() {
   python3 -c '
 import json, sys
-rows = [json.loads(line) for line in open(sys.argv[1])][2:]
-times = sorted(int(sys.argv[2]) / row["images_per_second"] for row in rows)
-print(round(1000 * times[len(times) // 2]))' "$1" "$batch"
+times = [int(sys.argv[1]) / row["images_per_second"] for file in sys.argv[2:] for row in list(map(json.loads, open(file)))[2:]]
+print(round(1000 * sorted(times)[len(times) // 2]))' "$batch" "$work/$1"-*/metrics.jsonl
 }
 
 two() {
@@ -77,11 +77,15 @@ two() {
 }
 
 mapfile -t arguments < <(recipe)
-RAYON_NUM_THREADS=1 "$pirl" "${arguments[@]}" --out "$work/one" >&2
-two fast
-slow
-two slow
-one=$(step "$work/one/metrics.jsonl") fast=$(step "$work/fast/metrics.jsonl") slow=$(step "$work/slow/metrics.jsonl")
+for round in 1 2 3; do # in turn, for processors are faster at times
+  RAYON_NUM_THREADS=1 "$pirl" "${arguments[@]}" --out "$work/one-$round" >&2
+  for kind in fast slow; do
+    link $kind
+    two "$kind-$round"
+  done
+done
+[ "$delay" = "$ms" ] || echo "this kernel has no netem: the link has $mbit Mbit/s and no added delay"
+one=$(step one) fast=$(step fast) slow=$(step slow)
 echo "one rank of one thread      $one ms a step"
 echo "two ranks, fast link        $fast ms"
 echo "two ranks, $mbit Mbit/s    $slow ms"

@@ -5,9 +5,9 @@
     python3 benches/peers/ranks.py --pack PACK
 
 A is one process on all cores, B `mpirun` of as many ranks of one thread each, bound to a core of their own: ResNet-50 at
-224 pixels and 64-pixel patches, a batch of 32 in micro-batches of 8, and the recipe `cifar10`. Both have one
-loader worker a core. PACK is any pack; its images are resized to what a recipe wants. A ratio is the images a second of B by those of A,
-of one pair; of each run the median step counts, the first two left out.
+224 pixels and 64-pixel patches, a batch of 32 in micro-batches of 8, and the recipes `cifar10` and `fashion-mnist`. Both
+have one loader worker a core. PACK is any pack; its images are resized to what a recipe wants. A ratio is the images
+a second of B by those of A, of one pair; of each run the median step counts, the first two left out.
 
 Needs Open MPI's mpirun.
 """
@@ -26,6 +26,7 @@ CASES = {
     "resnet50": (6, ["--recipe", "imagenet-resnet50-jigsaw", "--set", "loss.kind=paper", "--set", "train.batch_size=32",
                      "--set", "train.micro_batch=8", "--set", "loss.negatives=1024"]),
     "cifar10": (60, ["--recipe", "cifar10", "--set", "loss.negatives=1024"]),
+    "fashion-mnist": (60, ["--recipe", "fashion-mnist", "--set", "loss.negatives=1024"]),
 }
 
 

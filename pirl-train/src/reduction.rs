@@ -9,9 +9,10 @@ use pirl_model::{GradientWatch, Optimizer, ParamSet};
 use crate::collective::{Collective, Pending, Ranks};
 use crate::error::{Result, TrainError};
 
-/// Numbers that are summed up together: 32 MB, large enough for a network's full rate, and small enough
-/// that most of a network's gradient is under way before its backward pass ends.
-const BUCKET: usize = 8 << 20;
+/// Numbers that are summed up together: 25 MB, large enough for a network's full rate, and small enough
+/// that most of a network's gradient is under way before its backward pass ends. The first layers have what
+/// is left, which nothing can hide.
+const BUCKET: usize = 25 << 18;
 
 /// Sums up gradients over ranks, bucket by bucket, from the last parameters to the first: the order in
 /// which a backward pass ends them, and the same on every rank, so that nothing is negotiated.
@@ -146,7 +147,7 @@ pub(crate) fn sum(ranks: &dyn Collective, early: Early, optimizer: &mut Optimize
 
 /// Where the bucket begins that ends at `end`, if all numbers from `done` on are final.
 fn next(end: usize, done: usize) -> Option<usize> {
-    let from = end.checked_sub(1)? / BUCKET * BUCKET;
+    let from = end.checked_sub(1)?.saturating_sub(BUCKET - 1);
     (done <= from).then_some(from)
 }
 

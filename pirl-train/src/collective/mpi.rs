@@ -324,23 +324,14 @@ impl Wait<'_> {
     /// Waits until all of `requests` are done. Does not return if a rank does not come: the error is
     /// given to whoever waits, who then ends all ranks.
     fn all<'b, D: ?Sized>(&mut self, requests: Vec<Request<'b, D, &LocalScope<'b>>>) {
-        let mut requests: Vec<_> = requests.into_iter().map(Some).collect();
         let mut polls = 0_u32;
-        loop {
-            let mut waiting = false;
-            for slot in &mut requests {
-                if let Some(request) = slot.take()
-                    && let Err(request) = request.test()
-                {
-                    *slot = Some(request);
-                    waiting = true;
-                }
+        for mut request in requests {
+            // One look moves all of them on, and costs system calls: the others wait for their turn.
+            while let Err(waiting) = request.test() {
+                request = waiting;
+                polls += 1;
+                self.pause(polls);
             }
-            if !waiting {
-                return;
-            }
-            polls += 1;
-            self.pause(polls);
         }
     }
 
@@ -348,7 +339,7 @@ impl Wait<'_> {
     fn pause(&mut self, polls: u32) {
         match polls {
             0..50 => thread::yield_now(),
-            50..2000 => thread::sleep(Duration::from_micros(20)),
+            50..500 => thread::sleep(Duration::from_micros(20)),
             _ => thread::sleep(Duration::from_micros(200)),
         }
         if polls.is_multiple_of(64) {
