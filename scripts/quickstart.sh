@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # From a fresh machine with Rust to a table: Fashion-MNIST, a PIRL pre-training run, and probes of
-# what it learned beside the untrained network. 20 to 25 minutes on two cores, the build included.
+# what it learned beside the untrained network. About 20 minutes on two cores, the build included.
 #
 #   scripts/quickstart.sh [FOLDER]      # FOLDER: where data and runs go (default: runs)
 #
