@@ -69,8 +69,8 @@ def peer(source):
     pool.terminate()
 
 
-def convert(photographs, folder):
-    """Writes the photographs in each format."""
+def convert(photographs, folder, copies):
+    """Writes the photographs in each format, so many times."""
     from PIL import Image
 
     formats = {"webp": {"quality": 90}, "lzw.tif": {"compression": "tiff_lzw"}, "tif": {}}
@@ -80,13 +80,18 @@ def convert(photographs, folder):
         for path in sorted(pathlib.Path(photographs).glob("*.jpg")):
             image = Image.open(path).convert("RGB")
             for name, options in formats.items():
-                image.save(folder / name / f"{path.stem}.{name}", **options)
-            archive.add(path, path.name)
+                saved = folder / name / f"{path.stem}.{name}"
+                image.save(saved, **options)
+                for copy in range(1, copies):
+                    os.link(saved, folder / name / f"{path.stem}-{copy}.{name}")
+            for copy in range(copies):
+                archive.add(path, f"{path.stem}-{copy}.jpg")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--copies", type=int, default=1, help="of each photograph: more outweigh the start of a process")
     parser.add_argument("--seconds", type=int, default=5, help="of one run of the loader")
     parser.add_argument("--peer", metavar="FOLDER|TAR", help="be the other side")
     parser.add_argument("--convert", nargs=2, metavar="FOLDER", help="only write the formats")
@@ -94,7 +99,7 @@ def main():
     if args.peer:
         return peer(args.peer)
     if args.convert:
-        return convert(args.convert[0], pathlib.Path(args.convert[1]))
+        return convert(args.convert[0], pathlib.Path(args.convert[1]), args.copies)
     python = interpreter()
     command = [python, str(HERE / "photographs.py"), "--count", str(COUNT)]
     photographs = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
@@ -105,7 +110,8 @@ def main():
 
     with tempfile.TemporaryDirectory(dir=ROOT / "target") as scratch:
         scratch = pathlib.Path(scratch)
-        subprocess.run([python, __file__, "--convert", photographs, str(scratch)], check=True)
+        writing = [python, __file__, "--convert", photographs, str(scratch), "--copies", str(args.copies)]
+        subprocess.run(writing, check=True)
         sources = [("WebP, quality 90", scratch / "webp", "image-folder", WEBP),
                    ("TIFF, LZW", scratch / "lzw.tif", "image-folder", TIFF),
                    ("TIFF", scratch / "tif", "image-folder", TIFF),
@@ -117,7 +123,8 @@ def main():
             subprocess.run(pack + flags, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             return time.perf_counter() - start
 
-        print(f"{cpu()}; {cores} cores; {COUNT} photographs of 500 x 375; pairs: {args.pairs}")
+        count = COUNT * args.copies
+        print(f"{cpu()}; {cores} cores; {count} photographs of 500 x 375; pairs: {args.pairs}")
         print("\n| | packed as | ours, images/s | Pillow decodes, images/s | ratio (least to greatest) |")
         print("| --- | --- | --- | --- | --- |", flush=True)
         for title, source, reader, works in sources:
@@ -126,7 +133,7 @@ def main():
                 ours(source, reader, flags)
                 pairs = [(ours(source, reader, flags), other.ask("run")) for _ in range(args.pairs)]
                 ratios = sorted(b / a for a, b in pairs)
-                a, b = (statistics.median(side) / COUNT for side in zip(*pairs))
+                a, b = (statistics.median(side) / count for side in zip(*pairs))
                 ratio = f"{statistics.median(ratios):.2f}x ({ratios[0]:.2f} to {ratios[-1]:.2f})"
                 print(f"| {title} | {packed} | {1 / a:.0f} | {1 / b:.0f} | {ratio} |", flush=True)
             other.close()
