@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::ops::Range;
 
 use candle_core::{D, DType, Device, Storage, Tensor};
-use pirl_core::{Ops, SettingError, check};
+use pirl_core::{Ops, SettingError, check, prefetch};
 use rand::RngExt;
 use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
 use rayon::prelude::*;
@@ -301,18 +301,6 @@ fn gather_rows(rows: &[f32], dim: usize, indices: &[u32]) -> Vec<f32> {
     // SAFETY: `len` is a row for each index, and each row was written above from one as long.
     unsafe { gathered.set_len(len) };
     gathered
-}
-
-/// Prefetches the cache lines of a row.
-pub(crate) fn prefetch<T>(row: &[T]) {
-    #[cfg(target_arch = "x86_64")]
-    for line in row.chunks(64 / size_of::<T>()) {
-        use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: every x86-64 has SSE, and a prefetch reads nothing.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) }
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = row;
 }
 
 pub(crate) fn check_momentum(value: f64) -> Result<(), SettingError> {

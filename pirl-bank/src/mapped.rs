@@ -14,13 +14,13 @@ use std::path::{Path, PathBuf};
 use candle_core::{Device, Tensor};
 use half::bf16;
 use memmap2::{Advice, MmapMut};
-use pirl_core::file;
+use pirl_core::{file, prefetch};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::BankError;
-use crate::bank::{AHEAD, RandomRows, check_momentum, check_size, moved, prefetch};
+use crate::bank::{AHEAD, RandomRows, check_momentum, check_size, moved};
 
 /// What a number of a mapped bank is stored as.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

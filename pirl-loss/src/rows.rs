@@ -7,7 +7,7 @@
 
 use std::f64::consts::LN_2;
 
-use pirl_core::vectorised;
+use pirl_core::{prefetch, vectorised};
 
 const LANES: usize = 8;
 
@@ -16,7 +16,6 @@ const LANES: usize = 8;
 const BLOCK: usize = 256;
 
 /// How many rows ahead of the one in use to prefetch.
-#[cfg(target_arch = "x86_64")]
 const AHEAD: usize = 8;
 
 vectorised! {
@@ -189,16 +188,9 @@ fn combine_body(coefficients: &[f32], bank: &[f32], indices: &[u32], out: &mut [
 /// no cache.
 #[inline(always)]
 fn prefetch_ahead(bank: &[f32], dim: usize, indices: &[u32], place: usize) {
-    #[cfg(target_arch = "x86_64")]
     if let Some(&next) = indices.get(place + AHEAD) {
-        use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        for line in bank[next as usize * dim..][..dim].chunks(16) {
-            // SAFETY: every x86-64 has SSE, and a prefetch reads nothing.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) }
-        }
+        prefetch(&bank[next as usize * dim..][..dim]);
     }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = (bank, dim, indices, place);
 }
 
 #[inline(always)]

@@ -177,3 +177,24 @@ impl Early {
 fn lock(early: &Mutex<Early>) -> MutexGuard<'_, Early> {
     early.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buckets_are_full_from_the_end_on_and_wait_for_what_they_hold() {
+        for len in [1, BUCKET - 1, BUCKET, BUCKET + 1, 3 * BUCKET + 7] {
+            let (mut end, mut buckets) = (len, Vec::new());
+            while let Some(from) = next(end, 0) {
+                assert_eq!(next(end, from), Some(from));
+                assert_eq!(next(end, from + 1), None, "one number is not done");
+                buckets.push(end - from);
+                end = from;
+            }
+            assert_eq!((end, buckets.iter().sum::<usize>()), (0, len));
+            let (first_layers, full) = buckets.split_last().unwrap();
+            assert!(full.iter().all(|bucket| *bucket == BUCKET) && *first_layers <= BUCKET);
+        }
+    }
+}

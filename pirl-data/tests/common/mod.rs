@@ -24,33 +24,23 @@ pub(crate) fn picture(width: usize, height: usize) -> Image {
     Image::new(width, height, pixels).unwrap()
 }
 
+fn encode(image: &Image, encoder: impl ImageEncoder) {
+    let (width, height) = (image.width as u32, image.height as u32);
+    let color = image::ExtendedColorType::Rgb8;
+    let written = encoder.write_image(&image.pixels, width, height, color);
+    written.unwrap();
+}
+
 pub(crate) fn jpeg(image: &Image) -> Vec<u8> {
     let mut bytes = Vec::new();
     let encoder = image::codecs::jpeg::JpegEncoder::new_with_quality(&mut bytes, 95);
-    let color = image::ExtendedColorType::Rgb8;
-    encoder
-        .write_image(
-            &image.pixels,
-            image.width as u32,
-            image.height as u32,
-            color,
-        )
-        .unwrap();
+    encode(image, encoder);
     bytes
 }
 
 pub(crate) fn png(image: &Image) -> Vec<u8> {
     let mut bytes = Vec::new();
-    let encoder = image::codecs::png::PngEncoder::new(&mut bytes);
-    let color = image::ExtendedColorType::Rgb8;
-    encoder
-        .write_image(
-            &image.pixels,
-            image.width as u32,
-            image.height as u32,
-            color,
-        )
-        .unwrap();
+    encode(image, image::codecs::png::PngEncoder::new(&mut bytes));
     bytes
 }
 
@@ -58,15 +48,7 @@ pub(crate) fn png(image: &Image) -> Vec<u8> {
 pub(crate) fn webp(image: &Image) -> Vec<u8> {
     let mut bytes = Vec::new();
     let encoder = image::codecs::webp::WebPEncoder::new_lossless(&mut bytes);
-    let color = image::ExtendedColorType::Rgb8;
-    encoder
-        .write_image(
-            &image.pixels,
-            image.width as u32,
-            image.height as u32,
-            color,
-        )
-        .unwrap();
+    encode(image, encoder);
     bytes
 }
 
