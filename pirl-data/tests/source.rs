@@ -277,6 +277,20 @@ fn cifar_ten_and_hundred() {
         "d"
     );
 
+    // The folder around the archive's is as good.
+    let around = TempDir::new().unwrap();
+    let inner = around.path().join("cifar-10-batches-bin");
+    std::fs::create_dir(&inner).unwrap();
+    put(&inner, "test_batch.bin", &cifar(&[&[3]]));
+    let test = Cifar::ten(around.path(), Split::Test).unwrap();
+    assert_eq!(test.len(), 1);
+    std::fs::rename(inner.join("test_batch.bin"), inner.join("test_batch")).unwrap();
+    let error = Cifar::ten(around.path(), Split::Test)
+        .unwrap_err()
+        .to_string();
+    let advice = ["test_batch", "pickled", "pirl data fetch cifar10"];
+    assert!(advice.iter().all(|part| error.contains(part)), "{error}");
+
     put(dir.path(), "train.bin", &cifar(&[&[1, 99], &[2, 7]]));
     let hundred = Cifar::hundred(dir.path(), Split::Train).unwrap();
     assert_eq!(hundred.read(0).unwrap().label, Some(99), "the fine label");

@@ -13,7 +13,7 @@ use pirl_core::{SettingError, check, random};
 use pirl_data::{
     DataConfig, EvalView, Image, ImageView, Normalize, Pack, Pretext, Scratch, ViewConfig,
 };
-use pirl_model::{Backbone, Layer, Mode};
+use pirl_model::{Backbone, Buffers, Layer, Mode, precise_batch_norm};
 use rand::Rng;
 use rayon::prelude::*;
 use serde::Serialize;
@@ -154,6 +154,12 @@ impl Distances {
     fn median(&self) -> f64 {
         self.quantiles.get("0.5").copied().unwrap_or_default()
     }
+
+    /// The median as a part of another.
+    fn part_of(&self, whole: &Self) -> Option<f64> {
+        let whole = whole.median();
+        (whole > 0.0).then(|| self.median() / whole)
+    }
 }
 
 /// Streams of the draws.
@@ -162,8 +168,12 @@ const CHANGE: u64 = 0x696e_7661;
 /// For each of `changes`, and for [`ANOTHER_IMAGE`] (the next of the pack), the distances between the
 /// features of the plain view `view` of every image of `pack` and of its change.
 ///
+/// With `own_statistics` batch norm has, for each change, the statistics of its views, as in training, where
+/// patches and images pass apart: those of plain images would move small patches further than what they show.
+/// The backbone's statistics are what they were when this returns.
+///
 /// All randomness comes from `seed`, the change's place among `changes` and the image's in the pack.
-/// `progress` is called with the images done and the images in all.
+/// `progress` is called with the share of the work that is done, in images, and the images in all.
 ///
 /// # Errors
 /// [`EvalError::Setting`] for fewer than 2 images, a change without views or two of one name;
@@ -173,52 +183,64 @@ pub fn invariance(
     pack: &Pack,
     view: &EvalView,
     changes: &[Change],
+    own_statistics: bool,
     seed: u64,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<BTreeMap<String, Distances>> {
     check_inputs(pack, changes)?;
-    let normalize = view.normalize()?;
-    let total = pack.len();
-    let pixels = |change: &Change| change.views.views() * change.views.view_size().pow(2);
-    let most = changes.iter().map(pixels).max().unwrap_or(0);
-    let part = images_in_pass(most.max(view.crop.pow(2)));
-    let mut plain: Vec<f32> = Vec::new();
-    let mut distances = vec![Vec::with_capacity(total); changes.len()];
-    for start in (0..total).step_by(part) {
-        let images = start..(start + part).min(total);
-        let views = images
-            .clone()
-            .into_par_iter()
-            .map_init(Scratch::default, |scratch, index| {
-                views(pack, view, changes, (seed, index), scratch)
-            });
-        let views: Vec<Vec<Vec<u8>>> = views.collect::<Result<_>>()?;
-        let own = features((backbone, &normalize), start, &views, 0, (1, view.crop))?;
-        let dim = backbone.feature_dim();
-        for (number, change) in changes.iter().enumerate() {
-            let shape = (change.views.views(), change.views.view_size());
-            let changed = features((backbone, &normalize), start, &views, number + 1, shape)?;
-            let pairs = own.chunks_exact(dim).zip(changed.chunks_exact(dim));
-            distances[number].extend(pairs.map(|(a, b)| distance(a, b)));
-        }
-        plain.extend(own);
-        progress(images.end, total);
-    }
-    let rows: Vec<&[f32]> = plain.chunks_exact(backbone.feature_dim()).collect();
-    let next = rows.iter().cycle().skip(1);
-    let others = rows.iter().zip(next).map(|(a, b)| distance(a, b)).collect();
-    let others = Distances::new(others);
-    let apart = others.median();
-    let names = changes.iter().map(|change| change.name.clone());
-    let distances = distances.into_iter().map(Distances::new);
-    let all = names
-        .zip(distances)
-        .chain([(ANOTHER_IMAGE.to_owned(), others)]);
-    let relative = |mut found: Distances| {
-        found.relative = (apart > 0.0).then(|| found.median() / apart);
-        found
+    let buffers = backbone.buffer_sets();
+    let own_statistics = own_statistics && !buffers.is_empty();
+    let (total, dim) = (pack.len(), backbone.feature_dim());
+    let mut done = 0;
+    let passes = total * (1 + changes.len() * (1 + usize::from(own_statistics)));
+    let mut progress = |images: usize| {
+        done += images;
+        progress(done * total / passes, total);
     };
-    Ok(all.map(|(name, found)| (name, relative(found))).collect())
+    let plain = Views {
+        pack,
+        size: (1, view.crop),
+        normalize: view.normalize()?,
+        device: backbone.device(),
+        make: Box::new(|_, image, scratch, out| Ok(view.apply(image, scratch, out)?)),
+    };
+    let plain = plain.features(backbone, &mut progress)?;
+    let plain = || plain.chunks_exact(dim);
+    let next = plain().cycle().skip(1);
+    let mut others = Distances::new(plain().zip(next).map(distance).collect());
+    others.relative = others.part_of(&others);
+
+    let mut all = BTreeMap::new();
+    for (number, Change { name, views }) in changes.iter().enumerate() {
+        let changed = Views {
+            size: (views.views(), views.view_size()),
+            make: Box::new(move |index, image, scratch, out| {
+                let mut rng = random::stream(seed, CHANGE, number as u64, index as u64);
+                views.apply(image, &mut rng, scratch, out)?;
+                Ok(())
+            }),
+            pack,
+            normalize: view.normalize()?,
+            device: backbone.device(),
+        };
+        let changed = if own_statistics {
+            let before = buffers.iter().map(Buffers::snapshot);
+            let before = before.collect::<std::result::Result<Vec<_>, _>>()?;
+            let measured = precise_batch_norm(backbone, changed.batches(&mut progress))
+                .and_then(|_| changed.features(backbone, &mut progress));
+            let restored = buffers.iter().zip(before);
+            restored.for_each(|(buffers, before)| buffers.restore(before));
+            measured?
+        } else {
+            changed.features(backbone, &mut progress)?
+        };
+        let changed = changed.chunks_exact(dim);
+        let mut found = Distances::new(plain().zip(changed).map(distance).collect());
+        found.relative = found.part_of(&others);
+        all.insert(name.clone(), found);
+    }
+    all.insert(ANOTHER_IMAGE.to_owned(), others);
+    Ok(all)
 }
 
 fn check_inputs(pack: &Pack, changes: &[Change]) -> Result<(), SettingError> {
@@ -240,68 +262,84 @@ fn check_inputs(pack: &Pack, changes: &[Change]) -> Result<(), SettingError> {
     Ok(())
 }
 
-/// Of an image, the plain view and those of each change.
-fn views(
-    pack: &Pack,
-    view: &EvalView,
-    changes: &[Change],
-    (seed, index): (u64, usize),
-    scratch: &mut Scratch,
-) -> Result<Vec<Vec<u8>>> {
-    let image = pack.decode(index)?;
-    let channels = view.channels();
-    let mut plain = vec![0; channels * view.crop * view.crop];
-    view.apply(&image, scratch, &mut plain)?;
-    let mut all = vec![plain];
-    for (number, change) in changes.iter().enumerate() {
-        let mut rng = random::stream(seed, CHANGE, number as u64, index as u64);
-        let side = change.views.view_size();
-        let mut out = vec![0; change.views.views() * channels * side * side];
-        change.views.apply(&image, &mut rng, scratch, &mut out)?;
-        all.push(out);
-    }
-    Ok(all)
+/// Writes the views of the image with this index.
+type MakeViews<'a> =
+    Box<dyn Fn(usize, &Image, &mut Scratch, &mut [u8]) -> Result<()> + Send + Sync + 'a>;
+
+/// The views of every image of a pack.
+struct Views<'a> {
+    pack: &'a Pack,
+    /// How many of an image, and of how many pixels a side.
+    size: (usize, usize),
+    normalize: Normalize,
+    device: Device,
+    make: MakeViews<'a>,
 }
 
-/// The unit-norm features of kind `kind` of each image's views, `count` of `side` pixels that are
-/// averaged. `first` is the number of the first image.
-fn features(
-    (backbone, normalize): (&dyn Backbone, &Normalize),
-    first: usize,
-    views: &[Vec<Vec<u8>>],
-    kind: usize,
-    (count, side): (usize, usize),
-) -> Result<Vec<f32>> {
-    let pixels = views.iter().flat_map(|views| &views[kind]).copied();
-    let shape = (views.len() * count, normalize.channels(), side, side);
-    let device = &backbone.device();
-    let images = Tensor::from_vec(pixels.collect::<Vec<u8>>(), shape, &Device::Cpu)?;
-    let images = normalize.apply(&images, device)?;
-    let found = backbone.forward(&images, Mode::Eval)?;
-    let found = found.flatten_all()?.to_vec1::<f32>()?;
-    let dim = backbone.feature_dim();
-    if let Some(at) = found.iter().position(|value| !value.is_finite()) {
-        return Err(EvalError::NotFinite {
-            layer: Layer::RES5,
-            row: first + at / dim / count,
-            column: at % dim,
-            value: found[at],
-        });
+impl Views<'_> {
+    /// Views of some images after another, `[images * views, channels, side, side]`. `progress` is called with
+    /// the images of each batch.
+    fn batches(&self, progress: &mut dyn FnMut(usize)) -> impl Iterator<Item = Result<Tensor>> {
+        let (views, side) = self.size;
+        let (total, channels) = (self.pack.len(), self.normalize.channels());
+        // Batch norm needs more than one value: a last batch is no smaller than a half of the others.
+        let most = images_in_pass(views * side.pow(2));
+        let count = total.div_ceil(most);
+        (0..count).map(move |batch| {
+            let images = batch * total / count..(batch + 1) * total / count;
+            let size = views * channels * side * side;
+            let pixels =
+                images
+                    .clone()
+                    .into_par_iter()
+                    .map_init(Scratch::default, |scratch, index| {
+                        let mut out = vec![0; size];
+                        let image = self.pack.decode(index)?;
+                        (self.make)(index, &image, scratch, &mut out)?;
+                        Ok(out)
+                    });
+            let pixels = pixels.collect::<Result<Vec<_>>>()?.concat();
+            let shape = (images.len() * views, channels, side, side);
+            let pixels = Tensor::from_vec(pixels, shape, &Device::Cpu)?;
+            progress(images.len());
+            Ok(self.normalize.apply(&pixels, &self.device)?)
+        })
     }
-    let mut rows = Vec::with_capacity(views.len() * dim);
-    for of_image in found.chunks_exact(count * dim) {
-        let start = rows.len();
-        rows.extend_from_slice(&of_image[..dim]);
-        let row = &mut rows[start..];
-        for other in of_image[dim..].chunks_exact(dim) {
-            row.iter_mut().zip(other).for_each(|(sum, x)| *sum += x);
+
+    /// The unit-norm features of each image, averaged over its views.
+    fn features(
+        &self,
+        backbone: &dyn Backbone,
+        progress: &mut dyn FnMut(usize),
+    ) -> Result<Vec<f32>> {
+        let (views, dim) = (self.size.0, backbone.feature_dim());
+        let mut rows: Vec<f32> = Vec::with_capacity(self.pack.len() * dim);
+        for images in self.batches(progress) {
+            let found = backbone.forward(&images?, Mode::Eval)?;
+            let found = found.flatten_all()?.to_vec1::<f32>()?;
+            if let Some(at) = found.iter().position(|value| !value.is_finite()) {
+                return Err(EvalError::NotFinite {
+                    layer: Layer::RES5,
+                    row: rows.len() / dim + at / dim / views,
+                    column: at % dim,
+                    value: found[at],
+                });
+            }
+            for of_image in found.chunks_exact(views * dim) {
+                let start = rows.len();
+                rows.extend_from_slice(&of_image[..dim]);
+                let row = &mut rows[start..];
+                for other in of_image[dim..].chunks_exact(dim) {
+                    row.iter_mut().zip(other).for_each(|(sum, x)| *sum += x);
+                }
+                normalise(row);
+            }
         }
-        normalise(row);
+        Ok(rows)
     }
-    Ok(rows)
 }
 
-fn distance(a: &[f32], b: &[f32]) -> f64 {
+fn distance((a, b): (&[f32], &[f32])) -> f64 {
     let squares = a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2));
     squares.sum::<f64>().sqrt()
 }

@@ -8,7 +8,7 @@ use pirl_data::{
     DataConfig, DataError, EvalView, Image, Pack, Pretext, Scratch, ViewConfig, eval_batches,
 };
 use pirl_eval::{ANOTHER_IMAGE, Change, EvalError, LayerFeatures, invariance, nearest_neighbours};
-use pirl_model::{Backbone, Layer, Mode};
+use pirl_model::{Backbone, Layer, Mode, precise_batch_norm};
 
 fn features(rows: usize, dim: usize, seed: u32) -> LayerFeatures {
     let values = benches::fill(seed, rows * dim);
@@ -142,6 +142,7 @@ fn what_changes_nothing_has_distance_0() {
         &pack,
         &view(),
         &changes,
+        false,
         5,
         &mut |done, total| {
             told.push((done, total));
@@ -184,7 +185,17 @@ fn distances_are_between_unit_features_and_the_same_for_any_number_of_threads() 
     };
     let measure = |threads: usize, seed: u64| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
-        let run = || invariance(&backbone, &pack, &view(), &changes(), seed, &mut |_, _| {});
+        let run = || {
+            invariance(
+                &backbone,
+                &pack,
+                &view(),
+                &changes(),
+                false,
+                seed,
+                &mut |_, _| {},
+            )
+        };
         pool.build().unwrap().install(run).unwrap()
     };
     let report = measure(1, 5);
@@ -209,12 +220,90 @@ fn distances_are_between_unit_features_and_the_same_for_any_number_of_threads() 
     }
 }
 
+/// The plain view at half its brightness.
+struct Dark(Identity);
+
+impl Pretext for Dark {
+    fn views(&self) -> usize {
+        self.0.views()
+    }
+
+    fn view_size(&self) -> usize {
+        self.0.view_size()
+    }
+
+    fn labels(&self) -> usize {
+        0
+    }
+
+    fn apply(
+        &self,
+        image: &Image,
+        rng: &mut dyn rand::Rng,
+        scratch: &mut Scratch,
+        out: &mut [u8],
+    ) -> Result<u32, DataError> {
+        self.0.apply(image, rng, scratch, out)?;
+        out.iter_mut().for_each(|value| *value /= 2);
+        Ok(0)
+    }
+}
+
+#[test]
+fn own_statistics_take_away_what_all_changed_views_have_in_common() {
+    let folder = tempfile::tempdir().unwrap();
+    let pack = packed(folder.path(), "a", &["x", "y"], 9, 1);
+    let backbone = network(3);
+    let plain = || eval_batches(&pack, &view(), pack.len(), 1, &Device::Cpu).unwrap();
+    precise_batch_norm(
+        &backbone,
+        plain().map(|batch| batch.map(|(images, _)| images)),
+    )
+    .unwrap();
+    let changes = [
+        change("identity", 1),
+        Change {
+            name: "dark".to_owned(),
+            views: Box::new(Dark(Identity(view(), 1))),
+        },
+    ];
+    let before = unit_features(&backbone, &pack);
+    let measure = |own_statistics: bool| {
+        let found = invariance(
+            &backbone,
+            &pack,
+            &view(),
+            &changes,
+            own_statistics,
+            0,
+            &mut |_, _| {},
+        );
+        found.unwrap()
+    };
+    let (of_plain, own) = (measure(false), measure(true));
+    assert_eq!(of_plain["identity"].values, [0.0; 9]);
+    assert!(own["identity"].values.iter().all(|x| *x < 1e-5));
+    assert_eq!(own[ANOTHER_IMAGE], of_plain[ANOTHER_IMAGE]);
+    // Batch norm behind a convolution without a bias scales the difference away, but for edges.
+    let (of_plain, own) = (of_plain["dark"].mean, own["dark"].mean);
+    assert!(own < of_plain / 4.0, "{own}, {of_plain}");
+    assert_eq!(unit_features(&backbone, &pack), before);
+}
+
 #[test]
 fn too_few_images_and_changes_of_one_name_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let pack = packed(folder.path(), "a", &["x"], 3, 1);
     let refused = |pack: &Pack, changes: &[Change]| {
-        let found = invariance(&network(3), pack, &view(), changes, 0, &mut |_, _| {});
+        let found = invariance(
+            &network(3),
+            pack,
+            &view(),
+            changes,
+            false,
+            0,
+            &mut |_, _| {},
+        );
         matches!(found, Err(EvalError::Setting { .. }))
     };
     assert!(refused(&pack.select(&[1]).unwrap(), &[]));

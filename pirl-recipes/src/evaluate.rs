@@ -1,7 +1,7 @@
 //! How a recipe's network is looked at after its training.
 
 use candle_core::Device;
-use pirl_data::{Pack, PretextKind, build_pretext};
+use pirl_data::{DataConfig, Pack, PretextKind, build_pretext};
 use pirl_eval::{Change, EvalError, Extraction, Untrained, recompute_batch_norm};
 use pirl_model::{Backbone, ResNet};
 use pirl_train::TrainError;
@@ -53,9 +53,14 @@ impl Recipe {
     /// [`EvalError::Data`] for settings that do not fit together.
     pub fn changes(&self) -> Result<Vec<Change>, EvalError> {
         let (data, view) = (&self.data, &self.transform.image);
+        // Of the plain view's size, so that nothing but the change is compared.
+        let plain = DataConfig {
+            image_size: self.eval.crop,
+            ..data.clone()
+        };
         let mut changes = vec![
-            Change::crop(data, view)?,
-            Change::photometric(self.eval_view(), data, view)?,
+            Change::crop(&plain, view)?,
+            Change::photometric(self.eval_view(), &plain, view)?,
         ];
         let name = match self.pretext.kind {
             PretextKind::None => return Ok(changes),

@@ -1,11 +1,13 @@
 //! The packed format: a data set as one file, or a few, that is memory-mapped and never unpacked.
 
 mod counts;
+mod deflate;
 mod describe;
 mod jpeg;
 mod open_shard;
 mod options;
 mod partial;
+mod png;
 mod prepare;
 mod reader;
 mod recode;

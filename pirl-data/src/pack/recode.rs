@@ -1,42 +1,30 @@
 //! Images encoded again: as PNG, or as JPEG from brightness and colours apart.
 
-use image::ImageEncoder;
-use image::codecs::png::{CompressionType, FilterType, PngEncoder};
-
 use super::jpeg::{JpegEncoder, Plane};
+use super::png::{self, Pixels};
 use crate::Image;
 use crate::transform::{Colors, split_planes, write_planes};
 
 /// A PNG of an image in RGB.
 pub(super) fn png(image: &Image) -> Result<Vec<u8>, String> {
-    filtered(
-        &image.pixels,
-        (image.width, image.height),
-        image::ExtendedColorType::Rgb8,
-    )
+    png::encode(Pixels {
+        values: &image.pixels,
+        width: image.width,
+        height: image.height,
+        channels: 3,
+    })
 }
 
 /// A grey PNG of the channels of an image, one below the other.
 pub(super) fn png_of_planes(image: &Image) -> Result<Vec<u8>, String> {
     let mut planes = vec![0; image.pixels.len()];
     write_planes(image, &mut planes);
-    let rows = image.height * image.channels;
-    filtered(&planes, (image.width, rows), image::ExtendedColorType::L8)
-}
-
-/// Every row is filtered alike: choosing a filter for each takes a quarter of the time, and saves a hundredth of
-/// the bytes (benches/RESULTS.md).
-fn filtered(
-    pixels: &[u8],
-    (width, rows): (usize, usize),
-    color: image::ExtendedColorType,
-) -> Result<Vec<u8>, String> {
-    let side = |side: usize| u32::try_from(side).map_err(|error| error.to_string());
-    let mut bytes = Vec::with_capacity(pixels.len());
-    PngEncoder::new_with_quality(&mut bytes, CompressionType::Fast, FilterType::Paeth)
-        .write_image(pixels, side(width)?, side(rows)?, color)
-        .map_err(|error| error.to_string())?;
-    Ok(bytes)
+    png::encode(Pixels {
+        values: &planes,
+        width: image.width,
+        height: image.height * image.channels,
+        channels: 1,
+    })
 }
 
 /// Brightness and two colour differences, which are half as wide and high, rounded up; and what encodes them.

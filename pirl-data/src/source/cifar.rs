@@ -10,8 +10,8 @@ const PIXELS: usize = 3 * AREA;
 
 /// CIFAR-10 or CIFAR-100, binary version (<https://www.cs.toronto.edu/~kriz/cifar.html>).
 ///
-/// The folder is the one the archive unpacks to: `data_batch_1.bin` to `data_batch_5.bin` and
-/// `test_batch.bin`, or `train.bin` and `test.bin`. CIFAR-100 is labelled by its 100 fine classes.
+/// The folder is the one the archive unpacks to, or the one it was unpacked in: `data_batch_1.bin` to
+/// `data_batch_5.bin` and `test_batch.bin`, or `train.bin` and `test.bin`. CIFAR-100 is labelled by its 100 fine classes.
 /// Class names come from `batches.meta.txt` or `fine_label_names.txt` when the folder has it, and
 /// are the numbers otherwise.
 #[derive(Clone, Debug)]
@@ -43,7 +43,10 @@ impl Cifar {
         };
         Self::open(
             "CIFAR-10",
-            folder.as_ref(),
+            &unpacked(
+                folder.as_ref(),
+                ["cifar-10-batches-bin", "cifar-10-batches-py"],
+            ),
             split,
             files,
             1,
@@ -63,7 +66,7 @@ impl Cifar {
         };
         Self::open(
             "CIFAR-100",
-            folder.as_ref(),
+            &unpacked(folder.as_ref(), ["cifar-100-binary", "cifar-100-python"]),
             split,
             files,
             2,
@@ -140,6 +143,14 @@ impl Cifar {
             class_names,
         })
     }
+}
+
+/// The folder that an archive was unpacked to, if `folder` is the one around it.
+fn unpacked(folder: &Path, names: [&str; 2]) -> PathBuf {
+    let mut inner = names.into_iter().map(|name| folder.join(name));
+    inner
+        .find(|inner| inner.is_dir())
+        .unwrap_or_else(|| folder.to_owned())
 }
 
 impl Source for Cifar {

@@ -13,10 +13,26 @@ const ENTRIES: [(SourceFormat, &[&str], &[&str]); 7] = [
     (SourceFormat::Mnist, &[], &["-ubyte", "-ubyte.gz"]),
     (
         SourceFormat::Cifar10,
-        &["data_batch_1.bin", "test_batch.bin"],
+        &[
+            "data_batch_1.bin",
+            "test_batch.bin",
+            "cifar-10-batches-bin",
+            // Pickled; the reader says what to do.
+            "data_batch_1",
+            "test_batch",
+            "cifar-10-batches-py",
+        ],
         &[],
     ),
-    (SourceFormat::Cifar100, &["fine_label_names.txt"], &[]),
+    (
+        SourceFormat::Cifar100,
+        &[
+            "fine_label_names.txt",
+            "cifar-100-binary",
+            "cifar-100-python",
+        ],
+        &[],
+    ),
     (SourceFormat::Parquet, &[], &[".parquet"]),
     (SourceFormat::WebDataset, &[], &[".tar"]),
     (SourceFormat::Yolo, &["data.yaml", "data.yml"], &[]),
@@ -135,7 +151,7 @@ mod tests {
         use SourceFormat::{
             Cifar10, Cifar100, Coco, Cvat, ImageFolder, List, Mnist, Parquet, Voc, WebDataset, Yolo,
         };
-        let folders: [(&[&str], SourceFormat); 12] = [
+        let folders: [(&[&str], SourceFormat); 15] = [
             (&["x/cat/1.jpg", "x/dog/2.jpg"], ImageFolder),
             (&["x/1.jpg", "x/class_names.txt"], ImageFolder),
             (&["x/images/1.jpg"], ImageFolder),
@@ -144,6 +160,9 @@ mod tests {
             (&["x/Annotations/1.xml", "x/images/1.jpg"], Voc),
             (&["x/train-images-idx3-ubyte.gz"], Mnist),
             (&["x/data_batch_1.bin"], Cifar10),
+            (&["x/cifar-10-batches-bin/data_batch_1.bin"], Cifar10),
+            (&["x/data_batch_1"], Cifar10),
+            (&["x/cifar-100-binary/train.bin"], Cifar100),
             (&["x/train.bin", "x/fine_label_names.txt"], Cifar100),
             (&["x/train-00000-of-00002.parquet"], Parquet),
             (&["x/0000.tar"], WebDataset),

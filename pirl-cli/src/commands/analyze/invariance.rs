@@ -63,7 +63,16 @@ pub(crate) fn measure(
     let (view, changes) = (recipe.eval_view(), recipe.changes()?);
     let distances = Progress::watch("measuring", "images", images.len(), |progress| {
         let backbone = &network.backbone;
-        pirl_eval::invariance(backbone, images, &view, &changes, recipe.seed, progress)
+        let own_statistics = recipe.eval.precise_batch_norm > 0;
+        pirl_eval::invariance(
+            backbone,
+            images,
+            &view,
+            &changes,
+            own_statistics,
+            recipe.seed,
+            progress,
+        )
     });
     Ok(distances?)
 }
