@@ -32,6 +32,7 @@ static ALLOCATOR: Allocator = allocator::allocator(); // as the `pirl` command
 
 fn main() {
     allocator::keep_freed_memory();
+    pirl_core::join_pool();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [kind, name, precision, ..] = &arguments[..] else {
         eprintln!("usage: peer KIND CASE f32|bf16|f16 (peers/compare.py starts it)");

@@ -52,6 +52,9 @@ fn run(command: Command) -> Result<()> {
     if let Command::Analyze(_) | Command::Report(_) | Command::Study(_) = command {
         ranks::ensure_alone()?;
     }
+    if computes_here(&command) {
+        pirl_core::join_pool();
+    }
     match command {
         Command::Data(DataCommand::Fetch(args)) => commands::data::fetch(&args),
         Command::Data(DataCommand::Pack(args)) => commands::data::pack(&args),
@@ -73,6 +76,20 @@ fn run(command: Command) -> Result<()> {
         Command::Completions(args) => commands::manual::completions(&args),
         Command::Man(args) => commands::manual::man(&args),
         Command::Doctor(args) => commands::doctor::run(&args),
+    }
+}
+
+/// Whether this thread has all the work that the pool shares: several devices have a thread each, packing and
+/// studies have threads of their own.
+fn computes_here(command: &Command) -> bool {
+    match command {
+        Command::Pretrain(args) => !args.run.device.contains(','),
+        Command::Eval(_)
+        | Command::Analyze(_)
+        | Command::Report(_)
+        | Command::Embed(_)
+        | Command::Doctor(_) => true,
+        _ => false,
     }
 }
 

@@ -6,17 +6,19 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use pirl_core::FolderLock;
 use pirl_recipes::Recipe;
-use pirl_train::InitialWeights;
+use pirl_train::{InitialWeights, RunPacks};
 
 use crate::output::{quoted, write_file};
 
-/// A folder with `config.toml`, `initial_weights.json` unless these were random, `metrics.jsonl`,
-/// TensorBoard events, `checkpoints/` and `report.html`.
+/// A folder with `config.toml`, of pre-training also `packs.json` and `initial_weights.json` unless these were
+/// random, `metrics.jsonl`, TensorBoard events, `checkpoints/` and `report.html`.
 #[derive(Clone, Debug)]
 pub(crate) struct RunDir {
     path: PathBuf,
     /// What it begins with, unless with random weights.
     pub(crate) initial: Option<InitialWeights>,
+    /// What a pre-training is made of.
+    pub(crate) packs: Option<RunPacks>,
 }
 
 impl RunDir {
@@ -31,6 +33,7 @@ impl RunDir {
         let folder = Self {
             path: path.to_owned(),
             initial: None,
+            packs: None,
         };
         if !resumes {
             check_free(path)?;
@@ -56,6 +59,7 @@ impl RunDir {
         let run = Self {
             path: path.to_owned(),
             initial: None,
+            packs: None,
         };
         if !run.config().is_file() {
             bail!(
@@ -85,6 +89,9 @@ impl RunDir {
     pub(crate) fn begin(&self, recipe: &Recipe) -> Result<()> {
         if let Some(initial) = &self.initial {
             initial.write(&self.path)?;
+        }
+        if let Some(packs) = &self.packs {
+            packs.write(&self.path)?;
         }
         let head = self.head()?;
         write_file(

@@ -2,6 +2,8 @@
 
 mod common;
 
+use std::fs;
+
 use common::Bench;
 
 #[test]
@@ -100,6 +102,42 @@ fn nearest_neighbours_are_measured_during_the_run_and_change_nothing() {
     };
     assert_eq!(measured("probed"), 2, "after epochs 2 and 3, the last");
     assert_eq!(measured("plain"), 0);
+}
+
+#[test]
+fn a_resumed_run_knows_its_packs_and_says_when_they_are_gone() {
+    let bench = Bench::new();
+    bench.pack("pack", 48);
+    let probe = ["--probe-train", "pack", "--probe-test", "pack"];
+    let every = ["--set", "eval.every=1", "--set", "train.steps=6"];
+    bench.stderr(&bench.pretrain("run", &[&probe[..], &every].concat()));
+    let resume = ["pretrain", "--resume", "--out", "run", "--set"];
+    let more = |steps| [&resume[..], &[steps]].concat();
+    // No pack is named again.
+    bench.stderr(&more("train.steps=12"));
+    let rows = common::rows(&bench.path("run"));
+    let measured = rows.iter().filter(|row| row["knn_top1"].is_number());
+    assert_eq!((rows.len(), measured.count()), (12, 2));
+
+    let (shard, moved) = ("pack.safetensors", "moved.safetensors");
+    fs::rename(bench.path(shard), bench.path(moved)).unwrap();
+    let error = bench.fails(&more("train.steps=18"));
+    for part in ["run was started with", "--data", "pack"] {
+        assert!(error.contains(part), "{error}");
+    }
+    let elsewhere = [
+        "--data",
+        "moved",
+        "--probe-train",
+        "moved",
+        "--probe-test",
+        "moved",
+    ];
+    bench.stderr(&[&more("train.steps=18")[..], &elsewhere].concat());
+    assert_eq!(bench.losses("run").len(), 18);
+    fs::remove_file(bench.path("run/packs.json")).unwrap();
+    let error = bench.fails(&more("train.steps=24"));
+    assert!(error.contains("does not say which pack"), "{error}");
 }
 
 #[test]

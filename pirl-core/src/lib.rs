@@ -11,6 +11,7 @@
 //! - [`Ops`]: whether something is computed by the crates' own kernels or by Candle's ops.
 //! - [`Matrix`] and [`product`]: matrix products of slices.
 //! - `allocator`, with the feature of that name: mimalloc, set up for training on a CPU.
+//! - [`join_pool`]: the computing thread as one of rayon's.
 //! - [`vectorised!`]: a plain loop, compiled for the processor's wider vectors.
 //!
 //! ```
@@ -42,6 +43,7 @@ mod product;
 pub mod random;
 mod setting;
 pub mod storage;
+mod threads;
 mod vectorised;
 
 pub use explain::explain;
@@ -50,3 +52,4 @@ pub use ops::Ops;
 pub use prefetch::prefetch;
 pub use product::{Matrix, product};
 pub use setting::{SettingError, check};
+pub use threads::join_pool;

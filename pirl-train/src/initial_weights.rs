@@ -1,14 +1,12 @@
 //! Which weights a training began with, when they are not random.
 
-use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 
-use pirl_core::file;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Result, TrainError};
 use crate::identity::Identity;
+use crate::record;
 
 const FILE: &str = "initial_weights.json";
 
@@ -30,15 +28,7 @@ impl InitialWeights {
     /// # Errors
     /// [`TrainError::Io`]; [`TrainError::Checkpoint`] for a damaged file.
     pub fn read(folder: &Path) -> Result<Option<Self>> {
-        let path = folder.join(FILE);
-        let text = match fs::read(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            read => read.map_err(TrainError::io("read", &path))?,
-        };
-        serde_json::from_slice(&text).map(Some).map_err(|error| {
-            let reason = format!("it does not say which weights the run began with: {error}");
-            TrainError::Checkpoint { path, reason }
-        })
+        record::read(folder, FILE, "which weights the run began with")
     }
 
     /// Keeps it in `folder`, which must exist.
@@ -46,9 +36,7 @@ impl InitialWeights {
     /// # Errors
     /// [`TrainError::Io`].
     pub fn write(&self, folder: &Path) -> Result<()> {
-        let path = folder.join(FILE);
-        let write = || file::write(&path, &serde_json::to_vec_pretty(self)?);
-        write().map_err(TrainError::io("write", &path))
+        record::write(folder, FILE, self)
     }
 
     /// An error unless the run in `folder` began with these weights, wherever they lay.
@@ -109,7 +97,7 @@ mod tests {
         for part in ["a.pth", "1f", "b.pth", "2e"] {
             assert!(error.contains(part), "{error}");
         }
-        fs::write(folder.path().join(FILE), "{}").unwrap();
+        std::fs::write(folder.path().join(FILE), "{}").unwrap();
         let error = InitialWeights::read(folder.path()).unwrap_err().to_string();
         assert!(error.contains(FILE), "{error}");
     }

@@ -72,8 +72,10 @@ mod networks;
 mod objective;
 mod part;
 mod pretraining;
+mod record;
 mod reduction;
 mod run;
+mod run_packs;
 mod scaled_optimizer;
 mod shared_training;
 mod streams;
@@ -105,6 +107,7 @@ pub use objective::supervised::Supervised;
 pub use objective::{Module, Objective, PartOutcome, Terms};
 pub use pretraining::{Pretraining, PretrainingConfig};
 pub use run::{Ended, Observer, Row, RunOptions, resume, run, save};
+pub use run_packs::RunPacks;
 pub use scaled_optimizer::ScaledOptimizer;
 pub use shared_training::{
     ensure_alike, share_optimizer, share_state, share_steps, sum_gradients, sum_values,

@@ -15,16 +15,17 @@ pub(crate) struct PretrainArgs {
     #[arg(long, value_name = "NAME|FILE.toml")]
     pub(crate) recipe: Option<String>,
     /// Images to learn from: a shard, or the stem of a set of shards; {rank} stands for the number of
-    /// the rank
-    #[arg(long, value_name = "PACK")]
-    pub(crate) data: PathBuf,
+    /// the rank; a resumed run need not be told again
+    #[arg(long, value_name = "PACK", required_unless_present = "resume")]
+    pub(crate) data: Option<PathBuf>,
     /// Folder of the run
     #[arg(long, value_name = "RUN")]
     pub(crate) out: PathBuf,
     /// Train for as many epochs as fit into this time, such as 90m or 2h: a few steps are measured first
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration, conflicts_with = "resume")]
     pub(crate) time: Option<Duration>,
-    /// Labelled images; with --probe-test, nearest neighbours are measured every eval.every epochs
+    /// Labelled images; with --probe-test, nearest neighbours are measured every eval.every epochs; a
+    /// resumed run need not be told again
     #[arg(long, value_name = "PACK", requires = "probe_test")]
     pub(crate) probe_train: Option<PathBuf>,
     /// Labelled images whose labels those of --probe-train are to tell

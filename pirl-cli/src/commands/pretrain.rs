@@ -14,8 +14,8 @@ use pirl_recipes::{
     choose, fit, fit_memory, try_steps,
 };
 use pirl_train::{
-    BACKBONE, Checkpoints, Ended, InitialWeights, MODEL, Metric, Objective, Pretraining, Step,
-    TrainError, Training,
+    BACKBONE, Checkpoints, Ended, InitialWeights, MODEL, Metric, Objective, Pretraining, RunPacks,
+    Step, TrainError, Training,
 };
 use serde_json::json;
 
@@ -37,7 +37,15 @@ pub(crate) fn run(args: &PretrainArgs) -> Result<()> {
 /// Nothing is written before everything that can be checked has been.
 fn pretrain(args: &PretrainArgs, company: &Company) -> Result<()> {
     let devices = device::parse_several(&args.run.device)?;
-    let pack = Inputs::open(&company.own_path(&args.data), &company.ranks)?;
+    let packs = packs(args, company)?;
+    let pack = Inputs::open(&company.own_path(&packs.data), &company.ranks);
+    let pack = match args.data {
+        Some(_) => pack?,
+        None => pack.with_context(|| {
+            let run = args.out.display();
+            format!("the pack that {run} was started with (if it lies elsewhere now, give --data)")
+        })?,
+    };
     let (mut recipe, mut folder, mut backbone) = (Recipe::default(), None, None);
     if company.leads() {
         recipe = settings(args, &pack, &devices)?;
@@ -48,6 +56,7 @@ fn pretrain(args: &PretrainArgs, company: &Company) -> Result<()> {
         (backbone, initial) = initial_weights(args, &mut recipe)?;
         let mut checked = RunDir::check(&args.out, &recipe, args.resume, matters_to_pretraining)?;
         checked.initial = initial;
+        checked.packs = Some(packs.clone());
         folder = Some(checked);
     }
     let recipe = recipe.of_rank_0(company.ranks.as_ref())?;
@@ -57,6 +66,7 @@ fn pretrain(args: &PretrainArgs, company: &Company) -> Result<()> {
     let command = Command {
         args,
         company,
+        packs,
         folder,
         devices,
         backbone,
@@ -93,6 +103,32 @@ fn pretrain(args: &PretrainArgs, company: &Company) -> Result<()> {
             })
         }
     }
+}
+
+/// The packs typed, else, of a run that goes on, those it was started with, as rank 0 finds them.
+fn packs(args: &PretrainArgs, company: &Company) -> Result<RunPacks> {
+    let mut packs = RunPacks::default();
+    if company.leads() {
+        if args.resume {
+            packs = RunPacks::read(&args.out)?.unwrap_or_default();
+        }
+        if let Some(data) = &args.data {
+            packs.data = data.clone();
+        }
+        if let (Some(train), Some(test)) = (&args.probe_train, &args.probe_test) {
+            packs.probes = Some([train.clone(), test.clone()]);
+        }
+        if packs.data.as_os_str().is_empty() {
+            let run = RunDir::open(&args.out)?;
+            bail!(
+                "{} does not say which pack the run was started with: give --data",
+                run.path().display()
+            );
+        }
+    }
+    let packs = serde_json::to_vec(&packs)?;
+    let packs = company.ranks.broadcast(0, packs)?;
+    Ok(serde_json::from_slice(&packs)?)
 }
 
 /// The settings: those of the recipe, fitted to the images, or chosen for them.
@@ -171,6 +207,7 @@ fn initial_weights(
 struct Command<'a> {
     args: &'a PretrainArgs,
     company: &'a Company,
+    packs: RunPacks,
     /// The run's, on the rank that writes.
     folder: Option<RunDir>,
     devices: Vec<Device>,
@@ -310,7 +347,7 @@ impl Command<'_> {
 
     /// What `--probe-train` and `--probe-test` ask for.
     fn monitor(&self, recipe: &Recipe) -> Result<Option<Monitor>> {
-        let (Some(train), Some(test)) = (&self.args.probe_train, &self.args.probe_test) else {
+        let Some([train, test]) = &self.packs.probes else {
             return Ok(None);
         };
         let (company, ranks) = (self.company, &self.company.ranks);
@@ -390,10 +427,6 @@ fn resume_command(args: &PretrainArgs) -> String {
     };
     let log = args.log_command.as_deref().map(|it| quoted(Path::new(it)));
     let log = log.map_or(String::new(), |it| format!(" --log-command {it}"));
-    format!(
-        "pirl pretrain --recipe {} --data {} --out {} --resume{device}{log}",
-        quoted(&args.out.join("config.toml")),
-        quoted(&args.data),
-        quoted(&args.out)
-    )
+    let out = quoted(&args.out);
+    format!("pirl pretrain --resume --out {out}{device}{log}")
 }
