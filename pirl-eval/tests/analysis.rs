@@ -255,11 +255,7 @@ fn own_statistics_take_away_what_all_changed_views_have_in_common() {
     let pack = packed(folder.path(), "a", &["x", "y"], 9, 1);
     let backbone = network(3);
     let plain = || eval_batches(&pack, &view(), pack.len(), 1, &Device::Cpu).unwrap();
-    precise_batch_norm(
-        &backbone,
-        plain().map(|batch| batch.map(|(images, _)| images)),
-    )
-    .unwrap();
+    precise_batch_norm(&backbone, plain().map(|batch| Ok::<_, EvalError>(batch?.0))).unwrap();
     let changes = [
         change("identity", 1),
         Change {

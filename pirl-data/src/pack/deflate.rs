@@ -311,7 +311,7 @@ struct BitWriter {
 impl BitWriter {
     /// Room for so many bytes and some more.
     fn make_room(&mut self, bytes: usize) {
-        let end = self.at + bytes + 8 * size_of::<u64>();
+        let end = self.at + bytes + 64;
         if self.bytes.len() < end {
             self.bytes.resize(end, 0);
         }
