@@ -55,7 +55,7 @@ impl Recipe {
         let (data, view) = (&self.data, &self.transform.image);
         // Of the plain view's size, so that nothing but the change is compared.
         let plain = DataConfig {
-            image_size: self.eval.crop,
+            image_size: self.eval_view().crop,
             ..data.clone()
         };
         let mut changes = vec![
