@@ -63,7 +63,8 @@ impl Iterator for Tokens<'_> {
     }
 }
 
-/// How a run of zeros is written: one literal, repetitions of at most 258, and what is too short for one.
+/// How a run of zeros is written: one literal, repetitions of at most 258, with which `each` is called, and
+/// literals for what is too short for one. Returns how many literals.
 fn repetitions(zeros: usize, mut each: impl FnMut(usize)) -> usize {
     let mut left = zeros - 1;
     while left >= 3 {
