@@ -1,5 +1,6 @@
 //! A study as it is written.
 
+use pirl_recipes::Setting;
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
@@ -107,6 +108,9 @@ pub struct Series {
     /// Settings over those of the study.
     #[serde(default, skip_serializing_if = "Table::is_empty")]
     pub set: Table,
+    /// Settings over these that suit the study's own recipe, and go with its budget where there is another.
+    #[serde(default, skip_serializing_if = "Table::is_empty")]
+    pub budget: Table,
     /// What is measured.
     #[serde(default)]
     pub weights: Weights,
@@ -303,7 +307,12 @@ impl Study {
 
     /// The same with another recipe, at that recipe's own length.
     #[must_use]
-    pub fn with_recipe(self, recipe: &str) -> Self {
+    pub fn with_recipe(mut self, recipe: &str) -> Self {
+        let series = self
+            .figures
+            .iter_mut()
+            .flat_map(|figure| &mut figure.series);
+        series.for_each(|series| series.budget.clear());
         Self {
             recipe: recipe.to_owned(),
             budget: Table::new(),
@@ -409,6 +418,15 @@ impl Figure {
 }
 
 impl Series {
+    /// Its settings, of which later ones are over those before.
+    pub(crate) fn settings(&self) -> Vec<Setting> {
+        [
+            Setting::of_table(&self.set),
+            Setting::of_table(&self.budget),
+        ]
+        .concat()
+    }
+
     /// Whether it has a point at the axis' value of that name.
     pub(crate) fn has(&self, x: &str) -> bool {
         self.x.is_empty() || self.x.iter().any(|name| name == x)

@@ -285,7 +285,7 @@ impl Planner<'_> {
                 }
                 let _ = write!(name, " seed {seed}");
                 let value = axis.and_then(|axis| Some((axis.key.as_deref()?, &axis.values[x])));
-                let recipe = self.recipe(&name, &series.set, value, seed)?;
+                let recipe = self.recipe(&name, &series.settings(), value, seed)?;
                 let measures: Vec<_> = figure
                     .measures
                     .iter()
@@ -318,7 +318,7 @@ impl Planner<'_> {
     fn recipe(
         &self,
         name: &str,
-        series: &toml::Table,
+        series: &[Setting],
         axis: Option<(&str, &Value)>,
         seed: u64,
     ) -> Result<Recipe> {
@@ -330,7 +330,7 @@ impl Planner<'_> {
         let mut settings = Setting::of_table(&self.study.budget);
         settings.extend(Setting::of_table(&self.study.set));
         settings.extend_from_slice(self.typed);
-        settings.extend(Setting::of_table(series));
+        settings.extend_from_slice(series);
         settings.push(Setting::new("seed", Value::Integer(seed as i64)));
         let images = self.images.data.pack.len();
         let load = |settings: &[Setting]| {
@@ -449,7 +449,7 @@ impl Planner<'_> {
             }
             Measure::Invariance { .. } => {
                 // All networks are asked about the same changes.
-                let base = self.recipe("its changes", &toml::Table::new(), None, recipe.seed)?;
+                let base = self.recipe("its changes", &[], None, recipe.seed)?;
                 (recipe.pretext, recipe.transform) = (base.pretext, base.transform);
                 (Evaluation::Invariance, "invariance", "transform.", pair(0)?)
             }
