@@ -37,6 +37,8 @@ CASES = json.loads((HERE / "cases.json").read_text())
 GUARD = HERE / "guard.json"
 # Kinds that come in two layouts and two precisions.
 NETWORKS = ("step", "features", "op")
+# Seconds of runs that are not timed when a side's turn begins: threads that slept share a processor at first.
+WARM = 0.1
 
 
 def interpreter():
@@ -71,9 +73,16 @@ class Worker:
             sys.exit(f"{' '.join(command)} did not start")
 
     def ask(self, what):
-        time.sleep(0.2)  # the other side's threads stop spinning
         print(what, file=self.process.stdin, flush=True)
         return float(self.process.stdout.readline())
+
+    def turn(self, repeat):
+        """The mean of so many runs, warm."""
+        time.sleep(0.2)  # the other side's threads stop spinning
+        warm = time.monotonic() + WARM
+        while time.monotonic() < warm:
+            self.ask("run")
+        return sum(self.ask("run") for _ in range(repeat)) / repeat
 
     def close(self):
         self.process.stdin.close()
@@ -82,7 +91,7 @@ class Worker:
 
 def compare(sides, pairs, repeat):
     """Medians of the sides in seconds, and the times that each of them took in a turn."""
-    turns = [[sum(side.ask("run") for _ in range(repeat)) / repeat for side in sides] for _ in range(pairs)]
+    turns = [[side.turn(repeat) for side in sides] for _ in range(pairs)]
     return [statistics.median(side) for side in zip(*turns)], turns
 
 
@@ -99,7 +108,7 @@ def measure(args, kinds, precisions):
         layouts = ["contiguous", "channels_last"] if kind in NETWORKS else ["contiguous"]
         command = lambda layout: [python, str(HERE / "pirl_torch.py"), kind, name, layout, precision, str(args.threads)]
         workers = {layout: Worker(*command(layout)) for layout in layouts}
-        seconds = {layout: worker.ask("run") for layout, worker in workers.items()}
+        seconds = {layout: worker.turn(1) for layout, worker in workers.items()}
         best = min(seconds, key=seconds.get)
         for layout, worker in workers.items():
             if layout != best:
@@ -113,7 +122,7 @@ def measure(args, kinds, precisions):
             for precision in precisions if kind in NETWORKS else ["f32"]:
                 b, a = theirs(kind, name, precision), ours(kind, name, precision)
                 sides = [a, b] if precision == "f32" else [a, b, ours(kind, name, "f32")]
-                repeat = max(1, min(50, int(0.1 / a.ask("run"))))
+                repeat = max(1, min(50, int(0.1 / a.turn(1))))
                 seconds, turns = compare(sides, args.pairs, repeat)
                 memory = [side.ask("peak") for side in (a, b)]
                 for side in sides:

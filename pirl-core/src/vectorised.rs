@@ -1,8 +1,8 @@
 //! Plain loops compiled for the processor's wider vectors.
 
-/// Defines a function compiled twice, for AVX2 and for the target's baseline, and chosen on call.
-/// Its loops are plain, so both give the same bits. What it calls is compiled for AVX2 only where it
-/// is inlined.
+/// Defines a function compiled three times, for AVX-512, for AVX2 and for the target's baseline, and
+/// chosen on call. Its loops are plain, so all give the same bits. What it calls is compiled for them
+/// only where it is inlined.
 ///
 /// ```
 /// pirl_core::vectorised! {
@@ -36,6 +36,20 @@ macro_rules! vectorised {
                 #[allow(clippy::too_many_arguments, reason = "as above")]
                 fn avx2 $(<$t: $bound>)? ($($arg: $type),*) $(-> $result)? {
                     body($($arg),*)
+                }
+                // With operations on 16-bit words, as `bf16` needs, which the foundation lacks.
+                #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+                #[allow(clippy::too_many_arguments, reason = "as above")]
+                fn avx512 $(<$t: $bound>)? ($($arg: $type),*) $(-> $result)? {
+                    body($($arg),*)
+                }
+                if is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512dq")
+                    && is_x86_feature_detected!("avx512vl")
+                {
+                    // SAFETY: the only demand of `avx512` is the features just detected.
+                    return unsafe { avx512($($arg),*) };
                 }
                 if is_x86_feature_detected!("avx2") {
                     // SAFETY: the only demand of `avx2` is the feature just detected.

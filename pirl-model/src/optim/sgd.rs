@@ -4,6 +4,7 @@
 
 use candle_core::{CpuStorage, InplaceOp3, Layout};
 use pirl_core::storage::{slice, slice_mut};
+use pirl_core::vectorised;
 use rayon::prelude::*;
 
 /// How one parameter tensor, `len` neighbouring entries, is updated.
@@ -11,12 +12,6 @@ pub(super) struct Segment {
     pub(super) len: usize,
     pub(super) decay: f32,
     pub(super) scale: f32,
-}
-
-impl Segment {
-    fn direction(&self, g: f32, w: f32) -> f32 {
-        self.scale * (g + self.decay * w)
-    }
 }
 
 /// On the momentum, from gradient and parameters.
@@ -55,9 +50,7 @@ impl InplaceOp3 for Accumulate<'_> {
             slice_mut(momentum, layout)?,
             g,
             w,
-            |segment, m, g, w| {
-                *m = self.momentum * *m + segment.direction(g, w);
-            },
+            |segment, m, g, w| accumulate(self.momentum, segment.decay, segment.scale, m, g, w),
         );
         Ok(())
     }
@@ -84,37 +77,73 @@ impl InplaceOp3 for Apply<'_> {
             slice_mut(values, layout)?,
             g,
             m,
-            |segment, w, g, m| {
-                let step = match self.nesterov {
-                    Some(momentum) => segment.direction(g, *w) + momentum * m,
-                    None => m,
-                };
-                *w -= self.lr * step;
+            |segment, w, g, m| match self.nesterov {
+                Some(momentum) => {
+                    look_ahead(self.lr, momentum, segment.decay, segment.scale, w, g, m);
+                }
+                None => descend(self.lr, w, m),
             },
         );
         Ok(())
     }
 }
 
-/// Calls `update` on every entry of `target` with those of `a` and `b`, in parallel over segments.
+vectorised! {
+    /// `m = momentum * m + scale * (g + decay * w)`.
+    fn accumulate(momentum: f32, decay: f32, scale: f32, m: &mut [f32], g: &[f32], w: &[f32]) {
+        for ((m, &g), &w) in m.iter_mut().zip(g).zip(w) {
+            *m = momentum * *m + scale * (g + decay * w);
+        }
+    }
+}
+
+vectorised! {
+    /// `w -= lr * m`.
+    fn descend(lr: f32, w: &mut [f32], m: &[f32]) {
+        for (w, &m) in w.iter_mut().zip(m) {
+            *w -= lr * m;
+        }
+    }
+}
+
+vectorised! {
+    /// `w -= lr * (scale * (g + decay * w) + momentum * m)`.
+    fn look_ahead(
+        lr: f32,
+        momentum: f32,
+        decay: f32,
+        scale: f32,
+        w: &mut [f32],
+        g: &[f32],
+        m: &[f32],
+    ) {
+        for ((w, &g), &m) in w.iter_mut().zip(g).zip(m) {
+            *w -= lr * (scale * (g + decay * *w) + momentum * m);
+        }
+    }
+}
+
+/// Calls `update` on the parts of `target` with those of `a` and `b`, in parallel.
 fn each(
     segments: &[Segment],
     mut target: &mut [f32],
     mut a: &[f32],
     mut b: &[f32],
-    update: impl Fn(&Segment, &mut f32, f32, f32) + Sync,
+    update: impl Fn(&Segment, &mut [f32], &[f32], &[f32]) + Sync,
 ) {
+    /// Numbers of a part: of each of the three, what fits the second-level cache.
+    const PART: usize = 1 << 14;
     let mut parts = Vec::with_capacity(segments.len());
     for segment in segments {
         let (target_part, target_rest) = target.split_at_mut(segment.len);
         let ((a_part, a_rest), (b_part, b_rest)) =
             (a.split_at(segment.len), b.split_at(segment.len));
-        parts.push((segment, target_part, a_part, b_part));
+        let of_a_and_b = a_part.chunks(PART).zip(b_part.chunks(PART));
+        let of_all = target_part.chunks_mut(PART).zip(of_a_and_b);
+        parts.extend(of_all.map(|(target, (a, b))| (segment, target, a, b)));
         (target, a, b) = (target_rest, a_rest, b_rest);
     }
-    parts.into_par_iter().for_each(|(segment, target, a, b)| {
-        for ((target, &a), &b) in target.iter_mut().zip(a).zip(b) {
-            update(segment, target, a, b);
-        }
-    });
+    parts
+        .into_par_iter()
+        .for_each(|(segment, target, a, b)| update(segment, target, a, b));
 }

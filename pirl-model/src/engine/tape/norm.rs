@@ -104,7 +104,7 @@ impl<T: Element> Recorded<T> for BatchNorm<T> {
         self.weight.end.max(self.bias.end)
     }
 
-    fn backward(self: Box<Self>, dy: Buffer<T>, pass: &mut Backward<'_, T>) -> Result<()> {
+    fn backward(self: Box<Self>, mut dy: Buffer<T>, pass: &mut Backward<'_, T>) -> Result<()> {
         let Self {
             weight,
             bias,
@@ -115,22 +115,22 @@ impl<T: Element> Recorded<T> for BatchNorm<T> {
             relu,
             out,
         } = *self;
-        let mut dx = pass.buffer(x.data.len());
-        let mut dresidual = residual.map(|_| pass.buffer(x.data.len()));
+        let mut dx = residual.map(|_| pass.buffer(x.data.len()));
         let (mut dgamma, mut dbeta) = (vec![0.0; x.c], vec![0.0; x.c]);
         let (rectified, gamma) = (relu.then_some(&out.data[..]), pass.parameter(&weight));
         let gradients = Gradients {
             gamma: &mut dgamma,
             beta: &mut dbeta,
-            x: &mut dx,
-            residual: dresidual.as_deref_mut(),
+            x: dx.as_deref_mut(),
         };
         match synced {
-            None => batch_norm::backward(&x.data, rectified, &dy, gamma, &statistics, gradients),
+            None => {
+                batch_norm::backward(&x.data, rectified, &mut dy, gamma, &statistics, gradients);
+            }
             Some((peers, rows)) => batch_norm::backward_over(
                 &x.data,
                 rectified,
-                &dy,
+                &mut dy,
                 gamma,
                 &statistics,
                 gradients,
@@ -139,11 +139,14 @@ impl<T: Element> Recorded<T> for BatchNorm<T> {
         }
         pass.set_gradient(weight, &dgamma);
         pass.set_gradient(bias, &dbeta);
-        drop((dy, out));
-        if let (Some(id), Some(dresidual)) = (residual, dresidual) {
-            pass.add(id, dresidual);
+        drop(out);
+        match (residual, dx) {
+            (Some(residual), Some(dx)) => {
+                pass.add(residual, dy);
+                pass.add(x.id, dx);
+            }
+            _ => pass.add(x.id, dy),
         }
-        pass.add(x.id, dx);
         Ok(())
     }
 }

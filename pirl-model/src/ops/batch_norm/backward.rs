@@ -16,10 +16,9 @@ pub struct Gradients<'a, T> {
     pub gamma: &'a mut [f32],
     /// Of beta, `(c)`.
     pub beta: &'a mut [f32],
-    /// Of the input, `(rows, c)`.
-    pub x: &'a mut [T],
-    /// Of the residual, `(rows, c)`, if there was one.
-    pub residual: Option<&'a mut [T]>,
+    /// Of the input, `(rows, c)`, where it has memory of its own: without, it is written over that of the
+    /// output.
+    pub x: Option<&'a mut [T]>,
 }
 
 /// The gradients of [`forward`](super::forward) with the line of `gamma`, beta and `statistics`.
@@ -27,14 +26,15 @@ pub struct Gradients<'a, T> {
 /// constants.
 ///
 /// `x`: the input, `(rows, c)`; `rectified`: the output, `(rows, c)`, if the ReLU was asked for; `dy`:
-/// the gradient of the output, `(rows, c)`; `gamma`: `(c)`.
+/// the gradient of the output, `(rows, c)`, which becomes that of the residual, or without
+/// [`Gradients::x`] that of the input; `gamma`: `(c)`.
 ///
 /// # Panics
 /// If the lengths differ.
 pub fn backward<T: Element>(
     x: &[T],
     rectified: Option<&[T]>,
-    dy: &[T],
+    dy: &mut [T],
     gamma: &[f32],
     statistics: &Statistics,
     gradients: Gradients<'_, T>,
@@ -53,7 +53,7 @@ pub fn backward<T: Element>(
 pub(crate) fn backward_over<T: Element, E>(
     x: &[T],
     rectified: Option<&[T]>,
-    dy: &[T],
+    dy: &mut [T],
     gamma: &[f32],
     statistics: &Statistics,
     gradients: Gradients<'_, T>,
@@ -67,16 +67,14 @@ pub(crate) fn backward_over<T: Element, E>(
     );
     let lengths = (channels.mean.len(), channels.inv_std.len());
     assert_eq!(lengths, (c, c), "channels of a batch norm");
-    let pass = Pass { x, rectified, dy };
     let Gradients {
         gamma: dgamma,
         beta: dbeta,
         x: dx,
-        residual: dresidual,
     } = gradients;
     let lengths = (dgamma.len(), dbeta.len());
     assert_eq!(lengths, (c, c), "channels of a batch norm");
-    let sums = gradient_sums(pass, channels);
+    let sums = gradient_sums(x, rectified, dy, channels);
     let halves = dbeta.iter_mut().chain(dgamma.iter_mut());
     for (gradient, sum) in halves.zip(&sums) {
         *gradient = *sum as f32;
@@ -88,28 +86,8 @@ pub(crate) fn backward_over<T: Element, E>(
         }
         Statistics::Running(_) => Line::of_constants(gamma, channels),
     };
-    input_gradients(pass, &line, dx, dresidual);
+    input_gradients(x, dy, &line, dx);
     Ok(())
-}
-
-/// What a backward pass reads of every row.
-#[derive(Clone, Copy)]
-struct Pass<'a, T> {
-    x: &'a [T],
-    rectified: Option<&'a [T]>,
-    dy: &'a [T],
-}
-
-impl<'a, T> Pass<'a, T> {
-    /// The `len` numbers from `start` on.
-    fn part(self, start: usize, len: usize) -> Self {
-        let part = |numbers: &'a [T]| &numbers[start..start + len];
-        Self {
-            x: part(self.x),
-            rectified: self.rectified.map(part),
-            dy: part(self.dy),
-        }
-    }
 }
 
 /// `dx = scale * d + slope * (x - mean) + shift`, per channel.
@@ -147,6 +125,14 @@ impl Line {
         }
     }
 
+    /// Mean, scale, slope and shift of one channel after the other.
+    #[inline(always)]
+    fn places(&self) -> impl Iterator<Item = [f32; 4]> {
+        let lines = self.mean.iter().zip(&self.scale);
+        let rest = self.slope.iter().zip(&self.shift);
+        lines.zip(rest).map(|((a, b), (c, d))| [*a, *b, *c, *d])
+    }
+
     /// The same for wide rows.
     fn tile(&self, cut: &Cut) -> Self {
         Self {
@@ -158,19 +144,26 @@ impl Line {
     }
 }
 
-/// The sums over the rows of `d`, the gradient of beta, and then of `d xhat`, that of gamma: `(2 c)`.
-fn gradient_sums<T: Element>(pass: Pass<'_, T>, channels: &ChannelStatistics) -> Vec<f64> {
+/// The sums over the rows of `d`, the gradient of beta, and then of `d xhat`, that of gamma: `(2 c)`; `dy`
+/// becomes `d`.
+fn gradient_sums<T: Element>(
+    x: &[T],
+    rectified: Option<&[T]>,
+    dy: &mut [T],
+    channels: &ChannelStatistics,
+) -> Vec<f64> {
     let c = channels.mean.len();
     if c == 0 {
         return Vec::new();
     }
     let cut = Cut::new(c);
     let mean = cut.tile(&channels.mean);
-    let starts = (0..pass.x.len()).into_par_iter().step_by(cut.task);
-    let parts: Vec<(Vec<f64>, Vec<f64>)> = starts
-        .map(|start| {
-            let len = cut.task.min(pass.x.len() - start);
-            task_sums(pass.part(start, len), &mean, c, &cut)
+    let tasks = dy.par_chunks_mut(cut.task).enumerate();
+    let parts: Vec<(Vec<f64>, Vec<f64>)> = tasks
+        .map(|(task, dy)| {
+            let part = |numbers| part::<T>(numbers, task * cut.task, dy.len());
+            let (x, rectified) = (part(x), rectified.map(part));
+            task_sums(x, rectified, dy, &mean, c, &cut)
         })
         .collect();
     let sum = |i: usize| parts.iter().map(|part| part.0[i]).sum::<f64>();
@@ -181,20 +174,31 @@ fn gradient_sums<T: Element>(pass: Pass<'_, T>, channels: &ChannelStatistics) ->
     (0..c).map(sum).chain((0..c).map(product)).collect()
 }
 
+/// The `len` numbers from `start` on.
+fn part<T>(numbers: &[T], start: usize, len: usize) -> &[T] {
+    &numbers[start..start + len]
+}
+
 /// The sums of `d` and of `d * (x - mean)` over the rows of a task, block by block.
 fn task_sums<T: Element>(
-    pass: Pass<'_, T>,
+    x: &[T],
+    rectified: Option<&[T]>,
+    dy: &mut [T],
     mean: &[f32],
     c: usize,
     cut: &Cut,
 ) -> (Vec<f64>, Vec<f64>) {
     let (mut sums, mut products) = (vec![0f64; c], vec![0f64; c]);
     let (mut sum, mut product) = (cut.zeros(c), cut.zeros(c));
-    for start in (0..pass.x.len()).step_by(cut.block) {
-        let Pass { x, rectified, dy } = pass.part(start, cut.block.min(pass.x.len() - start));
+    for (block, dy) in dy.chunks_mut(cut.block).enumerate() {
+        let len = dy.len();
+        let part = |numbers| part::<T>(numbers, block * cut.block, len);
         sum.fill(0.0);
         product.fill(0.0);
-        add_gradients(x, rectified, dy, mean, &mut sum, &mut product);
+        if let Some(out) = rectified {
+            cut_off(part(out), dy);
+        }
+        add_gradients(part(x), dy, mean, &mut sum, &mut product);
         for (total, wide) in [(&mut sums, &sum), (&mut products, &product)] {
             for (total, v) in total.iter_mut().zip(cut.fold(wide, c)) {
                 *total += v;
@@ -205,51 +209,34 @@ fn task_sums<T: Element>(
 }
 
 vectorised! {
-    /// Adds `d` and `d * (x - mean)` over the wide rows to `sum` and `product`, where `d` is `dy`
-    /// with the entries cleared that the ReLU cut off.
-    fn add_gradients<T: Element>(
-        x: &[T],
-        out: Option<&[T]>,
-        dy: &[T],
-        mean: &[f32],
-        sum: &mut [f32],
-        product: &mut [f32],
-    ) {
+    /// Clears the entries of `dy` that the ReLU with the output `out` cut off.
+    fn cut_off<T: Element>(out: &[T], dy: &mut [T]) {
+        for (dy, out) in dy.iter_mut().zip(out) {
+            *dy = if out.to_f32() <= 0.0 { T::from_f32(0.0) } else { *dy };
+        }
+    }
+}
+
+vectorised! {
+    /// Adds `d` and `d * (x - mean)` over the wide rows to `sum` and `product`.
+    fn add_gradients<T: Element>(x: &[T], d: &[T], mean: &[f32], sum: &mut [f32], product: &mut [f32]) {
         let wide = mean.len();
-        for (i, (x, dy)) in x.chunks(wide).zip(dy.chunks(wide)).enumerate() {
+        for (x, d) in x.chunks(wide).zip(d.chunks(wide)) {
             let sums = sum.iter_mut().zip(product.iter_mut()).zip(mean);
-            match out {
-                Some(out) => {
-                    let out = &out[i * wide..][..x.len()];
-                    for ((((s, p), &m), (&x, &dy)), &o) in sums.zip(x.iter().zip(dy)).zip(out) {
-                        let d = if o.to_f32() <= 0.0 { 0.0 } else { dy.to_f32() };
-                        *s += d;
-                        *p += d * (x.to_f32() - m);
-                    }
-                }
-                None => {
-                    for (((s, p), &m), (&x, &dy)) in sums.zip(x.iter().zip(dy)) {
-                        let d = dy.to_f32();
-                        *s += d;
-                        *p += d * (x.to_f32() - m);
-                    }
-                }
+            for (((s, p), &m), (&x, &d)) in sums.zip(x.iter().zip(d)) {
+                let d = d.to_f32();
+                *s += d;
+                *p += d * (x.to_f32() - m);
             }
         }
     }
 }
 
-fn input_gradients<T: Element>(
-    pass: Pass<'_, T>,
-    line: &Line,
-    dx: &mut [T],
-    dresidual: Option<&mut [T]>,
-) {
-    let len = pass.x.len();
-    assert_eq!(dx.len(), len, "input and gradient of a batch norm");
+/// The gradient of the input, to `dx` or else over `d`.
+fn input_gradients<T: Element>(x: &[T], d: &mut [T], line: &Line, dx: Option<&mut [T]>) {
     assert!(
-        dresidual.as_ref().is_none_or(|r| r.len() == len),
-        "input and residual of a batch norm"
+        dx.as_ref().is_none_or(|dx| dx.len() == x.len()),
+        "input and gradient of a batch norm"
     );
     let c = line.scale.len();
     if c == 0 {
@@ -257,70 +244,49 @@ fn input_gradients<T: Element>(
     }
     let cut = Cut::new(c);
     let line = line.tile(&cut);
-    let one = |task: usize, dx: &mut [T], dresidual: Option<&mut [T]>| {
-        let Pass { x, rectified, dy } = pass.part(task * cut.task, dx.len());
-        apply_gradient(x, rectified, dy, &line, dx, dresidual);
-    };
-    match dresidual {
-        Some(dresidual) => dx
-            .par_chunks_mut(cut.task)
-            .zip(dresidual.par_chunks_mut(cut.task))
-            .enumerate()
-            .for_each(|(task, (dx, dresidual))| one(task, dx, Some(dresidual))),
-        None => dx
+    match dx {
+        Some(dx) => dx
             .par_chunks_mut(cut.task)
             .enumerate()
-            .for_each(|(task, dx)| one(task, dx, None)),
+            .for_each(|(task, dx)| {
+                let part = |numbers| part::<T>(numbers, task * cut.task, dx.len());
+                apply_gradient(part(x), part(d), &line, dx);
+            }),
+        None => d
+            .par_chunks_mut(cut.task)
+            .enumerate()
+            .for_each(|(task, d)| {
+                apply_in_place(part(x, task * cut.task, d.len()), &line, d);
+            }),
     }
 }
 
 vectorised! {
-    /// `dx` along the line given per channel, over wide rows; `dresidual` is `d` itself.
-    fn apply_gradient<T: Element>(
-        x: &[T],
-        out: Option<&[T]>,
-        dy: &[T],
-        line: &Line,
-        dx: &mut [T],
-        dresidual: Option<&mut [T]>,
-    ) {
+    /// `dx` along the line given per channel, over wide rows.
+    fn apply_gradient<T: Element>(x: &[T], d: &[T], line: &Line, dx: &mut [T]) {
         let wide = line.mean.len();
-        match (out, dresidual) {
-            (Some(out), Some(dresidual)) => {
-                // The masked gradient is itself wanted: write it, then read it back from the cache.
-                let inputs = out.chunks(wide).zip(dy.chunks(wide)).zip(x.chunks(wide));
-                for ((dx, dr), ((out, dy), x)) in dx.chunks_mut(wide).zip(dresidual.chunks_mut(wide)).zip(inputs) {
-                    for ((dr, &o), &dy) in dr.iter_mut().zip(out).zip(dy) {
-                        *dr = if o.to_f32() <= 0.0 { T::from_f32(0.0) } else { dy };
-                    }
-                    for (i, ((dx, &d), &x)) in dx.iter_mut().zip(&*dr).zip(x).enumerate() {
-                        let moved = line.slope[i] * (x.to_f32() - line.mean[i]) + line.shift[i];
-                        *dx = T::from_f32(line.scale[i] * d.to_f32() + moved);
-                    }
-                }
-            }
-            (Some(out), None) => {
-                let inputs = out.chunks(wide).zip(dy.chunks(wide)).zip(x.chunks(wide));
-                for (dx, ((out, dy), x)) in dx.chunks_mut(wide).zip(inputs) {
-                    let coefficients = line.scale.iter().zip(&line.slope).zip(line.shift.iter().zip(&line.mean));
-                    let inputs = x.iter().zip(dy).zip(out);
-                    for ((dx, ((&x, &dy), &o)), ((&a, &b), (&c, &m))) in dx.iter_mut().zip(inputs).zip(coefficients) {
-                        let d = if o.to_f32() <= 0.0 { 0.0 } else { dy.to_f32() };
-                        *dx = T::from_f32(a * d + (b * (x.to_f32() - m) + c));
-                    }
-                }
-            }
-            (None, dresidual) => {
-                if let Some(dresidual) = dresidual {
-                    dresidual.copy_from_slice(dy);
-                }
-                for (dx, (dy, x)) in dx.chunks_mut(wide).zip(dy.chunks(wide).zip(x.chunks(wide))) {
-                    let coefficients = line.scale.iter().zip(&line.slope).zip(line.shift.iter().zip(&line.mean));
-                    for ((dx, (&x, &d)), ((&a, &b), (&c, &m))) in dx.iter_mut().zip(x.iter().zip(dy)).zip(coefficients) {
-                        *dx = T::from_f32(a * d.to_f32() + (b * (x.to_f32() - m) + c));
-                    }
-                }
+        for (dx, (d, x)) in dx.chunks_mut(wide).zip(d.chunks(wide).zip(x.chunks(wide))) {
+            for ((dx, (&x, &d)), at) in dx.iter_mut().zip(x.iter().zip(d)).zip(line.places()) {
+                *dx = along(at, x, d);
             }
         }
     }
+}
+
+vectorised! {
+    /// [`apply_gradient`] written over `d`.
+    fn apply_in_place<T: Element>(x: &[T], line: &Line, d: &mut [T]) {
+        let wide = line.mean.len();
+        for (d, x) in d.chunks_mut(wide).zip(x.chunks(wide)) {
+            for ((d, &x), at) in d.iter_mut().zip(x).zip(line.places()) {
+                *d = along(at, x, *d);
+            }
+        }
+    }
+}
+
+/// The gradient of an input `x` by the mean, scale, slope and shift of its channel.
+#[inline(always)]
+fn along<T: Element>([mean, scale, slope, shift]: [f32; 4], x: T, d: T) -> T {
+    T::from_f32(scale * d.to_f32() + (slope * (x.to_f32() - mean) + shift))
 }

@@ -3,13 +3,16 @@
 #[cfg(target_arch = "x86_64")]
 use core::arch::x86_64::{__m256, __m512};
 
-use super::lane::Lane;
+use super::lane::{self, Lane};
 use super::plan::{Row, Segment};
 #[cfg(target_arch = "x86_64")]
 use super::simd::DotBf16;
 #[cfg(test)]
 use super::simd::PlainPairs;
+use pirl_core::prefetch;
+
 use super::simd::{PlainRegister, Product, Register};
+use super::weight_gradient::SPAN;
 use super::winograd::transform::{Square, Transform, transform_squares};
 use crate::ops::Element;
 
@@ -25,6 +28,10 @@ pub(super) struct Strides {
     /// The same in `dy`.
     pub(super) dy: usize,
 }
+
+/// Lanes of a segment below which the rows of the next tile are asked for: so little work takes as long
+/// as it takes to read them.
+const SHORT: usize = 128;
 
 /// The kernels of one instruction set, and the layouts they read.
 pub(super) trait Kernel {
@@ -86,13 +93,13 @@ pub(super) trait Kernel {
         registers: usize,
     );
 
-    /// [`Lane::pack_tiles`] of `ROWS`.
+    /// [`lane::pack_tiles`] of `ROWS` and at most [`SPAN`] numbers.
     ///
     /// # Safety
     /// The processor has the instruction set.
     unsafe fn pack_rows<T: Element>(rows: &[Row], x: &[T], len: usize, packed: &mut [Self::Lane]);
 
-    /// [`Lane::pack_panels`] of `WIDTH`.
+    /// [`lane::pack_panels`] of `WIDTH`.
     ///
     /// # Safety
     /// The processor has the instruction set.
@@ -165,7 +172,7 @@ macro_rules! kernel {
                 len: usize,
                 packed: &mut [Self::Lane],
             ) {
-                Self::Lane::pack_tiles::<T, $rows>(rows, x, len, packed);
+                lane::pack_tiles::<Self::Lane, T, $rows, SPAN>(rows, x, len, packed);
             }
 
             $(#[target_feature(enable = $features)])?
@@ -175,7 +182,7 @@ macro_rules! kernel {
                 c_out: usize,
                 packed: &mut [Self::Lane],
             ) {
-                Self::Lane::pack_panels::<T, { $name::WIDTH }>(rows, dy, c_out, packed);
+                lane::pack_panels::<Self::Lane, T, { $name::WIDTH }>(rows, dy, c_out, packed);
             }
         }
     };
@@ -204,7 +211,7 @@ unsafe fn gather_tiles<P: Product, const ROWS: usize, const VECTORS: usize>(
 ) {
     let lanes = P::Sums::LANES;
     let width = lanes * VECTORS;
-    for tile in rows.chunks(ROWS) {
+    for (index, tile) in rows.chunks(ROWS).enumerate() {
         // A short tile repeats its last row, which is then computed several times.
         let row = |j: usize| tile[j.min(tile.len() - 1)];
         // SAFETY: offsets stay within what the caller promises: a source plus a segment in `x`, a
@@ -218,6 +225,13 @@ unsafe fn gather_tiles<P: Product, const ROWS: usize, const VECTORS: usize>(
                     *from = x.add(row(j).source + segment.source);
                 }
                 let mut weight = panel.add(segment.weight * width);
+                if segment.len <= SHORT {
+                    let next = rows.iter().skip((index + 1) * ROWS).take(ROWS);
+                    for row in next {
+                        let from = x.add(row.source + segment.source);
+                        prefetch(core::slice::from_raw_parts(from, segment.len));
+                    }
+                }
                 for i in 0..segment.len {
                     let mut weights = [P::splat(P::Lane::ZERO); VECTORS];
                     for (v, w) in weights.iter_mut().enumerate() {

@@ -27,26 +27,86 @@ pub(super) trait Lane: Plain {
     /// Writes the pixels `x` of `channels` numbers as lanes, zeros filling up each pixel's last.
     fn convert<T: Element>(x: &[T], channels: usize, lanes: &mut [Self]);
 
-    /// Packs `len` numbers of `x` after the source of each of `pixels`: tiles of `ROWS` of them, each
-    /// with [`depth`] groups of `ROWS` lanes, the last tile filled up with zeros.
-    fn pack_tiles<T: Element, const ROWS: usize>(
-        pixels: &[Row],
-        x: &[T],
-        len: usize,
-        packed: &mut [Self],
-    );
-
-    /// Packs the `channels` numbers of `dy` at the destination of each of `pixels`: panels of `WIDTH`
-    /// channels, each with [`depth`] groups of `WIDTH` lanes, the last panel filled up with zeros.
-    fn pack_panels<T: Element, const WIDTH: usize>(
-        pixels: &[Row],
-        dy: &[T],
-        channels: usize,
-        packed: &mut [Self],
-    );
+    /// Sets lanes to the numbers at their place in each of `pixels`, which are as many as a lane has
+    /// numbers, or fewer, with zeros for those that lack. Pixels and `lanes` are of one length.
+    fn join<T: Element>(pixels: &[&[T]], lanes: &mut [Self]);
 }
 
-/// PlainRegister that `numbers` of them take.
+/// Packs `len` numbers, at most `MOST`, of `x` after the source of each of `pixels`: tiles of `ROWS` of
+/// them, each with [`lanes`] of the pixels groups of `ROWS` lanes, the last tile filled up with zeros.
+#[inline(always)]
+pub(super) fn pack_tiles<L: Lane, T: Element, const ROWS: usize, const MOST: usize>(
+    pixels: &[Row],
+    x: &[T],
+    len: usize,
+    packed: &mut [L],
+) {
+    let depth = lanes::<L>(pixels.len());
+    let mut joined = [L::ZERO; MOST];
+    for (k, pixels) in pixels.chunks(L::NUMBERS).enumerate() {
+        let numbers = |pixel: &Row| &x[pixel.source..][..len];
+        // One pixel's numbers may be lanes as they lie.
+        let row = match L::view(numbers(&pixels[0]), 1) {
+            Some(row) => row,
+            None => {
+                joined_into(pixels, numbers, &mut joined[..len]);
+                &joined[..len]
+            }
+        };
+        let (tiles, rest) = row.as_chunks::<ROWS>();
+        let places = packed.chunks_exact_mut(depth * ROWS);
+        for (place, tile) in places.zip(tiles) {
+            place[k * ROWS..][..ROWS].copy_from_slice(tile);
+        }
+        if !rest.is_empty() {
+            let last = &mut packed[(tiles.len() * depth + k) * ROWS..][..ROWS];
+            last.fill(L::ZERO);
+            last[..rest.len()].copy_from_slice(rest);
+        }
+    }
+}
+
+/// Packs the `channels` numbers of `dy` at the destination of each of `pixels`: panels of `WIDTH`
+/// channels, each with [`lanes`] of the pixels groups of `WIDTH` lanes, the last panel filled up with
+/// zeros.
+#[inline(always)]
+pub(super) fn pack_panels<L: Lane, T: Element, const WIDTH: usize>(
+    pixels: &[Row],
+    dy: &[T],
+    channels: usize,
+    packed: &mut [L],
+) {
+    let depth = lanes::<L>(pixels.len());
+    let panels = packed.chunks_exact_mut(depth * WIDTH);
+    for (first, panel) in (0..channels).step_by(WIDTH).zip(panels) {
+        let (places, _) = panel.as_chunks_mut::<WIDTH>();
+        let numbers = |pixel: &Row| &dy[pixel.destination..][first..channels];
+        for (place, pixels) in places.iter_mut().zip(pixels.chunks(L::NUMBERS)) {
+            if channels - first >= WIDTH {
+                joined_into(pixels, |pixel| &numbers(pixel)[..WIDTH], place);
+            } else {
+                *place = [L::ZERO; WIDTH];
+                joined_into(pixels, numbers, &mut place[..channels - first]);
+            }
+        }
+    }
+}
+
+/// [`Lane::join`] of the numbers of one or two pixels.
+#[inline(always)]
+fn joined_into<'a, L: Lane, T: Element>(
+    pixels: &[Row],
+    numbers: impl Fn(&Row) -> &'a [T],
+    lanes: &mut [L],
+) {
+    match pixels {
+        [first, second] => L::join(&[numbers(first), numbers(second)], lanes),
+        [first] => L::join(&[numbers(first)], lanes),
+        _ => {}
+    }
+}
+
+/// How many lanes `numbers` of them take.
 pub(super) fn lanes<L: Lane>(numbers: usize) -> usize {
     numbers.div_ceil(L::NUMBERS)
 }
@@ -71,51 +131,10 @@ impl Lane for f32 {
     }
 
     #[inline(always)]
-    fn pack_tiles<T: Element, const ROWS: usize>(
-        pixels: &[Row],
-        x: &[T],
-        len: usize,
-        packed: &mut [f32],
-    ) {
-        let depth = pixels.len();
-        for (k, pixel) in pixels.iter().enumerate() {
-            let (tiles, rest) = x[pixel.source..][..len].as_chunks::<ROWS>();
-            let places = packed.chunks_exact_mut(depth * ROWS);
-            for (place, tile) in places.zip(tiles) {
-                let place = &mut place[k * ROWS..][..ROWS];
-                place.copy_from_slice(&tile.map(T::to_f32));
-            }
-            if !rest.is_empty() {
-                let last = &mut packed[(tiles.len() * depth + k) * ROWS..][..ROWS];
-                last.fill(0.0);
-                for (last, x) in last.iter_mut().zip(rest) {
-                    *last = x.to_f32();
-                }
-            }
-        }
-    }
-
-    #[inline(always)]
-    fn pack_panels<T: Element, const WIDTH: usize>(
-        pixels: &[Row],
-        dy: &[T],
-        channels: usize,
-        packed: &mut [f32],
-    ) {
-        let panels = packed.chunks_exact_mut(pixels.len() * WIDTH);
-        for (first, panel) in (0..channels).step_by(WIDTH).zip(panels) {
-            let (places, _) = panel.as_chunks_mut::<WIDTH>();
-            for (place, pixel) in places.iter_mut().zip(pixels) {
-                let numbers = &dy[pixel.destination..][first..channels];
-                match numbers.first_chunk::<WIDTH>() {
-                    Some(whole) => *place = whole.map(T::to_f32),
-                    None => {
-                        *place = [0.0; WIDTH];
-                        for (place, x) in place.iter_mut().zip(numbers) {
-                            *place = x.to_f32();
-                        }
-                    }
-                }
+    fn join<T: Element>(pixels: &[&[T]], lanes: &mut [f32]) {
+        for pixel in pixels {
+            for (lane, x) in lanes.iter_mut().zip(*pixel) {
+                *lane = x.to_f32();
             }
         }
     }
@@ -132,7 +151,28 @@ unsafe impl Plain for Pair {}
 impl Pair {
     #[inline(always)]
     fn new<T: Element>(first: T, second: T) -> Self {
-        Self([first, second].map(|x| Element::from_f32(x.to_f32())))
+        Self([first, second].map(half))
+    }
+
+    #[inline(always)]
+    fn bits(self) -> u32 {
+        let [first, second] = self.0.map(|x| u32::from(x.to_bits()));
+        second << 16 | first
+    }
+
+    #[inline(always)]
+    fn from_bits(bits: u32) -> Self {
+        Self([bits as u16, (bits >> 16) as u16].map(bf16::from_bits))
+    }
+}
+
+/// The number as `bf16`: its own bits, if it is one.
+#[inline(always)]
+fn half<T: Element>(x: T) -> bf16 {
+    match T::DTYPE {
+        // SAFETY: `T` is `bf16`.
+        DType::BF16 => unsafe { std::mem::transmute_copy::<T, bf16>(&x) },
+        _ => Element::from_f32(x.to_f32()),
     }
 }
 
@@ -142,7 +182,10 @@ impl Lane for Pair {
 
     #[inline(always)]
     fn put(&mut self, index: usize, x: f32) {
-        self.0[index] = Element::from_f32(x);
+        // In whole lanes, which a loop over neighbours does many at a time.
+        let (shift, half) = (16 * index, <bf16 as Element>::from_f32(x));
+        let kept = self.bits() & !(0xFFFF << shift);
+        *self = Self::from_bits(kept | u32::from(half.to_bits()) << shift);
     }
 
     fn view<T: Element>(x: &[T], channels: usize) -> Option<&[Pair]> {
@@ -164,58 +207,19 @@ impl Lane for Pair {
     }
 
     #[inline(always)]
-    fn pack_tiles<T: Element, const ROWS: usize>(
-        pixels: &[Row],
-        x: &[T],
-        len: usize,
-        packed: &mut [Pair],
-    ) {
-        let depth = pixels.len().div_ceil(2);
-        for (k, pixels) in pixels.chunks(2).enumerate() {
-            let numbers = |pixel: &Row| &x[pixel.source..][..len];
-            let (first, second) = (numbers(&pixels[0]), pixels.get(1).map(numbers));
-            let places = packed.chunks_exact_mut(depth * ROWS);
-            for (start, place) in (0..len).step_by(ROWS).zip(places) {
-                let rows = start..(start + ROWS).min(len);
-                let second = second.map(|x| &x[rows.clone()]);
-                pair_up(&first[rows], second, &mut place[k * ROWS..][..ROWS]);
+    fn join<T: Element>(pixels: &[&[T]], lanes: &mut [Pair]) {
+        match pixels {
+            [first, second, ..] => {
+                for ((lane, &first), &second) in lanes.iter_mut().zip(*first).zip(*second) {
+                    *lane = Pair::new(first, second);
+                }
             }
-        }
-    }
-
-    #[inline(always)]
-    fn pack_panels<T: Element, const WIDTH: usize>(
-        pixels: &[Row],
-        dy: &[T],
-        channels: usize,
-        packed: &mut [Pair],
-    ) {
-        let depth = pixels.len().div_ceil(2);
-        let panels = packed.chunks_exact_mut(depth * WIDTH);
-        for (start, panel) in (0..channels).step_by(WIDTH).zip(panels) {
-            let rows = start..(start + WIDTH).min(channels);
-            let numbers = |pixel: &Row| &dy[pixel.destination..][rows.clone()];
-            for (pixels, place) in pixels.chunks(2).zip(panel.chunks_exact_mut(WIDTH)) {
-                pair_up(numbers(&pixels[0]), pixels.get(1).map(numbers), place);
+            [first] => {
+                for (lane, &first) in lanes.iter_mut().zip(*first) {
+                    *lane = Pair::new(first, T::from_f32(0.0));
+                }
             }
+            [] => {}
         }
-    }
-}
-
-/// Number by number of two pixels; without a second one, and beyond the last number, with zeros.
-#[inline(always)]
-fn pair_up<T: Element>(first: &[T], second: Option<&[T]>, place: &mut [Pair]) {
-    if let Some(second) = second
-        && first.len() == place.len()
-    {
-        for ((place, &first), &second) in place.iter_mut().zip(first).zip(second) {
-            *place = Pair::new(first, second);
-        }
-        return;
-    }
-    place.fill(Pair::ZERO);
-    let zero = T::from_f32(0.0);
-    for (i, (place, &first)) in place.iter_mut().zip(first).enumerate() {
-        *place = Pair::new(first, second.map_or(zero, |second| second[i]));
     }
 }

@@ -31,7 +31,7 @@ use std::slice;
 use candle_core::DType;
 use kernel::Kernel;
 use lane::{Lane, lanes};
-use pirl_core::vectorised;
+use pirl_core::{prefetch, vectorised};
 use plan::Plan;
 use rayon::prelude::*;
 use shape::TASKS;
@@ -280,11 +280,24 @@ fn forward_on<K: Kernel, T: Element>(
         if let Some(scale) = scale {
             scales[..columns].copy_from_slice(&scale[first..][..columns]);
         }
-        for (i, tap) in (0..s.c_in).flat_map(|i| (0..taps).map(move |tap| (i, tap))) {
-            let to = &mut panel[(tap * lanes + i / each) * K::WIDTH..][..columns];
-            for (o, (to, scale)) in to.iter_mut().zip(scales).enumerate() {
-                let weight = scale * of_panel[o * rows + i * taps + tap];
-                to.put(i % each, rounded::<T>(weight));
+        // Channels of the output may lie a power of two apart, so a cache line of each is read at a time.
+        let mut turned = [[0.0; kernel::MAX_PANEL]; 16];
+        for start in (0..rows).step_by(turned.len()) {
+            let len = turned.len().min(rows - start);
+            for (o, of_channel) in of_panel.chunks_exact(rows).enumerate() {
+                let (now, later) = of_channel[start..].split_at(len);
+                prefetch(&later[..later.len().min(turned.len())]);
+                for (turned, weight) in turned.iter_mut().zip(now) {
+                    turned[o] = *weight;
+                }
+            }
+            for (place, turned) in (start..).zip(&mut turned[..len]) {
+                let (i, tap) = (place / taps, place % taps);
+                for (weight, scale) in turned.iter_mut().zip(scales) {
+                    *weight = rounded::<T>(scale * *weight);
+                }
+                let to = &mut panel[(tap * lanes + i / each) * K::WIDTH..][..columns];
+                put(to, i % each, turned);
             }
         }
     });
@@ -300,20 +313,35 @@ fn backward_input_on<K: Kernel, T: Element>(s: &ConvShape, weight: &[f32], dy: &
             plan::gradient_tap(s, t / s.kernel) * s.kernel + plan::gradient_tap(s, t % s.kernel)
         })
         .collect();
+    /// Output channels that memory is asked for before they are packed.
+    const AHEAD: usize = 8;
     let (each, lanes) = (K::Lane::NUMBERS, lanes::<K::Lane>(s.c_out));
     let packed = pack::<K>(taps * lanes * K::WIDTH, s.c_in, |panel, first, columns| {
+        let mut turned = [0.0; kernel::MAX_PANEL];
         for o in 0..s.c_out {
-            let of_panel = &weight[(o * s.c_in + first) * taps..][..columns * taps];
-            for (i, of_pair) in of_panel.chunks_exact(taps).enumerate() {
-                for (&place, &w) in places.iter().zip(of_pair) {
-                    let to = &mut panel[(place * lanes + o / each) * K::WIDTH + i];
-                    to.put(o % each, rounded::<T>(w));
+            let of_panel = |o: usize| &weight[(o * s.c_in + first) * taps..][..columns * taps];
+            if o + AHEAD < s.c_out {
+                prefetch(of_panel(o + AHEAD));
+            }
+            let of_panel = of_panel(o);
+            for (tap, place) in places.iter().enumerate() {
+                for (turned, of_pair) in turned.iter_mut().zip(of_panel.chunks_exact(taps)) {
+                    *turned = rounded::<T>(of_pair[tap]);
                 }
+                let to = &mut panel[(place * lanes + o / each) * K::WIDTH..][..columns];
+                put(to, o % each, &turned);
             }
         }
     });
     let plan = Plan::backward(&ConvShape { c_out: lanes, ..*s });
     product::<K, T>(&plan, (dy, s.c_out), &packed, (dx, s.c_in), None);
+}
+
+/// Sets number `index` of each lane to the number at its place in `from`.
+fn put<L: Lane>(lanes: &mut [L], index: usize, from: &[f32]) {
+    for (lane, x) in lanes.iter_mut().zip(from) {
+        lane.put(index, *x);
+    }
 }
 
 /// A weight as products with activations of type `T` take it.

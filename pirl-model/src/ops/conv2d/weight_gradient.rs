@@ -22,7 +22,7 @@ use crate::ops::Element;
 const BLOCK: usize = 256;
 /// Rows packed at a time, at most: whole tiles of every instruction set, and with [`BLOCK`] pixels they
 /// fit the second-level cache.
-const SPAN: usize = 180; // 4 * 45, 6 * 30, 10 * 18
+pub(super) const SPAN: usize = 180; // 4 * 45, 6 * 30, 10 * 18
 /// Pixels below which a private sum is not worth its memory traffic.
 const CHUNK: usize = 512;
 /// Numbers that all private sums have together, at most.
