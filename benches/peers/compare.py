@@ -8,9 +8,9 @@ detection against PyTorch's and torchvision's, in turn: A B A B.
     python3 benches/peers/compare.py guard               # what became slower?
 
 Both sides are warm processes of their own that do one run when told to, so that a pair is seconds
-apart whatever the machine does meanwhile. A ratio is PyTorch's time by ours, of one pair: above 1 we
-are faster; the table has the median and, in brackets, the least and the greatest. PyTorch runs in the
-faster of its two layouts, and in bf16 under autocast. Steps, features and ops in bf16 run in turn with
+apart whatever the machine does meanwhile; a turn begins with a tenth of a second of runs that are not
+timed. A ratio is PyTorch's time by ours, of one pair: above 1 we are faster; the table has the median
+and, in brackets, the least and the greatest. PyTorch runs in the faster of its two layouts, and in bf16 under autocast. Steps, features and ops in bf16 run in turn with
 ours in f32 too: the last column is that time by ours in bf16. Loss, bank and probes are f32. Features come from
 PyTorch under inference_mode, each batch norm folded into the convolution before it.
 
