@@ -22,13 +22,16 @@ impl Packed {
 mod x86 {
     use core::arch::x86_64::{
         _mm256_fmadd_ps, _mm256_load_ps, _mm256_mul_ps, _mm256_set1_ps, _mm256_setzero_ps,
-        _mm256_storeu_ps,
+        _mm256_storeu_ps, _mm512_fmadd_ps, _mm512_load_ps, _mm512_mul_ps, _mm512_set1_ps,
+        _mm512_setzero_ps, _mm512_storeu_ps,
     };
 
     use rayon::prelude::*;
 
     /// Rows side by side in a panel.
     const PANEL: usize = 16;
+    /// Panels that AVX-512 multiplies at once.
+    const PANELS: usize = 2;
     /// Queries whose sums with a panel are kept in registers.
     const QUERIES: usize = 6;
 
@@ -75,20 +78,63 @@ mod x86 {
                     columns[query % QUERIES] = *x;
                 }
             }
-            let mut sums = [[0.0; PANEL]; QUERIES];
-            for (panel, lines) in self.lines.chunks_exact(self.dim).enumerate() {
-                let columns = panel * PANEL..rows.min((panel + 1) * PANEL);
+            let at_once = if is_x86_feature_detected!("avx512f") {
+                PANELS
+            } else {
+                1
+            };
+            let mut sums = [[[0.0; PANEL]; QUERIES]; PANELS];
+            for (part, lines) in self.lines.chunks(at_once * self.dim).enumerate() {
+                let first = part * at_once * PANEL;
                 for (tile, of_tile) in tiles
                     .chunks_exact(self.dim)
                     .zip(out.chunks_mut(QUERIES * rows))
                 {
-                    // SAFETY: the features were there when this was made.
-                    unsafe { multiply(lines, tile, scale, &mut sums) };
-                    for (out, sums) in of_tile.chunks_exact_mut(rows).zip(&sums) {
-                        out[columns.clone()].copy_from_slice(&sums[..columns.len()]);
+                    match lines.split_at_checked(self.dim) {
+                        Some((one, two)) if two.len() == self.dim => {
+                            // SAFETY: several panels are taken only where the feature is.
+                            unsafe { multiply_panels([one, two], tile, scale, &mut sums) };
+                        }
+                        // SAFETY: the features were there when this was made.
+                        _ => unsafe { multiply(lines, tile, scale, &mut sums[0]) },
+                    }
+                    let panels = lines.len() / self.dim;
+                    for (panel, sums) in sums[..panels].iter().enumerate() {
+                        let start = first + panel * PANEL;
+                        let columns = start..rows.min(start + PANEL);
+                        for (out, sums) in of_tile.chunks_exact_mut(rows).zip(sums) {
+                            out[columns.clone()].copy_from_slice(&sums[..columns.len()]);
+                        }
                     }
                 }
             }
+        }
+    }
+
+    /// [`multiply`] with several panels at once, so that there are as many sums as the processor's
+    /// multipliers take.
+    #[target_feature(enable = "avx512f")]
+    fn multiply_panels(
+        [one, two]: [&[Line]; PANELS],
+        tile: &[[f32; QUERIES]],
+        scale: f32,
+        out: &mut [[[f32; PANEL]; QUERIES]; PANELS],
+    ) {
+        let mut sums = [[_mm512_setzero_ps(); QUERIES]; PANELS];
+        for ((Line(one), Line(two)), queries) in one.iter().zip(two).zip(tile) {
+            // SAFETY: a line has sixteen numbers and the alignment of a cache line.
+            let rows = unsafe { [_mm512_load_ps(one.as_ptr()), _mm512_load_ps(two.as_ptr())] };
+            for (i, query) in queries.iter().enumerate() {
+                let query = _mm512_set1_ps(*query);
+                for (sums, rows) in sums.iter_mut().zip(rows) {
+                    sums[i] = _mm512_fmadd_ps(query, rows, sums[i]);
+                }
+            }
+        }
+        let scale = _mm512_set1_ps(scale);
+        for (out, sum) in out.as_flattened_mut().iter_mut().zip(sums.as_flattened()) {
+            // SAFETY: sixteen numbers.
+            unsafe { _mm512_storeu_ps(out.as_mut_ptr(), _mm512_mul_ps(scale, *sum)) };
         }
     }
 
