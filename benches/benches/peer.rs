@@ -35,15 +35,17 @@ fn main() {
     pirl_core::join_pool();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [kind, name, precision, ..] = &arguments[..] else {
-        eprintln!("usage: peer KIND CASE f32|bf16|f16 (peers/compare.py starts it)");
+        eprintln!("usage: peer KIND CASE f32|direct|bf16|f16 (peers/compare.py starts it)");
         std::process::exit(2);
     };
-    let precision = match precision.as_str() {
-        "bf16" => Precision::Bf16,
-        "f16" => Precision::F16,
-        _ => Precision::F32,
+    // `f32` without Winograd's convolutions is what products of `bf16` are to be measured by.
+    let (precision, winograd) = match precision.as_str() {
+        "bf16" => (Precision::Bf16, Winograd::Auto),
+        "f16" => (Precision::F16, Winograd::Auto),
+        "direct" => (Precision::F32, Winograd::Off),
+        _ => (Precision::F32, Winograd::Auto),
     };
-    let mut run = case(kind, name, precision);
+    let mut run = case(kind, name, precision, winograd);
     for _ in 0..2 {
         run();
     }
@@ -68,20 +70,20 @@ fn peak_mib() -> f64 {
 }
 
 /// Loss, bank and probes are `f32` whatever the precision.
-fn case(kind: &str, name: &str, precision: Precision) -> Box<dyn FnMut()> {
+fn case(kind: &str, name: &str, precision: Precision, winograd: Winograd) -> Box<dyn FnMut()> {
     match kind {
         "step" => {
-            let mut steps = Steps::new(&cases::<Case>(kind)[name], precision);
+            let mut steps = Steps::new(&cases::<Case>(kind)[name], precision, winograd);
             Box::new(move || steps.step())
         }
-        "features" => features(&cases(kind)[name], precision),
+        "features" => features(&cases(kind)[name], precision, winograd),
         "loss" => loss(&cases(kind)[name]),
         "bank" => bank(&cases(kind)[name]),
         "probe" => probe(&cases(kind)[name]),
         "op" => match precision {
-            Precision::F32 | Precision::Tf32 => op::<f32>(cases(kind)[name]),
-            Precision::Bf16 => op::<bf16>(cases(kind)[name]),
-            Precision::F16 => op::<f16>(cases(kind)[name]),
+            Precision::F32 | Precision::Tf32 => op::<f32>(cases(kind)[name], winograd),
+            Precision::Bf16 => op::<bf16>(cases(kind)[name], winograd),
+            Precision::F16 => op::<f16>(cases(kind)[name], winograd),
         },
         "detect" => cases::<regions::Case>(kind)[name].runner(),
         _ => panic!("no kind {kind}"),
@@ -97,10 +99,11 @@ struct FeaturesCase {
 }
 
 /// Features of a batch by a frozen network.
-fn features(case: &FeaturesCase, precision: Precision) -> Box<dyn FnMut()> {
+fn features(case: &FeaturesCase, precision: Precision, winograd: Winograd) -> Box<dyn FnMut()> {
     let config = ModelConfig {
         arch: learner::arch(case.depth),
         width: case.width,
+        winograd,
         ..ModelConfig::default()
     };
     let backbone = ResNet::new(&config, 0, &CPU).unwrap();
@@ -218,7 +221,10 @@ fn probe(case: &ProbeCase) -> Box<dyn FnMut()> {
 }
 
 /// A convolution alone, forward and both gradients.
-fn op<T: Element>([n, side, c_in, c_out, kernel, stride]: [usize; 6]) -> Box<dyn FnMut()> {
+fn op<T: Element>(
+    [n, side, c_in, c_out, kernel, stride]: [usize; 6],
+    winograd: Winograd,
+) -> Box<dyn FnMut()> {
     let s = ConvShape {
         n,
         h: side,
@@ -238,8 +244,8 @@ fn op<T: Element>([n, side, c_in, c_out, kernel, stride]: [usize; 6]) -> Box<dyn
     let (mut out, mut dx) = (dy.clone(), x.clone());
     let mut dw = vec![0f32; s.weight_len()];
     Box::new(move || {
-        conv2d::forward(&s, Winograd::Auto, &x, &weight, &mut out);
-        conv2d::backward_input(&s, Winograd::Auto, &weight, &dy, &mut dx);
-        conv2d::backward_weight(&s, Winograd::Auto, &x, &dy, &mut dw);
+        conv2d::forward(&s, winograd, &x, &weight, &mut out);
+        conv2d::backward_input(&s, winograd, &weight, &dy, &mut dx);
+        conv2d::backward_weight(&s, winograd, &x, &dy, &mut dw);
     })
 }

@@ -10,6 +10,7 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use learner::{Case, Steps};
 use pirl_core::allocator::{self, Allocator};
 use pirl_model::Precision;
+use pirl_model::ops::conv2d::Winograd;
 
 #[global_allocator]
 static ALLOCATOR: Allocator = allocator::allocator(); // as the `pirl` command
@@ -21,7 +22,7 @@ fn steps(c: &mut Criterion) {
     for (name, case) in cases::<Case>("step") {
         group.throughput(Throughput::Elements(case.batch as u64));
         for precision in [Precision::F32, Precision::Bf16] {
-            let mut steps = Steps::new(&case, precision);
+            let mut steps = Steps::new(&case, precision, Winograd::Auto);
             group.bench_function(format!("{name} {precision:?}"), |b| {
                 b.iter(|| steps.step());
             });

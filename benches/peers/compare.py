@@ -11,7 +11,7 @@ Both sides are warm processes of their own that do one run when told to, so that
 apart whatever the machine does meanwhile; a turn begins with a tenth of a second of runs that are not
 timed. A ratio is PyTorch's time by ours, of one pair: above 1 we are faster; the table has the median
 and, in brackets, the least and the greatest. PyTorch runs in the faster of its two layouts, and in bf16 under autocast. Steps, features and ops in bf16 run in turn with
-ours in f32 too: the last column is that time by ours in bf16. Loss, bank and probes are f32. Features come from
+ours in f32 without Winograd's convolutions too: the last column is that time by ours in bf16. Loss, bank and probes are f32. Features come from
 PyTorch under inference_mode, each batch norm folded into the convolution before it.
 
 `guard` takes ten minutes: it measures steps, features, loss, bank and probes in the precisions that the processor has
@@ -97,7 +97,7 @@ def compare(sides, pairs, repeat):
 
 def measure(args, kinds, precisions):
     """Times the cases of these kinds one after the other: dictionaries with `key`, `title`, the `seconds` of
-    ours and of PyTorch, their `ratios` from the least, `memory` in MiB, and ours in f32 by ours (`own`)."""
+    ours and of PyTorch, their `ratios` from the least, `memory` in MiB, and ours in f32 without Winograd's convolutions by ours (`own`)."""
     python, peer = interpreter(), build()
 
     def ours(kind, name, precision):
@@ -121,7 +121,7 @@ def measure(args, kinds, precisions):
         for name in (name for name in CASES[kind] if args.match in name):
             for precision in precisions if kind in NETWORKS else ["f32"]:
                 b, a = theirs(kind, name, precision), ours(kind, name, precision)
-                sides = [a, b] if precision == "f32" else [a, b, ours(kind, name, "f32")]
+                sides = [a, b] if precision == "f32" else [a, b, ours(kind, name, "direct")]
                 repeat = max(1, min(50, int(0.1 / a.turn(1))))
                 seconds, turns = compare(sides, args.pairs, repeat)
                 memory = [side.ask("peak") for side in (a, b)]
@@ -144,7 +144,7 @@ def table(args):
     print(f"Threads: {args.threads}; {cpu()}; pairs: {args.pairs}\n")
     columns = ["", "ours, ms", "PyTorch, ms", "ratio (least to greatest)", "ours, MiB", "PyTorch, MiB"]
     if "bf16" in args.precisions:
-        columns.append("to ours in f32")
+        columns.append("to ours in f32, direct")
     print(row(columns))
     print(row("---" for _ in columns), flush=True)
     for found in measure(args, args.kinds or list(CASES), args.precisions):

@@ -4,6 +4,7 @@ use candle_core::{Device, Tensor};
 use pirl_bank::{BankError, Drawn, NegativeSampler};
 use pirl_data::{Batch, Normalize};
 use pirl_loss::{InfoNce, Paper};
+use pirl_model::ops::conv2d::Winograd;
 use pirl_model::{Arch, ModelConfig, OptimConfig, Precision, ResNet};
 use pirl_train::{Learner, Pirl};
 use rand::Rng;
@@ -60,10 +61,11 @@ pub(crate) struct Steps {
 }
 
 impl Steps {
-    pub(crate) fn new(case: &Case, precision: Precision) -> Self {
+    pub(crate) fn new(case: &Case, precision: Precision, winograd: Winograd) -> Self {
         let config = ModelConfig {
             arch: arch(case.depth),
             width: case.width,
+            winograd,
             ..ModelConfig::default()
         };
         let objective = Pirl::builder(case.bank, PATCHES)
