@@ -198,7 +198,8 @@ kernel!(Avx512, __m512, 10, 2, "avx512f");
 #[cfg(target_arch = "x86_64")]
 kernel!(Avx512Bf16, DotBf16, 10, 2, "avx512f,avx512bf16");
 
-/// [`Kernel::gather`] with tiles of `ROWS` rows by `VECTORS` registers of channels.
+/// [`Kernel::gather`] with tiles of `ROWS` rows by `VECTORS` registers of channels, and of fewer rows at the
+/// end. Less than four take as long as four, since a sum waits for its last product.
 #[inline(always)]
 unsafe fn gather_tiles<P: Product, const ROWS: usize, const VECTORS: usize>(
     rows: &[Row],
@@ -209,74 +210,111 @@ unsafe fn gather_tiles<P: Product, const ROWS: usize, const VECTORS: usize>(
     columns: usize,
     add: bool,
 ) {
+    let (tiles, rest) = rows.as_chunks::<ROWS>();
+    for (index, tile) in tiles.iter().enumerate() {
+        let next = rows[(index + 1) * ROWS..].get(..ROWS).unwrap_or(rest);
+        // SAFETY: the caller's promises are passed on.
+        unsafe {
+            gather_tile::<P, ROWS, VECTORS>(tile, next, segments, x, panel, out, columns, add);
+        }
+    }
+    // SAFETY: as above.
+    unsafe {
+        match rest.len() {
+            0 => {}
+            1..=4 if ROWS > 4 => {
+                gather_tile::<P, 4, VECTORS>(rest, &[], segments, x, panel, out, columns, add);
+            }
+            5..=6 if ROWS > 6 => {
+                gather_tile::<P, 6, VECTORS>(rest, &[], segments, x, panel, out, columns, add);
+            }
+            7..=8 if ROWS > 8 => {
+                gather_tile::<P, 8, VECTORS>(rest, &[], segments, x, panel, out, columns, add);
+            }
+            _ => gather_tile::<P, ROWS, VECTORS>(rest, &[], segments, x, panel, out, columns, add),
+        }
+    }
+}
+
+/// The sums of one tile, of at most `ROWS` rows, at least one; `next` are those that are wanted after it.
+#[inline(always)]
+#[allow(clippy::too_many_arguments, reason = "those of `gather`")]
+unsafe fn gather_tile<P: Product, const ROWS: usize, const VECTORS: usize>(
+    tile: &[Row],
+    next: &[Row],
+    segments: &[Segment],
+    x: *const P::Lane,
+    panel: *const P::Lane,
+    out: *mut f32,
+    columns: usize,
+    add: bool,
+) {
     let lanes = P::Sums::LANES;
     let width = lanes * VECTORS;
-    for (index, tile) in rows.chunks(ROWS).enumerate() {
-        // A short tile repeats its last row, which is then computed several times.
-        let row = |j: usize| tile[j.min(tile.len() - 1)];
-        // SAFETY: offsets stay within what the caller promises: a source plus a segment in `x`, a
-        // segment's rows in `panel`, `columns` numbers at a destination in `out`. A narrow panel
-        // is stored to `spill` first, which holds the widest panel there is.
-        unsafe {
-            let mut sums = [[P::Sums::zero(); VECTORS]; ROWS];
-            for segment in segments {
-                let mut from = [x; ROWS];
-                for (j, from) in from.iter_mut().enumerate() {
-                    *from = x.add(row(j).source + segment.source);
-                }
-                let mut weight = panel.add(segment.weight * width);
-                if segment.len <= SHORT {
-                    let next = rows.iter().skip((index + 1) * ROWS).take(ROWS);
-                    for row in next {
-                        let from = x.add(row.source + segment.source);
-                        prefetch(core::slice::from_raw_parts(from, segment.len));
-                    }
-                }
-                for i in 0..segment.len {
-                    let mut weights = [P::splat(P::Lane::ZERO); VECTORS];
-                    for (v, w) in weights.iter_mut().enumerate() {
-                        *w = P::load(weight.add(v * lanes));
-                    }
-                    for (sums, from) in sums.iter_mut().zip(&from) {
-                        let value = P::splat(*from.add(i));
-                        for (sum, &w) in sums.iter_mut().zip(&weights) {
-                            *sum = P::add(*sum, value, w);
-                        }
-                    }
-                    weight = weight.add(width);
+    // A short tile repeats its last row, which is then computed several times.
+    let row = |j: usize| tile[j.min(tile.len() - 1)];
+    // SAFETY: offsets stay within what the caller promises: a source plus a segment in `x`, a
+    // segment's rows in `panel`, `columns` numbers at a destination in `out`. A narrow panel
+    // is stored to `spill` first, which holds the widest panel there is.
+    unsafe {
+        let mut sums = [[P::Sums::zero(); VECTORS]; ROWS];
+        for segment in segments {
+            let mut from = [x; ROWS];
+            for (j, from) in from.iter_mut().enumerate() {
+                *from = x.add(row(j).source + segment.source);
+            }
+            let mut weight = panel.add(segment.weight * width);
+            if segment.len <= SHORT {
+                for row in next {
+                    let from = x.add(row.source + segment.source);
+                    prefetch(core::slice::from_raw_parts(from, segment.len));
                 }
             }
-            for (j, sums) in sums.iter().enumerate() {
-                // Not a loop over `tile`: its length is not known, and `sums` must stay registers.
-                if j >= tile.len() {
-                    break;
+            for i in 0..segment.len {
+                let mut weights = [P::splat(P::Lane::ZERO); VECTORS];
+                for (v, w) in weights.iter_mut().enumerate() {
+                    *w = P::load(weight.add(v * lanes));
                 }
-                let to = out.add(tile[j].destination);
-                if columns == width {
-                    for (v, &sum) in sums.iter().enumerate() {
-                        let to = to.add(v * lanes);
-                        let sum = if add {
-                            sum.plus(P::Sums::load(to))
-                        } else {
-                            sum
-                        };
-                        sum.store(to);
+                for (sums, from) in sums.iter_mut().zip(&from) {
+                    let value = P::splat(*from.add(i));
+                    for (sum, &w) in sums.iter_mut().zip(&weights) {
+                        *sum = P::add(*sum, value, w);
                     }
-                } else {
-                    let mut spill = [0f32; MAX_PANEL];
-                    for (v, sum) in sums.iter().enumerate() {
-                        sum.store(spill.as_mut_ptr().add(v * lanes));
-                    }
-                    for (c, sum) in spill[..columns].iter().enumerate() {
-                        *to.add(c) = if add { *to.add(c) + sum } else { *sum };
-                    }
+                }
+                weight = weight.add(width);
+            }
+        }
+        for (j, sums) in sums.iter().enumerate() {
+            // Not a loop over `tile`: its length is not known, and `sums` must stay registers.
+            if j >= tile.len() {
+                break;
+            }
+            let to = out.add(tile[j].destination);
+            if columns == width {
+                for (v, &sum) in sums.iter().enumerate() {
+                    let to = to.add(v * lanes);
+                    let sum = if add {
+                        sum.plus(P::Sums::load(to))
+                    } else {
+                        sum
+                    };
+                    sum.store(to);
+                }
+            } else {
+                let mut spill = [0f32; MAX_PANEL];
+                for (v, sum) in sums.iter().enumerate() {
+                    sum.store(spill.as_mut_ptr().add(v * lanes));
+                }
+                for (c, sum) in spill[..columns].iter().enumerate() {
+                    *to.add(c) = if add { *to.add(c) + sum } else { *sum };
                 }
             }
         }
     }
 }
 
-/// [`Kernel::outer`] with tiles of `ROWS` rows of `dw` by `VECTORS` registers of channels.
+/// [`Kernel::outer`] with tiles of `ROWS` rows of `dw` by `VECTORS` registers of channels, and of fewer rows at
+/// the end, as [`gather_tiles`].
 #[inline(always)]
 unsafe fn outer_tiles<P: Product, const ROWS: usize, const VECTORS: usize>(
     depth: usize,
@@ -286,34 +324,54 @@ unsafe fn outer_tiles<P: Product, const ROWS: usize, const VECTORS: usize>(
     dy: *const P::Lane,
     dw: *mut f32,
 ) {
-    let lanes = P::Sums::LANES;
-    // SAFETY: the caller promises whole tiles of `x` and `depth` rows of `dy` at these strides; only
-    // rows below `len` of `dw` are accessed.
-    unsafe {
-        for first in (0..len).step_by(ROWS) {
-            let mut sums = [[P::Sums::zero(); VECTORS]; ROWS];
-            let mut from = x.add(first / ROWS * strides.tile);
-            let mut from_dy = dy;
-            for _ in 0..depth {
-                let mut gradients = [P::splat(P::Lane::ZERO); VECTORS];
-                for (v, g) in gradients.iter_mut().enumerate() {
-                    *g = P::load(from_dy.add(v * lanes));
-                }
-                for (j, sums) in sums.iter_mut().enumerate() {
-                    let value = P::splat(*from.add(j));
-                    for (sum, &g) in sums.iter_mut().zip(&gradients) {
-                        *sum = P::add(*sum, value, g);
-                    }
-                }
-                from = from.wrapping_add(strides.x);
-                from_dy = from_dy.wrapping_add(strides.dy);
+    let width = P::Sums::LANES * VECTORS;
+    for (tile, first) in (0..len).step_by(ROWS).enumerate() {
+        let rows = ROWS.min(len - first);
+        // SAFETY: the caller promises whole tiles of `x`, `depth` rows of `dy` at these strides, and as many
+        // rows of `dw`.
+        unsafe {
+            let (x, dw) = (x.add(tile * strides.tile), dw.add(first * width));
+            match rows {
+                1..=4 if ROWS > 4 => outer_tile::<P, 4, VECTORS>(depth, strides, x, rows, dy, dw),
+                5..=6 if ROWS > 6 => outer_tile::<P, 6, VECTORS>(depth, strides, x, rows, dy, dw),
+                7..=8 if ROWS > 8 => outer_tile::<P, 8, VECTORS>(depth, strides, x, rows, dy, dw),
+                _ => outer_tile::<P, ROWS, VECTORS>(depth, strides, x, rows, dy, dw),
             }
-            add_to(
-                &sums,
-                ROWS.min(len - first),
-                dw.add(first * lanes * VECTORS),
-            );
         }
+    }
+}
+
+/// Adds the products of one tile, of at most `ROWS` rows, to `rows` of `dw`.
+#[inline(always)]
+unsafe fn outer_tile<P: Product, const ROWS: usize, const VECTORS: usize>(
+    depth: usize,
+    strides: &Strides,
+    x: *const P::Lane,
+    rows: usize,
+    dy: *const P::Lane,
+    dw: *mut f32,
+) {
+    let lanes = P::Sums::LANES;
+    // SAFETY: the caller promises a tile of `x` and `depth` rows of `dy` at these strides; only the first `rows`
+    // of `dw` are accessed.
+    unsafe {
+        let mut sums = [[P::Sums::zero(); VECTORS]; ROWS];
+        let (mut from, mut from_dy) = (x, dy);
+        for _ in 0..depth {
+            let mut gradients = [P::splat(P::Lane::ZERO); VECTORS];
+            for (v, g) in gradients.iter_mut().enumerate() {
+                *g = P::load(from_dy.add(v * lanes));
+            }
+            for (j, sums) in sums.iter_mut().enumerate() {
+                let value = P::splat(*from.add(j));
+                for (sum, &g) in sums.iter_mut().zip(&gradients) {
+                    *sum = P::add(*sum, value, g);
+                }
+            }
+            from = from.wrapping_add(strides.x);
+            from_dy = from_dy.wrapping_add(strides.dy);
+        }
+        add_to(&sums, rows, dw);
     }
 }
 

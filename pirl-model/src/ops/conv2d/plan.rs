@@ -120,7 +120,9 @@ impl Plan {
         let pixels = (NUMBERS / (self.source.2 + self.destination.2).max(1)).clamp(192, 4096);
         let mut groups = Vec::new();
         if h * w >= pixels {
-            let band = (pixels / w).max(1);
+            // Bands of about the same height: a last one of a row or two would be mostly edges.
+            let most = (pixels / w).max(1);
+            let band = h.div_ceil(h.div_ceil(most));
             for image in 0..self.images {
                 for start in (0..h).step_by(band) {
                     groups.push(Group {
