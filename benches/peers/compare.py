@@ -108,7 +108,7 @@ def measure(args, kinds, precisions):
         layouts = ["contiguous", "channels_last"] if kind in NETWORKS else ["contiguous"]
         command = lambda layout: [python, str(HERE / "pirl_torch.py"), kind, name, layout, precision, str(args.threads)]
         workers = {layout: Worker(*command(layout)) for layout in layouts}
-        seconds = {layout: worker.turn(1) for layout, worker in workers.items()}
+        seconds = {layout: min(worker.turn(1) for _ in range(3)) for layout, worker in workers.items()}
         best = min(seconds, key=seconds.get)
         for layout, worker in workers.items():
             if layout != best:
