@@ -10,9 +10,10 @@ detection against PyTorch's and torchvision's, in turn: A B A B.
 Both sides are warm processes of their own that do one run when told to, so that a pair is seconds
 apart whatever the machine does meanwhile; a turn begins with a tenth of a second of runs that are not
 timed. A ratio is PyTorch's time by ours, of one pair: above 1 we are faster; the table has the median
-and, in brackets, the least and the greatest. PyTorch runs in the faster of its two layouts, and in bf16 under autocast. Steps, features and ops in bf16 run in turn with
-ours in f32 without Winograd's convolutions too: the last column is that time by ours in bf16. Loss, bank and probes are f32. Features come from
-PyTorch under inference_mode, each batch norm folded into the convolution before it.
+and, in brackets, the least and the greatest. PyTorch runs in the faster of its two layouts, and in bf16
+under autocast. Steps, features and ops in bf16 run in turn with ours in f32 without Winograd's
+convolutions too: the last column is that time by ours in bf16. Loss, bank and probes are f32. Features
+come from PyTorch under inference_mode, each batch norm folded into the convolution before it.
 
 `guard` takes ten minutes: it measures steps, features, loss, bank and probes in the precisions that the processor has
 products of, and compares the ratios, and our memory, with those in guard.json for the same kind of processor.
@@ -97,7 +98,8 @@ def compare(sides, pairs, repeat):
 
 def measure(args, kinds, precisions):
     """Times the cases of these kinds one after the other: dictionaries with `key`, `title`, the `seconds` of
-    ours and of PyTorch, their `ratios` from the least, `memory` in MiB, and ours in f32 without Winograd's convolutions by ours (`own`)."""
+    ours and of PyTorch, their `ratios` from the least, `memory` in MiB, and ours in f32 without
+    Winograd's convolutions by ours (`own`)."""
     python, peer = interpreter(), build()
 
     def ours(kind, name, precision):

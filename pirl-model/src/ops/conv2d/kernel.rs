@@ -3,14 +3,14 @@
 #[cfg(target_arch = "x86_64")]
 use core::arch::x86_64::{__m256, __m512};
 
+use pirl_core::prefetch;
+
 use super::lane::{self, Lane};
 use super::plan::{Row, Segment};
 #[cfg(target_arch = "x86_64")]
 use super::simd::DotBf16;
 #[cfg(test)]
 use super::simd::PlainPairs;
-use pirl_core::prefetch;
-
 use super::simd::{PlainRegister, Product, Register};
 use super::weight_gradient::SPAN;
 use super::winograd::transform::{Square, Transform, transform_squares};
