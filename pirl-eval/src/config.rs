@@ -22,7 +22,7 @@ pub struct EvalConfig {
     /// Training images over which running batch-norm statistics are recomputed first; 0, the
     /// default, for none.
     pub precise_batch_norm: usize,
-    /// Where features are read; res2 to res5 by default.
+    /// Where features are read; res2 to res5 by default. A name such as `res4+res5` joins the features of layers.
     pub layers: Vec<Layer>,
     /// How a feature map becomes a vector: in one way, or in several that are chosen from.
     pub pool: Pools,

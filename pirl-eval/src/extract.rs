@@ -22,7 +22,7 @@ pub struct Extraction {
     /// How images are seen.
     pub view: EvalView,
     /// Where features are read; res2 to res5 by default. A name such as `res4/grid` says how the layer's maps
-    /// become vectors, too.
+    /// become vectors, too; one such as `res4+res5` joins the vectors of several layers.
     pub layers: Vec<Layer>,
     /// How maps become vectors; in several ways, each layer is there once for each of them, unless its
     /// maps are so small that two are the same.
@@ -193,15 +193,20 @@ pub(crate) fn read_features(
     number: impl Fn(usize) -> usize,
 ) -> Result<Vec<LayerFeatures>> {
     let readings = extraction.readings();
-    let mut layers: Vec<Layer> = Vec::new();
-    for Reading { layer, .. } in &readings {
-        if !layers.contains(layer) {
-            layers.push(layer.clone());
+    let mut layers: Vec<&Layer> = Vec::new();
+    for layer in readings.iter().flat_map(|reading| &reading.layers) {
+        if !layers.contains(&layer) {
+            layers.push(layer);
         }
     }
+    let layers: Vec<Layer> = layers.into_iter().cloned().collect();
     let (rows, _, height, width) = images.dims4()?;
     let part = images_in_pass(height * width);
-    let mut found: Vec<Option<(usize, Vec<f32>)>> = vec![None; readings.len()];
+    // Of each reading, what each of its layers gives.
+    let mut found: Vec<Vec<Option<Pooled>>> = readings
+        .iter()
+        .map(|reading| reading.layers.iter().map(|_| None).collect())
+        .collect();
     for start in (0..rows).step_by(part) {
         let images = images.narrow(0, start, part.min(rows - start))?;
         let maps = backbone.feature_maps(&images, &layers)?;
@@ -214,31 +219,39 @@ pub(crate) fn read_features(
                 });
             };
             let maps = Maps::of(maps)?;
-            let mut candidates: Vec<Cells> = Vec::new();
             for (reading, found) in readings.iter().zip(&mut found) {
-                if reading.layer != *layer {
-                    continue;
-                }
-                let cells = maps.cells(reading.pool, layer);
-                let candidate = reading.choice == Choice::Several;
-                if candidate && candidates.contains(&cells) {
-                    continue;
-                }
-                let (_, values) = found.get_or_insert_with(|| (cells.count(), Vec::new()));
-                values.extend(maps.average(&cells));
-                if candidate {
-                    candidates.push(cells);
+                for (_, found) in reading.layers.iter().zip(found).filter(|of| of.0 == layer) {
+                    let pooled = found.get_or_insert_with(|| Pooled {
+                        cells: maps.cells(reading.pool, layer),
+                        values: Vec::new(),
+                    });
+                    pooled.values.extend(maps.average(&pooled.cells));
                 }
             }
         }
     }
-    let found = readings.into_iter().zip(found).filter_map(|(reading, of)| {
-        let (cells, values) = of?;
+    let mut kept: Vec<(Reading, Vec<Pooled>)> = Vec::new();
+    for (reading, found) in readings.into_iter().zip(found) {
+        let found: Vec<Pooled> = found.into_iter().flatten().collect();
+        let same = |(other, others): &(Reading, Vec<Pooled>)| {
+            [other, &reading].map(|of| of.choice) == [Choice::Several; 2]
+                && other.layers == reading.layers
+                && others.iter().zip(&found).all(|(a, b)| a.cells == b.cells)
+        };
+        if !found.is_empty() && !kept.iter().any(same) {
+            kept.push((reading, found));
+        }
+    }
+    let found = kept.into_iter().map(|(reading, mut found)| {
+        let (cells, values) = match &mut found[..] {
+            [pooled] => (pooled.cells.count(), std::mem::take(&mut pooled.values)),
+            _ => (1, join(rows, &found)),
+        };
         let dim = values.len() / rows.max(1);
         let pool = reading.reported();
         let features = LayerFeatures::with_cells(reading.name, rows, dim, cells, values);
         let features = features.map(|features| features.pooled_by(pool));
-        Some(features.map_err(|error| match error {
+        features.map_err(|error| match error {
             EvalError::NotFinite {
                 layer,
                 row,
@@ -251,9 +264,29 @@ pub(crate) fn read_features(
                 value,
             },
             error => error,
-        }))
+        })
     });
     found.collect()
+}
+
+/// A layer's pooled maps.
+struct Pooled {
+    /// What is averaged.
+    cells: Cells,
+    /// A row for each image.
+    values: Vec<f32>,
+}
+
+/// The rows of several layers, one behind the other.
+fn join(rows: usize, layers: &[Pooled]) -> Vec<f32> {
+    let row = |row: usize| {
+        let of_layer = layers.iter().map(move |pooled| {
+            let dim = pooled.values.len() / rows;
+            &pooled.values[row * dim..][..dim]
+        });
+        of_layer.flatten()
+    };
+    (0..rows).flat_map(row).copied().collect()
 }
 
 /// Images over which batch-norm statistics are recomputed where they must be: those wanted, or 4,096 for 0.

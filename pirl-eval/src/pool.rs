@@ -36,7 +36,8 @@ pub enum Pool {
 ///
 /// Of one pooling, features are called by their layer: `res4`. Of several, those of the first of [`Pool::ALL`]
 /// among them are called so, and those of another have its name behind: `res4/grid`. A layer asked for by such
-/// a name is pooled so alone, whatever the poolings are.
+/// a name is pooled so alone, whatever the poolings are. A name such as `res4+res5` is that of several layers,
+/// each pooled so, one behind the other.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pools(Vec<Pool>);
 
@@ -73,7 +74,7 @@ impl Pools {
         if let Some(pool) = Pool::ALL.into_iter().find(|pool| pool.name() == behind) {
             return vec![Reading {
                 name: name.clone(),
-                layer: Layer::new(layer.to_owned()),
+                layers: joined(layer),
                 pool,
                 choice: Choice::Named,
             }];
@@ -83,7 +84,7 @@ impl Pools {
                 true => name.clone(),
                 false => Layer::new(format!("{name}/{pool}")),
             },
-            layer: name.clone(),
+            layers: joined(name.as_str()),
             pool: *pool,
             choice: match self.only() {
                 Some(_) => Choice::Only,
@@ -150,12 +151,18 @@ impl<'de> Deserialize<'de> for Pools {
     }
 }
 
-/// A layer's maps, pooled in one way.
+/// The layers that a name joins by `+`.
+fn joined(name: &str) -> Vec<Layer> {
+    let layers = name.split('+');
+    layers.map(|layer| Layer::new(layer.to_owned())).collect()
+}
+
+/// The maps of a layer, or of several, pooled in one way.
 pub(crate) struct Reading {
     /// What the features are called.
     pub(crate) name: Layer,
     /// Where the maps are from.
-    pub(crate) layer: Layer,
+    pub(crate) layers: Vec<Layer>,
     /// How they are pooled.
     pub(crate) pool: Pool,
     /// Why so.
@@ -412,7 +419,11 @@ mod tests {
     fn features_are_called_by_their_layer_and_of_several_poolings_by_both() {
         let of = |pools: &Pools, name: &'static str| -> Vec<(String, String, Pool)> {
             let readings = pools.readings(&Layer::new(name)).into_iter();
-            let readings = readings.map(|of| (of.name.to_string(), of.layer.to_string(), of.pool));
+            let from = |layers: &[Layer]| {
+                let names: Vec<_> = layers.iter().map(Layer::as_str).collect();
+                names.join(" and ")
+            };
+            let readings = readings.map(|of| (of.name.to_string(), from(&of.layers), of.pool));
             readings.collect()
         };
         let reading = |name: &str, pool| (name.to_owned(), "res4".to_owned(), pool);
@@ -426,6 +437,12 @@ mod tests {
         for pools in [&one, &both] {
             let average = reading("res4/average", Pool::Average);
             assert_eq!(of(pools, "res4/average"), [average]);
+            let joined = (
+                "res3+res4/grid".to_owned(),
+                "res3 and res4".to_owned(),
+                Pool::Grid,
+            );
+            assert_eq!(of(pools, "res3+res4/grid"), [joined]);
         }
         // A backbone's own name may have a stroke, too.
         assert_eq!(of(&one, "stage/4")[0].1, "stage/4");

@@ -235,6 +235,66 @@ fn several_poolings_are_read_together_and_called_apart() {
 }
 
 #[test]
+fn joined_layers_are_their_features_one_behind_the_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let pack = packed(folder.path(), "a", &["x", "y"], 7, 1);
+    let backbone = network(3);
+    let reading = |pool: Pools, layers: &[&'static str]| Extraction {
+        pool,
+        layers: layers.iter().copied().map(Layer::new).collect(),
+        ..extraction(3)
+    };
+    let read = |pool: Pools, layers: &[&'static str]| {
+        extract_features(&backbone, &pack, &reading(pool, layers), &mut |_, _| {})
+    };
+    let names = ["res3", "res5/grid", "res3+res5", "res5+res3/grid"];
+    let set = read(Pool::Average.into(), &names).unwrap();
+    let apart = read(
+        Pool::Average.into(),
+        &["res3", "res5", "res5/grid", "res3/grid"],
+    )
+    .unwrap();
+    let [res3, res5, res5_grid, res3_grid] = apart.layers() else {
+        panic!("four layers");
+    };
+    for (joined, parts) in [(2, [res3, res5]), (3, [res5_grid, res3_grid])] {
+        let joined = &set.layers()[joined];
+        assert_eq!(joined.dim(), parts[0].dim() + parts[1].dim());
+        assert_eq!((joined.rows(), joined.cells()), (7, 1));
+        let dim = |part: usize| parts[part].dim();
+        for row in 0..7 {
+            let values = &joined.values()[row * joined.dim()..][..joined.dim()];
+            let (first, second) = values.split_at(dim(0));
+            assert_eq!(first, &parts[0].values()[row * dim(0)..][..dim(0)]);
+            assert_eq!(second, &parts[1].values()[row * dim(1)..][..dim(1)]);
+        }
+    }
+
+    // Of both poolings each is there once, unless no layer's maps are larger than a pixel.
+    let both = Pools::new(vec![Pool::Grid, Pool::Average]).unwrap();
+    let set = read(both, &["res3+res5", "res5avg+res5avg"]).unwrap();
+    let names: Vec<_> = set.layers().iter().map(|of| of.layer().as_str()).collect();
+    assert_eq!(names, ["res3+res5", "res3+res5/grid", "res5avg+res5avg"]);
+
+    let error = read(Pool::Average.into(), &["res3+res6"]).unwrap_err();
+    assert!(error.to_string().contains("res6"), "{error}");
+
+    // A cache gives them back.
+    let cache = FeatureCache::new(&folder.path().join("cache")).unwrap();
+    let weights = weights_fingerprint(&backbone).unwrap();
+    let wanted = reading(Pool::Average.into(), &["res3+res5", "res5"]);
+    let extracted = || extract_features(&backbone, &pack, &wanted, &mut |_, _| {});
+    let first = cache
+        .get_or_extract(&weights, &pack, &wanted, extracted)
+        .unwrap();
+    let kept = || panic!("features are kept");
+    let second = cache
+        .get_or_extract(&weights, &pack, &wanted, kept)
+        .unwrap();
+    assert_eq!(first, second);
+}
+
+#[test]
 fn the_cache_keeps_several_poolings_apart_from_one() {
     let folder = tempfile::tempdir().unwrap();
     let pack = packed(folder.path(), "a", &["x", "y"], 6, 1);

@@ -23,8 +23,8 @@ pub(crate) struct EmbedArgs {
     #[arg(long, value_name = "FILE.npy|.csv|.safetensors|.parquet")]
     pub(crate) output: PathBuf,
     /// Where features are read: conv1, res2 to res5, res5avg, or embedding, what the head f of a run makes
-    /// of them; several with commas. Maps are pooled by eval.pool (of several the average), or as a name
-    /// such as res5/grid says
+    /// of them; several with commas, joined to one vector with +. Maps are pooled by eval.pool (of several
+    /// the average), or as a name such as res5/grid says
     #[arg(
         long,
         value_name = "LAYER,...",
