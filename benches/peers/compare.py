@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Times the PIRL step, feature extraction, the loss, the bank, probes, single convolutions and the ops of
-detection against PyTorch's and torchvision's, in turn: A B A B.
+detection against PyTorch's, torchvision's and scikit-learn's, in turn: A B A B.
 
     python3 benches/peers/compare.py                     # everything, as one Markdown table
     python3 benches/peers/compare.py step loss --pairs 9
@@ -50,9 +50,9 @@ def interpreter():
     python = folder / "bin" / "python"
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-    if subprocess.run([python, "-c", "import torch, torchvision, numpy"], stderr=subprocess.DEVNULL).returncode:
+    if subprocess.run([python, "-c", "import torch, torchvision, numpy, sklearn"], stderr=subprocess.DEVNULL).returncode:
         print("installing PyTorch into", folder, file=sys.stderr)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", "torch", "torchvision", "numpy"], check=True)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", "torch", "torchvision", "numpy", "scikit-learn"], check=True)
     return str(python)
 
 

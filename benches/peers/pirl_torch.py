@@ -1,4 +1,5 @@
-"""One PIRL step, feature extraction, the loss, the bank, probes and single ops in PyTorch: the peer that compare.py times.
+"""One PIRL step, feature extraction, the loss, the bank, probes and single ops in PyTorch, and probes in scikit-learn: the
+peer that compare.py times.
 
 Speaks lines: says `ready` once warmed up, answers `run` with the seconds of one run and `peak` with
 the most memory this process ever held, in MiB.
@@ -12,6 +13,7 @@ import pathlib
 import sys
 import time
 
+import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -200,6 +202,32 @@ def probe_case(name):
     return {"knn": knn, "linear": linear}[case["probe"]]
 
 
+def sklearn_case(name, threads):
+    """The same of scikit-learn. Nearest neighbours of unit rows by its fastest metric, whose weights are those of
+    the cosines; softmax regression is one classifier for each class there."""
+    import threadpoolctl
+    from sklearn.linear_model import SGDClassifier
+    from sklearn.neighbors import KNeighborsClassifier
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import Normalizer, StandardScaler
+
+    threadpoolctl.threadpool_limits(threads)
+    case = CASES["sklearn"][name]
+    x, x_test = (fill(seed, n, case["dim"]) for seed, n in ((1, case["train"]), (2, case["test"])))
+    y, y_test = (torch.arange(n).numpy() % case["classes"] for n in (case["train"], case["test"]))
+
+    def knn():
+        return Normalizer(), KNeighborsClassifier(
+            case["k"], weights=lambda distance: np.exp(-distance / 0.14), algorithm="brute", metric="sqeuclidean"
+        )
+
+    def linear():
+        return StandardScaler(), SGDClassifier("log_loss", max_iter=case["epochs"], tol=None, n_jobs=threads)
+
+    steps = {"knn": knn, "linear": linear}[case["probe"]]
+    return lambda: make_pipeline(*steps()).fit(x, y).score(x_test, y_test)
+
+
 def op_case(name, layout, bf16):
     """A convolution alone, forward and both gradients."""
     dtype = torch.bfloat16 if bf16 else torch.float32
@@ -258,6 +286,7 @@ def main():
         "loss": lambda: loss_case(case),
         "bank": lambda: bank_case(case),
         "probe": lambda: probe_case(case),
+        "sklearn": lambda: sklearn_case(case, int(threads)),
         "op": lambda: op_case(case, layout, bf16),
         "detect": lambda: detect_case(case),
     }[kind]()
