@@ -49,6 +49,7 @@ fn main() -> ExitCode {
 }
 
 fn run(command: Command) -> Result<()> {
+    pirl_core::Instructions::allowed()?;
     if let Command::Analyze(_) | Command::Report(_) | Command::Study(_) = command {
         ranks::ensure_alone()?;
     }

@@ -12,6 +12,7 @@
 //! - [`Matrix`] and [`product`]: matrix products of slices.
 //! - `allocator`, with the feature of that name: mimalloc, set up for training on a CPU.
 //! - [`join_pool`]: the computing thread as one of rayon's.
+//! - [`Instructions`]: which of the processor's instruction sets kernels use.
 //! - [`vectorised!`]: a plain loop, compiled for the processor's wider vectors.
 //!
 //! ```
@@ -35,6 +36,7 @@
 pub mod allocator;
 mod explain;
 pub mod file;
+mod instructions;
 mod lock;
 pub mod memory;
 mod ops;
@@ -47,6 +49,7 @@ mod threads;
 mod vectorised;
 
 pub use explain::explain;
+pub use instructions::Instructions;
 pub use lock::{FolderLock, LockError};
 pub use ops::Ops;
 pub use prefetch::prefetch;

@@ -1,7 +1,7 @@
 //! Plain loops compiled for the processor's wider vectors.
 
 /// Defines a function compiled three times, for AVX-512, for AVX2 and for the target's baseline, and
-/// chosen on call. Its loops are plain, so all give the same bits. What it calls is compiled for them
+/// chosen on call by [`Instructions::in_use`](crate::Instructions::in_use). Its loops are plain, so all give the same bits. What it calls is compiled for them
 /// only where it is inlined.
 ///
 /// ```
@@ -43,19 +43,15 @@ macro_rules! vectorised {
                 fn avx512 $(<$t: $bound>)? ($($arg: $type),*) $(-> $result)? {
                     body($($arg),*)
                 }
-                if is_x86_feature_detected!("avx512f")
-                    && is_x86_feature_detected!("avx512bw")
-                    && is_x86_feature_detected!("avx512dq")
-                    && is_x86_feature_detected!("avx512vl")
-                {
-                    // SAFETY: the only demand of `avx512` is the features just detected.
-                    return unsafe { avx512($($arg),*) };
-                }
-                if is_x86_feature_detected!("avx2") {
-                    // SAFETY: the only demand of `avx2` is the feature just detected.
-                    return unsafe { avx2($($arg),*) };
+                match $crate::Instructions::in_use() {
+                    $crate::Instructions::Baseline => body($($arg),*),
+                    // SAFETY: sets in use are the processor's, and this one's is the only demand.
+                    $crate::Instructions::Avx2 => unsafe { avx2($($arg),*) },
+                    // SAFETY: as above.
+                    _ => unsafe { avx512($($arg),*) },
                 }
             }
+            #[cfg(not(target_arch = "x86_64"))]
             body($($arg),*)
         }
     };

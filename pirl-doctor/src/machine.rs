@@ -3,6 +3,7 @@
 use std::fmt;
 
 use candle_core::{Device, Result};
+use pirl_core::Instructions;
 use serde::Serialize;
 
 /// Versions of the program and of what it is made of.
@@ -133,21 +134,14 @@ fn driver(error: candle_core::cuda::cudarc::driver::DriverError) -> candle_core:
 }
 
 fn instructions() -> Vec<&'static str> {
-    #[cfg(target_arch = "x86_64")]
-    {
-        let found = [
-            ("avx2", is_x86_feature_detected!("avx2")),
-            ("fma", is_x86_feature_detected!("fma")),
-            ("avx512f", is_x86_feature_detected!("avx512f")),
-            ("avx512bf16", is_x86_feature_detected!("avx512bf16")),
-        ];
-        found
-            .into_iter()
-            .filter_map(|(name, has)| has.then_some(name))
-            .collect()
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    Vec::new()
+    let sets = [
+        (Instructions::Avx2, "avx2"),
+        (Instructions::Avx2, "fma"),
+        (Instructions::Avx512, "avx512f"),
+        (Instructions::Avx512Bf16, "avx512bf16"),
+    ];
+    let used = sets.iter().filter(|of| of.0 <= Instructions::in_use());
+    used.map(|of| of.1).collect()
 }
 
 impl fmt::Display for Versions {

@@ -1,5 +1,7 @@
 //! Products of 16-bit integers, a tile of queries with a panel of rows at a time.
 
+use pirl_core::Instructions;
+
 /// Rows side by side in a panel.
 pub(super) const PANEL: usize = 16;
 /// Queries whose sums with a panel are kept in registers.
@@ -37,8 +39,8 @@ pub(super) fn scan(
     reached: &mut Vec<usize>,
 ) {
     #[cfg(target_arch = "x86_64")]
-    if is_x86_feature_detected!("avx2") {
-        // SAFETY: the only demand is the feature just detected.
+    if Instructions::in_use() >= Instructions::Avx2 {
+        // SAFETY: the only demand is a set in use, which the processor has.
         return unsafe { x86::scan(panel, tiles, bounds, sums, reached) };
     }
     scan_by(panel, tiles, bounds, sums, reached, add_products);

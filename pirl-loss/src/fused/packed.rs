@@ -26,6 +26,7 @@ mod x86 {
         _mm512_setzero_ps, _mm512_storeu_ps,
     };
 
+    use pirl_core::Instructions;
     use rayon::prelude::*;
 
     /// Rows side by side in a panel.
@@ -48,9 +49,9 @@ mod x86 {
     }
 
     impl Packed {
-        /// `rows`: each of `dim` numbers. `None` on a processor without AVX2 and FMA.
+        /// `rows`: each of `dim` numbers. `None` where [`Instructions`] are less than AVX2.
         pub(in super::super) fn new(rows: &[f32], dim: usize) -> Option<Self> {
-            if dim == 0 || !is_x86_feature_detected!("avx2") || !is_x86_feature_detected!("fma") {
+            if dim == 0 || Instructions::in_use() < Instructions::Avx2 {
                 return None;
             }
             let panels = (rows.len() / dim).div_ceil(PANEL);
@@ -78,10 +79,9 @@ mod x86 {
                     columns[query % QUERIES] = *x;
                 }
             }
-            let at_once = if is_x86_feature_detected!("avx512f") {
-                PANELS
-            } else {
-                1
+            let at_once = match Instructions::in_use() {
+                Instructions::Baseline | Instructions::Avx2 => 1,
+                Instructions::Avx512 | Instructions::Avx512Bf16 => PANELS,
             };
             let mut sums = [[[0.0; PANEL]; QUERIES]; PANELS];
             for (part, lines) in self.lines.chunks(at_once * self.dim).enumerate() {
@@ -95,7 +95,7 @@ mod x86 {
                             // SAFETY: several panels are taken only where the feature is.
                             unsafe { multiply_panels([one, two], tile, scale, &mut sums) };
                         }
-                        // SAFETY: the features were there when this was made.
+                        // SAFETY: the processor has the set that was in use when this was made.
                         _ => unsafe { multiply(lines, tile, scale, &mut sums[0]) },
                     }
                     let panels = lines.len() / self.dim;

@@ -12,7 +12,6 @@ use super::simd::DotBf16;
 #[cfg(test)]
 use super::simd::PlainPairs;
 use super::simd::{PlainRegister, Product, Register};
-use super::weight_gradient::SPAN;
 use super::winograd::transform::{Square, Transform, transform_squares};
 use crate::ops::Element;
 
@@ -93,7 +92,7 @@ pub(super) trait Kernel {
         registers: usize,
     );
 
-    /// [`lane::pack_tiles`] of `ROWS` and at most [`SPAN`] numbers.
+    /// [`lane::pack_tiles`] of `ROWS`.
     ///
     /// # Safety
     /// The processor has the instruction set.
@@ -172,7 +171,7 @@ macro_rules! kernel {
                 len: usize,
                 packed: &mut [Self::Lane],
             ) {
-                lane::pack_tiles::<Self::Lane, T, $rows, SPAN>(rows, x, len, packed);
+                lane::pack_tiles::<Self::Lane, T, $rows>(rows, x, len, packed);
             }
 
             $(#[target_feature(enable = $features)])?
@@ -198,8 +197,21 @@ kernel!(Avx512, __m512, 10, 2, "avx512f");
 #[cfg(target_arch = "x86_64")]
 kernel!(Avx512Bf16, DotBf16, 10, 2, "avx512f,avx512bf16");
 
+/// `$tile` with the fewest rows, of four, six, eight and `ROWS`, that have room for `$rows`, at least one. Less
+/// than four take as long as four, since a sum waits for its last product.
+macro_rules! short_tile {
+    ($rows:expr, $tile:ident::<$product:ident>($($arg:expr),* $(,)?)) => {
+        match $rows {
+            1..=4 if ROWS > 4 => $tile::<$product, 4, VECTORS>($($arg),*),
+            5..=6 if ROWS > 6 => $tile::<$product, 6, VECTORS>($($arg),*),
+            7..=8 if ROWS > 8 => $tile::<$product, 8, VECTORS>($($arg),*),
+            _ => $tile::<$product, ROWS, VECTORS>($($arg),*),
+        }
+    };
+}
+
 /// [`Kernel::gather`] with tiles of `ROWS` rows by `VECTORS` registers of channels, and of fewer rows at the
-/// end. Less than four take as long as four, since a sum waits for its last product.
+/// end.
 #[inline(always)]
 unsafe fn gather_tiles<P: Product, const ROWS: usize, const VECTORS: usize>(
     rows: &[Row],
@@ -218,20 +230,13 @@ unsafe fn gather_tiles<P: Product, const ROWS: usize, const VECTORS: usize>(
             gather_tile::<P, ROWS, VECTORS>(tile, next, segments, x, panel, out, columns, add);
         }
     }
-    // SAFETY: as above.
-    unsafe {
-        match rest.len() {
-            0 => {}
-            1..=4 if ROWS > 4 => {
-                gather_tile::<P, 4, VECTORS>(rest, &[], segments, x, panel, out, columns, add);
-            }
-            5..=6 if ROWS > 6 => {
-                gather_tile::<P, 6, VECTORS>(rest, &[], segments, x, panel, out, columns, add);
-            }
-            7..=8 if ROWS > 8 => {
-                gather_tile::<P, 8, VECTORS>(rest, &[], segments, x, panel, out, columns, add);
-            }
-            _ => gather_tile::<P, ROWS, VECTORS>(rest, &[], segments, x, panel, out, columns, add),
+    if !rest.is_empty() {
+        // SAFETY: as above.
+        unsafe {
+            short_tile!(
+                rest.len(),
+                gather_tile::<P>(rest, &[], segments, x, panel, out, columns, add)
+            );
         }
     }
 }
@@ -331,12 +336,7 @@ unsafe fn outer_tiles<P: Product, const ROWS: usize, const VECTORS: usize>(
         // rows of `dw`.
         unsafe {
             let (x, dw) = (x.add(tile * strides.tile), dw.add(first * width));
-            match rows {
-                1..=4 if ROWS > 4 => outer_tile::<P, 4, VECTORS>(depth, strides, x, rows, dy, dw),
-                5..=6 if ROWS > 6 => outer_tile::<P, 6, VECTORS>(depth, strides, x, rows, dy, dw),
-                7..=8 if ROWS > 8 => outer_tile::<P, 8, VECTORS>(depth, strides, x, rows, dy, dw),
-                _ => outer_tile::<P, ROWS, VECTORS>(depth, strides, x, rows, dy, dw),
-            }
+            short_tile!(rows, outer_tile::<P>(depth, strides, x, rows, dy, dw));
         }
     }
 }

@@ -9,6 +9,7 @@ use candle_core::DType;
 use half::bf16;
 
 use super::plan::Row;
+use super::weight_gradient::SPAN;
 use crate::ops::element::{Element, Plain, widen};
 
 /// One factor of a lane of a register.
@@ -32,17 +33,17 @@ pub(super) trait Lane: Plain {
     fn join<T: Element>(pixels: &[&[T]], lanes: &mut [Self]);
 }
 
-/// Packs `len` numbers, at most `MOST`, of `x` after the source of each of `pixels`: tiles of `ROWS` of
+/// Packs `len` numbers, at most [`SPAN`], of `x` after the source of each of `pixels`: tiles of `ROWS` of
 /// them, each with [`lanes`] of the pixels groups of `ROWS` lanes, the last tile filled up with zeros.
 #[inline(always)]
-pub(super) fn pack_tiles<L: Lane, T: Element, const ROWS: usize, const MOST: usize>(
+pub(super) fn pack_tiles<L: Lane, T: Element, const ROWS: usize>(
     pixels: &[Row],
     x: &[T],
     len: usize,
     packed: &mut [L],
 ) {
     let depth = lanes::<L>(pixels.len());
-    let mut joined = [L::ZERO; MOST];
+    let mut joined = [L::ZERO; SPAN];
     for (k, pixels) in pixels.chunks(L::NUMBERS).enumerate() {
         let numbers = |pixel: &Row| &x[pixel.source..][..len];
         // One pixel's numbers may be lanes as they lie.

@@ -1,8 +1,7 @@
 //! Registers as the micro-kernels see them, one type for each instruction set.
 
-use std::sync::OnceLock;
-
 use candle_core::DType;
+use pirl_core::Instructions;
 
 use super::lane::{Lane, Pair};
 use crate::ops::Element;
@@ -18,7 +17,7 @@ pub(crate) enum Isa {
     /// AVX2 with fused multiply-add.
     #[cfg(target_arch = "x86_64")]
     Avx2,
-    /// AVX-512 foundation.
+    /// AVX-512.
     #[cfg(target_arch = "x86_64")]
     Avx512,
     /// AVX-512 with products of pairs of `bf16`.
@@ -27,34 +26,34 @@ pub(crate) enum Isa {
 }
 
 impl Isa {
-    /// Every set this processor has for activations of type `T`, the slowest first; never empty.
-    pub(crate) fn available<T: Element>() -> Vec<Isa> {
-        let mut all = Vec::new();
-        #[cfg(test)]
-        if T::DTYPE == DType::BF16 {
-            all.push(Isa::Pairs);
-        }
-        all.push(Isa::Portable);
-        #[cfg(target_arch = "x86_64")]
-        {
-            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-                all.push(Isa::Avx2);
-            }
-            if is_x86_feature_detected!("avx512f") {
-                all.push(Isa::Avx512);
-                if T::DTYPE == DType::BF16 && is_x86_feature_detected!("avx512bf16") {
-                    all.push(Isa::Avx512Bf16);
-                }
-            }
-        }
-        all
+    /// The fastest set in use for activations of type `T`.
+    pub(crate) fn best<T: Element>() -> Isa {
+        Isa::of::<T>(Instructions::in_use())
     }
 
-    /// The fastest set this processor has for activations of type `T`.
-    pub(crate) fn best<T: Element>() -> Isa {
-        static BEST: [OnceLock<Isa>; 2] = [const { OnceLock::new() }; 2];
-        let best = || Isa::available::<T>().last().copied();
-        *BEST[usize::from(T::DTYPE == DType::BF16)].get_or_init(|| best().unwrap_or(Isa::Portable))
+    fn of<T: Element>(set: Instructions) -> Isa {
+        #[cfg(target_arch = "x86_64")]
+        match set {
+            Instructions::Baseline => Isa::Portable,
+            Instructions::Avx2 => Isa::Avx2,
+            Instructions::Avx512Bf16 if T::DTYPE == DType::BF16 => Isa::Avx512Bf16,
+            Instructions::Avx512 | Instructions::Avx512Bf16 => Isa::Avx512,
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        Isa::Portable
+    }
+
+    /// Every set in use for activations of type `T`, the slowest first.
+    #[cfg(test)]
+    pub(crate) fn available<T: Element>() -> Vec<Isa> {
+        let sets = Instructions::ALL.into_iter();
+        let sets = sets.filter(|set| *set <= Instructions::in_use());
+        let mut all: Vec<Isa> = sets.map(Isa::of::<T>).collect();
+        all.dedup();
+        if T::DTYPE == DType::BF16 {
+            all.insert(0, Isa::Pairs);
+        }
+        all
     }
 }
 
