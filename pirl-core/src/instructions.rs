@@ -78,10 +78,12 @@ impl Instructions {
     /// once. A name that there is not allows all.
     #[inline]
     pub fn in_use() -> Self {
-        let found = IN_USE.load(Relaxed);
-        match Self::ALL.into_iter().find(|set| *set as u8 == found) {
-            Some(set) => set,
-            None => Self::find_out(),
+        match IN_USE.load(Relaxed) {
+            1 => Self::Baseline,
+            2 => Self::Avx2,
+            3 => Self::Avx512,
+            4 => Self::Avx512Bf16,
+            _ => Self::find_out(),
         }
     }
 

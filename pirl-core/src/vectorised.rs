@@ -1,8 +1,8 @@
 //! Plain loops compiled for the processor's wider vectors.
 
 /// Defines a function compiled three times, for AVX-512, for AVX2 and for the target's baseline, and
-/// chosen on call by [`Instructions::in_use`](crate::Instructions::in_use). Its loops are plain, so all give the same bits. What it calls is compiled for them
-/// only where it is inlined.
+/// chosen on call by [`Instructions::in_use`](crate::Instructions::in_use). Its loops are plain, so all
+/// give the same bits. What it calls is compiled for them only where it is inlined.
 ///
 /// ```
 /// pirl_core::vectorised! {

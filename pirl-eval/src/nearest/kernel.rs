@@ -1,5 +1,6 @@
 //! Products of 16-bit integers, a tile of queries with a panel of rows at a time.
 
+#[cfg(target_arch = "x86_64")]
 use pirl_core::Instructions;
 
 /// Rows side by side in a panel.

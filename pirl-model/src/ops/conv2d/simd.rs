@@ -1,5 +1,6 @@
 //! Registers as the micro-kernels see them, one type for each instruction set.
 
+#[cfg(any(test, target_arch = "x86_64"))]
 use candle_core::DType;
 use pirl_core::Instructions;
 
@@ -32,15 +33,15 @@ impl Isa {
     }
 
     fn of<T: Element>(set: Instructions) -> Isa {
-        #[cfg(target_arch = "x86_64")]
         match set {
-            Instructions::Baseline => Isa::Portable,
+            #[cfg(target_arch = "x86_64")]
             Instructions::Avx2 => Isa::Avx2,
+            #[cfg(target_arch = "x86_64")]
             Instructions::Avx512Bf16 if T::DTYPE == DType::BF16 => Isa::Avx512Bf16,
+            #[cfg(target_arch = "x86_64")]
             Instructions::Avx512 | Instructions::Avx512Bf16 => Isa::Avx512,
+            _ => Isa::Portable,
         }
-        #[cfg(not(target_arch = "x86_64"))]
-        Isa::Portable
     }
 
     /// Every set in use for activations of type `T`, the slowest first.
