@@ -341,7 +341,11 @@ impl Verdict {
                 beyond / deviation,
                 self.by
             ),
-            _ => format!(
+            Some(_) => format!(
+                "{holds}: {difference:+.2} with every seed, expected at least {:+}",
+                self.by
+            ),
+            None => format!(
                 "{holds}: {difference:+.2} (one seed), expected at least {:+}",
                 self.by
             ),
@@ -384,6 +388,14 @@ mod tests {
         assert!(
             one.in_words()
                 .starts_with("does not hold: -1.00 (one seed)")
+        );
+        let alike = Verdict {
+            deviation: Some(0.0),
+            ..one
+        };
+        assert_eq!(
+            alike.in_words(),
+            "does not hold: -1.00 with every seed, expected at least +2"
         );
     }
 }
