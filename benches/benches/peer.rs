@@ -79,7 +79,7 @@ fn case(kind: &str, name: &str, precision: Precision, winograd: Winograd) -> Box
         "features" => features(&cases(kind)[name], precision, winograd),
         "loss" => loss(&cases(kind)[name]),
         "bank" => bank(&cases(kind)[name]),
-        "probe" | "sklearn" => probe(&cases(kind)[name]),
+        "probe" | "sklearn" => probe(&cases("probe")[name]),
         "op" => match precision {
             Precision::F32 | Precision::Tf32 => op::<f32>(cases(kind)[name], winograd),
             Precision::Bf16 => op::<bf16>(cases(kind)[name], winograd),

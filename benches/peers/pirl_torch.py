@@ -212,7 +212,7 @@ def sklearn_case(name, threads):
     from sklearn.preprocessing import Normalizer, StandardScaler
 
     threadpoolctl.threadpool_limits(threads)
-    case = CASES["sklearn"][name]
+    case = CASES["probe"][name]
     x, x_test = (fill(seed, n, case["dim"]) for seed, n in ((1, case["train"]), (2, case["test"])))
     y, y_test = (torch.arange(n).numpy() % case["classes"] for n in (case["train"], case["test"]))
 

@@ -76,7 +76,7 @@ pub struct Machine {
     free_mib: Option<u64>,
     /// Of this process on the CPU.
     threads: usize,
-    /// Vector instructions that the CPU has and the fast ops use.
+    /// Sets of vector instructions that the fast ops use, by their [`Instructions::name`].
     instructions: Vec<&'static str>,
 }
 
@@ -134,14 +134,10 @@ fn driver(error: candle_core::cuda::cudarc::driver::DriverError) -> candle_core:
 }
 
 fn instructions() -> Vec<&'static str> {
-    let sets = [
-        (Instructions::Avx2, "avx2"),
-        (Instructions::Avx2, "fma"),
-        (Instructions::Avx512, "avx512f"),
-        (Instructions::Avx512Bf16, "avx512bf16"),
-    ];
-    let used = sets.iter().filter(|of| of.0 <= Instructions::in_use());
-    used.map(|of| of.1).collect()
+    let sets = Instructions::ALL.into_iter();
+    let vectors = sets.filter(|set| *set > Instructions::Baseline);
+    let used = vectors.filter(|set| *set <= Instructions::in_use());
+    used.map(Instructions::name).collect()
 }
 
 impl fmt::Display for Versions {
