@@ -79,15 +79,15 @@ pub(super) trait Kernel {
         dw: *mut f32,
     );
 
-    /// Transforms squares of numbers along both axes: from the numbers at `from[row][column]` to
+    /// Transforms squares of numbers along both axes: from the numbers at `from[row][column]`, widened, to
     /// those at `to[row][column]`, and so on for `registers` of neighbours.
     ///
     /// # Safety
     /// The processor has the instruction set. The first `T::FROM` rows and columns of `from` are
     /// readable for `registers * LANES` numbers, the first `T::TO` of `to` writable for as many, by
     /// the caller alone, and not among what is read.
-    unsafe fn transform<T: Transform>(
-        from: &Square<*const f32>,
+    unsafe fn transform<E: Element, T: Transform>(
+        from: &Square<*const E>,
         to: &Square<*mut f32>,
         registers: usize,
     );
@@ -153,14 +153,14 @@ macro_rules! kernel {
             }
 
             $(#[target_feature(enable = $features)])?
-            unsafe fn transform<T: Transform>(
-                from: &Square<*const f32>,
+            unsafe fn transform<E: Element, T: Transform>(
+                from: &Square<*const E>,
                 to: &Square<*mut f32>,
                 registers: usize,
             ) {
                 // SAFETY: the caller's promises are passed on.
                 unsafe {
-                    transform_squares::<<$product as Product>::Sums, T>(from, to, registers)
+                    transform_squares::<<$product as Product>::Sums, E, T>(from, to, registers)
                 }
             }
 

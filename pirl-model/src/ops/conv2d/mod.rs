@@ -5,12 +5,13 @@
 //! micro-kernel reads each input pixel where it lies, by a list of row offsets, and multiplies it
 //! with panels of packed weights; see `plan` for how taps on padding are left out. The gradient
 //! with respect to the input is the same product with reordered taps, that with respect to the
-//! weight a product over pixels; see `weight_gradient`. Convolutions of 3x3 taps and stride 1 in `f32` go
-//! by tiles of the map where that is faster; see `winograd`.
+//! weight a product over pixels; see `weight_gradient`. Convolutions of 3x3 taps and stride 1 go by tiles of
+//! the map where that is faster; see `winograd`.
 //!
 //! Activations may be stored as `bf16` or `f16`. Weights are then rounded to it, products are summed in
 //! `f32`, and sums are rounded once. Where the processor multiplies pairs of `bf16`, see `lane`, it is given
-//! them; elsewhere a part of the input is widened to `f32` at a time, for the same kernels as `f32`.
+//! them, but for tiles; elsewhere a part of the input is widened to `f32` at a time, for the same kernels
+//! as `f32`.
 
 #[cfg(feature = "cudnn")]
 pub(super) mod cudnn;
@@ -104,11 +105,10 @@ macro_rules! on_tiles {
                 $run
             }
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => {
+            Isa::Avx512 | Isa::Avx512Bf16 => {
                 type $kernel = kernel::Avx512;
                 $run
             }
-            // The others multiply `bf16`.
             _ => {
                 type $kernel = kernel::Portable;
                 $run
@@ -122,8 +122,7 @@ use on_tiles;
 
 /// `out = x * weight`.
 ///
-/// `x`: NHWC, `weight`: `(c_out, c_in, kernel, kernel)`, `out`: NHWC, overwritten; `winograd` matters
-/// to `f32` alone, here and below.
+/// `x`: NHWC, `weight`: `(c_out, c_in, kernel, kernel)`, `out`: NHWC, overwritten.
 ///
 /// # Panics
 /// If a slice's length differs from what `s` says, or the stride is 0.
@@ -185,33 +184,11 @@ fn run_forward<T: Element>(
     out: &mut [T],
 ) {
     let isa = Isa::best::<T>();
-    if let (Some(x), Some(out)) = (numbers(x), numbers_mut(out)) {
-        let finish = finish.map(|finish| Finish {
-            shift: finish.shift,
-            residual: finish.residual.and_then(numbers),
-            relu: finish.relu,
-        });
-        let finish = finish.as_ref();
-        let way = winograd.way(s, Product::Output);
-        if on_tiles!(way, isa, K, W => winograd::forward::<K, W>(s, x, weight, scale, finish, out))
-        {
-            return;
-        }
+    let way = winograd.way(s, Product::Output, isa.lane_numbers());
+    if on_tiles!(way, isa, K, W => winograd::forward::<K, W, T>(s, x, weight, scale, finish, out)) {
+        return;
     }
     on_kernel!(isa, K => forward_on::<K, T>(s, x, weight, scale, finish, out));
-}
-
-/// The same numbers, if they are `f32`.
-fn numbers<T: Element>(x: &[T]) -> Option<&[f32]> {
-    // SAFETY: `T` is `f32`.
-    (T::DTYPE == DType::F32).then(|| unsafe { slice::from_raw_parts(x.as_ptr().cast(), x.len()) })
-}
-
-/// [`numbers`] to be written.
-fn numbers_mut<T: Element>(x: &mut [T]) -> Option<&mut [f32]> {
-    // SAFETY: `T` is `f32`, and the borrow is passed on.
-    (T::DTYPE == DType::F32)
-        .then(|| unsafe { slice::from_raw_parts_mut(x.as_mut_ptr().cast(), x.len()) })
 }
 
 /// The gradient of [`forward`] with respect to `x`, from `dy`, that of the output.
@@ -229,11 +206,9 @@ pub fn backward_input<T: Element>(
 ) {
     check(s, dx.len(), weight.len(), dy.len());
     let isa = Isa::best::<T>();
-    if let (Some(dy), Some(dx)) = (numbers(dy), numbers_mut(dx)) {
-        let way = winograd.way(s, Product::Input);
-        if on_tiles!(way, isa, K, W => winograd::backward_input::<K, W>(s, weight, dy, dx)) {
-            return;
-        }
+    let way = winograd.way(s, Product::Input, isa.lane_numbers());
+    if on_tiles!(way, isa, K, W => winograd::backward_input::<K, W, T>(s, weight, dy, dx)) {
+        return;
     }
     on_kernel!(isa, K => backward_input_on::<K, T>(s, weight, dy, dx));
 }
@@ -253,11 +228,9 @@ pub fn backward_weight<T: Element>(
 ) {
     check(s, x.len(), dw.len(), dy.len());
     let isa = Isa::best::<T>();
-    if let (Some(x), Some(dy)) = (numbers(x), numbers(dy)) {
-        let way = winograd.way(s, Product::Weight);
-        if on_tiles!(way, isa, K, W => winograd::backward_weight::<K, W>(s, x, dy, dw)) {
-            return;
-        }
+    let way = winograd.way(s, Product::Weight, isa.lane_numbers());
+    if on_tiles!(way, isa, K, W => winograd::backward_weight::<K, W, T>(s, x, dy, dw)) {
+        return;
     }
     on_kernel!(isa, K => weight_gradient::compute::<K, T>(s, x, dy, dw));
 }

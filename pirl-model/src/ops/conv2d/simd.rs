@@ -1,6 +1,5 @@
 //! Registers as the micro-kernels see them, one type for each instruction set.
 
-#[cfg(any(test, target_arch = "x86_64"))]
 use candle_core::DType;
 use pirl_core::Instructions;
 
@@ -30,6 +29,17 @@ impl Isa {
     /// The fastest set in use for activations of type `T`.
     pub(crate) fn best<T: Element>() -> Isa {
         Isa::of::<T>(Instructions::in_use())
+    }
+
+    /// Numbers that the direct kernels multiply in each lane of a register.
+    pub(crate) fn lane_numbers(self) -> usize {
+        match self {
+            #[cfg(test)]
+            Isa::Pairs => Pair::NUMBERS,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Bf16 => Pair::NUMBERS,
+            _ => f32::NUMBERS,
+        }
     }
 
     fn of<T: Element>(set: Instructions) -> Isa {
@@ -84,6 +94,27 @@ pub(super) unsafe trait Register: Copy {
     /// # Safety
     /// They must be writable.
     unsafe fn store(self, to: *mut f32);
+
+    /// The `LANES` numbers at `from` as `f32`.
+    ///
+    /// # Safety
+    /// They must be readable.
+    #[inline(always)]
+    unsafe fn widen<T: Element>(from: *const T) -> Self {
+        /// The most numbers in a register, over all instruction sets.
+        const MOST: usize = 16;
+        let mut wide = [0f32; MOST];
+        // SAFETY: the caller's promises are passed on; a register has at most `MOST` numbers.
+        unsafe {
+            if T::DTYPE == DType::F32 {
+                return Self::load(from.cast());
+            }
+            for (i, wide) in wide[..Self::LANES].iter_mut().enumerate() {
+                *wide = (*from.add(i)).to_f32();
+            }
+            Self::load(wide.as_ptr())
+        }
+    }
 
     /// `self + other`.
     unsafe fn plus(self, other: Self) -> Self;

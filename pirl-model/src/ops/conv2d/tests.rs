@@ -132,33 +132,28 @@ fn check_shape_in<T: Element>(s: ConvShape) {
         let mut dw = vec![f32::NAN; s.weight_len()];
         on_kernel!(isa, K => weight_gradient::compute::<K, T>(&s, &x, &dy, &mut dw));
         assert_close(&what("dw"), &dw, &want.dw, &size.dw);
-        let (Some(x), Some(dy), true) = (numbers(&x), numbers(&dy), winograd::possible(&s)) else {
+        if !winograd::possible(&s) {
             continue;
-        };
+        }
         for way in [Way::Two, Way::Four] {
             let what = |of: &str| format!("{isa:?} {way:?} {of} of {s:?}");
-            let mut out = vec![f32::NAN; s.out_len()];
-            on_tiles!(way, isa, K, W => winograd::forward::<K, W>(&s, x, &weight, None, None, &mut out));
+            let mut out = vec![nan; s.out_len()];
+            on_tiles!(way, isa, K, W => winograd::forward::<K, W, T>(&s, &x, &weight, None, None, &mut out));
             assert_close(&what("output"), &out, &want.out, &largest(&size.out));
-            out.fill(f32::NAN);
-            let finish = Finish {
-                shift: finish.shift,
-                residual: finish.residual.and_then(numbers),
-                relu: finish.relu,
-            };
+            out.fill(nan);
             let finish = Some(&finish);
-            on_tiles!(way, isa, K, W => winograd::forward::<K, W>(&s, x, &weight, scale, finish, &mut out));
+            on_tiles!(way, isa, K, W => winograd::forward::<K, W, T>(&s, &x, &weight, scale, finish, &mut out));
             assert_close(
                 &what("finished output"),
                 &out,
                 &finished,
                 &largest(&finished_size),
             );
-            let mut dx = vec![f32::NAN; s.in_len()];
-            on_tiles!(way, isa, K, W => winograd::backward_input::<K, W>(&s, &weight, dy, &mut dx));
+            let mut dx = vec![nan; s.in_len()];
+            on_tiles!(way, isa, K, W => winograd::backward_input::<K, W, T>(&s, &weight, &dy, &mut dx));
             assert_close(&what("dx"), &dx, &want.dx, &largest(&size.dx));
             let mut dw = vec![f32::NAN; s.weight_len()];
-            on_tiles!(way, isa, K, W => winograd::backward_weight::<K, W>(&s, x, dy, &mut dw));
+            on_tiles!(way, isa, K, W => winograd::backward_weight::<K, W, T>(&s, &x, &dy, &mut dw));
             assert_close(&what("dw"), &dw, &want.dw, &largest(&size.dw));
         }
     }
@@ -326,6 +321,7 @@ fn the_number_of_threads_changes_no_bit() {
     threads_change_no_bit::<f32>(Winograd::Auto, 600);
     threads_change_no_bit::<f32>(Winograd::Auto, 2);
     threads_change_no_bit::<f32>(Winograd::Off, 600);
+    threads_change_no_bit::<bf16>(Winograd::Auto, 600);
     threads_change_no_bit::<bf16>(Winograd::Off, 600);
 }
 
@@ -435,9 +431,9 @@ fn tiles_round_little_more_than_the_direct_way() {
             let direct = errors([&out, &dx, &dw]);
             for (way, times) in [(Way::Two, 4.0), (Way::Four, 20.0)] {
                 on_tiles!(way, isa, K, W => {
-                    winograd::forward::<K, W>(&s, &x, &weight, None, None, &mut out);
-                    winograd::backward_input::<K, W>(&s, &weight, &dy, &mut dx);
-                    winograd::backward_weight::<K, W>(&s, &x, &dy, &mut dw);
+                    winograd::forward::<K, W, f32>(&s, &x, &weight, None, None, &mut out);
+                    winograd::backward_input::<K, W, f32>(&s, &weight, &dy, &mut dx);
+                    winograd::backward_weight::<K, W, f32>(&s, &x, &dy, &mut dw);
                 });
                 let found = errors([&out, &dx, &dw]);
                 for ((op, found), direct) in ["output", "dx", "dw"].iter().zip(found).zip(direct) {
@@ -483,8 +479,8 @@ fn tiles_are_for_what_they_make_faster() {
         padding: 1,
     };
     for product in [Product::Output, Product::Input, Product::Weight] {
-        assert_eq!(Winograd::Auto.way(&s, product), Way::Four);
-        assert_eq!(Winograd::Off.way(&s, product), Way::Direct);
+        assert_eq!(Winograd::Auto.way(&s, product, 1), Way::Four);
+        assert_eq!(Winograd::Off.way(&s, product, 1), Way::Direct);
         for other in [
             ConvShape { stride: 2, ..s },
             ConvShape { kernel: 1, ..s },
@@ -495,7 +491,7 @@ fn tiles_are_for_what_they_make_faster() {
             ConvShape { h: 2, w: 2, ..s },
         ] {
             assert_eq!(
-                Winograd::Auto.way(&other, product),
+                Winograd::Auto.way(&other, product, 1),
                 Way::Direct,
                 "{other:?}"
             );

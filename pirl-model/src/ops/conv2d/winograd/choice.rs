@@ -1,7 +1,7 @@
 //! When Winograd's way pays.
 //!
-//! A model of its cost decides, so that the same sizes go the same way, with the same rounding, on every
-//! machine and with any number of threads. Costs are in products of two numbers by the direct kernels;
+//! A model of its cost decides, so that the same sizes go the same way, with the same rounding, with any
+//! number of threads and on every machine but those that multiply pairs of `bf16`, for that type. Costs are in products of two numbers by the direct kernels;
 //! the constants were fitted to 45 convolutions of 2x2 to 56x56 maps, batches of 1 to 400 and 3 to 512
 //! channels on AVX2. What the model chooses takes 1 to 3 % longer than the fastest of the three ways, in
 //! the geometric mean over those (`benches/RESULTS.md`).
@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 use super::super::shape::ConvShape;
 use super::transform::{Four, Tiles, Two};
 
-/// Whether convolutions of 3x3 taps and stride 1 may be computed by Winograd's minimal filtering, on a
-/// CPU in `f32`: with fewer products, and other rounding.
+/// Whether convolutions of 3x3 taps and stride 1 may be computed by Winograd's minimal filtering on a CPU: in
+/// `f32`, with fewer products, and other rounding.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Winograd {
@@ -46,13 +46,14 @@ pub(in super::super) enum Product {
 }
 
 impl Winograd {
-    /// The way of `product` of the convolution `s`.
-    pub(in super::super) fn way(self, s: &ConvShape, product: Product) -> Way {
+    /// The way of `product` of the convolution `s`, where the direct kernels multiply so many numbers in each
+    /// lane.
+    pub(in super::super) fn way(self, s: &ConvShape, product: Product, lane_numbers: usize) -> Way {
         if self == Self::Off || !possible(s) {
             return Way::Direct;
         }
         let costs = [
-            (Way::Direct, direct(s, product)),
+            (Way::Direct, direct(s, product) / lane_numbers as f64),
             (Way::Two, of_tiles::<Two>(s, product)),
             (Way::Four, of_tiles::<Four>(s, product)),
         ];

@@ -1,5 +1,5 @@
-//! Convolutions of 3x3 taps and stride 1 in `f32` by Winograd's minimal filtering: fewer products, for
-//! transforms before and after them. See `transform` for the arithmetic and `choice` for when it pays.
+//! Convolutions of 3x3 taps and stride 1 by Winograd's minimal filtering: fewer products, for transforms
+//! before and after them. Whatever type activations are stored in, all is computed in `f32`. See `transform` for the arithmetic and `choice` for when it pays.
 //!
 //! A task has some tiles of the output and some of its channels. It transforms its tiles of the input,
 //! multiplies the 16 or 36 matrices (tiles, input channels) that this makes with those of the
@@ -16,12 +16,15 @@ use std::marker::PhantomData;
 use std::ops::Range;
 use std::slice;
 
+use candle_core::DType;
 use rayon::prelude::*;
 
 use super::kernel::{Kernel, MAX_PANEL};
 use super::plan::{self, Row, Segment};
 use super::shape::{ConvShape, TASKS};
-use super::{DEPTH, Finish, Shared, pack, scratch};
+use super::{DEPTH, Finish, Shared, pack, rounded, scratch};
+use crate::ops::Element;
+use crate::ops::element::narrow;
 pub use choice::Winograd;
 #[cfg(test)]
 pub(super) use choice::possible;
@@ -32,19 +35,19 @@ pub(super) use weight_gradient::compute as backward_weight;
 /// `out = x * weight`, each output channel of the weight multiplied by its `scale`, then `finish`.
 ///
 /// `s` is of 3x3 taps, stride 1 and a padding of at most 2; the slices have the lengths it says.
-pub(super) fn forward<K: Kernel<Lane = f32>, W: Tiles>(
+pub(super) fn forward<K: Kernel<Lane = f32>, W: Tiles, E: Element>(
     s: &ConvShape,
-    x: &[f32],
+    x: &[E],
     weight: &[f32],
     scale: Option<&[f32]>,
-    finish: Option<&Finish<'_, f32>>,
-    out: &mut [f32],
+    finish: Option<&Finish<'_, E>>,
+    out: &mut [E],
 ) {
     let weights = |i: usize, first: usize, taps: &mut [[f32; 9]]| {
         for (o, taps) in (first..).zip(taps) {
             let scale = scale.map_or(1.0, |scale| scale[o]);
             let from = &weight[(o * s.c_in + i) * 9..][..9];
-            *taps = array::from_fn(|tap| scale * from[tap]);
+            *taps = array::from_fn(|tap| rounded::<E>(scale * from[tap]));
         }
     };
     let maps = Maps {
@@ -52,22 +55,22 @@ pub(super) fn forward<K: Kernel<Lane = f32>, W: Tiles>(
         destination: (s.out_hw().0, s.out_hw().1, s.c_out),
         padding: s.padding,
     };
-    product::<K, W>(&maps, x, weights, out, finish);
+    product::<K, W, E>(&maps, x, weights, out, finish);
 }
 
 /// The gradient with respect to the input: the convolution of `dy` with the taps turned around.
 ///
 /// `s` and the slices as for [`forward`].
-pub(super) fn backward_input<K: Kernel<Lane = f32>, W: Tiles>(
+pub(super) fn backward_input<K: Kernel<Lane = f32>, W: Tiles, E: Element>(
     s: &ConvShape,
     weight: &[f32],
-    dy: &[f32],
-    dx: &mut [f32],
+    dy: &[E],
+    dx: &mut [E],
 ) {
     let weights = |o: usize, first: usize, taps: &mut [[f32; 9]]| {
         for (i, taps) in (first..).zip(taps) {
             let from = &weight[(o * s.c_in + i) * 9..][..9];
-            *taps = array::from_fn(|tap| from[8 - tap]);
+            *taps = array::from_fn(|tap| rounded::<E>(from[8 - tap]));
         }
     };
     let maps = Maps {
@@ -75,7 +78,7 @@ pub(super) fn backward_input<K: Kernel<Lane = f32>, W: Tiles>(
         destination: (s.h, s.w, s.c_in),
         padding: 2 - s.padding,
     };
-    product::<K, W>(&maps, dy, weights, dx, None);
+    product::<K, W, E>(&maps, dy, weights, dx, None);
 }
 
 /// The transformed weight from all source channels to some of the destination's: panels as of [`pack`],
@@ -113,7 +116,7 @@ fn pack_weight<K: Kernel<Lane = f32>, W: Tiles>(
                 let to = products::<W>(&mut panel[source * K::WIDTH..], step);
                 // SAFETY: the kernel's set is available, as every caller takes it from `Isa`. A row of
                 // `turned` has `MAX_PANEL` numbers, and each row of the panel `WIDTH`.
-                unsafe { K::transform::<W::Weight>(&from, &to, K::WIDTH / K::LANES) };
+                unsafe { K::transform::<f32, W::Weight>(&from, &to, K::WIDTH / K::LANES) };
             }
         },
     )
@@ -189,13 +192,13 @@ impl Grid {
 
 /// Where the numbers of each pixel of a square lie in `map`, of `(height, width, channels)`, beginning
 /// at `place` less `before` in both directions; those outside the map are at `outside`.
-fn pixels(
-    map: &[f32],
+fn pixels<E>(
+    map: &[E],
     (h, w, c): (usize, usize, usize),
     place: Place,
     before: usize,
-    outside: *const f32,
-) -> Square<*const f32> {
+    outside: *const E,
+) -> Square<*const E> {
     square(|row, column| {
         let y = (place.y + row).checked_sub(before).filter(|&y| y < h);
         let x = (place.x + column).checked_sub(before).filter(|&x| x < w);
@@ -210,8 +213,8 @@ fn pixels(
 ///
 /// # Safety
 /// As for [`Kernel::transform`], but that only `channels` numbers need be readable.
-unsafe fn transform_channels<K: Kernel, T: transform::Transform>(
-    from: &Square<*const f32>,
+unsafe fn transform_channels<K: Kernel, E: Element, T: transform::Transform>(
+    from: &Square<*const E>,
     to: &Square<*mut f32>,
     channels: usize,
 ) {
@@ -219,9 +222,9 @@ unsafe fn transform_channels<K: Kernel, T: transform::Transform>(
     let (done, rest) = (whole * K::LANES, channels % K::LANES);
     // SAFETY: the caller's promises for the whole registers; what is left over is copied first.
     unsafe {
-        K::transform::<T>(from, to, whole);
+        K::transform::<E, T>(from, to, whole);
         if rest > 0 {
-            let mut last = square(|_, _| [0f32; MAX_PANEL]);
+            let mut last = square(|_, _| [E::from_f32(0.0); MAX_PANEL]);
             for row in 0..T::FROM {
                 for column in 0..T::FROM {
                     let from = from[row][column].add(done);
@@ -231,7 +234,7 @@ unsafe fn transform_channels<K: Kernel, T: transform::Transform>(
             let from = square(|row, column| last[row][column].as_ptr());
             // What is beyond the transform may be beyond the memory.
             let to = square(|row, column| to[row][column].wrapping_add(done));
-            K::transform::<T>(&from, &to, 1);
+            K::transform::<E, T>(&from, &to, 1);
         }
     }
 }
@@ -292,12 +295,12 @@ impl Cut {
 }
 
 /// `out` = the convolution of `x` with the weights, see [`pack_weight`], then `finish`.
-fn product<K: Kernel<Lane = f32>, W: Tiles>(
+fn product<K: Kernel<Lane = f32>, W: Tiles, E: Element>(
     maps: &Maps,
-    x: &[f32],
+    x: &[E],
     weights: impl Fn(usize, usize, &mut [[f32; 9]]) + Sync,
-    out: &mut [f32],
-    finish: Option<&Finish<'_, f32>>,
+    out: &mut [E],
+    finish: Option<&Finish<'_, E>>,
 ) {
     /// Numbers of the transformed weight at a time, at most, where a panel has less: 12 MiB, which stay in
     /// the third-level cache while one group of tiles after another passes.
@@ -335,7 +338,7 @@ fn product<K: Kernel<Lane = f32>, W: Tiles>(
             };
             // SAFETY: groups are disjoint in tiles and shares in channels, so no two tasks access one
             // number of `out`, whose length is that of the destination.
-            unsafe { task.run::<W>(x, &packed, out.pointer(), finish) };
+            unsafe { task.run::<W, E>(x, &packed, out.pointer(), finish) };
         };
         (0..cut.groups * cut.shares).into_par_iter().for_each(task);
     }
@@ -374,16 +377,16 @@ struct Task<'a, K> {
 impl<K: Kernel<Lane = f32>> Task<'_, K> {
     /// # Safety
     /// `out` is writable at this task's columns of every pixel of its tiles, by this task alone.
-    unsafe fn run<W: Tiles>(
+    unsafe fn run<W: Tiles, E: Element>(
         &self,
-        x: &[f32],
+        x: &[E],
         packed: &[f32],
-        out: *mut f32,
-        finish: Option<&Finish<'_, f32>>,
+        out: *mut E,
+        finish: Option<&Finish<'_, E>>,
     ) {
         let channels = self.maps.source.2;
         let len = W::PRODUCTS * (self.source.step + self.result.step);
-        let spare = channels.max(self.panels.len() * K::WIDTH);
+        let spare = channels.max(W::OUT * W::OUT * self.panels.len() * K::WIDTH);
         scratch::with(len + spare, |scratch: &mut [f32]| {
             let (sources, rest) = scratch.split_at_mut(W::PRODUCTS * self.source.step);
             let (results, spare) = rest.split_at_mut(W::PRODUCTS * self.result.step);
@@ -395,19 +398,19 @@ impl<K: Kernel<Lane = f32>> Task<'_, K> {
                     self.maps.source,
                     place,
                     self.maps.padding,
-                    spare.as_ptr(),
+                    spare.as_ptr().cast(), // zeros of any type
                 );
                 let to = products::<W>(&mut sources[row * self.source.stride..], self.source.step);
                 // SAFETY: every caller takes the kernel's set from `Isa`; pixels have `channels`
                 // numbers, and rows of the matrices are filled up to whole registers.
-                unsafe { transform_channels::<K, W::Input>(&from, &to, channels) };
+                unsafe { transform_channels::<K, E, W::Input>(&from, &to, channels) };
             }
             self.multiply::<W>(sources, packed, results);
             for (row, tile) in self.tiles.clone().enumerate() {
                 let place = self.grid.place(tile);
                 let results = &mut results[row * self.result.stride..];
                 // SAFETY: the caller's promise is passed on.
-                unsafe { self.write::<W>(place, results, out, spare, finish) };
+                unsafe { self.write::<W, E>(place, results, out, spare, finish) };
             }
         });
     }
@@ -456,55 +459,65 @@ impl<K: Kernel<Lane = f32>> Task<'_, K> {
     ///
     /// # Safety
     /// As for [`Task::run`].
-    unsafe fn write<W: Tiles>(
+    unsafe fn write<W: Tiles, E: Element>(
         &self,
         place: Place,
         results: &mut [f32],
-        out: *mut f32,
+        out: *mut E,
         spare: &mut [f32],
-        finish: Option<&Finish<'_, f32>>,
+        finish: Option<&Finish<'_, E>>,
     ) {
         let (h, w, channels) = self.maps.destination;
-        let len = self.columns.len();
+        let (first, len) = (self.columns.start, self.columns.len());
+        let registers = len.div_ceil(K::LANES);
         let pixel = |row: usize, column: usize| {
             let (y, x) = (place.y + row, place.x + column);
             let inside = row < W::OUT && column < W::OUT && y < h && x < w;
             inside.then(|| ((place.image * h + y) * w + x) * channels)
         };
+        let inside = (0..W::OUT).flat_map(|row| (0..W::OUT).map(move |column| (row, column)));
+        let inside = inside.filter_map(|(row, column)| Some((row, column, pixel(row, column)?)));
         let from =
             products::<W>(results, self.result.step).map(|row| row.map(<*mut f32>::cast_const));
-        let first = self.columns.start;
-        let to = square(|row, column| match pixel(row, column) {
-            // SAFETY: within `out`, as the caller promises.
-            Some(pixel) => unsafe { out.add(pixel + first) },
-            None => spare.as_mut_ptr(),
-        });
-        let (whole, rest) = (len / K::LANES, len % K::LANES);
-        let done = whole * K::LANES;
-        // SAFETY: the kernel's set is available, as above. A row of the results has whole registers, a
-        // pixel this task's columns, and `spare` as many numbers; what does not fill a register is
-        // written elsewhere first.
-        unsafe {
-            K::transform::<W::Output>(&from, &to, whole);
-            if rest > 0 {
-                let mut last = square(|_, _| [0f32; MAX_PANEL]);
-                let from = square(|row, column| from[row][column].wrapping_add(done));
-                let places = square(|row, column| (&raw mut last[row][column]).cast());
-                K::transform::<W::Output>(&from, &places, 1);
-                for row in 0..W::OUT {
-                    for column in 0..W::OUT {
-                        let to = to[row][column].add(done);
-                        to.copy_from_nonoverlapping(last[row][column].as_ptr(), rest);
-                    }
-                }
+        // What is stored as it is, in whole registers, needs no memory between.
+        if E::DTYPE == DType::F32 && registers * K::LANES == len {
+            let to = square(|row, column| match pixel(row, column) {
+                // SAFETY: within `out`, as the caller promises.
+                Some(pixel) => unsafe { out.add(pixel + first).cast() },
+                None => spare.as_mut_ptr(),
+            });
+            // SAFETY: the kernel's set is available, as above. A row of the results has whole registers,
+            // a pixel this task's columns, and `spare` as many numbers.
+            unsafe { K::transform::<f32, W::Output>(&from, &to, registers) };
+            let Some(finish) = finish else { return };
+            for (_, _, pixel) in inside {
+                // SAFETY: this task's columns of one of its pixels, just written as `f32`.
+                let sums =
+                    unsafe { slice::from_raw_parts_mut(out.add(pixel + first).cast(), len) };
+                finish.apply(pixel, self.columns.clone(), sums);
             }
+            return;
         }
-        let Some(finish) = finish else { return };
-        let inside = (0..W::OUT).flat_map(|row| (0..W::OUT).map(move |column| (row, column)));
-        for pixel in inside.filter_map(|(row, column)| pixel(row, column)) {
-            // SAFETY: this task's columns of one of its pixels, just written.
-            let sums = unsafe { slice::from_raw_parts_mut(out.add(pixel + first), len) };
-            finish.apply(pixel, self.columns.clone(), sums);
+        let row_len = registers * K::LANES;
+        let spare = &mut spare[..W::OUT * W::OUT * row_len];
+        let start = |row: usize, column: usize| (row * W::OUT + column) * row_len;
+        let memory = spare.as_mut_ptr();
+        let to = square(|row, column| match row < W::OUT && column < W::OUT {
+            // SAFETY: a row of the length just taken.
+            true => unsafe { memory.add(start(row, column)) },
+            false => memory,
+        });
+        // SAFETY: as above; every place written to has whole registers of its own.
+        unsafe { K::transform::<f32, W::Output>(&from, &to, registers) };
+        for (row, column, pixel) in inside {
+            let sums = &mut spare[start(row, column)..][..len];
+            if let Some(finish) = finish {
+                finish.apply(pixel, self.columns.clone(), sums);
+            }
+            // SAFETY: this task's columns of one of its pixels, as the caller promises.
+            narrow(sums, unsafe {
+                slice::from_raw_parts_mut(out.add(pixel + first), len)
+            });
         }
     }
 }

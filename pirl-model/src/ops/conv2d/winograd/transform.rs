@@ -7,6 +7,7 @@
 //! (`benches/RESULTS.md`).
 
 use super::super::simd::Register;
+use crate::ops::Element;
 
 /// Numbers of a line; shorter lines leave the rest as it is.
 pub(in super::super) type Line<R> = [R; SIDE];
@@ -52,8 +53,8 @@ pub(in super::super) trait Tiles {
 /// # Safety
 /// As described there.
 #[inline(always)]
-pub(in super::super) unsafe fn transform_squares<R: Register, T: Transform>(
-    from: &Square<*const f32>,
+pub(in super::super) unsafe fn transform_squares<R: Register, E: Element, T: Transform>(
+    from: &Square<*const E>,
     to: &Square<*mut f32>,
     registers: usize,
 ) {
@@ -64,7 +65,7 @@ pub(in super::super) unsafe fn transform_squares<R: Register, T: Transform>(
             for column in 0..T::FROM {
                 let mut line = [R::zero(); SIDE];
                 for row in 0..T::FROM {
-                    line[row] = R::load(from[row][column].add(at));
+                    line[row] = R::widen(from[row][column].add(at));
                 }
                 let line = T::line(line);
                 for row in 0..T::TO {

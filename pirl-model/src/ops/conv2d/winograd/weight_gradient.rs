@@ -9,6 +9,7 @@ use super::super::scratch;
 use super::super::shape::{ConvShape, TASKS};
 use super::super::weight_gradient::{PRIVATE, add_chunks, unpack};
 use super::transform::Tiles;
+use crate::ops::Element;
 use super::{Grid, Matrices, pixels, products, square, stride, transform_channels};
 
 /// Tiles whose products are summed in registers before they are added to memory.
@@ -21,10 +22,10 @@ const CHUNK: usize = 96;
 
 /// Writes the gradient to `dw`; `s` is of 3x3 taps, stride 1 and a padding of at most 2, and the
 /// slices have the lengths it says.
-pub(in super::super) fn compute<K: Kernel<Lane = f32>, W: Tiles>(
+pub(in super::super) fn compute<K: Kernel<Lane = f32>, W: Tiles, E: Element>(
     s: &ConvShape,
-    x: &[f32],
-    dy: &[f32],
+    x: &[E],
+    dy: &[E],
     dw: &mut [f32],
 ) {
     if dw.is_empty() {
@@ -35,7 +36,7 @@ pub(in super::super) fn compute<K: Kernel<Lane = f32>, W: Tiles>(
     }
     let work = Work::new::<K, W>(s);
     let tasks = (0..work.chunks * work.shares).into_par_iter();
-    let mut sums: Vec<Vec<f32>> = tasks.map(|task| work.sum::<K, W>(task, x, dy)).collect();
+    let mut sums: Vec<Vec<f32>> = tasks.map(|task| work.sum::<K, W, E>(task, x, dy)).collect();
     let totals = add_chunks(&mut sums, work.shares);
     let panels = s.c_out.div_ceil(K::WIDTH);
     dw.par_chunks_mut(K::WIDTH * 9 * s.c_in)
@@ -92,7 +93,12 @@ impl<'a> Work<'a> {
 
     /// The sum of a task: for each tap and panel of output channels, `K::WIDTH` numbers for every input
     /// channel of the share.
-    fn sum<K: Kernel<Lane = f32>, W: Tiles>(&self, task: usize, x: &[f32], dy: &[f32]) -> Vec<f32> {
+    fn sum<K: Kernel<Lane = f32>, W: Tiles, E: Element>(
+        &self,
+        task: usize,
+        x: &[E],
+        dy: &[E],
+    ) -> Vec<f32> {
         let (chunk, share) = (task / self.shares, task % self.shares);
         let (s, channels) = (self.s, self.channels(share));
         let tiles = chunk * self.tiles / self.chunks..(chunk + 1) * self.tiles / self.chunks;
@@ -111,22 +117,24 @@ impl<'a> Work<'a> {
             let (sums, zeros) = rest.split_at_mut(W::PRODUCTS * sum);
             sums.fill(0.0);
             zeros.fill(0.0);
+            // Zeros of any type.
+            let zeros = zeros.as_ptr().cast::<E>();
             for start in tiles.clone().step_by(BLOCK) {
                 let block = start..(start + BLOCK).min(tiles.end);
                 for (row, tile) in block.clone().enumerate() {
                     let place = self.grid.place(tile);
                     let shape = (s.h, s.w, s.c_in);
-                    let from = pixels(x, shape, place, s.padding, zeros.as_ptr());
+                    let from = pixels(x, shape, place, s.padding, zeros);
                     // Those outside begin with zeros as well.
                     let from = from.map(|row| row.map(|from| from.wrapping_add(channels.start)));
                     let to = products::<W>(&mut x_tiles[row * inputs.stride..], inputs.step);
                     // SAFETY: every caller takes the kernel's set from `Isa`; pixels, and the zeros,
                     // have all channels, and rows of the matrices are filled up to whole registers.
-                    unsafe { transform_channels::<K, W::Input>(&from, &to, channels.len()) };
-                    let from = pixels(dy, (oh, ow, s.c_out), place, 0, zeros.as_ptr());
+                    unsafe { transform_channels::<K, E, W::Input>(&from, &to, channels.len()) };
+                    let from = pixels(dy, (oh, ow, s.c_out), place, 0, zeros);
                     let to = products::<W>(&mut dy_tiles[row * gradients.stride..], gradients.step);
                     // SAFETY: as above.
-                    unsafe { transform_channels::<K, W::Gradient>(&from, &to, s.c_out) };
+                    unsafe { transform_channels::<K, E, W::Gradient>(&from, &to, s.c_out) };
                 }
                 let strides = Strides {
                     tile: K::ROWS,
@@ -161,7 +169,7 @@ impl<'a> Work<'a> {
             });
             // SAFETY: the kernel's set is available, as above; a sum is whole panels, so whole
             // registers.
-            unsafe { K::transform::<W::WeightGradient>(&from, &to, sum / K::LANES) };
+            unsafe { K::transform::<f32, W::WeightGradient>(&from, &to, sum / K::LANES) };
         });
         total
     }
