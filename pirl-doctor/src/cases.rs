@@ -289,7 +289,7 @@ fn optimiser(name: &str, config: OptimConfig) -> Case {
         for step in 0..3 {
             let slope = random(step, &[set.var().elem_count()], device)?;
             let loss = (set.var().as_tensor() * slope)?.sum_all()?;
-            optimizer.accumulate(&loss.backward()?)?;
+            optimizer.backward(&loss)?;
             optimizer.step(0.1)?;
         }
         let momentum = optimizer.state()?;

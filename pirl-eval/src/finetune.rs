@@ -353,8 +353,7 @@ impl Finetune<'_> {
             sum += softmax_minus_target(z, label, 1.0 / part.batch_size as f32);
         }
         let gradient = Tensor::from_vec(gradient, (rows, classes), &self.device)?;
-        let backward = (logits * gradient)?.sum_all()?.backward()?;
-        self.optimizer.accumulate(&backward)?;
+        self.optimizer.backward(&(logits * gradient)?.sum_all()?)?;
         Ok(sum)
     }
 }

@@ -23,7 +23,7 @@
 //! let features = backbone.forward(&images, Mode::Train)?;
 //! let embeddings = head.forward(&features, Mode::Train)?;
 //! let loss = embeddings.narrow(1, 0, 1)?.mean_all()?;
-//! optimizer.accumulate(&loss.backward()?)?;
+//! optimizer.backward(&loss)?;
 //! optimizer.step(0.1)?;
 //!
 //! let moved = head.forward(&backbone.forward(&images, Mode::Train)?, Mode::Eval)?;

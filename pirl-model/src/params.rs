@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::fmt;
 use std::ops::Range;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::VarMap;
@@ -68,6 +68,7 @@ pub struct ParamSet {
     var: Var,
     params: Arc<[Param]>,
     watch: Watch,
+    collected: Collected,
 }
 
 /// Is told while a backward pass goes on that the gradient is what it will be from a place on: the
@@ -81,6 +82,18 @@ struct Watch(Arc<RwLock<Option<GradientWatch>>>);
 impl fmt::Debug for Watch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Watch")
+    }
+}
+
+/// The sum of the gradients that backward passes have given a set, while somebody collects them; clones
+/// share it.
+#[derive(Debug, Clone, Default)]
+struct Collected(Arc<Mutex<Option<Option<Tensor>>>>);
+
+impl Collected {
+    fn lock(&self) -> MutexGuard<'_, Option<Option<Tensor>>> {
+        // Only replaced whole, so a panic elsewhere does not spoil it.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -136,6 +149,7 @@ impl ParamSet {
             var,
             params: Arc::new([param]),
             watch: Watch::default(),
+            collected: Collected::default(),
         }
     }
 
@@ -149,6 +163,31 @@ impl ParamSet {
     pub(crate) fn gradient_watch(&self) -> Option<GradientWatch> {
         let watch = self.watch.0.read();
         watch.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Has passes of this crate's engines give the gradient to [`ParamSet::collected`] instead of Candle,
+    /// which adds each to zeros that it makes first.
+    pub(crate) fn collect(&self) {
+        *self.collected.lock() = Some(None);
+    }
+
+    /// What they gave since [`ParamSet::collect`], which ends here.
+    pub(crate) fn collected(&self) -> Option<Tensor> {
+        self.collected.lock().take().flatten()
+    }
+
+    /// Gives `gradient`, flat, to whoever collects; to be given to Candle if nobody does.
+    pub(crate) fn give_gradient(&self, gradient: Tensor) -> candle_core::Result<Option<Tensor>> {
+        match &mut *self.collected.lock() {
+            None => Ok(Some(gradient)),
+            Some(sum) => {
+                *sum = Some(match sum.take() {
+                    Some(sum) => (sum + gradient)?,
+                    None => gradient,
+                });
+                Ok(None)
+            }
+        }
     }
 
     /// One parameter in its shape, as part of Candle's graph: gradients reach the set.
@@ -655,6 +694,7 @@ impl Builder {
                 var,
                 params,
                 watch: Watch::default(),
+                collected: Collected::default(),
             },
             Buffers(Arc::new(RwLock::new(Running {
                 norms: self.norms,

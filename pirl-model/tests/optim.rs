@@ -4,8 +4,8 @@ use std::collections::HashMap;
 
 use candle_core::{Device, Tensor};
 use pirl_model::{
-    ModelConfig, Ops, OptimConfig, OptimKind, Optimizer, ProjectionHead, Schedule, ScheduleConfig,
-    ScheduleKind,
+    Arch, Backbone, Head, Mode, ModelConfig, Ops, OptimConfig, OptimKind, Optimizer, ParamSet,
+    ProjectionHead, ResNet, Schedule, ScheduleConfig, ScheduleKind, Stem,
 };
 use serde_json::Value;
 
@@ -250,5 +250,72 @@ fn gradients_that_are_not_finite_are_found_and_forgotten() {
         step(&head, &mut optimizer, 1, 0.1);
         step(&fresh, &mut fresh_optimizer, 1, 0.1);
         assert_eq!(parameters(&head), parameters(&fresh));
+    }
+}
+
+/// Twice through the modules in one loss, and a term that Candle alone differentiates.
+#[test]
+fn a_backward_pass_has_the_gradients_of_candles() {
+    for ops in [Ops::Fast, Ops::Reference] {
+        let config = ModelConfig {
+            arch: Arch::Resnet18,
+            width: 0.25,
+            stem: Stem::Small,
+            ops,
+            ..ModelConfig::default()
+        };
+        let backbone = ResNet::new(&config, 3, &CPU).unwrap();
+        let head = ProjectionHead::new(&config, backbone.feature_dim(), 5, 4, &CPU).unwrap();
+        let unused = ParamSet::normal(5, &[("w", &[2, 2], 1.0)], &CPU).unwrap();
+        let sets = vec![
+            backbone.parameters().clone(),
+            head.parameters().clone(),
+            unused,
+        ];
+        let images = |seed| Tensor::from_vec(benches::fill(seed, 2 * 3 * 64), (2, 3, 8, 8), &CPU);
+        let loss = || {
+            let embed = |seed| {
+                let features = backbone.forward(&images(seed).unwrap(), Mode::Train);
+                head.forward(&features.unwrap(), Mode::Train).unwrap()
+            };
+            let product = (embed(1) * embed(2)).unwrap().sum_all().unwrap();
+            let var = head.parameters().var();
+            (product + var.sqr().unwrap().sum_all().unwrap()).unwrap()
+        };
+        let gradients = |optimizer: &mut Optimizer| -> Vec<Option<Vec<f32>>> {
+            let taken = optimizer.take_gradients().into_iter();
+            taken
+                .map(|gradient| gradient.map(|x| x.to_vec1().unwrap()))
+                .collect()
+        };
+        let mut optimizer = Optimizer::new(&OptimConfig::default(), sets).unwrap();
+        for passes in [1, 2] {
+            for _ in 0..passes {
+                optimizer.backward(&loss()).unwrap();
+            }
+            let own = gradients(&mut optimizer);
+            for _ in 0..passes {
+                // Nobody collects what Candle is to return.
+                optimizer.accumulate(&loss().backward().unwrap()).unwrap();
+            }
+            let candles = gradients(&mut optimizer);
+            for (set, (own, candles)) in own.iter().zip(&candles).enumerate() {
+                let what = format!("{ops:?}, set {set}, {passes} passes");
+                assert_eq!(own.is_some(), candles.is_some(), "{what}");
+                assert_eq!(own.is_some(), set < 2, "{what}");
+                let (own, candles) = (own.iter().flatten(), candles.iter().flatten());
+                for (a, b) in own.zip(candles) {
+                    // Sums of three terms, in another order.
+                    assert!((a - b).abs() <= 1e-5 * b.abs().max(1.0), "{what}: {a}, {b}");
+                }
+            }
+        }
+        assert!(
+            loss()
+                .backward()
+                .unwrap()
+                .get(backbone.parameters().var())
+                .is_some()
+        );
     }
 }

@@ -27,11 +27,10 @@ impl ScaledOptimizer {
     /// # Errors
     /// Only if Candle cannot compute it.
     pub fn accumulate(&mut self, loss: &Tensor) -> Result<()> {
-        let gradients = match &self.scale {
-            Some(scale) => (loss * scale.value())?.backward()?,
-            None => loss.backward()?,
-        };
-        Ok(self.optimizer.accumulate(&gradients)?)
+        Ok(match &self.scale {
+            Some(scale) => self.optimizer.backward(&(loss * scale.value())?)?,
+            None => self.optimizer.backward(loss)?,
+        })
     }
 
     /// The step, at the learning rate `lr`. One whose scaled gradients are not finite is left out and

@@ -170,9 +170,8 @@ impl<O: Objective> WorkerState<O> {
             Order::Differentiate(part, scale) => {
                 let (part, target) = *part;
                 let gradients = &mut self.gradients;
-                let mut backward = |loss: &Tensor| -> Result<()> {
-                    Ok(gradients.add(&(loss * scale)?.backward()?)?)
-                };
+                let mut backward =
+                    |loss: &Tensor| -> Result<()> { Ok(gradients.backward(&(loss * scale)?)?) };
                 let outcome = forward_part::<O>(&mut self.networks, &part, target, &mut backward)?;
                 Ok(Some(Answer::Outcome(Box::new(outcome))))
             }

@@ -224,7 +224,7 @@ impl DetectTrainer<'_> {
             let (losses, graph) = self.detector.losses(&batch, Mode::Train, &mut rng)?;
             let share = part.len() as f64 / draws.len() as f64;
             own.add(share, &losses);
-            self.optimizer.accumulate(&(graph * share)?.backward()?)?;
+            self.optimizer.backward(&(graph * share)?)?;
         }
         let ranks = self.ranks.as_ref();
         let losses = DetectLosses::of(&sum_values(ranks, &own.values())?);

@@ -158,7 +158,7 @@ impl<N: Network> Traced<N> {
         if !mode.records() {
             return device::Forward::output(&out);
         }
-        let out = x.apply_op2(self.params.var().as_tensor(), Node::new(&out, tape)?)?;
+        let out = x.apply_op2(params.var().as_tensor(), Node::new(&out, tape, params)?)?;
         Ok(match out.rank() {
             4 => out.permute((0, 3, 1, 2))?,
             _ => out,
@@ -374,6 +374,6 @@ impl<N: Network, T: Element> CustomOp2 for ModuleOp<N, T> {
             }
         };
         let dflat = Tensor::from_vec(dflat, flat.shape(), flat.device())?;
-        Ok((dx, Some(dflat)))
+        Ok((dx, self.params.give_gradient(dflat)?))
     }
 }

@@ -37,6 +37,25 @@ impl GradientSum {
         Ok(())
     }
 
+    /// Differentiates `loss` and adds the gradients, as [`GradientSum::add`] of `loss.backward()` does, but for
+    /// the zeros that Candle adds to each: those of this crate's modules come straight from their passes.
+    /// Meanwhile nobody else may differentiate through the sets.
+    ///
+    /// # Errors
+    /// Only if Candle, or a pass, cannot compute it.
+    pub fn backward(&mut self, loss: &Tensor) -> Result<()> {
+        self.sets.iter().for_each(ParamSet::collect);
+        let gradients = loss.backward();
+        let collected: Vec<_> = self.sets.iter().map(ParamSet::collected).collect();
+        let gradients = gradients?;
+        for (sum, gradient) in self.sums.iter_mut().zip(collected) {
+            if let Some(gradient) = gradient {
+                add(sum, &gradient)?;
+            }
+        }
+        self.add(&gradients)
+    }
+
     /// Adds the sums of copies of the same sets, whatever device they are on.
     ///
     /// # Errors

@@ -10,19 +10,22 @@ use pirl_core::storage::cpu_slice;
 use super::Value;
 use super::backward::Tape;
 use crate::engine::DIFFERENTIATED;
+use crate::params::ParamSet;
 
 /// `(x, flat parameters)` to the output of a pass that is over, `f32`, maps as the pass has them.
 pub(in crate::engine) struct Node {
     out: Tensor,
     tape: Mutex<Option<Tape>>,
+    params: ParamSet,
 }
 
 impl Node {
-    /// `out`: the output of the pass that `tape` recorded.
-    pub(in crate::engine) fn new(out: &Value, tape: Tape) -> Result<Self> {
+    /// `out`: the output of the pass over `params` that `tape` recorded.
+    pub(in crate::engine) fn new(out: &Value, tape: Tape, params: &ParamSet) -> Result<Self> {
         Ok(Self {
             out: out.data.to_dtype(DType::F32)?,
             tape: Mutex::new(Some(tape)),
+            params: params.clone(),
         })
     }
 }
@@ -81,6 +84,7 @@ impl CustomOp2 for Node {
                 _ => Ok(dx),
             }
         };
-        Ok((dx.map(as_given).transpose()?, Some(gradient)))
+        let dx = dx.map(as_given).transpose()?;
+        Ok((dx, self.params.give_gradient(gradient)?))
     }
 }

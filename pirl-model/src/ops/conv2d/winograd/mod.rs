@@ -492,8 +492,7 @@ impl<K: Kernel<Lane = f32>> Task<'_, K> {
             let Some(finish) = finish else { return };
             for (_, _, pixel) in inside {
                 // SAFETY: this task's columns of one of its pixels, just written as `f32`.
-                let sums =
-                    unsafe { slice::from_raw_parts_mut(out.add(pixel + first).cast(), len) };
+                let sums = unsafe { slice::from_raw_parts_mut(out.add(pixel + first).cast(), len) };
                 finish.apply(pixel, self.columns.clone(), sums);
             }
             return;

@@ -9,8 +9,8 @@ use super::super::scratch;
 use super::super::shape::{ConvShape, TASKS};
 use super::super::weight_gradient::{PRIVATE, add_chunks, unpack};
 use super::transform::Tiles;
-use crate::ops::Element;
 use super::{Grid, Matrices, pixels, products, square, stride, transform_channels};
+use crate::ops::Element;
 
 /// Tiles whose products are summed in registers before they are added to memory.
 const BLOCK: usize = 48;
