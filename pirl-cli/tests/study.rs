@@ -128,6 +128,16 @@ fn a_study_makes_each_run_once_and_says_what_it_found() {
     let before = trained(&bench, "study");
     let again = bench.json(&study("study", &[]));
     assert_eq!((again, trained(&bench, "study")), (found, before));
+
+    // Of one that is missing again alone it is measured what it takes.
+    let place = plan["runs"].as_array().unwrap().len() - 1;
+    let folder = plan["runs"][place]["folder"].as_str().unwrap();
+    fs::remove_dir_all(bench.path(folder)).unwrap();
+    let plan = bench.json(&study("study", &["--dry-run"]));
+    for (at, run) in plan["runs"].as_array().unwrap().iter().enumerate() {
+        assert_eq!(run["done"], at != place, "{run}");
+        assert_eq!(run["seconds"].is_number(), at == place, "{run}");
+    }
 }
 
 /// `PIRL_KILLS=20` tries harder.

@@ -51,11 +51,11 @@ impl Cost {
     }
 }
 
-/// What each run of a plan takes.
+/// What the runs of a plan take.
 #[derive(Clone, Debug, Serialize)]
 pub struct Estimate {
-    /// In the order of the runs.
-    pub runs: Vec<Cost>,
+    /// In the order of the runs; `None` for those that were not asked for.
+    pub runs: Vec<Option<Cost>>,
     /// Runs that are made at the same time.
     pub jobs: usize,
     /// What could not be measured and counts as nothing, with the reason: its runs may well fail.
@@ -63,22 +63,26 @@ pub struct Estimate {
 }
 
 impl Estimate {
-    /// Measures it: of each kind of training a few steps, of each evaluation a few images, `jobs` at the same
-    /// time on `threads` threads each, as the runs will be made. `progress` gets the kinds that are measured,
-    /// and those there are.
+    /// Measures it of the runs that are `missing`, by their places: of each kind of training a few steps, of
+    /// each evaluation a few images, `jobs` at the same time on `threads` threads each, as the runs will be
+    /// made. `progress` gets the kinds that are measured, and those there are.
     ///
     /// # Errors
     /// [`StudyError::Recipe`] if a run's settings cannot be written.
     pub fn measure(
         plan: &Plan,
         images: &Images,
-        jobs: usize,
-        threads: usize,
+        missing: impl Fn(usize) -> bool,
+        (jobs, threads): (usize, usize),
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Self> {
+        let runs = plan.runs.iter().enumerate();
+        let runs: Vec<Option<&Run>> = runs
+            .map(|(place, run)| missing(place).then_some(run))
+            .collect();
         let mut kinds = BTreeMap::new();
-        for run in &plan.runs {
-            kinds.entry(kind(run)?).or_insert(run);
+        for run in runs.iter().flatten() {
+            kinds.entry(kind(run)?).or_insert(*run);
         }
         let (mut measured, mut unknown) = (BTreeMap::new(), Vec::new());
         let total = kinds.len();
@@ -94,9 +98,10 @@ impl Estimate {
             );
         }
         progress(total, total);
-        let runs = plan.runs.iter().map(|run| {
+        let runs = runs.into_iter().map(|run| {
+            let Some(run) = run else { return Ok(None) };
             let tried = measured.get(&kind(run)?).copied().unwrap_or_default();
-            Ok(tried.cost(run, images))
+            Ok(Some(tried.cost(run, images)))
         });
         Ok(Self {
             runs: runs.collect::<Result<_>>()?,
@@ -105,16 +110,10 @@ impl Estimate {
         })
     }
 
-    /// How long the runs take for which `missing`, by their places, when each begins as soon as one before it
-    /// has ended.
-    pub fn time(&self, missing: impl Fn(usize) -> bool) -> Duration {
+    /// How long the runs take when each begins as soon as one before it has ended.
+    pub fn time(&self) -> Duration {
         let mut busy = vec![0.0f64; self.jobs.max(1)];
-        for (_, cost) in self
-            .runs
-            .iter()
-            .enumerate()
-            .filter(|(run, _)| missing(*run))
-        {
+        for cost in self.runs.iter().flatten() {
             if let Some(first) = busy.iter_mut().min_by(|a, b| a.total_cmp(b)) {
                 *first += cost.seconds();
             }
@@ -122,9 +121,15 @@ impl Estimate {
         Duration::from_secs_f64(busy.into_iter().fold(0.0, f64::max))
     }
 
+    /// Has every run train for so many epochs.
+    pub fn set_epochs(&mut self, epochs: usize) {
+        let runs = self.runs.iter_mut().flatten();
+        runs.for_each(|cost| cost.epochs = epochs);
+    }
+
     /// Epochs of every run for which all of them take `time`; `None` if there is no time for one.
     pub fn epochs(&self, time: Duration) -> Option<usize> {
-        let sum = |of: fn(&Cost) -> f64| self.runs.iter().map(of).sum::<f64>();
+        let sum = |of: fn(&Cost) -> f64| self.runs.iter().flatten().map(of).sum::<f64>();
         let (rest, epoch) = (sum(|cost| cost.rest), sum(|cost| cost.epoch));
         let all = time.as_secs_f64() * self.jobs.max(1) as f64;
         // With the last runs some jobs have nothing left to do.
@@ -134,21 +139,15 @@ impl Estimate {
 
     /// Bytes on the disk in all.
     pub fn bytes(&self) -> u64 {
-        self.runs.iter().map(|cost| cost.bytes).sum()
+        self.runs.iter().flatten().map(|cost| cost.bytes).sum()
     }
 
-    /// Checks that the runs for which `missing` fit on the disk of `folder`. Where the system does not say
-    /// what is free, they do.
+    /// Checks that the runs fit on the disk of `folder`. Where the system does not say what is free, they do.
     ///
     /// # Errors
     /// [`StudyError::Disk`].
-    pub fn check_disk(&self, folder: &Path, missing: impl Fn(usize) -> bool) -> Result<()> {
-        let runs = self
-            .runs
-            .iter()
-            .enumerate()
-            .filter(|(run, _)| missing(*run));
-        let needed: u64 = runs.map(|(_, cost)| cost.bytes).sum();
+    pub fn check_disk(&self, folder: &Path) -> Result<()> {
+        let needed = self.bytes();
         let mut there = folder;
         while !there.exists() {
             there = match there.parent() {
@@ -534,36 +533,40 @@ mod tests {
 
     #[test]
     fn jobs_are_filled_in_their_order_and_time_sets_the_epochs() {
-        let cost = |epoch: f64, rest: f64| Cost {
-            epoch,
-            epochs: 2,
-            rest,
-            bytes: 1 << 20,
+        let cost = |epoch: f64, rest: f64| {
+            Some(Cost {
+                epoch,
+                epochs: 2,
+                rest,
+                bytes: 1 << 20,
+            })
         };
-        let estimate = Estimate {
+        let mut estimate = Estimate {
             runs: vec![cost(5.0, 0.0), cost(10.0, 1.0), cost(4.0, 2.0)],
             jobs: 2,
             unknown: Vec::new(),
         };
         // 10 then 10 (8 + 2) beside 21.
-        assert_eq!(estimate.time(|_| true), Duration::from_secs(21));
-        assert_eq!(estimate.time(|run| run != 1), Duration::from_secs(10));
+        assert_eq!(estimate.time(), Duration::from_secs(21));
         assert_eq!(estimate.bytes(), 3 << 20);
         // 2 x 100 x 0.97 seconds, less 3, at 19 an epoch.
         assert_eq!(estimate.epochs(Duration::from_secs(100)), Some(10));
         assert_eq!(estimate.epochs(Duration::from_secs(11)), None);
-        let huge = Cost {
-            bytes: 1 << 60,
-            ..cost(1.0, 1.0)
-        };
-        let huge = Estimate {
-            runs: vec![cost(1.0, 1.0), huge],
-            ..estimate
-        };
+        // Without one that is there already.
+        estimate.runs[1] = None;
+        assert_eq!(estimate.time(), Duration::from_secs(10));
+        assert_eq!(estimate.bytes(), 2 << 20);
+        estimate.set_epochs(3);
+        assert_eq!(estimate.time(), Duration::from_secs(15));
         let folder = tempfile::tempdir().unwrap();
         let new = folder.path().join("new/study");
-        huge.check_disk(&new, |run| run == 0).unwrap();
-        let error = huge.check_disk(&new, |_| true).unwrap_err().to_string();
+        estimate.check_disk(&new).unwrap();
+        let huge = Cost {
+            bytes: 1 << 60,
+            ..Cost::default()
+        };
+        estimate.runs.push(Some(huge));
+        let error = estimate.check_disk(&new).unwrap_err().to_string();
         assert!(
             error.contains("new/study") && error.contains("are free"),
             "{error}"

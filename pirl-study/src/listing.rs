@@ -1,23 +1,16 @@
 //! What a study would do, run by run.
 
-use std::time::Duration;
-
 use serde_json::{Value, json};
 
 use crate::cost::Estimate;
 use crate::folder::StudyFolder;
 use crate::plan::Plan;
 
-/// The runs of `plan` as JSON: what each is called and takes, its folder and whether it is there; with the
-/// `time` of all that is missing, the bytes, and what was left out.
-pub fn list_runs(
-    plan: &Plan,
-    folder: &StudyFolder,
-    estimate: Option<&Estimate>,
-    time: Duration,
-) -> Value {
+/// The runs of `plan` as JSON: what each is called, its folder and whether it is there, and what it takes unless
+/// it is; with the time and the bytes of all that is missing, and what was left out.
+pub fn list_runs(plan: &Plan, folder: &StudyFolder, estimate: Option<&Estimate>) -> Value {
     let runs = plan.runs.iter().enumerate().map(|(place, run)| {
-        let cost = estimate.map(|estimate| estimate.runs[place]);
+        let cost = estimate.and_then(|estimate| estimate.runs[place]);
         json!({
             "name": run.name,
             "folder": folder.run(run),
@@ -29,8 +22,8 @@ pub fn list_runs(
     });
     json!({
         "runs": runs.collect::<Vec<_>>(),
-        "seconds": time.as_secs_f64(),
-        "bytes": estimate.map(Estimate::bytes),
+        "seconds": estimate.map_or(0.0, |estimate| estimate.time().as_secs_f64()),
+        "bytes": estimate.map_or(0, Estimate::bytes),
         "left_out": plan.left_out,
     })
 }

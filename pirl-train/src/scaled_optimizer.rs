@@ -27,10 +27,11 @@ impl ScaledOptimizer {
     /// # Errors
     /// Only if Candle cannot compute it.
     pub fn accumulate(&mut self, loss: &Tensor) -> Result<()> {
-        Ok(match &self.scale {
+        match &self.scale {
             Some(scale) => self.optimizer.backward(&(loss * scale.value())?)?,
             None => self.optimizer.backward(loss)?,
-        })
+        }
+        Ok(())
     }
 
     /// The step, at the learning rate `lr`. One whose scaled gradients are not finite is left out and

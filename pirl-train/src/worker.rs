@@ -170,8 +170,10 @@ impl<O: Objective> WorkerState<O> {
             Order::Differentiate(part, scale) => {
                 let (part, target) = *part;
                 let gradients = &mut self.gradients;
-                let mut backward =
-                    |loss: &Tensor| -> Result<()> { Ok(gradients.backward(&(loss * scale)?)?) };
+                let mut backward = |loss: &Tensor| -> Result<()> {
+                    gradients.backward(&(loss * scale)?)?;
+                    Ok(())
+                };
                 let outcome = forward_part::<O>(&mut self.networks, &part, target, &mut backward)?;
                 Ok(Some(Answer::Outcome(Box::new(outcome))))
             }

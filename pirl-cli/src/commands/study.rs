@@ -39,17 +39,18 @@ pub(crate) fn run(args: &StudyArgs) -> Result<()> {
         let epochs = match known {
             Some(epochs) => epochs,
             None => {
-                let estimate = estimate.insert(measure(&plan, &images, jobs, threads)?);
+                let all = measure(&plan, &images, |_| true, (jobs, threads))?;
+                let estimate = estimate.insert(all);
                 match estimate.epochs(time) {
                     Some(epochs) => epochs,
                     None => {
-                        estimate.runs.iter_mut().for_each(|cost| cost.epochs = 1);
+                        estimate.set_epochs(1);
                         bail!(
                             "--time {}: an epoch of each of the {} runs, and what is measured of them, \
                              take about {}; give more time or fewer --seeds, or measure less",
                             in_time(time),
                             estimate.runs.len(),
-                            in_time(estimate.time(|_| true))
+                            in_time(estimate.time())
                         )
                     }
                 }
@@ -61,10 +62,7 @@ pub(crate) fn run(args: &StudyArgs) -> Result<()> {
         ]);
         plan = Plan::new(&args.study, study, &images, &typed)?;
         if let Some(estimate) = &mut estimate {
-            estimate
-                .runs
-                .iter_mut()
-                .for_each(|cost| cost.epochs = epochs);
+            estimate.set_epochs(epochs);
         }
     }
     let identity = plan.identity(&images)?;
@@ -77,11 +75,8 @@ pub(crate) fn run(args: &StudyArgs) -> Result<()> {
     let estimate = match (estimate, count) {
         (Some(estimate), _) => Some(estimate),
         (None, 0) => None,
-        (None, _) => Some(measure(&plan, &images, jobs, threads)?),
+        (None, _) => Some(measure(&plan, &images, missing, (jobs, threads))?),
     };
-    let time = estimate
-        .as_ref()
-        .map_or(Duration::ZERO, |found| found.time(missing));
     if let Some(estimate) = &estimate {
         for reason in &estimate.unknown {
             tracing::warn!("not in the estimate: {reason}");
@@ -91,13 +86,13 @@ pub(crate) fn run(args: &StudyArgs) -> Result<()> {
             plan.runs.len(),
             plan.runs.len() - count,
             if threads == 1 { "" } else { "s" },
-            in_time(time),
+            in_time(estimate.time()),
             estimate.bytes() >> 20
         );
-        estimate.check_disk(&args.out, missing)?;
+        estimate.check_disk(&args.out)?;
     }
     if args.dry_run {
-        return say_plan(args, &plan, &folder, estimate.as_ref(), time);
+        return say_plan(args, &plan, &folder, estimate.as_ref());
     }
     folder.begin(&identity)?;
     if let (Some(_), Some(run)) = (args.time, plan.runs.first()) {
@@ -135,9 +130,14 @@ fn shares(args: &StudyArgs, runs: usize) -> (usize, usize) {
     (jobs, (cores / jobs).max(1))
 }
 
-fn measure(plan: &Plan, images: &Images, jobs: usize, threads: usize) -> Result<Estimate> {
+fn measure(
+    plan: &Plan,
+    images: &Images,
+    missing: impl Fn(usize) -> bool,
+    shares: (usize, usize),
+) -> Result<Estimate> {
     let mut progress: Option<Progress> = None;
-    let estimate = Estimate::measure(plan, images, jobs, threads, &mut |done, total| {
+    let estimate = Estimate::measure(plan, images, missing, shares, &mut |done, total| {
         let new = || Progress::new("measuring a few steps of each", "kinds", total as u64, 0);
         progress
             .get_or_insert_with(new)
@@ -152,11 +152,10 @@ fn say_plan(
     plan: &Plan,
     folder: &StudyFolder,
     estimate: Option<&Estimate>,
-    time: Duration,
 ) -> Result<()> {
-    let cost = |run: usize| estimate.map(|estimate| estimate.runs[run]);
+    let cost = |run: usize| estimate.and_then(|estimate| estimate.runs[run]);
     if args.json {
-        return print_json(&list_runs(plan, folder, estimate, time));
+        return print_json(&list_runs(plan, folder, estimate));
     }
     let mut text = String::new();
     for (place, run) in plan.runs.iter().enumerate() {
