@@ -56,8 +56,8 @@ recipe() {
     --set checkpoint.every=0 --set log.every=1 --set eval.precise_batch_norm=0 --set bank.init=random \
     --set loss.negatives=1024 "${settings[@]}"
 }
-batch=8
-settings=(--recipe imagenet-resnet50-jigsaw --set train.batch_size=$batch --set train.micro_batch=4
+batch=32
+settings=(--recipe imagenet-resnet50-jigsaw --set train.batch_size=$batch --set train.micro_batch=16
   --set loader.workers=1 "$@")
 
 # Milliseconds of the median step of all runs of a name, the first two of each left out.

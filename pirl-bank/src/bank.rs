@@ -244,12 +244,15 @@ pub(crate) fn moved(
 pub(crate) struct RandomRows {
     rng: ChaCha8Rng,
     dim: usize,
+    /// Of one row.
+    words: Vec<u32>,
 }
 
 impl RandomRows {
     pub(crate) fn new(seed: u64, dim: usize) -> Self {
         let rng = ChaCha8Rng::seed_from_u64(seed);
-        Self { rng, dim }
+        let words = vec![0; dim];
+        Self { rng, dim, words }
     }
 
     /// Fills `values` with the rows from number `first` on.
@@ -264,7 +267,12 @@ impl RandomRows {
             }
             // A row of zeros has no direction; of one column it comes up once in 2^24.
             loop {
-                row.fill_with(|| self.rng.random_range(-a..=a));
+                // `random_range(-a..=a)` of each word, many at a time.
+                self.rng.fill(&mut self.words[..]);
+                for (x, word) in row.iter_mut().zip(&self.words) {
+                    let unit = f32::from_bits(1f32.to_bits() | word >> 9) - 1.0;
+                    *x = unit * (a - -a) + -a;
+                }
                 let norm = norm(row);
                 if norm > 1e-6 * a {
                     row.iter_mut().for_each(|x| *x /= norm);
@@ -337,5 +345,30 @@ fn wrong_tensor(what: &'static str, expected: &str, found: &Tensor) -> BankError
         what,
         expected: expected.to_owned(),
         found: format!("{:?} of {}", found.dims(), found.dtype().as_str()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn random_rows_are_uniform_numbers_one_by_one() {
+        for (dim, first, rows) in [(1, 0, 40), (3, 1021, 9), (128, 2047, 5), (131, 7, 3)] {
+            let mut found = vec![0.0; rows * dim];
+            RandomRows::new(5, dim).fill(first, &mut found);
+            let mut rng = ChaCha8Rng::seed_from_u64(5);
+            let a = 1.0 / (dim as f32 / 3.0).sqrt();
+            for (at, row) in (first..).zip(found.chunks_exact(dim)) {
+                if at == first || at.is_multiple_of(ROWS_PER_STREAM) {
+                    rng.set_stream((at / ROWS_PER_STREAM) as u64);
+                    rng.set_word_pos(((at % ROWS_PER_STREAM) * dim) as u128);
+                }
+                let mut expected: Vec<f32> = (0..dim).map(|_| rng.random_range(-a..=a)).collect();
+                let norm = norm(&expected);
+                expected.iter_mut().for_each(|x| *x /= norm);
+                assert_eq!(row, expected, "row {at} of {dim}");
+            }
+        }
     }
 }

@@ -207,7 +207,7 @@ impl MappedBank {
                         }
                         let start = index as usize * width;
                         let bytes = &self.map[start..start + width];
-                        if bytes.iter().all(|&byte| byte == 0) {
+                        if bytes.iter().fold(0, |any, byte| any | byte) == 0 {
                             random.fill(self.description.first + index as usize, row);
                         } else {
                             self.decode(bytes, row);
