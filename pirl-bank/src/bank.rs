@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::ops::Range;
 
 use candle_core::{D, DType, Device, Storage, Tensor};
-use pirl_core::{Ops, SettingError, check, prefetch};
+use pirl_core::{Ops, SettingError, check, prefetch, vectorised};
 use rand::RngExt;
 use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
 use rayon::prelude::*;
@@ -267,15 +267,8 @@ impl RandomRows {
             }
             // A row of zeros has no direction; of one column it comes up once in 2^24.
             loop {
-                // `random_range(-a..=a)` of each word, many at a time.
                 self.rng.fill(&mut self.words[..]);
-                for (x, word) in row.iter_mut().zip(&self.words) {
-                    let unit = f32::from_bits(1f32.to_bits() | word >> 9) - 1.0;
-                    *x = unit * (a - -a) + -a;
-                }
-                let norm = norm(row);
-                if norm > 1e-6 * a {
-                    row.iter_mut().for_each(|x| *x /= norm);
+                if unit_row(&self.words, a, row) {
                     break;
                 }
             }
@@ -283,8 +276,25 @@ impl RandomRows {
     }
 }
 
+vectorised! {
+    /// Makes a unit row of numbers that are `random_range(-a..=a)` of each word; false if they are about
+    /// zero.
+    fn unit_row(words: &[u32], a: f32, row: &mut [f32]) -> bool {
+        for (x, word) in row.iter_mut().zip(words) {
+            let unit = f32::from_bits(1f32.to_bits() | word >> 9) - 1.0;
+            *x = unit * (a - -a) + -a;
+        }
+        let norm = norm(row);
+        if norm <= 1e-6 * a {
+            return false;
+        }
+        row.iter_mut().for_each(|x| *x /= norm);
+        true
+    }
+}
+
 /// How many rows ahead of the copy to prefetch.
-pub(crate) const AHEAD: usize = 6;
+const AHEAD: usize = 6;
 
 /// Copies rows that lie anywhere in hundreds of megabytes: memory latency dominates, so all threads copy
 /// and prefetch. The caller has checked the indices.
@@ -336,6 +346,7 @@ pub(crate) fn check_norms(norms: &[f32], what: &str) -> Result<(), BankError> {
     }
 }
 
+#[inline]
 pub(crate) fn norm(row: &[f32]) -> f32 {
     row.iter().map(|x| x * x).sum::<f32>().sqrt()
 }

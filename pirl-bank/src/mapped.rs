@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::BankError;
-use crate::bank::{AHEAD, RandomRows, check_momentum, check_size, moved};
+use crate::bank::{RandomRows, check_momentum, check_size, moved};
 
 /// What a number of a mapped bank is stored as.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,6 +63,8 @@ const LOG: &str = "undo-";
 type Record = (Vec<u32>, Vec<u8>);
 /// Rows that one task reads.
 const CHUNK: usize = 256;
+/// Rows that are prefetched together.
+const GROUP: usize = 16;
 
 /// One unit vector for each image, in a mapped file: reading and updating rows touches these alone.
 ///
@@ -202,8 +204,12 @@ impl MappedBank {
                 |random, (gathered, indices)| {
                     let rows = gathered.chunks_exact_mut(dim).zip(indices);
                     for (at, (row, &index)) in rows.enumerate() {
-                        if let Some(&next) = indices.get(at + AHEAD) {
-                            prefetch(&self.map[next as usize * width..][..width]);
+                        // Many at once: each lies on a page of its own, and their addresses are looked
+                        // up side by side.
+                        if at.is_multiple_of(GROUP) {
+                            for &next in indices.iter().skip(at + GROUP).take(GROUP) {
+                                prefetch(&self.map[next as usize * width..][..width]);
+                            }
                         }
                         let start = index as usize * width;
                         let bytes = &self.map[start..start + width];
