@@ -19,6 +19,9 @@ come from PyTorch under inference_mode, each batch norm folded into the convolut
 products of, and compares the ratios, and our memory, with those in guard.json for the same kind of processor.
 It ends with an error that lists what is worse by more than 10 %. `guard --record` writes them there.
 
+`--instructions avx2` holds both sides to AVX2 (`PIRL_INSTRUCTIONS`, and what PyTorch, oneDNN and MKL read). The `gemm`
+crate does not heed that, so `guard` then measures steps and features alone, on record by themselves.
+
 PyTorch comes from PyPI into a virtual environment beside the build (target/peers); set PEERS_PYTHON to
 use the interpreter of another. Needs cargo and python3 with venv.
 """
@@ -38,6 +41,15 @@ CASES = json.loads((HERE / "cases.json").read_text())
 GUARD = HERE / "guard.json"
 # Kinds that come in two layouts and two precisions.
 NETWORKS = ("step", "features", "op")
+# What holds each side to the instructions of older processors.
+HELD = {
+    "avx2": {
+        "PIRL_INSTRUCTIONS": "avx2",
+        "ATEN_CPU_CAPABILITY": "avx2",
+        "ONEDNN_MAX_CPU_ISA": "AVX2",
+        "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+    },
+}
 # Seconds of runs that are not timed when a side's turn begins: threads that slept share a processor at first.
 WARM = 0.1
 
@@ -143,7 +155,7 @@ def measure(args, kinds, precisions):
 
 def table(args):
     """Everything that was asked for, as Markdown."""
-    print(f"Threads: {args.threads}; {cpu()}; pairs: {args.pairs}\n")
+    print(f"Threads: {args.threads}; {cpu(args)}; pairs: {args.pairs}\n")
     columns = ["", "ours, ms", "PyTorch, ms", "ratio (least to greatest)", "ours, MiB", "PyTorch, MiB"]
     if "bf16" in args.precisions:
         columns.append("to ours in f32, direct")
@@ -164,13 +176,14 @@ def table(args):
 def guard(args):
     """Steps, features, loss, bank and probes beside the ratios and the memory on record for such a processor."""
     records = json.loads(GUARD.read_text())
-    name = cpu()
+    name = cpu(args)
     before = records.get(name)
     if before is None and not args.record:
         sys.exit(f"{GUARD.name} has nothing of {name}, only of {', '.join(records)}; --record adds it")
-    precisions = ["f32", "bf16"] if "bf16" in name else ["f32"]
+    precisions = ["f32", "bf16"] if "bf16" in name and not args.instructions else ["f32"]
+    kinds = ["step", "features", *([] if args.instructions else ["loss", "bank", "probe"])]
     now, worse = {}, []
-    for found in measure(args, ["step", "features", "loss", "bank", "probe"], precisions):
+    for found in measure(args, kinds, precisions):
         key, memory = found["key"], found["memory"][0]
         ratio = statistics.median(found["ratios"])
         now[key] = {"ratio": round(ratio, 2), "MiB": round(memory)}
@@ -196,8 +209,10 @@ def main():
     parser.add_argument("--match", default="", help="only cases whose name contains this")
     parser.add_argument("--precisions", nargs="+", default=["f32", "bf16"], choices=["f32", "bf16"],
                         help="of steps, features and ops")
+    parser.add_argument("--instructions", choices=HELD, help="hold both sides to these")
     parser.add_argument("--record", action="store_true", help="guard: put what was measured on record")
     args = parser.parse_args()
+    os.environ.update(HELD.get(args.instructions, {}))
     if "guard" not in args.kinds:
         return table(args)
     if args.kinds != ["guard"] or args.match:
@@ -213,12 +228,13 @@ def number(x):
     return f"{x:,.0f}" if x >= 100 else f"{x:.1f}"
 
 
-def cpu():
+def cpu(args):
     lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
     names = {line.split(":")[1].strip() for line in lines if line.startswith("model name")}
     flags = next((line.split() for line in lines if line.startswith("flags")), [])
     sets = [s for s in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if s in flags]
-    return f"{', '.join(names) or 'unknown CPU'} ({', '.join(sets)})"
+    held = f", held to {args.instructions}" if args.instructions else ""
+    return f"{', '.join(names) or 'unknown CPU'} ({', '.join(sets)}){held}"
 
 
 if __name__ == "__main__":

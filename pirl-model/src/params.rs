@@ -18,6 +18,7 @@ use rand_chacha::rand_core::SeedableRng;
 
 use crate::error::{ModelError, Result};
 use crate::ops::weights::ConvWeights;
+use crate::optim::with_sum;
 
 /// One tensor of a [`ParamSet`].
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -181,10 +182,7 @@ impl ParamSet {
         match &mut *self.collected.lock() {
             None => Ok(Some(gradient)),
             Some(sum) => {
-                *sum = Some(match sum.take() {
-                    Some(sum) => (sum + gradient)?,
-                    None => gradient,
-                });
+                *sum = Some(with_sum(gradient, sum.take())?);
                 Ok(None)
             }
         }

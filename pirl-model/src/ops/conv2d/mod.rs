@@ -341,15 +341,23 @@ fn pack<K: Kernel>(
     fill: impl Fn(&mut [K::Lane], usize, usize) + Sync,
 ) -> Vec<K::Lane> {
     let width = K::WIDTH;
-    let mut packed = vec![K::Lane::ZERO; columns.div_ceil(width) * len];
+    let all = columns.div_ceil(width) * len;
+    let mut packed = Vec::with_capacity(all);
     if len > 0 {
-        packed
+        packed.spare_capacity_mut()[..all]
             .par_chunks_mut(len)
             .enumerate()
             .for_each(|(p, panel)| {
+                for lane in panel.iter_mut() {
+                    lane.write(K::Lane::ZERO);
+                }
+                // SAFETY: all of it was written above.
+                let panel = unsafe { panel.assume_init_mut() };
                 fill(panel, p * width, width.min(columns - p * width));
             });
     }
+    // SAFETY: its panels, all of which were written above, are all of it.
+    unsafe { packed.set_len(all) };
     packed
 }
 
