@@ -17,8 +17,8 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 
 use crate::error::{ModelError, Result};
+use crate::ops::sum::with_sum;
 use crate::ops::weights::ConvWeights;
-use crate::optim::with_sum;
 
 /// One tensor of a [`ParamSet`].
 #[derive(Debug, Clone, PartialEq, Eq)]

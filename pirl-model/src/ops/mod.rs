@@ -31,6 +31,7 @@ pub(crate) mod nhwc;
 pub mod pool;
 pub mod reference;
 pub mod relu;
+pub(crate) mod sum;
 pub(crate) mod weights;
 
 pub use candle::{conv2d, conv2d_direct, max_pool2d};

@@ -1,12 +1,10 @@
 //! Sums of gradients over the parts of a step.
 
+use candle_core::Tensor;
 use candle_core::backprop::GradStore;
-use candle_core::{CpuStorage, InplaceOp2, Layout, Tensor};
-use pirl_core::storage::{slice, slice_mut};
-use rayon::prelude::*;
 
 use crate::error::Result;
-use crate::ops::element;
+use crate::ops::sum::with_sum;
 use crate::params::ParamSet;
 
 /// The gradients of parameter sets, summed over backward passes.
@@ -96,45 +94,6 @@ impl GradientSum {
             self.take();
         }
         Ok(finite)
-    }
-}
-
-/// `gradient`, which nobody else holds, and the sum so far, in its memory.
-pub(crate) fn with_sum(gradient: Tensor, sum: Option<Tensor>) -> candle_core::Result<Tensor> {
-    match sum {
-        None => Ok(gradient),
-        Some(sum) if sum.device().is_cpu() => {
-            gradient.inplace_op2(&sum, &Add)?;
-            Ok(gradient)
-        }
-        Some(sum) => sum + gradient,
-    }
-}
-
-/// Adds numbers in place, on the threads that the passes run on: those of Candle's own pool would be
-/// in their way.
-struct Add;
-
-impl InplaceOp2 for Add {
-    fn name(&self) -> &'static str {
-        "add"
-    }
-
-    fn cpu_fwd(
-        &self,
-        sum: &mut CpuStorage,
-        sum_layout: &Layout,
-        x: &CpuStorage,
-        layout: &Layout,
-    ) -> candle_core::Result<()> {
-        /// Numbers of a task.
-        const PART: usize = 1 << 14;
-        let x: &[f32] = slice(x, layout)?;
-        slice_mut(sum, sum_layout)?
-            .par_chunks_mut(PART)
-            .zip(x.par_chunks(PART))
-            .for_each(|(sum, x)| element::add(x, sum));
-        Ok(())
     }
 }
 

@@ -23,7 +23,6 @@ use crate::params::{Param, ParamSet};
 use sgd::{Accumulate, Apply, Segment};
 
 pub use gradients::GradientSum;
-pub(crate) use gradients::with_sum;
 pub use loss_scale::LossScale;
 pub use schedule::{Schedule, ScheduleConfig, ScheduleKind};
 
