@@ -352,7 +352,8 @@ fn pack<K: Kernel>(
                     lane.write(K::Lane::ZERO);
                 }
                 // SAFETY: all of it was written above.
-                let panel = unsafe { panel.assume_init_mut() };
+                let panel =
+                    unsafe { slice::from_raw_parts_mut(panel.as_mut_ptr().cast(), panel.len()) };
                 fill(panel, p * width, width.min(columns - p * width));
             });
     }
