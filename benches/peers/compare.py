@@ -20,7 +20,8 @@ products of, and compares the ratios, and our memory, with those in guard.json f
 It ends with an error that lists what is worse by more than 10 %. `guard --record` writes them there.
 
 `--instructions avx2` holds both sides to AVX2 (`PIRL_INSTRUCTIONS`, and what PyTorch, oneDNN and MKL read). The `gemm`
-crate does not heed that, so `guard` then measures steps and features alone, on record by themselves.
+crate, whose products the loss and the linear probe are, does not heed that, so this is for steps, features and ops;
+`guard` then measures the first two, on record by themselves.
 
 PyTorch comes from PyPI into a virtual environment beside the build (target/peers); set PEERS_PYTHON to
 use the interpreter of another. Needs cargo and python3 with venv.
@@ -161,7 +162,7 @@ def table(args):
         columns.append("to ours in f32, direct")
     print(row(columns))
     print(row("---" for _ in columns), flush=True)
-    for found in measure(args, args.kinds or list(CASES), args.precisions):
+    for found in measure(args, args.kinds or (NETWORKS if args.instructions else CASES), args.precisions):
         ratios = found["ratios"]
         cells = [
             found["title"],
@@ -212,6 +213,8 @@ def main():
     parser.add_argument("--instructions", choices=HELD, help="hold both sides to these")
     parser.add_argument("--record", action="store_true", help="guard: put what was measured on record")
     args = parser.parse_args()
+    if args.instructions and not {*NETWORKS, "guard"}.issuperset(args.kinds):
+        parser.error(f"--instructions is for {', '.join(NETWORKS)} and guard")
     os.environ.update(HELD.get(args.instructions, {}))
     if "guard" not in args.kinds:
         return table(args)

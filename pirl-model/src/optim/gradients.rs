@@ -97,6 +97,7 @@ impl GradientSum {
     }
 }
 
+/// Adds a gradient that its caller may keep, so in memory of its own.
 fn add(sum: &mut Option<Tensor>, gradient: &Tensor) -> Result<()> {
     *sum = Some(match sum.take() {
         Some(sum) => (sum + gradient)?,

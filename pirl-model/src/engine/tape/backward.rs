@@ -67,6 +67,7 @@ impl<T: Element> Tape<T> {
         let ends: Vec<usize> = ends.collect();
         let mut pass = Backward {
             flat,
+            // Cleared by all threads.
             dflat: rayon::iter::repeat_n(0.0, flat.len()).collect(),
             gradients: (0..self.values).map(|_| None).collect(),
             input_gradient,
